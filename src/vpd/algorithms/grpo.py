@@ -1,0 +1,106 @@
+"""GRPO (arXiv 2402.03300): group-relative advantages and PPO's clipped policy gradient, no KL term.
+
+The outcome alone speaks: feedback, if there is any, is not read.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from vpd.algorithms import rows, weighting
+from vpd.errors import ConfigError
+from vpd.learners import Learner, Terms
+from vpd.losses import clipped_policy_gradient
+from vpd.tensors import Batch, Scorer
+from vpd.types import Group, Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSettings:
+    """GRPO with the clip of DAPO (0.2 / 0.28)."""
+
+    name: Literal["grpo"] = "grpo"
+    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = "group"
+    clip_low: Annotated[float, "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
+    clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
+    average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+    updates_per_batch: Annotated[int, "optimiser steps per iteration; the batch is split by whole groups"] = 1
+
+    def __post_init__(self) -> None:
+        if self.updates_per_batch < 1:
+            raise ConfigError("algorithm.updates_per_batch is too small", got=self.updates_per_batch, expected="at least 1")
+
+
+class GRPO:
+    """``update("policy")`` and nothing else."""
+
+    def __init__(self, settings: GRPOSettings):
+        self.settings = settings
+
+    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+        settings = self.settings
+        advantages = group_advantages(groups, settings.scale_rewards)
+        metrics: Metrics = {"policy/groups_without_signal": _silent_share(groups)}
+        examples = rows.examples_of(groups)
+        examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
+        if settings.updates_per_batch > 1:
+            examples = rows.with_reference(examples, learner)
+        start = 0
+        for part in rows.parts(groups, settings.updates_per_batch):
+            size = sum(len(group.rollouts) for group in part)
+            own = examples[start : start + size]
+            start += size
+            weights = weighting.token_average(rows.lengths_of(own), [True] * size, average=settings.average)
+            weights = [w if e.advantage else 0.0 for w, e in zip(weights, own, strict=True)]  # counted, but adds nothing
+            metrics |= learner.update("policy", rows.weighted(own, policy=weights), self._objective)
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
+        logprobs_BT = scorer.logprobs("student")
+        reference_BT = batch.reference_or(logprobs_BT)
+        loss_BT = clipped_policy_gradient(
+            logprobs_BT,
+            reference_BT,
+            batch.advantage_B,
+            clip_low=self.settings.clip_low,
+            clip_high=self.settings.clip_high,
+        )
+        ratio_BT = (logprobs_BT.detach() - reference_BT).exp()
+        outside_BT = (ratio_BT < 1 - self.settings.clip_low) | (ratio_BT > 1 + self.settings.clip_high)
+        return Terms(
+            losses={"policy": (loss_BT * batch.mask_BT).sum(-1)},
+            stats={
+                "entropy": scorer.entropy("student").sum(-1),
+                "clip_ratio": (outside_BT & batch.mask_BT).double().sum(-1),
+            },
+        )
+
+
+def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "none"] = "group") -> list[float]:
+    """(r - group mean) / (std + 1e-4) of every rollout, in order; std with Bessel's correction, of the group or the batch.
+
+    The advantages of a group sum to 0; a group of equal rewards gives zeros.
+    """
+    batch = [rollout.grade.reward for group in groups for rollout in group.rollouts]
+    advantages = []
+    for group in groups:
+        rewards = [rollout.grade.reward for rollout in group.rollouts]
+        mean = statistics.fmean(rewards)
+        spread = {"group": rewards, "batch": batch, "none": []}[scale]
+        divisor = 1.0 if scale == "none" else (statistics.stdev(spread) if len(spread) > 1 else 0.0) + 1e-4
+        equal = min(rewards) == max(rewards)
+        advantages += [0.0 if equal else (reward - mean) / divisor for reward in rewards]
+    return advantages
+
+
+def _silent_share(groups: Sequence[Group]) -> float:
+    """Share of groups whose rewards are all equal: they teach GRPO nothing."""
+    silent = sum(len({rollout.grade.reward for rollout in group.rollouts}) == 1 for group in groups)
+    return silent / len(groups)

@@ -1,0 +1,63 @@
+"""From groups to examples: the one place where a rollout becomes a row of an update."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vpd.learners import Learner
+from vpd.tensors import Batch, Scorer
+from vpd.types import Example, Group
+
+
+def examples_of(groups: Sequence[Group]) -> list[Example]:
+    """Every rollout as an example without weights, in order."""
+    return [
+        Example(
+            prompt=rollout.prompt,
+            completion=rollout.completion.tokens,
+            mask=rollout.completion.sampled,
+            behaviour=rollout.completion.logprobs,
+            teacher_prompt=None if rollout.teacher is None else rollout.teacher.tokens,
+            success=rollout.success,
+            group=number,
+        )
+        for number, group in enumerate(groups)
+        for rollout in group.rollouts
+    ]
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int]:
+    """Masked tokens of each row."""
+    return [sum(example.mask) for example in examples]
+
+
+def weighted(examples: Sequence[Example], **weights: Sequence[float]) -> list[Example]:
+    """The examples with one weight for each named term."""
+    return [
+        dataclasses.replace(example, weights={term: values[i] for term, values in weights.items()})
+        for i, example in enumerate(examples)
+    ]
+
+
+def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
+    """The examples with logp_S0: the learner's own log-probs of their tokens at this moment."""
+    scores = learner.score(examples, student_logprobs)
+    return [dataclasses.replace(e, reference=tuple(s)) for e, s in zip(examples, scores, strict=True)]
+
+
+def parts(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
+    """The batch in ``count`` parts of whole groups (fewer if there are fewer groups)."""
+    count = min(count, len(groups))
+    edges = [len(groups) * i // count for i in range(count + 1)]
+    return [groups[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+
+
+def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:
+    """Measure: log pi(y|x) of each token [B,T]."""
+    return scorer.logprobs("student")
+
+
+def teacher_logprobs(scorer: Scorer, batch: Batch) -> Tensor:
+    """Measure: log q(y|x,C) of each token [B,T]."""
+    return scorer.logprobs("teacher")

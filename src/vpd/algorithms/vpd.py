@@ -1,0 +1,183 @@
+"""Variational Policy Distillation (arXiv 2605.15113): SDPO whose teacher is trained on outcomes.
+
+E-step, every ``e_every`` iterations, before the M-step: the teacher learns to tell successes from failures with the
+current student as reference (a sliding trust region),
+
+    rt_i = beta * sum_t (log q(y_t|x,C) - sg log pi(y_t|x))
+    L_E  = - mean_success log sigma(rt - delta) - mean_failure log sigma(-(rt - delta))
+
+M-step: :class:`vpd.algorithms.distill.Distill`.  With ``e_every: null`` nothing but that is left, which is SDPO.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+
+from vpd import losses
+from vpd.algorithms import rows, weighting
+from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
+from vpd.algorithms.distill import DistillSettings, Distill, SelfTeacher
+from vpd.errors import ConfigError
+from vpd.learners import Learner, Objective, Terms
+from vpd.prompts import Prompter
+from vpd.tensors import Batch, Scorer
+from vpd.types import Example, Group, Metrics
+
+SATURATED = 5.0  # |rt - delta| beyond which the sigmoid's gradient is below 1 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDSettings(SelfTeacher, DistillSettings):
+    """VPD.  ``preset: paper`` (alpha 1 and a live teacher) changes the defaults of those two settings."""
+
+    name: Literal["vpd"] = "vpd"
+    preset: Annotated[Literal["default", "paper"], "paper: distillation_alpha 1, teacher live (unless set)"] = "default"
+    e_every: Annotated[int | None, "F: one E-step in this many iterations, the first included; null: never (SDPO)"] = 5
+    e_epochs: Annotated[int, "updates per E-step"] = 1
+    e_lr_scale: Annotated[float, "the E-step's learning rate, as a multiple of the M-step's"] = 1.0
+    teacher_beta: Annotated[float, "beta: scale of the implicit reward"] = 0.1
+    log_ratio: Annotated[Literal["sum", "mean"], "implicit reward from the sum or the mean over tokens"] = "sum"
+    prior: Annotated[Literal["dynamic", "fixed"], "reference of the E-step: the current or the initial student"] = "dynamic"
+    shift_momentum: Annotated[float, "memory of the reward shift delta"] = 0.9
+    success_context: Annotated[SuccessContext, "C of a success in the E-step"] = "matched"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_own_teacher()
+        check = [
+            ("e_every", self.e_every is None or self.e_every >= 1, "at least 1, or null for no E-step"),
+            ("e_epochs", self.e_epochs >= 1, "at least 1"),
+            ("e_lr_scale", self.e_lr_scale > 0, "a positive number"),
+            ("teacher_beta", self.teacher_beta > 0, "a positive number"),
+            ("shift_momentum", 0.0 <= self.shift_momentum < 1.0, "a number from 0 to below 1"),
+        ]
+        for name, holds, expected in check:
+            if not holds:
+                raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
+        still = self.teacher == "frozen" or (self.teacher == "ema" and self.teacher_ema_rate == 0.0)
+        if self.e_every is not None and still:
+            raise ConfigError(
+                "VPD with a teacher that never moves: the E-step would not reach the student",
+                got=f"algorithm.teacher {self.teacher}",
+                do="Use ema (rate above 0), live or trust_region, or set e_every to null (SDPO).",
+            )
+
+
+class VPD:
+    """E-step when due, then the M-step.  ``prompter`` builds the E-step's own teacher prompts."""
+
+    def __init__(self, settings: VPDSettings, prompter: Prompter):
+        self.settings = settings
+        self.m_step = Distill(settings)
+        self._prompter = prompter
+        self._iteration = 0
+        self._shift: float | None = None
+
+    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+        due = self.settings.e_every is not None and self._iteration % self.settings.e_every == 0
+        self._iteration += 1
+        if not due:
+            return {"e_step/rows": 0.0} | self.m_step.step(groups, learner)
+        matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
+        examples, e_examples = self._references(rows.examples_of(groups), rows.examples_of(matched), learner)
+        metrics = self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
+        metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
+        metrics |= self.m_step.distil(groups, examples, learner)
+        if metrics["e_step/rows"] and metrics["m_step/rows"]:
+            metrics["e_step/student_drift_kl"] = metrics["m_step/student_drift_kl"]
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        return {"iteration": self._iteration, "shift": self._shift}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._iteration, self._shift = state["iteration"], state["shift"]
+
+    def _references(
+        self, own: Sequence[Example], matched: Sequence[Example], learner: Learner
+    ) -> tuple[list[Example], list[Example]]:
+        """logp_S0 for every row that enters either step, scored once; the fixed prior for the E-step's, if asked."""
+        pairs = list(zip(own, matched, strict=True))
+        enter = [i for i, pair in enumerate(pairs) if any(e.teacher_prompt is not None for e in pair)]
+        scored = learner.score([own[i] for i in enter], rows.student_logprobs) if enter else []
+        current = dict(zip(enter, scored, strict=True))
+        prior = current
+        if self.settings.prior == "fixed" and enter:
+            initial = learner.score([own[i] for i in enter], rows.student_logprobs, weights="initial")
+            prior = dict(zip(enter, initial, strict=True))
+
+        def attach(examples: Sequence[Example], reference: dict[int, list[float]]) -> list[Example]:
+            return [
+                dataclasses.replace(e, reference=tuple(reference[i])) if i in reference else e
+                for i, e in enumerate(examples)
+            ]
+
+        return attach(own, current), attach(matched, prior)
+
+    def _e_step(self, examples: Sequence[Example], learner: Learner) -> Metrics:
+        """Measure the shift, then ``e_epochs`` updates of the live weights on the teacher's prompt."""
+        if not examples:
+            return {"e_step/rows": 0.0, "e_step/skipped": 1.0}
+        settings = self.settings
+        scores = learner.score(examples, rows.teacher_logprobs)
+        rewards = torch.stack([self._implicit_reward(e, s) for e, s in zip(examples, scores, strict=True)])
+        success = torch.tensor([e.success for e in examples])
+        target = float(losses.midpoint_shift(rewards, success))
+        memory = 0.0 if self._shift is None else settings.shift_momentum
+        self._shift = memory * (self._shift or 0.0) + (1 - memory) * target
+        weights = weighting.class_mean([e.success for e in examples])
+        metrics: Metrics = {}
+        for _ in range(settings.e_epochs):
+            update = learner.update(
+                "e_step",
+                rows.weighted(examples, bco=weights),
+                e_step_objective(settings, self._shift),
+                train="teacher",
+                lr_scale=settings.e_lr_scale,
+            )
+            metrics = update | metrics  # of several epochs, the first is reported
+        return metrics | e_step_metrics(rewards, success, self._shift)
+
+    def _implicit_reward(self, example: Example, teacher_logprobs: Sequence[float]) -> torch.Tensor:
+        return losses.implicit_reward(
+            torch.tensor(teacher_logprobs, dtype=torch.float64),
+            torch.tensor(example.reference, dtype=torch.float64),
+            torch.tensor(example.mask),
+            beta=self.settings.teacher_beta,
+            log_ratio=self.settings.log_ratio,
+        )
+
+
+def e_step_objective(settings: VPDSettings, shift: float) -> Objective:
+    """L_E of each row, with the batch's reference as the prior."""
+
+    def objective(scorer: Scorer, batch: Batch) -> Terms:
+        reward_B = losses.implicit_reward(
+            scorer.logprobs("teacher"),
+            batch.reference_BT,
+            batch.mask_BT,
+            beta=settings.teacher_beta,
+            log_ratio=settings.log_ratio,
+        )
+        return Terms(losses={"bco": losses.bco(reward_B, batch.success_B, shift)})
+
+    return objective
+
+
+def e_step_metrics(rewards: torch.Tensor, success: torch.Tensor, shift: float) -> Metrics:
+    """What the E-step saw before its update; accuracy is balanced over the classes that are there."""
+    right = (rewards > shift) == success
+    metrics: Metrics = {
+        "e_step/shift": shift,
+        "e_step/saturation": float(((rewards - shift).abs() > SATURATED).double().mean()),
+        "e_step/accuracy": sum(float(right[c].double().mean()) for c in (success, ~success) if c.any())
+        / sum(bool(c.any()) for c in (success, ~success)),
+    }
+    for name, rows_of_class in (("success", success), ("failure", ~success)):
+        if rows_of_class.any():
+            metrics[f"e_step/implicit_reward_{name}"] = float(rewards[rows_of_class].mean())
+        metrics[f"e_step/rows_{name}"] = float(rows_of_class.sum())
+    return metrics

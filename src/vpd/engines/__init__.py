@@ -1,0 +1,70 @@
+"""Engines turn prompts into completions.  The default samples on the learner's own model."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vpd.types import Completion, Tokens
+
+
+class Engine(Protocol):
+    """Samples completions with the weights that were loaded last."""
+
+    def load(self, weights: Any, version: int) -> None:
+        """Take new weights (``Learner.weights()``); ``version`` is stamped on what they sample."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        seeds: Sequence[int],
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt, in order.  ``seeds[i]`` alone fixes the randomness of row i."""
+        ...
+
+
+class ScriptedEngine:
+    """A fake for tests and dry runs: answers from a list of texts, in turn, with log-prob 0 everywhere.
+
+    ``tokenizer`` needs only ``encode``; ``version`` and ``asked`` (prompts so far) are there to look at.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]):
+        self.tokenizer = tokenizer
+        self.texts = list(texts)
+        self.version = -1
+        self.asked: list[Tokens] = []
+
+    def load(self, weights: Any, version: int) -> None:
+        self.version = version
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        seeds: Sequence[int],
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+    ) -> list[Completion]:
+        completions = []
+        for prompt in prompts:
+            text = self.texts[len(self.asked) % len(self.texts)]
+            self.asked.append(tuple(prompt))
+            tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            completions.append(
+                Completion(
+                    tokens=tokens[:max_tokens],
+                    sampled=(True,) * len(tokens[:max_tokens]),
+                    logprobs=(0.0,) * len(tokens[:max_tokens]),
+                    text=text,
+                    finish="stop" if len(tokens) <= max_tokens else "length",
+                    version=self.version,
+                )
+            )
+        return completions

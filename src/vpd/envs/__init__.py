@@ -1,0 +1,110 @@
+"""Environments: where tasks come from and answers are judged.  They speak text and import no torch.
+
+Write one in ten lines::
+
+    class Capitals:
+        def task(self, index, *, seed):
+            country, city = PAIRS[index % len(PAIRS)]
+            question = f"What is the capital of {country}?"
+            return Task(id=country, messages=({"role": "user", "content": question},), payload=city)
+
+        def eval_tasks(self, limit):
+            return [self.task(i, seed=0) for i in HELD_OUT[:limit]]
+
+        @per_row
+        def grade(self, task, text):
+            right = task.payload in text
+            return Grade(reward=float(right), feedback=None if right else "That city is in another country.")
+
+and run :func:`vpd.envs.check.check_env` on it.
+"""
+
+import functools
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from vpd.errors import EnvError
+from vpd.types import Grade, Task
+
+
+class Env(Protocol):
+    """Draws tasks and grades answers."""
+
+    def task(self, index: int, *, seed: int) -> Task:
+        """The training task at a position of an endless stream (same index and seed: same task)."""
+        ...
+
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        """Held-out tasks in a fixed order, disjoint from training; at most ``limit`` of them."""
+        ...
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        """One grade for each (task, answer) pair, in order.  A bug of the grader raises."""
+        ...
+
+
+@runtime_checkable
+class FixedLength(Protocol):
+    """An environment whose answers all fill ``max_completion_length``: a ``length`` finish is normal."""
+
+    fixed_length: bool
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """An environment over a finite data set: all its training tasks can be checked before a run."""
+
+    def train_tasks(self) -> Sequence[Task]: ...
+
+
+def per_row(grade_one: Callable[[Any, Task, str], Grade]) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
+    """Turn a method ``(self, task, text) -> Grade`` into ``Env.grade``; an exception names its row."""
+
+    @functools.wraps(grade_one)
+    def grade(self: Any, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        grades = []
+        for row, (task, text) in enumerate(zip(tasks, texts, strict=True)):
+            try:
+                grades.append(grade_one(self, task, text))
+            except EnvError:
+                raise
+            except Exception as error:
+                raise grader_raised(error, f"row {row} (task {task.id!r})") from error
+        return grades
+
+    return grade
+
+
+def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+    """``env.grade`` with its contract enforced: right length, right type, no swallowed exception.
+
+    Raises :class:`EnvError` naming the row; never turns a fault into reward 0.
+    """
+    try:
+        grades = env.grade(tasks, texts)
+    except EnvError:
+        raise
+    except Exception as error:
+        raise grader_raised(error, f"a batch of {len(tasks)} rows") from error
+    if not isinstance(grades, list) or len(grades) != len(tasks):
+        got = f"{len(grades)} grades" if isinstance(grades, list) else type(grades).__name__
+        raise EnvError("the grader returned the wrong number of grades", got=got, expected=f"a list of {len(tasks)} Grade objects")
+    for row, grade in enumerate(grades):
+        if not isinstance(grade, Grade):
+            raise EnvError(
+                f"the grader returned no Grade for row {row} (task {tasks[row].id!r})",
+                got=repr(grade)[:80],
+                expected="vpd.types.Grade",
+            )
+    return grades
+
+
+def grader_raised(error: Exception, where: str) -> EnvError:
+    """The one way a grader's own exception is reported: its type, message, file and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return EnvError(
+        f"the grader raised {type(error).__name__} on {where} at {frame.filename}:{frame.lineno}",
+        got=str(error)[:200] or "no message",
+        do="Mend the grader; nothing was trained on this batch.",
+    )

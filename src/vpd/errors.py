@@ -1,0 +1,62 @@
+"""The error model, written down once.
+
+A fault that the user can mend is a :class:`VPDError`: one line that says *what* is wrong, what we
+*got*, what we *expected* and what to *do*.  The command line prints that line and exits with code 2.
+Anything else that escapes is a bug of ours and keeps its traceback.
+
+Nothing is replaced by a default behind the user's back: what cannot be honoured is an error, and what
+is cut, skipped or left out on purpose is counted in the metrics.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VPDError(Exception):
+    """A mistake or an outside fault, told in one line: what, got, expected, do."""
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, do: str | None = None):
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        line = "; ".join(parts)
+        super().__init__(f"{line}. {do}" if do else line)
+
+
+class ConfigError(VPDError):
+    """A setting is unknown, has a wrong value, or contradicts another one."""
+
+
+class DataError(VPDError):
+    """A data file is missing, unreadable or holds a bad record."""
+
+
+class EnvError(VPDError):
+    """An environment broke its contract: it raised, or returned the wrong number or kind of grades."""
+
+
+class ModelError(VPDError):
+    """A model or tokenizer cannot be loaded, or does not fit the task (window, vocabulary)."""
+
+
+class TrainingError(VPDError):
+    """Training cannot go on: a loss or gradient is not finite."""
+
+
+class StorageError(VPDError):
+    """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, or all of them.
+
+    >>> nearest("e_evry", ["e_every", "teacher_beta"])
+    "Did you mean 'e_every'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(known)}." if known else "None is known here."

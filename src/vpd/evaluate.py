@@ -1,0 +1,120 @@
+"""How good is the student, and how good would it be if it were told what was wrong?
+
+The second number is the method's central quantity: the *teacher's* accuracy.  C is built on the student's failed
+answers and the same weights answer again with it.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpd.engines import Engine
+from vpd.envs import Env
+from vpd.feedback import Feedback
+from vpd.prompts import Prompter
+from vpd.rollout import collect, graded, stream_seed
+from vpd.types import Group, Metrics, Rollout, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """k answers per task at a temperature of their own."""
+
+    num_samples: int = 8
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    success_threshold: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """``student`` and ``teacher`` metrics, and the rollouts behind them."""
+
+    student: Metrics
+    teacher: Metrics
+    groups: list[Group]
+    retries: list[Rollout]
+
+
+def evaluate(
+    env: Env,
+    engine: Engine,
+    prompter: Prompter,
+    tasks: Sequence[Task],
+    settings: EvalSettings,
+    *,
+    feedback: Sequence[Feedback] | None = None,
+) -> Evaluation:
+    """Sample k answers per task; with ``feedback`` also answer every failed attempt again, with its C.
+
+    Metrics: ``avg@k``, ``pass@k`` (a task counts if any of its k answers passes), each with ``_se``, the standard
+    error over tasks, and ``reward``.  The teacher's are over the tasks that have a failed answer with a context.
+    """
+    groups = collect(
+        env,
+        engine,
+        prompter,
+        tasks,
+        num_generations=settings.num_samples,
+        max_completion_length=settings.max_completion_length,
+        success_threshold=settings.success_threshold,
+        stream=(settings.seed, "eval"),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    student = summarise([group.rollouts for group in groups], settings.num_samples)
+    if feedback is None:
+        return Evaluation(student=student, teacher={}, groups=groups, retries=[])
+    for source in feedback:
+        groups = source(groups, engine)
+    groups = prompter.attach(groups)
+    failed = [(n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher is not None]
+    retries = _answer_again(env, engine, [r for _, r in failed], settings)
+    by_task: dict[int, list[Rollout]] = {}
+    for (number, _), retry in zip(failed, retries, strict=True):
+        by_task.setdefault(number, []).append(retry)
+    teacher = summarise(list(by_task.values()), settings.num_samples)
+    return Evaluation(student=student, teacher=teacher, groups=groups, retries=retries)
+
+
+def _answer_again(env: Env, engine: Engine, failed: Sequence[Rollout], settings: EvalSettings) -> list[Rollout]:
+    prompts = [rollout.teacher.tokens for rollout in failed if rollout.teacher is not None]
+    if not prompts:
+        return []
+    completions = engine.generate(
+        prompts,
+        seeds=[stream_seed(settings.seed, "eval_teacher", row) for row in range(len(prompts))],
+        max_tokens=settings.max_completion_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    return graded(env, [rollout.task for rollout in failed], prompts, completions, settings.success_threshold)
+
+
+def summarise(answers: Sequence[Sequence[Rollout]], k: int) -> Metrics:
+    """Means over tasks with their standard errors; ``answers`` holds the attempts of each task."""
+    if not answers:
+        return {"tasks": 0.0, "answers": 0.0}
+    shares = [statistics.fmean(rollout.success for rollout in attempts) for attempts in answers]
+    passes = [float(any(rollout.success for rollout in attempts)) for attempts in answers]
+    rewards = [statistics.fmean(rollout.grade.reward for rollout in attempts) for attempts in answers]
+    return {
+        f"avg@{k}": statistics.fmean(shares),
+        f"avg@{k}_se": standard_error(shares),
+        f"pass@{k}": statistics.fmean(passes),
+        f"pass@{k}_se": standard_error(passes),
+        "reward": statistics.fmean(rewards),
+        "tasks": float(len(answers)),
+        "answers": float(sum(map(len, answers))),
+    }
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of a mean; NaN for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -1,0 +1,88 @@
+"""Whose weights play the teacher.
+
+``live`` the student's own, at this moment; ``ema`` an exponential moving average that moves once per iteration;
+``frozen`` the initial ones; ``trust_region`` the lerp of initial and live *logits* (SDPO, arXiv 2601.20802);
+``external`` another model (GKD, arXiv 2306.13649).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+
+from vpd.errors import ConfigError
+from vpd.tensors import Cast
+
+TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Whose weights play the teacher in the M-step, and how they move."""
+
+    kind: Annotated[TeacherKind, "whose weights play the teacher"] = "ema"
+    ema_rate: Annotated[float, "share of the live weights that enters the average at the end of an iteration"] = 0.05
+    trust_region_mix: Annotated[float, "share of the live logits in a trust-region teacher"] = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("ema_rate", "trust_region_mix"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="a number from 0 to 1")
+
+
+class TeacherWeights:
+    """The teacher's modules.  ``keep_initial`` also keeps the initial weights, for a fixed prior."""
+
+    def __init__(self, settings: TeacherSettings, live: Any, *, external: Any = None, keep_initial: bool = False):
+        if (settings.kind == "external") != (external is not None):
+            raise ValueError("an external teacher and kind='external' go together")
+        self.settings = settings
+        self._live = live
+        self._external = _freeze(external) if external is not None else None
+        self._average = _freeze(copy.deepcopy(live)) if settings.kind == "ema" else None
+        keep_initial = keep_initial or settings.kind in ("frozen", "trust_region")
+        self._initial = _freeze(copy.deepcopy(live)) if keep_initial else None
+
+    def cast(self, weights: Literal["live", "initial", "teacher"]) -> Cast:
+        """The modules that play a role, with their share in the logits."""
+        if weights == "live":
+            return ((self._live, 1.0),)
+        if weights == "initial":
+            if self._initial is None:
+                raise ValueError("the initial weights were not kept; build the learner with keep_initial=True")
+            return ((self._initial, 1.0),)
+        match self.settings.kind:
+            case "live":
+                return ((self._live, 1.0),)
+            case "ema":
+                return ((self._average, 1.0),)
+            case "frozen":
+                return ((self._initial, 1.0),)
+            case "external":
+                return ((self._external, 1.0),)
+            case "trust_region":
+                mix = self.settings.trust_region_mix
+                return ((self._initial, 1.0 - mix), (self._live, mix))
+
+    @torch.no_grad()
+    def end_iteration(self) -> None:
+        """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
+        if self._average is not None:
+            for average, live in zip(self._average.parameters(), self._live.parameters(), strict=True):
+                average.lerp_(live.to(average.dtype), self.settings.ema_rate)
+
+    def state(self) -> dict[str, Any]:
+        """What must outlive a restart: the average and the initial weights (an external model has its own file)."""
+        kept = {"average": self._average, "initial": self._initial}
+        return {name: module.state_dict() for name, module in kept.items() if module is not None}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave; a missing part is an error."""
+        for name, module in {"average": self._average, "initial": self._initial}.items():
+            if module is not None:
+                module.load_state_dict(state[name])
+
+
+def _freeze(module: Any) -> Any:
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,108 @@
+"""The whole of training on one page.
+
+    tasks -> rollouts -> grades -> feedback -> teacher prompts -> algorithm.step -> the next weights
+
+Whatever the method, this is the loop: VPD, SDPO, GKD and GRPO differ in ``algorithm`` alone.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vpd.algorithms import Algorithm
+from vpd.engines import Engine
+from vpd.envs import Env
+from vpd.feedback import Feedback
+from vpd.learners import Learner
+from vpd.prompts import Prompter
+from vpd.rollout import RolloutSettings, collect
+from vpd.types import Group, Metrics
+
+
+class Observer(Protocol):
+    """Watches a run: writes metrics and rollouts, shows progress."""
+
+    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """One run in progress.  ``step`` and ``cursor`` (tasks drawn so far) are all the loop itself remembers.
+
+    ``measure`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
+    (0: never) and after the last step.
+    """
+
+    env: Env
+    engine: Engine
+    learner: Learner
+    algorithm: Algorithm
+    feedback: Sequence[Feedback]
+    prompter: Prompter
+    rollout: RolloutSettings
+    describe: Callable[[Sequence[Group]], Metrics]
+    observers: Sequence[Observer] = ()
+    measure: Callable[[], Metrics] | None = None
+    save: Callable[["Loop"], Any] | None = None
+    seed: int = 0
+    max_steps: int = 100
+    eval_steps: int = 0
+    save_steps: int = 0
+    step: int = 0
+    cursor: int = 0
+
+    def run(self) -> None:
+        """Train until ``max_steps``."""
+        self.engine.load(self.learner.weights(), self.step)
+        if self.step == 0 and self.measure is not None and self.eval_steps:
+            self._tell(self.measure(), [])
+        while self.step < self.max_steps:
+            started = time.perf_counter()
+            groups = self.gather()
+            rolled_out = time.perf_counter()
+            metrics = self.describe(groups) | self.algorithm.step(groups, self.learner)
+            self.learner.end_iteration()
+            self.step += 1
+            self.engine.load(self.learner.weights(), self.step)
+            metrics["time/rollout"] = rolled_out - started
+            metrics["time/update"] = time.perf_counter() - rolled_out
+            last = self.step == self.max_steps
+            if self.measure is not None and self.eval_steps and (last or self.step % self.eval_steps == 0):
+                metrics |= self.measure()
+            self._tell(metrics, groups)
+            if self.save is not None and self.save_steps and (last or self.step % self.save_steps == 0):
+                self.save(self)
+
+    def gather(self) -> list[Group]:
+        """The rollouts of one iteration, with every feedback source applied and the teacher's prompts built."""
+        count = self.rollout.prompts_per_step
+        tasks = [self.env.task(self.cursor + offset, seed=self.seed) for offset in range(count)]
+        self.cursor += count
+        groups = collect(
+            self.env,
+            self.engine,
+            self.prompter,
+            tasks,
+            num_generations=self.rollout.num_generations,
+            max_completion_length=self.rollout.max_completion_length,
+            success_threshold=self.rollout.success_threshold,
+            stream=(self.seed, "train", self.step),
+            temperature=self.rollout.temperature,
+        )
+        for source in self.feedback:
+            groups = source(groups, self.engine)
+        return self.prompter.attach(groups)
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the learner."""
+        return {"cursor": self.cursor, "algorithm": self.algorithm.state()}
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Continue where :meth:`progress` was taken."""
+        self.step, self.cursor = progress["step"], progress["cursor"]
+        self.algorithm.restore(progress["algorithm"])
+
+    def _tell(self, metrics: Metrics, groups: Sequence[Group]) -> None:
+        for observer in self.observers:
+            observer.on_step(self.step, metrics, groups)

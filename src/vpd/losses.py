@@ -1,0 +1,134 @@
+"""The mathematics: tensors in, per-row or per-token tensors out.  Nothing here averages or shifts.
+
+Dimension legend: B rows, T completion tokens, V vocabulary, K top-k support.  ``logits_BTV[b, t]`` are the
+logits that predict ``tokens_BT[b, t]`` (the shift is done by :mod:`vpd.tensors`).  Leading dimensions may be
+anything: ``[N, V]`` works where ``[B, T, V]`` is written.  All logarithms are natural (nats).
+
+pi is the student pi(y|x), q the teacher q(y|x,C).  Source: arXiv 2605.15113 (VPD) unless said.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_logprobs(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """log p of each token [B,T], in at least fp32."""
+    chosen_BT = logits_BTV.gather(-1, tokens_BT[..., None])[..., 0]
+    return (chosen_BT - logits_BTV.logsumexp(-1)).to(torch.promote_types(logits_BTV.dtype, torch.float32))
+
+
+def entropy(logits_BTV: Tensor) -> Tensor:
+    """Entropy of each next-token distribution [B,T], in nats."""
+    logp_BTV = torch.log_softmax(logits_BTV, -1)
+    return -(logp_BTV.exp() * logp_BTV).sum(-1)
+
+
+def divergence(
+    student_logits_BTV: Tensor,
+    teacher_logits_BTV: Tensor,
+    *,
+    alpha: float,
+    top_k: int | None = None,
+    tail: bool = True,
+) -> Tensor:
+    """Generalised Jensen-Shannon divergence of each next-token distribution [B,T], >= 0.
+
+    ``alpha`` 0 is KL(q || pi), 1 is KL(pi || q), and between, with m = (1 - alpha) pi + alpha q,
+    (1 - alpha) KL(pi || m) + alpha KL(q || m)  (GKD, arXiv 2306.13649, eq. 1; SDPO, arXiv 2601.20802).
+    It tends to 0 at both ends, so the ends are not its limits.
+
+    ``top_k`` compares on the student's K most likely tokens: with ``tail`` the rest is one bucket,
+    log(1 - sum), without it both are renormalised.  K >= V is exact and has no tail.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1]; got {alpha}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1 or None; got {top_k}")
+    student_logp = torch.log_softmax(student_logits_BTV, -1)
+    teacher_logp = torch.log_softmax(teacher_logits_BTV, -1)
+    if top_k is not None and top_k < student_logp.shape[-1]:
+        support_BTK = student_logp.detach().topk(top_k, dim=-1).indices
+        student_logp = _restrict(student_logp.gather(-1, support_BTK), tail)
+        teacher_logp = _restrict(teacher_logp.gather(-1, support_BTK), tail)
+    if alpha == 0.0:
+        return _kl(teacher_logp, student_logp)
+    if alpha == 1.0:
+        return _kl(student_logp, teacher_logp)
+    mixture_logp = torch.logaddexp(student_logp + math.log1p(-alpha), teacher_logp + math.log(alpha))
+    return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
+
+
+def sampled_divergence(student_logprobs_BT: Tensor, teacher_logprobs_BT: Tensor) -> Tensor:
+    """One-sample estimate [B,T] of KL(pi || q) from the log-probs of tokens that pi sampled.
+
+    The value is log pi - log q, unbiased (and, unlike the divergence, sometimes negative); the gradient is
+    (log pi - log q) grad log pi, which is the divergence's own gradient in expectation.
+    """
+    log_ratio_BT = (student_logprobs_BT - teacher_logprobs_BT).detach()
+    return log_ratio_BT + log_ratio_BT * (student_logprobs_BT - student_logprobs_BT.detach())
+
+
+def importance_ratio(logprobs_BT: Tensor, reference_BT: Tensor, *, clip: float | None) -> Tensor:
+    """Truncated ratio pi / pi_0 of each token [B,T], without gradient; ``clip`` None leaves it whole."""
+    ratio_BT = (logprobs_BT.detach() - reference_BT).exp()
+    return ratio_BT if clip is None else ratio_BT.clamp(max=clip)
+
+
+def implicit_reward(
+    teacher_logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, *, beta: float, log_ratio: str = "sum"
+) -> Tensor:
+    """rt = beta * sum_t (log q - log pi_0) over each row's masked tokens [B]; ``log_ratio="mean"`` divides by their number."""
+    ratio_BT = torch.where(mask_BT, teacher_logprobs_BT - reference_BT, 0.0)
+    total_B = ratio_BT.sum(-1)
+    if log_ratio == "mean":
+        total_B = total_B / mask_BT.sum(-1).clamp(min=1)
+    elif log_ratio != "sum":
+        raise ValueError(f"log_ratio must be 'sum' or 'mean'; got {log_ratio!r}")
+    return beta * total_B
+
+
+def bco(implicit_reward_B: Tensor, success_B: Tensor, shift: Tensor | float) -> Tensor:
+    """The E-step's loss of each row [B]: -log sigma(rt - shift) for a success, -log sigma(shift - rt) for a failure.
+
+    Binary Classifier Optimization, arXiv 2404.04656; no gradient reaches ``shift``.
+    """
+    shift = torch.as_tensor(shift, dtype=implicit_reward_B.dtype, device=implicit_reward_B.device).detach()
+    margin_B = implicit_reward_B - shift
+    return -F.logsigmoid(torch.where(success_B, margin_B, -margin_B))
+
+
+def midpoint_shift(implicit_reward_B: Tensor, success_B: Tensor) -> Tensor:
+    """Half-way between the mean implicit rewards of successes and failures, a scalar without gradient.
+
+    A class that is missing counts as mean 0: if the shift followed the failures alone, the push that makes
+    them less likely would never die out.
+    """
+    reward_B = implicit_reward_B.detach()
+    means = [reward_B[rows].mean() if bool(rows.any()) else reward_B.new_zeros(()) for rows in (success_B, ~success_B)]
+    return (means[0] + means[1]) / 2
+
+
+def clipped_policy_gradient(
+    logprobs_BT: Tensor, reference_BT: Tensor, advantage_B: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """PPO's clipped surrogate of each token [B,T]: -min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_0."""
+    ratio_BT = (logprobs_BT - reference_BT).exp()
+    advantage_BT = advantage_B[:, None].expand_as(ratio_BT)
+    return -torch.minimum(ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT)
+
+
+def _kl(left_logp: Tensor, right_logp: Tensor) -> Tensor:
+    """KL(left || right) over the last dimension; entries of probability 0 on the left add nothing."""
+    return F.kl_div(right_logp, left_logp, reduction="none", log_target=True).sum(-1)
+
+
+def _restrict(logp_BTK: Tensor, tail: bool) -> Tensor:
+    """Make K of V log-probs a distribution: append the rest as a bucket, or renormalise."""
+    if not tail:
+        return torch.log_softmax(logp_BTK, -1)
+    head_logp = logp_BTK.to(torch.promote_types(logp_BTK.dtype, torch.float32))
+    rest = torch.log1p(-head_logp.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-7))
+    return torch.cat([head_logp, rest], -1)

@@ -1,0 +1,76 @@
+"""What a person sees while a run goes: a progress bar with rate and ETA, and a line of a short table per step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vpd.types import Group, Metrics
+
+COLUMNS = (
+    ("reward", "reward"),
+    ("success", "success"),
+    ("length", "completions/mean_length"),
+    ("context", "teacher/rows_with_context"),
+    ("E rows", "e_step/rows"),
+    ("E acc", "e_step/accuracy"),
+    ("M rows", "m_step/rows"),
+    ("diverg.", "m_step/divergence"),
+    ("policy", "policy/loss"),
+    ("student", "eval/accuracy"),
+    ("teacher", "eval_teacher/accuracy"),
+)
+
+
+class ConsoleProgress:
+    """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
+
+    def __init__(self, max_steps: int, *, title: str = "", start: int = 0, every: int = 1, console: Console | None = None):
+        self._console = console or Console(stderr=False)
+        self._every = every
+        self._header_shown = False
+        self._columns: list[tuple[str, str]] = []
+        self._progress = Progress(
+            TextColumn(title or "training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._start = start
+        self._bar = self._progress.add_task("", total=max_steps, completed=start, rate="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._progress.stop()
+
+    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        elapsed = self._progress.tasks[self._bar].elapsed or 0.0
+        done = step - self._start
+        rate = f"{elapsed / done:.1f} s/step" if done else ""
+        self._progress.update(self._bar, completed=step, rate=rate)
+        if step % self._every and not any(name.startswith("eval/") for name in metrics):
+            return
+        if groups and not self._header_shown:
+            self._columns = [c for c in COLUMNS if c[1] in metrics or c[1].startswith(("e_step", "m_step", "eval"))]
+            prefixes = {name.split("/")[0] for name in metrics}
+            self._columns = [c for c in self._columns if c[1].split("/")[0] in prefixes or c[1].startswith("eval")]
+            self._console.print("  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold")
+            self._header_shown = True
+        if self._header_shown:
+            cells = "".join(f"{_cell(metrics.get(name)):>9}" for _, name in self._columns)
+            self._console.print(f"{step:6d}{cells}", highlight=False)
+
+
+def _cell(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return str(int(value)) if value == int(value) and abs(value) >= 2 else f"{value:.3f}"

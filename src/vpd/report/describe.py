@@ -1,0 +1,43 @@
+"""Metrics of the rollouts themselves, under TRL's names where the thing is the same."""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from vpd.types import Group, Metrics
+
+
+def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
+    """Reward, length and context metrics of one iteration.
+
+    ``completions/clipped_ratio`` (answers cut by ``max_completion_length``) is left out where answers have a
+    ``fixed_length`` and a full one is normal.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [rollout.grade.reward for rollout in rollouts]
+    spreads = [statistics.pstdev([r.grade.reward for r in group.rollouts]) for group in groups]
+    lengths = [len(rollout.completion.tokens) for rollout in rollouts]
+    metrics: Metrics = {
+        "reward": statistics.fmean(rewards),
+        "reward_std": statistics.fmean(spreads),
+        "success": statistics.fmean(rollout.success for rollout in rollouts),
+        "frac_reward_zero_std": statistics.fmean(spread == 0 for spread in spreads),
+        "completions/mean_length": statistics.fmean(lengths),
+        "completions/max_length": float(max(lengths)),
+        "teacher/rows_with_context": float(sum(rollout.teacher is not None for rollout in rollouts)),
+        "teacher/tokens_cut": float(sum(rollout.teacher.cut for rollout in rollouts if rollout.teacher)),
+    }
+    if not fixed_length:
+        metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
+    sources = Counter("+".join(r.teacher.sources) for r in rollouts if r.teacher)
+    metrics |= {f"teacher/from_{source}": count / len(rollouts) for source, count in sorted(sources.items())}
+    names = sorted({name for rollout in rollouts for name in rollout.grade.metrics})
+    for name in names:
+        values = [r.grade.metrics[name] for r in rollouts if name in r.grade.metrics]
+        metrics[f"env/{name}"] = statistics.fmean(values)
+    return metrics
+
+
+def describer(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:
+    """:func:`describe` for one environment."""
+    return lambda groups: describe(groups, fixed_length=fixed_length)

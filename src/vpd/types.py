@@ -1,0 +1,154 @@
+"""The data that flows down the loop: plain, frozen, and without tensors.
+
+    Task -> Completion -> Grade -> Rollout -> Group -> Example
+
+Each stage makes a new type.  A :class:`Rollout` is what happened (kept, logged, shown); an
+:class:`Example` is what one update sees.  The same completion under two prompts is the heart of the
+method: ``Example.prompt`` is what the student reads, ``Example.teacher_prompt`` what the teacher reads.
+
+Letters for lengths: P prompt, Q teacher's prompt, T completion, G rollouts of one task.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from vpd.errors import EnvError
+
+Tokens: TypeAlias = tuple[int, ...]
+Floats: TypeAlias = tuple[float, ...]
+Metrics: TypeAlias = dict[str, float]
+
+
+class Message(TypedDict):
+    """One message of a chat, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is asked.  ``payload`` belongs to the environment alone: nobody else reads it."""
+
+    id: str
+    messages: tuple[Message, ...]
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer.
+
+    ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
+    where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
+    sampling temperature, 0 where not sampled); ``version`` counts the weights that sampled it.
+    """
+
+    tokens: Tokens
+    sampled: tuple[bool, ...]
+    logprobs: Floats
+    text: str
+    finish: Literal["stop", "length"]
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """An environment's verdict on one answer.
+
+    ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
+    when the rollouts are collected; ``feedback`` is text about this attempt.  ``informative=False``
+    marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    """
+
+    reward: float
+    success: bool | None = None
+    feedback: str | None = None
+    informative: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
+        if not number or not math.isfinite(self.reward):
+            raise EnvError(
+                "a grade's reward is not a finite number",
+                got=repr(self.reward),
+                expected="a float",
+                do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
+            )
+        if self.success is not None and not isinstance(self.success, bool):
+            raise EnvError("a grade's success has the wrong type", got=repr(self.success), expected="bool or None")
+        if self.feedback is not None and not isinstance(self.feedback, str):
+            raise EnvError("a grade's feedback has the wrong type", got=repr(self.feedback), expected="str or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One piece of the diagnostic text C about an attempt.
+
+    ``kind`` says where it stands in the teacher's prompt, ``source`` which feedback source wrote it,
+    and ``quotes`` which rollout of the group (an index) its text copies, None if it copies none.
+    """
+
+    kind: Literal["demonstration", "feedback"]
+    source: str
+    text: str
+    quotes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherPrompt:
+    """The task and C, as tokens [Q]; ``sources`` of the sections that stand in it; tokens ``cut`` from them."""
+
+    tokens: Tokens
+    sources: tuple[str, ...]
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One attempt, with everything that is known about it."""
+
+    task: Task
+    prompt: Tokens
+    completion: Completion
+    grade: Grade
+    context: tuple[Section, ...] = ()
+    teacher: TeacherPrompt | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether the attempt counts as solved."""
+        if self.grade.success is None:
+            raise ValueError("success is resolved when rollouts are collected (vpd.rollout.collect)")
+        return self.grade.success
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The G attempts at one task."""
+
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of one update.
+
+    ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
+    (None: the row is scored for the first time, its reference is itself).  ``weights`` holds one number
+    for each term of the loss and carries *all* normalisation.
+    """
+
+    prompt: Tokens
+    completion: Tokens
+    mask: tuple[bool, ...]
+    behaviour: Floats
+    reference: Floats | None = None
+    teacher_prompt: Tokens | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    advantage: float = 0.0
+    success: bool = False
+    group: int = 0
