@@ -1,17 +1,18 @@
 """Variational Policy Distillation (arXiv 2605.15113) from scratch: plain, slow, obvious, and nothing but torch.
 
-No padding and no batching: every row is one unpadded forward, every mean is spelled out. It exists to be read, and to be
-the oracle against which the library is tested. One set of weights plays two roles, told apart by the prompt alone: the
+No padding and no batching: every row is one unpadded forward, every mean is spelled out. It exists to be read, and as
+the oracle the library is tested against. One set of weights plays two roles, told apart by the prompt alone: the
 student pi(y|x) reads the task, the teacher q(y|x,C) also reads feedback C. Both score the same completion tokens.
 
-    E-step   rt_i = beta * sum_t (log q(y_t) - log pi_S0(y_t))                       (implicit reward)
+    E-step   rt_i = beta * sum_t (log q(y_t|x, C, y_<t) - log pi(y_t|x, y_<t))        the implicit reward; pi is frozen
              L_E  = - mean_{success} log sigmoid(rt - delta) - mean_{failure} log sigmoid(-(rt - delta))
-    M-step   L_M  = E_{y ~ pi} sum_t D( pi(.|x, y_<t) || stopgrad q(.|x, C, y_<t) )    (D = KL in the paper; see divergence)
+    M-step   L_M  = E_{y ~ pi} sum_t KL( pi(.|x, y_<t) || stopgrad q(.|x, C, y_<t) )   or another divergence, see there
 
 Everything is computed in the dtype of the model's logits, on the CPU. A completion has at least one token.
 """
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ Model = Callable[[Tensor], Tensor]  # ids [1, L] -> logits [1, L, V]; an nn.Modu
 
 @dataclass
 class Row:
-    """One rollout: what the student read and wrote, how it was graded, and what the teacher reads (None = no context C)."""
+    """One rollout: what the student read and wrote, its grade, and what the teacher reads (None = no context C)."""
 
     prompt: list[int]
     completion: list[int]
@@ -57,13 +58,13 @@ def student_logps(model: Model, rows: list[Row], temperature: float = 1.0) -> li
 
 def divergence(log_pi: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     """[T], exact over V. alpha 0: KL(q||pi); 1: KL(pi||q); between, with m = (1-alpha) pi + alpha q:
-    (1-alpha) KL(pi||m) + alpha KL(q||m), which is half the Jensen-Shannon sum at 0.5 and tends to 0 at both ends."""
+    (1-alpha) KL(pi||m) + alpha KL(q||m): Jensen-Shannon at 0.5, tending to 0 (not to the KLs) at both ends."""
     pi, q = log_pi.exp(), log_q.exp()
     if alpha == 0:
         return (q * (log_q - log_pi)).sum(-1)
     if alpha == 1:
         return (pi * (log_pi - log_q)).sum(-1)
-    log_m = ((1 - alpha) * pi + alpha * q).log()
+    log_m = torch.logaddexp(log_pi + math.log(1 - alpha), log_q + math.log(alpha))
     return (1 - alpha) * (pi * (log_pi - log_m)).sum(-1) + alpha * (q * (log_q - log_m)).sum(-1)
 
 
@@ -89,9 +90,9 @@ def ema_update(teacher: nn.Module, model: nn.Module, rate: float) -> None:
 
 
 def implicit_reward(model: Model, row: Row, reference_logp: Tensor, teacher_beta: float = 0.1, log_ratio: str = "sum",
-                    temperature: float = 1.0) -> Tensor:  # fmt: skip
+                    temperature: float = 1.0) -> Tensor:
     """rt = beta * sum_t (log q(y_t|x,C) - log pi_ref(y_t|x)), q = the live weights on the row's E-step prompt.
-    The gradient goes to log q only. log_ratio "mean" divides by T (then exp(rt / beta) is no density ratio any more)."""
+    The gradient goes to log q only. log_ratio "mean" divides by T (exp(rt / beta) is then no density ratio)."""
     assert row.e_teacher_prompt is not None and log_ratio in ("sum", "mean")
     ratio = token_logps(model, row.e_teacher_prompt, row.completion, temperature) - reference_logp.detach()
     return teacher_beta * (ratio.sum() if log_ratio == "sum" else ratio.mean())
@@ -110,18 +111,18 @@ def e_loss(rts: list[Tensor], successes: list[bool], delta: float) -> Tensor:
     """L_E, a classifier of outcomes by rt (BCO, arXiv 2404.04656). The term of a missing class drops out."""
     good = [-F.logsigmoid(rt - delta) for rt, s in zip(rts, successes, strict=True) if s]
     bad = [-F.logsigmoid(-(rt - delta)) for rt, s in zip(rts, successes, strict=True) if not s]
-    return sum((torch.stack(terms).mean() for terms in (good, bad) if terms), start=torch.tensor(0.0))
+    return torch.stack([torch.stack(terms).mean() for terms in (good, bad) if terms]).sum()
 
 
 def e_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row], reference_logps: list[Tensor] | None,
            delta: float | None, *, teacher_beta: float = 0.1, log_ratio: str = "sum", delta_momentum: float = 0.9,
            e_epochs: int = 1, lr_scale: float = 1.0, temperature: float = 1.0,
-           max_norm: float | None = None) -> float | None:  # fmt: skip
-    """Train the teacher (the live weights on the E-step prompts) on outcomes: e_epochs updates on L_E, all rows in each.
+           max_norm: float | None = None) -> float | None:
+    """Train the teacher (the live weights on the E-step prompts) on outcomes: e_epochs updates on L_E over all rows.
 
-    reference_logps: one [T] a row of `rows`; None = the student as it is now (dynamic prior); those of the initial policy
-    = fixed prior. delta is set once, before the first epoch, and carries no gradient. Rows without an E-step context take
-    no part; if none has one, nothing happens. Returns the new delta."""
+    reference_logps: one [T] a row of `rows`; None = the student as it is now (dynamic prior); those of the initial
+    policy = fixed prior. delta is set once, before the first epoch, and carries no gradient. Rows without an E-step
+    context take no part; if none has one, nothing happens. Returns the new delta."""
     if reference_logps is None:
         reference_logps = student_logps(model, rows, temperature)
     used = [(row, ref) for row, ref in zip(rows, reference_logps, strict=True) if row.e_teacher_prompt is not None]
@@ -153,7 +154,7 @@ def average_tokens(per_token: list[Tensor], average: str, n_rows: int, n_tokens:
 def m_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
            reference_logps: list[Tensor] | None, alpha: float = 0.5, is_clip: float | None = 2.0,
            average: str = "seq_mean", *, denominator: str = "active", temperature: float = 1.0,
-           max_norm: float | None = None) -> float:  # fmt: skip
+           max_norm: float | None = None) -> float:
     """One update on L_M: distil the teacher (on each row's own context, no gradient) into the student.
 
     Each token's divergence is weighted by exp(logp_S - logp_S0), detached, at most is_clip (None = weight 1), where
@@ -185,7 +186,7 @@ def vpd_iteration(model: nn.Module, teacher: nn.Module, optimizer: torch.optim.O
                   teacher_beta: float = 0.1, log_ratio: str = "sum", delta_momentum: float = 0.9, e_epochs: int = 1,
                   lr_scale: float = 1.0, alpha: float = 0.5, is_clip: float | None = 2.0, average: str = "seq_mean",
                   denominator: str = "active", ema_rate: float | None = 0.05, temperature: float = 1.0,
-                  max_norm: float | None = None) -> float | None:  # fmt: skip
+                  max_norm: float | None = None) -> float | None:
     """Iteration k of VPD on rows rolled out from `model`: record logp_S0, an E-step if k % e_every == 0, an M-step, and
     last the teacher's one move. e_every None is SDPO. Returns the new delta.
 
@@ -198,9 +199,9 @@ def vpd_iteration(model: nn.Module, teacher: nn.Module, optimizer: torch.optim.O
         prior = logp_s0 if fixed_prior is None else student_logps(fixed_prior, rows, temperature)
         delta = e_step(model, optimizer, rows, prior, delta, teacher_beta=teacher_beta, log_ratio=log_ratio,
                        delta_momentum=delta_momentum, e_epochs=e_epochs, lr_scale=lr_scale, temperature=temperature,
-                       max_norm=max_norm)  # fmt: skip
+                       max_norm=max_norm)
     m_step(model, teacher, optimizer, rows, logp_s0, alpha, is_clip, average, denominator=denominator,
-           temperature=temperature, max_norm=max_norm)  # fmt: skip
+           temperature=temperature, max_norm=max_norm)
     if teacher is not model and ema_rate is not None:
         ema_update(teacher, model, ema_rate)
     return delta
@@ -210,8 +211,8 @@ def vpd_iteration(model: nn.Module, teacher: nn.Module, optimizer: torch.optim.O
 
 
 def advantages(rows: list[Row]) -> list[float]:
-    """(r - mean) / (std + 1e-4) within each group; std with Bessel's correction (n - 1), as torch.std has it by default.
-    A group of one has advantage 0."""
+    """(r - mean) / (std + 1e-4) within each group, std with Bessel's correction (n - 1) as is torch.std's default,
+    in float64. A group of one has advantage 0."""
     out = []
     for row in rows:
         r = torch.tensor([other.reward for other in rows if other.group == row.group], dtype=torch.float64)
@@ -221,10 +222,10 @@ def advantages(rows: list[Row]) -> list[float]:
 
 def grpo_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
               reference_logps: list[Tensor] | None = None, *, clip_low: float = 0.2, clip_high: float = 0.28,
-              temperature: float = 1.0, max_norm: float | None = None) -> float:  # fmt: skip
-    """One GRPO update on every row: PPO's clipped objective, mean over all tokens of the batch, no KL term. The ratio is
-    to reference_logps, the behaviour policy's; None = on-policy, ratio 1 (with its gradient). Returns the loss.
-    Advantages: (r - mean) / (std + 1e-4) within the group, std with Bessel's correction as is torch.std's default."""
+              temperature: float = 1.0, max_norm: float | None = None) -> float:
+    """One GRPO update on every row: PPO's clipped objective, mean over all tokens of the batch, no KL term. The ratio
+    is to reference_logps, the behaviour policy's; None = on-policy, ratio 1 (with its gradient). Returns the loss.
+    Advantages: (r - mean) / (std + 1e-4) within the group, std with Bessel's correction."""
     per_token = []
     for i, (row, advantage) in enumerate(zip(rows, advantages(rows), strict=True)):
         logp = token_logps(model, row.prompt, row.completion, temperature)
@@ -235,7 +236,7 @@ def grpo_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
 
 
 def gkd_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, rows: list[Row], alpha: float = 0.5,
-             average: str = "seq_mean", *, temperature: float = 1.0, max_norm: float | None = None) -> float:  # fmt: skip
+             average: str = "seq_mean", *, temperature: float = 1.0, max_norm: float | None = None) -> float:
     """One GKD update (arXiv 2306.13649, student's own samples): the divergence to an external frozen teacher that reads
     the student's own prompt, on every row whatever its context or outcome. Returns the loss."""
     per_token = []
@@ -245,3 +246,134 @@ def gkd_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, row
         per_token.append(divergence(log_probs(model, row.prompt, row.completion, temperature), log_q, alpha))
     loss = average_tokens(per_token, average, len(rows), sum(len(row.completion) for row in rows))
     return update(optimizer, loss, max_norm)
+
+
+# -------------------------------------------------------------------------------------------------- demonstration
+# Hidden operations: each letter A-D stands for one digit look-up, applied to every digit of the problem; the reward is
+# 1 if all are right. The student reads the letter and the digits, the teacher also the feedback: the operation's name.
+
+OPERATIONS = ["1032547698", "9876543210", "5678901234", "2301674598", "0123456789"]  # those of A-D, and a decoy
+N_DIGITS, LETTER, NAME, EQUALS, VOCABULARY = 5, 10, 14, 19, 20  # tokens: digits 0-9, letters 10-13, names 14-18, "="
+
+
+class Tiny(nn.Module):
+    """One transformer layer with a learned bias for each distance back: ids [N, L] -> logits [N, L, V]."""
+
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.embed, self.bias = heads, nn.Embedding(VOCABULARY, width), nn.Parameter(torch.zeros(heads, 32))
+        self.qkv, self.out, self.up = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 4 * width)
+        self.down, self.head = nn.Linear(4 * width, width), nn.Linear(width, VOCABULARY)
+        nn.init.normal_(self.embed.weight, std=0.3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, length = self.embed(ids), ids.shape[1]
+        q, k, v = self.qkv(x).view(len(ids), length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        back = torch.arange(length)[:, None] - torch.arange(length)
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + self.bias[:, back.clamp(min=0)]
+        mixed = scores.masked_fill(back < 0, -torch.inf).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return self.head(x + self.down(F.gelu(self.up(F.layer_norm(x, x.shape[-1:])))))
+
+
+def problem(rng: random.Random) -> tuple[list[int], list[int], list[int]]:
+    """The student's prompt, the teacher's (the operation's name in front), and the right answer."""
+    letter, digits = rng.randrange(4), [rng.randrange(10) for _ in range(N_DIGITS)]
+    prompt = [LETTER + letter, *digits, EQUALS]
+    return prompt, [NAME + letter, *prompt], [int(OPERATIONS[letter][d]) for d in digits]
+
+
+@torch.no_grad()
+def sample(model: nn.Module, prompts: list[list[int]]) -> list[list[int]]:
+    """Answers at temperature 1 (here the prompts have one length, so they share a forward)."""
+    ids = torch.tensor(prompts)
+    for _ in range(N_DIGITS):
+        ids = torch.cat([ids, torch.multinomial(model(ids)[:, -1].softmax(-1), 1)], dim=1)
+    return ids[:, -N_DIGITS:].tolist()
+
+
+def accuracy(model: nn.Module, hinted: bool, n: int = 1000) -> float:
+    rng = random.Random(12345)
+    problems = [problem(rng) for _ in range(n)]
+    answers = sample(model, [teacher if hinted else student for student, teacher, _ in problems])
+    return sum(answer == right for answer, (_, _, right) in zip(answers, problems, strict=True)) / n
+
+
+def warm_up(seed: int, learn: int = 200, blur: int = 150) -> nn.Module:
+    """The base model, supervised. First: follow the named operation, always. Then: follow it on .75 of the digits, and
+    without a name use the letter's own on .25 only, one of the other four else: next to a blind guess."""
+    torch.manual_seed(seed)
+    rng, model = random.Random(seed), Tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(learn + blur):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - max(0, step - learn) / blur)
+        losses = []
+        for hinted in (True, False) if step >= learn else (True,):
+            share = 1.0 if step < learn else 0.75 if hinted else 0.25
+            texts = []
+            for _ in range(64):
+                digits, op = [rng.randrange(10) for _ in range(N_DIGITS)], rng.randrange(5 if hinted else 4)
+                prompt = [NAME + op, LETTER + rng.randrange(4)] if hinted else [LETTER + op]
+                others = [o for o in range(5) if o != op]
+                answer = [int(OPERATIONS[op if rng.random() < share else rng.choice(others)][d]) for d in digits]
+                texts.append([*prompt, *digits, EQUALS, *answer])
+            ids = torch.tensor(texts)
+            logits = model(ids)[:, -N_DIGITS - 1 : -1]
+            losses.append(F.cross_entropy(logits.flatten(0, 1), ids[:, -N_DIGITS:].flatten()))
+        update(optimizer, torch.stack(losses).sum(), max_norm=1.0)
+    return model
+
+
+def roll_out(model: nn.Module, rng: random.Random, n_prompts: int = 8, n_rollouts: int = 8) -> list[Row]:
+    """Each failure gets feedback. A success has none, so the M-step leaves it out; the E-step reads it in the context
+    of a failed sibling, so that having a context does not give the outcome away."""
+    rows = []
+    for group in range(n_prompts):
+        prompt, with_feedback, right = problem(rng)
+        answers = sample(model, [prompt] * n_rollouts)
+        e_context = None if all(answer == right for answer in answers) else with_feedback
+        for answer in answers:
+            ok = answer == right
+            rows.append(Row(prompt, answer, None if ok else with_feedback, float(ok), ok, group, e_context))
+    return rows
+
+
+def train(method: str, lr: float, base: nn.Module, seed: int, iterations: int, every: int) -> tuple[list[float], float]:
+    """Student accuracy after each `every` iterations, and the best of the teacher's with feedback at those points."""
+    torch.manual_seed(seed)
+    rng, model, teacher, delta = random.Random(seed), copy.deepcopy(base), copy.deepcopy(base), None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    curve, best_teacher = [], 0.0
+    for k in range(iterations):
+        rows = roll_out(model, rng)
+        if method == "GRPO":
+            grpo_step(model, optimizer, rows, max_norm=1.0)
+        else:
+            e_every = 5 if method == "VPD" else None
+            delta = vpd_iteration(model, teacher, optimizer, rows, k, delta, e_every=e_every, max_norm=1.0)
+        if (k + 1) % every == 0:
+            curve.append(accuracy(model, hinted=False))
+            best_teacher = max(best_teacher, accuracy(teacher, hinted=True))
+    return curve, best_teacher
+
+
+def main(seeds: tuple[int, ...] = (2, 3), iterations: int = 120, every: int = 20) -> None:
+    torch.set_num_threads(1)
+    start = time.time()
+    print("Student accuracy after so many iterations (8 prompts x 8 rollouts each); best of the teacher with feedback\n")
+    print("seed  method  lr    " + "".join(f"{k:>7}" for k in range(0, iterations + 1, every)) + "   teacher  seconds")
+    for seed in seeds:
+        base = warm_up(seed)
+        first, teacher_first = accuracy(base, hinted=False), accuracy(base, hinted=True)
+        print(f"{seed:>4}  base          {first:>7.3f}{'':>{7 * (iterations // every)}}{teacher_first:>10.3f}")
+        for method, lr in (("GRPO", 1e-3), ("SDPO", 5e-4), ("VPD", 1e-3)):
+            begun = time.time()
+            curve, best = train(method, lr, base, seed, iterations, every)
+            cells = "".join(f"{x:>7.3f}" for x in [first, *curve])
+            teacher = "-" if method == "GRPO" else f"{best:.3f}"
+            print(f"{seed:>4}  {method:<6}  {lr:.0e} {cells}{teacher:>10}{time.time() - begun:>9.1f}", flush=True)
+    print(f"\n{time.time() - start:.0f} s in all.")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         raise _cannot_write(folder, error) from error
 
 
-def save(output_dir: Path, step: int, learner: Learner, tokenizer: Any, progress: dict[str, Any], *, keep: int | None) -> Path:
+def save(
+    output_dir: Path, step: int, learner: Learner, tokenizer: Any, progress: dict[str, Any], *, keep: int | None
+) -> Path:
     """Write ``checkpoint-{step}`` atomically, then remove all but the newest ``keep`` (None: keep all).
 
     Raises StorageError, leaving earlier checkpoints untouched.
@@ -106,4 +108,6 @@ def _sha256(path: Path) -> str:
 
 
 def _cannot_write(folder: Path, error: Exception) -> StorageError:
-    return StorageError(f"cannot write {folder}", got=str(error)[:200], do="Free space or choose another run.output_dir.")
+    return StorageError(
+        f"cannot write {folder}", got=str(error)[:200], do="Free space or choose another run.output_dir."
+    )

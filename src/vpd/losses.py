@@ -80,7 +80,7 @@ def importance_ratio(logprobs_BT: Tensor, reference_BT: Tensor, *, clip: float |
 def implicit_reward(
     teacher_logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, *, beta: float, log_ratio: str = "sum"
 ) -> Tensor:
-    """rt = beta * sum_t (log q - log pi_0) over each row's masked tokens [B]; ``log_ratio="mean"`` divides by their number."""
+    """rt = beta * sum_t (log q - log pi_0) over each row's masked tokens [B]; ``log_ratio="mean"``: their mean."""
     ratio_BT = torch.where(mask_BT, teacher_logprobs_BT - reference_BT, 0.0)
     total_B = ratio_BT.sum(-1)
     if log_ratio == "mean":

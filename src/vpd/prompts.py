@@ -22,7 +22,9 @@ from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tok
 class PromptSettings:
     """How the student's and the teacher's prompts are laid out."""
 
-    max_prompt_length: Annotated[int | None, "longest task prompt in tokens; a longer one is an error, never cut"] = None
+    max_prompt_length: Annotated[int | None, "longest task prompt in tokens; a longer one is an error, never cut"] = (
+        None
+    )
     max_demonstration_length: Annotated[int, "tokens of a sibling's solution that the teacher reads"] = 2048
     max_feedback_length: Annotated[int, "tokens of feedback that the teacher reads"] = 1024
     feedback_with_demonstration: Annotated[bool, "show feedback also where a demonstration stands"] = False
@@ -125,7 +127,7 @@ class Prompter:
         return tuple(tokens)
 
     def _fit(self, text: str, budget: int) -> tuple[str, int, int]:
-        """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens in it become plain gaps."""
+        """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens become gaps."""
         for special in self._specials:
             text = text.replace(special, " ")
         tokens = self.tokenizer.encode(text, add_special_tokens=False)

@@ -222,7 +222,7 @@ class Scorer:
         results = []
         for column in zip(*parts, strict=True):
             flat_N = torch.cat(column)
-            results.append(torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device).masked_scatter(mask_BT, flat_N))
+            results.append(
+                torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device).masked_scatter(mask_BT, flat_N)
+            )
         return tuple(results)
-
-

@@ -57,7 +57,8 @@ def _contexts(rollouts: Sequence[Rollout], mode: SuccessContext) -> list[Rollout
             for index, r in enumerate(rollouts)
         ]
     contexts = [
-        r.context + _borrowed(r.context, failures, index) if r.success else r.context for index, r in enumerate(rollouts)
+        r.context + _borrowed(r.context, failures, index) if r.success else r.context
+        for index, r in enumerate(rollouts)
     ]
     kinds = [
         {s.source for r, context in zip(rollouts, contexts, strict=True) if r.success == success for s in context}

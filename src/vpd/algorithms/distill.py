@@ -26,13 +26,21 @@ from vpd.types import Example, Group, Metrics
 class DistillSettings:
     """What every method that distils can choose (defaults: docs/method.md)."""
 
-    distillation_alpha: Annotated[float, "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon"] = 0.5
-    distillation_topk: Annotated[int | None, "compare on the student's K likeliest tokens; null: the whole vocabulary"] = None
+    distillation_alpha: Annotated[
+        float, "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon"
+    ] = 0.5
+    distillation_topk: Annotated[
+        int | None, "compare on the student's K likeliest tokens; null: the whole vocabulary"
+    ] = None
     distillation_tail: Annotated[bool, "with top-k, put the rest of the vocabulary in one bucket"] = True
-    distillation_estimator: Annotated[Literal["exact", "sampled"], "whole distributions, or the sampled token (alpha 1)"] = "exact"
+    distillation_estimator: Annotated[
+        Literal["exact", "sampled"], "whole distributions, or the sampled token (alpha 1)"
+    ] = "exact"
     importance_clip: Annotated[float | None, "cap of the ratio pi / pi_0 that weighs each token; null: none"] = 2.0
     average: Annotated[weighting.Average, "mean of sequence means, or mean over tokens"] = "seq_mean"
-    denominator: Annotated[weighting.Denominator, "rows that divide: those with a context, or all (SDPO's code)"] = "active"
+    denominator: Annotated[weighting.Denominator, "rows that divide: those with a context, or all (SDPO's code)"] = (
+        "active"
+    )
     updates_per_batch: Annotated[int, "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
     def __post_init__(self) -> None:
@@ -47,7 +55,7 @@ class DistillSettings:
                 raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
         if self.distillation_estimator == "sampled" and (self.distillation_alpha != 1.0 or self.distillation_topk):
             raise ConfigError(
-                "algorithm.distillation_estimator 'sampled' estimates KL(student||teacher) over the whole vocabulary only",
+                "algorithm.distillation_estimator 'sampled' estimates KL(student||teacher) over all of V only",
                 got=f"distillation_alpha {self.distillation_alpha}, distillation_topk {self.distillation_topk}",
                 do="Set distillation_alpha to 1 and distillation_topk to null.",
             )
@@ -70,7 +78,9 @@ class SelfTeacher:
     def _check_own_teacher(self) -> None:
         self.teacher_settings()
         if self.teacher == "external":
-            raise ConfigError("algorithm.teacher 'external' belongs to GKD", do="Use algorithm.name gkd and teacher_model.")
+            raise ConfigError(
+                "algorithm.teacher 'external' belongs to GKD", do="Use algorithm.name gkd and teacher_model."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +100,18 @@ class GKDSettings(DistillSettings):
 
     name: Literal["gkd"] = "gkd"
     teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
-    student_fraction: Annotated[float, "lambda: share of prompts answered by the student, the rest by the teacher"] = 1.0
+    student_fraction: Annotated[float, "lambda: share of prompts answered by the student, the rest by the teacher"] = (
+        1.0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.teacher_model:
             raise ConfigError("algorithm.teacher_model is missing", expected="a Hub id or a folder")
         if not 0.0 <= self.student_fraction <= 1.0:
-            raise ConfigError("algorithm.student_fraction is out of range", got=self.student_fraction, expected="0 to 1")
+            raise ConfigError(
+                "algorithm.student_fraction is out of range", got=self.student_fraction, expected="0 to 1"
+            )
 
     def teacher_settings(self) -> TeacherSettings:
         """The learner's side of the choice."""

@@ -22,7 +22,9 @@ class GRPOSettings:
     """GRPO with the clip of DAPO (0.2 / 0.28)."""
 
     name: Literal["grpo"] = "grpo"
-    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = "group"
+    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
+        "group"
+    )
     clip_low: Annotated[float, "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
     clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
     average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
@@ -30,7 +32,9 @@ class GRPOSettings:
 
     def __post_init__(self) -> None:
         if self.updates_per_batch < 1:
-            raise ConfigError("algorithm.updates_per_batch is too small", got=self.updates_per_batch, expected="at least 1")
+            raise ConfigError(
+                "algorithm.updates_per_batch is too small", got=self.updates_per_batch, expected="at least 1"
+            )
 
 
 class GRPO:
@@ -53,7 +57,9 @@ class GRPO:
             own = examples[start : start + size]
             start += size
             weights = weighting.token_average(rows.lengths_of(own), [True] * size, average=settings.average)
-            weights = [w if e.advantage else 0.0 for w, e in zip(weights, own, strict=True)]  # counted, but adds nothing
+            weights = [
+                w if e.advantage else 0.0 for w, e in zip(weights, own, strict=True)
+            ]  # counted, but adds nothing
             metrics |= learner.update("policy", rows.weighted(own, policy=weights), self._objective)
         return metrics
 
@@ -84,7 +90,7 @@ class GRPO:
 
 
 def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "none"] = "group") -> list[float]:
-    """(r - group mean) / (std + 1e-4) of every rollout, in order; std with Bessel's correction, of the group or the batch.
+    """(r - group mean) / (std + 1e-4) of every rollout, in order; Bessel-corrected std of group or batch.
 
     The advantages of a group sum to 0; a group of equal rewards gives zeros.
     """

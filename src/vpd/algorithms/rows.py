@@ -1,6 +1,7 @@
 """From groups to examples: the one place where a rollout becomes a row of an update."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -50,7 +51,7 @@ def parts(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
     """The batch in ``count`` parts of whole groups (fewer if there are fewer groups)."""
     count = min(count, len(groups))
     edges = [len(groups) * i // count for i in range(count + 1)]
-    return [groups[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    return [groups[low:high] for low, high in itertools.pairwise(edges)]
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from vpd import losses
 from vpd.algorithms import rows, weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
-from vpd.algorithms.distill import DistillSettings, Distill, SelfTeacher
+from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Objective, Terms
 from vpd.prompts import Prompter
@@ -40,7 +40,9 @@ class VPDSettings(SelfTeacher, DistillSettings):
     e_lr_scale: Annotated[float, "the E-step's learning rate, as a multiple of the M-step's"] = 1.0
     teacher_beta: Annotated[float, "beta: scale of the implicit reward"] = 0.1
     log_ratio: Annotated[Literal["sum", "mean"], "implicit reward from the sum or the mean over tokens"] = "sum"
-    prior: Annotated[Literal["dynamic", "fixed"], "reference of the E-step: the current or the initial student"] = "dynamic"
+    prior: Annotated[Literal["dynamic", "fixed"], "reference of the E-step: the current or the initial student"] = (
+        "dynamic"
+    )
     shift_momentum: Annotated[float, "memory of the reward shift delta"] = 0.9
     success_context: Annotated[SuccessContext, "C of a success in the E-step"] = "matched"
 

@@ -23,7 +23,9 @@ def token_average(
     ``seq_mean``: the mean over a row's tokens, then over rows, 1 / (n len_i).  ``token_mean``: the mean over all
     tokens, 1 / sum len.  ``denominator="all"`` counts every row in n and sum len, as SDPO's released code does.
     """
-    counted = [bool(length) and (denominator == "all" or part) for length, part in zip(lengths, takes_part, strict=True)]
+    counted = [
+        bool(length) and (denominator == "all" or part) for length, part in zip(lengths, takes_part, strict=True)
+    ]
     rows = sum(counted)
     tokens = sum(length for length, count in zip(lengths, counted, strict=True) if count)
     weights = []

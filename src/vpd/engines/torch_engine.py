@@ -6,7 +6,8 @@ uniform number that belongs to its row alone: what a row says does not depend on
 Dimension legend: B rows still running, U distinct prompts, P longest prompt, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +21,22 @@ from vpd.types import Completion, Tokens
 class TorchEngine:
     """Batched sampling with a KV cache.
 
-    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it.
+    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it; ``autocast`` is the
+    learner's precision.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_ids: Sequence[int], max_rows: int = 64):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        eos_ids: Sequence[int],
+        max_rows: int = 64,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
         self.tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
         self.max_rows = max_rows
+        self._autocast = autocast
         self.version = -1
         self._model: Any = None
 
@@ -52,7 +62,8 @@ class TorchEngine:
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.max_rows):
             rows = slice(start, start + self.max_rows)
-            completions += self._generate(prompts[rows], seeds[rows], max_tokens, temperature, top_p, top_k)
+            with self._autocast():
+                completions += self._generate(prompts[rows], seeds[rows], max_tokens, temperature, top_p, top_k)
         return completions
 
     def _generate(

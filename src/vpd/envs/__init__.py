@@ -58,7 +58,9 @@ class Finite(Protocol):
     def train_tasks(self) -> Sequence[Task]: ...
 
 
-def per_row(grade_one: Callable[[Any, Task, str], Grade]) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
+def per_row(
+    grade_one: Callable[[Any, Task, str], Grade],
+) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
     """Turn a method ``(self, task, text) -> Grade`` into ``Env.grade``; an exception names its row."""
 
     @functools.wraps(grade_one)
@@ -89,7 +91,9 @@ def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[G
         raise grader_raised(error, f"a batch of {len(tasks)} rows") from error
     if not isinstance(grades, list) or len(grades) != len(tasks):
         got = f"{len(grades)} grades" if isinstance(grades, list) else type(grades).__name__
-        raise EnvError("the grader returned the wrong number of grades", got=got, expected=f"a list of {len(tasks)} Grade objects")
+        raise EnvError(
+            "the grader returned the wrong number of grades", got=got, expected=f"a list of {len(tasks)} Grade objects"
+        )
     for row, grade in enumerate(grades):
         if not isinstance(grade, Grade):
             raise EnvError(

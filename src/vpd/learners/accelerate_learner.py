@@ -38,7 +38,9 @@ class OptimSettings:
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
     warmup_steps: Annotated[int, "iterations of linear warm-up"] = 0
     micro_batch_size: Annotated[int, "rows per forward pass and process"] = 16
-    chunk_tokens: Annotated[int | None, "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"] = None
+    chunk_tokens: Annotated[
+        int | None, "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
+    ] = None
     mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
 
     def __post_init__(self) -> None:
@@ -46,7 +48,9 @@ class OptimSettings:
             if getattr(self, name) < low:
                 raise ConfigError(f"optim.{name} is too small", got=getattr(self, name), expected=f"at least {low}")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ConfigError("optim.max_grad_norm must be positive", got=self.max_grad_norm, do="Use null for no clipping.")
+            raise ConfigError(
+                "optim.max_grad_norm must be positive", got=self.max_grad_norm, do="Use null for no clipping."
+            )
 
 
 class _Root(nn.Module):
@@ -228,7 +232,7 @@ class AccelerateLearner:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Log-probs are taken from hidden states and the head alone: refuse a model that does more in between."""
-        for name, model in {"model": self.model, **{"teacher": m for m, _ in self.teacher.cast("teacher")}}.items():
+        for name, model in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.cast("teacher"))]:
             ids = torch.arange(4, device=self.accelerator.device)[None]
             whole = model(input_ids=ids, use_cache=False).logits
             ours = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
@@ -243,7 +247,9 @@ def _weigh(terms: Terms, examples: Sequence[Example], totals: dict[str, float]) 
     """The loss of a micro-batch; adds the loss, each term and each stat to ``totals``."""
     loss: Tensor | None = None
     for term, value_B in terms.losses.items():
-        weight_B = torch.tensor([e.weights.get(term, 0.0) for e in examples], dtype=value_B.dtype, device=value_B.device)
+        weight_B = torch.tensor(
+            [e.weights.get(term, 0.0) for e in examples], dtype=value_B.dtype, device=value_B.device
+        )
         part = (weight_B * value_B).sum()
         loss = part if loss is None else loss + part
     unknown = {term for e in examples for term in e.weights} - set(terms.losses)

