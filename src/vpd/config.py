@@ -19,13 +19,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from vpd.envs.digits import Digits
-from vpd.envs.instructions import Instructions
-from vpd.envs.science import Science
 
 from vpd.algorithms.distill import GKDSettings, SDPOSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.envs.digits import Digits
+from vpd.envs.instructions import Instructions
+from vpd.envs.science import Science
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Environment, Sibling
 from vpd.learners.accelerate_learner import OptimSettings

@@ -30,7 +30,7 @@ TEMPLATE = PromptSettings(
     demonstration_header=" . a correct solution : ", feedback_header=" . feedback : ", closing="", cut_marker=" "
 )
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
-WORDS = "apply rule to means right wrong feedback a correct solution : .".split()
+WORDS = ["apply", "rule", "to", "means", "right", "wrong", "feedback", "a", "correct", "solution", ":", "."]
 CHAT = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<assistant> {{ m.content }} {% else %}"
     "<user> {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -89,7 +89,9 @@ class Drill:
     def batch(self, kind: str, count: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` rows of one kind as prompt + answer ids [count, L], and the answers' ids [count, 6]."""
         rows = [self._row(kind, exact) for _ in range(count)]
-        answers = torch.tensor([self._tokenizer.encode(" ".join(map(str, a)), add_special_tokens=False) for _, a in rows])
+        answers = torch.tensor(
+            [self._tokenizer.encode(" ".join(map(str, a)), add_special_tokens=False) for _, a in rows]
+        )
         return torch.cat([torch.tensor([list(prompt) for prompt, _ in rows]), answers], 1), answers
 
     def _row(self, kind: str, exact: bool) -> tuple[Sequence[int], list[int]]:
@@ -160,7 +162,9 @@ def load_bundled(folder: Path = FOLDER) -> Path:
         for line in (folder / HASHES).read_text().splitlines():
             digest, name = line.split()
             if _sha256(folder / name) != digest:
-                raise ModelError(f"the shipped base model is damaged: {name} has changed", do="Install the package anew.")
+                raise ModelError(
+                    f"the shipped base model is damaged: {name} has changed", do="Install the package anew."
+                )
     except OSError as error:
         raise ModelError(f"the shipped base model is incomplete: {error}", do="Install the package anew.") from error
     return folder
