@@ -89,8 +89,14 @@ def ema_update(teacher: nn.Module, model: nn.Module, rate: float) -> None:
 # ---------------------------------------------------------------------------------------------------------- VPD
 
 
-def implicit_reward(model: Model, row: Row, reference_logp: Tensor, teacher_beta: float = 0.1, log_ratio: str = "sum",
-                    temperature: float = 1.0) -> Tensor:
+def implicit_reward(
+    model: Model,
+    row: Row,
+    reference_logp: Tensor,
+    teacher_beta: float = 0.1,
+    log_ratio: str = "sum",
+    temperature: float = 1.0,
+) -> Tensor:
     """rt = beta * sum_t (log q(y_t|x,C) - log pi_ref(y_t|x)), q = the live weights on the row's E-step prompt.
     The gradient goes to log q only. log_ratio "mean" divides by T (exp(rt / beta) is then no density ratio)."""
     assert row.e_teacher_prompt is not None and log_ratio in ("sum", "mean")
@@ -114,10 +120,21 @@ def e_loss(rts: list[Tensor], successes: list[bool], delta: float) -> Tensor:
     return torch.stack([torch.stack(terms).mean() for terms in (good, bad) if terms]).sum()
 
 
-def e_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row], reference_logps: list[Tensor] | None,
-           delta: float | None, *, teacher_beta: float = 0.1, log_ratio: str = "sum", delta_momentum: float = 0.9,
-           e_epochs: int = 1, lr_scale: float = 1.0, temperature: float = 1.0,
-           max_norm: float | None = None) -> float | None:
+def e_step(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    reference_logps: list[Tensor] | None,
+    delta: float | None,
+    *,
+    teacher_beta: float = 0.1,
+    log_ratio: str = "sum",
+    delta_momentum: float = 0.9,
+    e_epochs: int = 1,
+    lr_scale: float = 1.0,
+    temperature: float = 1.0,
+    max_norm: float | None = None,
+) -> float | None:
     """Train the teacher (the live weights on the E-step prompts) on outcomes: e_epochs updates on L_E over all rows.
 
     reference_logps: one [T] a row of `rows`; None = the student as it is now (dynamic prior); those of the initial
@@ -151,10 +168,20 @@ def average_tokens(per_token: list[Tensor], average: str, n_rows: int, n_tokens:
     return torch.cat(per_token).sum() / n_tokens
 
 
-def m_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
-           reference_logps: list[Tensor] | None, alpha: float = 0.5, is_clip: float | None = 2.0,
-           average: str = "seq_mean", *, denominator: str = "active", temperature: float = 1.0,
-           max_norm: float | None = None) -> float:
+def m_step(
+    model: Model,
+    teacher: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    reference_logps: list[Tensor] | None,
+    alpha: float = 0.5,
+    is_clip: float | None = 2.0,
+    average: str = "seq_mean",
+    *,
+    denominator: str = "active",
+    temperature: float = 1.0,
+    max_norm: float | None = None,
+) -> float:
     """One update on L_M: distil the teacher (on each row's own context, no gradient) into the student.
 
     Each token's divergence is weighted by exp(logp_S - logp_S0), detached, at most is_clip (None = weight 1), where
@@ -181,12 +208,29 @@ def m_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, rows:
     return update(optimizer, loss, max_norm)
 
 
-def vpd_iteration(model: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], k: int,
-                  delta: float | None, *, e_every: int | None = 5, fixed_prior: Model | None = None,
-                  teacher_beta: float = 0.1, log_ratio: str = "sum", delta_momentum: float = 0.9, e_epochs: int = 1,
-                  lr_scale: float = 1.0, alpha: float = 0.5, is_clip: float | None = 2.0, average: str = "seq_mean",
-                  denominator: str = "active", ema_rate: float | None = 0.05, temperature: float = 1.0,
-                  max_norm: float | None = None) -> float | None:
+def vpd_iteration(
+    model: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    k: int,
+    delta: float | None,
+    *,
+    e_every: int | None = 5,
+    fixed_prior: Model | None = None,
+    teacher_beta: float = 0.1,
+    log_ratio: str = "sum",
+    delta_momentum: float = 0.9,
+    e_epochs: int = 1,
+    lr_scale: float = 1.0,
+    alpha: float = 0.5,
+    is_clip: float | None = 2.0,
+    average: str = "seq_mean",
+    denominator: str = "active",
+    ema_rate: float | None = 0.05,
+    temperature: float = 1.0,
+    max_norm: float | None = None,
+) -> float | None:
     """Iteration k of VPD on rows rolled out from `model`: record logp_S0, an E-step if k % e_every == 0, an M-step, and
     last the teacher's one move. e_every None is SDPO. Returns the new delta.
 
@@ -197,11 +241,33 @@ def vpd_iteration(model: nn.Module, teacher: nn.Module, optimizer: torch.optim.O
     logp_s0 = student_logps(model, rows, temperature)
     if e_every is not None and k % e_every == 0:
         prior = logp_s0 if fixed_prior is None else student_logps(fixed_prior, rows, temperature)
-        delta = e_step(model, optimizer, rows, prior, delta, teacher_beta=teacher_beta, log_ratio=log_ratio,
-                       delta_momentum=delta_momentum, e_epochs=e_epochs, lr_scale=lr_scale, temperature=temperature,
-                       max_norm=max_norm)
-    m_step(model, teacher, optimizer, rows, logp_s0, alpha, is_clip, average, denominator=denominator,
-           temperature=temperature, max_norm=max_norm)
+        delta = e_step(
+            model,
+            optimizer,
+            rows,
+            prior,
+            delta,
+            teacher_beta=teacher_beta,
+            log_ratio=log_ratio,
+            delta_momentum=delta_momentum,
+            e_epochs=e_epochs,
+            lr_scale=lr_scale,
+            temperature=temperature,
+            max_norm=max_norm,
+        )
+    m_step(
+        model,
+        teacher,
+        optimizer,
+        rows,
+        logp_s0,
+        alpha,
+        is_clip,
+        average,
+        denominator=denominator,
+        temperature=temperature,
+        max_norm=max_norm,
+    )
     if teacher is not model and ema_rate is not None:
         ema_update(teacher, model, ema_rate)
     return delta
@@ -220,9 +286,17 @@ def advantages(rows: list[Row]) -> list[float]:
     return out
 
 
-def grpo_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
-              reference_logps: list[Tensor] | None = None, *, clip_low: float = 0.2, clip_high: float = 0.28,
-              temperature: float = 1.0, max_norm: float | None = None) -> float:
+def grpo_step(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    reference_logps: list[Tensor] | None = None,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    temperature: float = 1.0,
+    max_norm: float | None = None,
+) -> float:
     """One GRPO update on every row: PPO's clipped objective, mean over all tokens of the batch, no KL term. The ratio
     is to reference_logps, the behaviour policy's; None = on-policy, ratio 1 (with its gradient). Returns the loss.
     Advantages: (r - mean) / (std + 1e-4) within the group, std with Bessel's correction."""
@@ -235,8 +309,17 @@ def grpo_step(model: Model, optimizer: torch.optim.Optimizer, rows: list[Row],
     return update(optimizer, torch.cat(per_token).mean(), max_norm)
 
 
-def gkd_step(model: Model, teacher: Model, optimizer: torch.optim.Optimizer, rows: list[Row], alpha: float = 0.5,
-             average: str = "seq_mean", *, temperature: float = 1.0, max_norm: float | None = None) -> float:
+def gkd_step(
+    model: Model,
+    teacher: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    alpha: float = 0.5,
+    average: str = "seq_mean",
+    *,
+    temperature: float = 1.0,
+    max_norm: float | None = None,
+) -> float:
     """One GKD update (arXiv 2306.13649, student's own samples): the divergence to an external frozen teacher that reads
     the student's own prompt, on every row whatever its context or outcome. Returns the loss."""
     per_token = []

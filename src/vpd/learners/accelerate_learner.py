@@ -6,6 +6,7 @@ share, and the gradients are *summed* over ranks.
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -148,7 +149,9 @@ class AccelerateLearner:
         return metrics
 
     def end_iteration(self) -> None:
-        self._scheduler.step()
+        with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self._scheduler.step()
         self.teacher.end_iteration()
 
     def weights(self) -> Any:
