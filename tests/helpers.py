@@ -1,0 +1,107 @@
+"""Small things that several tests share: a tiny float64 model and groups of random rollouts with contexts."""
+
+import dataclasses
+import importlib.util
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
+from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
+
+VOCABULARY = 23
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
+    """SGD without clipping: a wrong loss scale cannot hide."""
+    known = {f.name for f in dataclasses.fields(OptimSettings)}
+    optim = {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0, "max_grad_norm": None}
+    optim |= {name: changes.pop(name) for name in list(changes) if name in known}
+    return AccelerateLearner(model, OptimSettings(**optim), accelerator=Accelerator(cpu=True), **changes)
+
+
+class TokenPrompter:
+    """A prompter whose sections hold token ids as text: teacher's prompt = those ids, then the task's prompt."""
+
+    def attach(self, groups: Sequence[Group]) -> list[Group]:
+        return [Group(rollouts=tuple(self._attach(r) for r in group.rollouts)) for group in groups]
+
+    def _attach(self, rollout: Rollout) -> Rollout:
+        if not rollout.context:
+            return dataclasses.replace(rollout, teacher=None)
+        ids = tuple(int(word) for section in rollout.context for word in section.text.split())
+        sources = tuple(section.source for section in rollout.context)
+        return dataclasses.replace(rollout, teacher=TeacherPrompt(tokens=ids + rollout.prompt, sources=sources))
+
+
+def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
+    """Ragged rollouts; failures carry a context, successes only now and then; both classes in most groups."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high)))
+
+    made = []
+    for number in range(groups):
+        prompt = ids(2, 6)
+        rollouts = []
+        for index in range(size):
+            tokens = ids(1, 5)
+            success = index == 0 or draw.random() < 0.3
+            text = " ".join(map(str, ids(1, 4)))
+            context = (Section(kind="feedback", source="environment", text=text),)
+            rollouts.append(
+                Rollout(
+                    task=Task(id=str(number), messages=({"role": "user", "content": ""},)),
+                    prompt=prompt,
+                    completion=Completion(
+                        tokens=tokens,
+                        sampled=(True,) * len(tokens),
+                        logprobs=(-1.0,) * len(tokens),
+                        text="",
+                        finish="stop",
+                    ),
+                    grade=Grade(reward=float(success) + draw.random() / 4, success=success),
+                    context=() if success and draw.random() < 0.6 else context,
+                )
+            )
+        made.append(Group(rollouts=tuple(rollouts)))
+    return TokenPrompter().attach(made)
+
+
+def flat(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def oracle() -> ModuleType:
+    """The one-file implementation, loaded by path."""
+    path = Path(__file__).resolve().parent.parent / "examples" / "vpd_from_scratch.py"
+    spec = importlib.util.spec_from_file_location("vpd_from_scratch", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["vpd_from_scratch"] = module
+    spec.loader.exec_module(module)
+    return module
