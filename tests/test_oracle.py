@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from helpers import TokenPrompter, flat, oracle, random_groups, tiny_learner, tiny_model
+
 from vpd.algorithms.contexts import e_step_contexts
 from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.grpo import GRPO, GRPOSettings
@@ -68,7 +68,9 @@ def batches() -> list[list[Group]]:
 @pytest.mark.parametrize("e_every", [1, 2, None])
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_vpd_equals_the_oracle(teacher: Any, prior: Any, e_every: int | None, alpha: float) -> None:
-    settings = VPDSettings(teacher=teacher, prior=prior, e_every=e_every, distillation_alpha=alpha, teacher_ema_rate=0.3)
+    settings = VPDSettings(
+        teacher=teacher, prior=prior, e_every=e_every, distillation_alpha=alpha, teacher_ema_rate=0.3
+    )
     model = tiny_model()
     start = flat(model)
     learner = tiny_learner(model, teacher=settings.teacher_settings(), keep_initial=prior == "fixed")
@@ -114,9 +116,7 @@ def test_sdpo_equals_the_oracle(average: Any, denominator: Any) -> None:
         algorithm.step(groups, learner)
         learner.end_iteration()
         rows = rows_of(groups)
-        scratch.m_step(
-            Bare(other), Bare(teacher), optimizer, rows, None, 0.3, 2.0, average, denominator=denominator
-        )
+        scratch.m_step(Bare(other), Bare(teacher), optimizer, rows, None, 0.3, 2.0, average, denominator=denominator)
         scratch.ema_update(Bare(teacher), Bare(other), 0.05)
     agree(flat(model), flat(other), start)
 

@@ -1,12 +1,16 @@
-"""SciKnowEval: multiple-choice questions of science (arXiv 2406.09098), reward 1 for the right letter.
+"""SciKnowEval: multiple-choice questions of science.  Right is the letter in the last ``<answer>`` tag.
 
-``path`` is a file of JSON lines, or a data set on the Hub.  Two record shapes are read: the flat one
-(``prompt`` with options ``A: ...``, ``answer`` a letter) and the Hub's (``question``, ``choices`` {text, label},
-``answerKey``, ``domain``, ``details.level``).
+    Which gas is lighter?  A: helium  B: argon                       <- the task
+    <reasoning>Argon is heavy.</reasoning> <answer>A, helium</answer>  <- an attempt
+    The answer tag holds "A, helium"; it must hold one letter: A or B.  <- feedback: a fault of form, informative
+    Option B is not right.                                           <- feedback: a bare verdict, for people only
 
-The letter is read from the *last* ``<answer>`` tag.  A fault of form is told precisely, and that is feedback;
-"option B is not right" is a bare verdict, which the teacher does not see.  ``hint: key`` adds the right letter to the
-feedback and declares it (``reveals_answer``).
+    env = Science(path="chemistry-train.jsonl", eval_path="chemistry-test.jsonl")
+    env = Science(path="hicai-zju/SciKnowEval", domain="Biology")    # the Hub; a tenth is held out
+
+A record is one of two kinds: *prepared* (``prompt`` with lines ``A: ...``, ``answer``, ``system``), as the SDPO release
+writes them, or the *Hub's* (``question``, ``choices``, ``answerKey``, ``type``, ``domain``, ``details.level``), of which
+the multiple-choice questions are taken.  Both may come from a file of JSON lines or from a data set on the Hub.
 """
 
 import functools
@@ -16,213 +20,360 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from vpd.envs import per_row
-from vpd.errors import ConfigError, DataError
+from vpd.errors import ConfigError, DataError, nearest
 from vpd.types import Grade, Message, Task
 
-_OPTION = re.compile(r"^([A-Z])[:.)] ", re.MULTILINE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_SYSTEM = (
-    "You are given a question and {count} options. Think inside <reasoning> and </reasoning>, then give the letter of "
-    "the right option ({letters}) inside <answer> and </answer>, and nothing else in that tag."
-)
-_BRIEF = (
-    "You are given a question and {count} options. Reply with the letter of the right option ({letters}) and nothing "
-    "else, in this form: <answer>{first}</answer>"
-)
+OPEN, CLOSE = "<answer>", "</answer>"
+COUNTS = ("no", "one", "two", "three", "four", "five", "six")
+LETTERS = "ABCDEF"
+KINDS = ("mcq-2-choices", "mcq-4-choices")
+SYSTEM = """Choose the right one of the {count} options. Answer in this form:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>
+
+Between the answer tags stands the letter of the right option ({letters}) and nothing else."""
+BRIEF = "Answer with the letter of the right option in an answer tag and nothing else."
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+COUNT = re.compile(r"\b(two|three|four|five|six|[2-6])(?= (?:options|choices)\b)", re.IGNORECASE)
+LETTER_LIST = re.compile(r"\bA(?:, [B-F])*,? or [B-F]\b")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One record: the question with its options, their letters, and the right one."""
+    """One question as read: ``prompt`` is the prepared wording, if there is one; ``options`` are A, B, ..."""
 
-    text: str
-    letters: tuple[str, ...]
+    id: str
+    stem: str
+    options: tuple[str, ...]
     key: str
+    prompt: str | None = None
+    system: str | None = None
+
+    @property
+    def letters(self) -> str:
+        """``A or B``, ``A, B, C or D``."""
+        *first, last = LETTERS[: len(self.options)]
+        return f"{', '.join(first)} or {last}"
+
+    @property
+    def text(self) -> str:
+        """The question and its options, as every prompt shows them."""
+        return "\n".join((f"{self.stem}\n", *map("{}: {}".format, LETTERS, self.options)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Science:
-    """``brief`` asks for the letter at once, for small models and short completions."""
+    """The environment; files are read when the first task is asked for.
+
+    Raises DataError for data that cannot be used, ConfigError for settings.  Source of the data:
+    https://github.com/HICAI-ZJU/SciKnowEval.
+    """
 
     name: Literal["science"] = "science"
-    path: Annotated[str, "JSON lines of training questions, or a Hub data set (owner/name)"]
-    eval_path: Annotated[str | None, "held-out questions; null: a tenth of path, chosen by hash"] = None
-    hint: Annotated[Literal["none", "key"], "key: feedback names the right option (declared as gold)"] = "none"
-    brief: Annotated[bool, "ask for the letter at once, without reasoning"] = False
-    domain: Annotated[str | None, "Hub records: only this domain"] = None
-    level: Annotated[str | None, "Hub records: only this level"] = "L3"
+    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
+    eval_path: Annotated[str | None, "held-out questions; null: a share of path, chosen by a hash"] = None
+    eval_share: Annotated[float, "that share"] = 0.1
+    hint: Annotated[Literal["none", "key"], "key: feedback names the right option"] = "none"
+    brief: Annotated[bool, "ask for the letter at once, for small models and short answers"] = False
+    system: Annotated[str | None, "another system message, with {count} and {letters}; '': none"] = None
+    domain: Annotated[str | None, "Biology, Chemistry, Material or Physics; Hub records only"] = None
+    level: Annotated[str | None, "null: all; Hub records only"] = "L3"
+    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
+    split: Annotated[str, "split of the Hub's data set"] = "test"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eval_share < 1:
+            raise ConfigError("env.eval_share is out of range", got=self.eval_share, expected="between 0 and 1")
+        if self.hint not in ("none", "key"):
+            raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
 
     @property
     def reveals_answer(self) -> bool:
-        """Whether the feedback may hold the reference answer."""
+        """Whether feedback holds the gold answer."""
         return self.hint == "key"
 
     def task(self, index: int, *, seed: int) -> Task:
+        """Epoch ``index // n`` walks through all training questions in the order drawn by (seed, epoch)."""
         tasks = self.train_tasks()
         epoch, place = divmod(index, len(tasks))
-        order = list(range(len(tasks)))
-        random.Random(f"science/{seed}/{epoch}").shuffle(order)
-        return tasks[order[place]]
+        return tasks[_permutation(len(tasks), seed, epoch)[place]]
 
     def train_tasks(self) -> Sequence[Task]:
-        return _split(self)[0]
+        return self._tasks[0]
 
     def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return _split(self)[1][:limit]
+        return self._tasks[1][:limit]
+
+    @cached_property
+    def repeated_stems(self) -> int:
+        """Held-out questions that training asks too, with other options: a memory of training may solve them."""
+        known = {task.payload.stem for task in self._tasks[0]}
+        return sum(task.payload.stem in known for task in self._tasks[1])
 
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
         question: Question = task.payload
-        letter, fault = read_answer(text, question.letters)
+        letter, fault = read_answer(text, question)
         right = letter == question.key
-        metrics = {"format": float(fault is None)}
-        if right:
-            return Grade(reward=1.0, feedback="That is right.", informative=False, metrics=metrics)
-        told = fault or f"Option {letter} is not right."
-        if self.hint == "key":
-            told = f"{told} The right option is {question.key}."
-        informative = fault is not None or self.hint == "key"
-        return Grade(reward=0.0, feedback=told, informative=informative, metrics=metrics)
+        verdict = f"Option {letter} is {'right' if right else 'not right'}." if letter else ""
+        told = [fault] if fault and not right else []
+        told += [f"The right option is {question.key}."] if self.reveals_answer else []
+        return Grade(
+            reward=float(right),
+            success=right,
+            feedback=" ".join(filter(None, (verdict, *told))),
+            informative=bool(told),
+            metrics={"answer_readable": float(letter is not None)},
+        )
+
+    @cached_property
+    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+        """Training and evaluation, apart."""
+        everything = self._questions(self.path)
+        if self.eval_path is None or self.eval_path == self.path:
+            train = [question for question in everything if _hash(question.stem) >= self.eval_share]
+            held_out = [question for question in everything if _hash(question.stem) < self.eval_share]
+        else:
+            train, held_out = everything, self._questions(self.eval_path)
+            known = {question.text for question in train}
+            shared = [question.id for question in held_out if question.text in known]
+            if shared:
+                raise DataError(
+                    f"{self.path} and {self.eval_path} share {len(shared)} questions",
+                    got=f"record {shared[0]} of the latter in both",
+                    expected="evaluation apart from training",
+                    do="Take them out of one, or leave env.eval_path out: then a share of env.path is held out.",
+                )
+        for part, questions in (("training", train), ("evaluation", held_out)):
+            if not questions:
+                raise DataError(
+                    f"{self.path} leaves no question for {part}",
+                    got=f"{len(everything)} in all, env.eval_share {self.eval_share}",
+                    do="Give more questions, another env.eval_share, or env.eval_path.",
+                )
+        held_out.sort(key=lambda question: _hash(question.text))  # any first few are a fair sample
+        return tuple(self._task("train", q) for q in train), tuple(self._task("eval", q) for q in held_out)
+
+    def _task(self, part: str, question: Question) -> Task:
+        count = COUNTS[len(question.options)]
+        if self.system is not None:
+            system = self.system.replace("{count}", count).replace("{letters}", question.letters)
+        elif self.brief:
+            system = BRIEF
+        else:
+            system = _corrected(question.system or SYSTEM.format(count=count, letters=question.letters), question)
+        user = question.prompt or f"{question.text}\nPlease reason step by step."
+        if self.brief:
+            user = f"{question.text}\n\nWhich of the {count} options is right, {question.letters}?"
+        messages: tuple[Message, ...] = ({"role": "user", "content": user},)
+        if system:
+            messages = ({"role": "system", "content": system}, *messages)
+        return Task(id=f"{part}/{question.id}", messages=messages, payload=question)
+
+    def _questions(self, path: str) -> list[Question]:
+        """All questions of one file or data set that pass the filters."""
+        found: list[Question] = []
+        domains: set[str] = set()
+        for where, number, record in _records(path, self.subset, self.split):
+            if "choices" in record:
+                if _text(record, "type", where) not in KINDS:
+                    continue
+                domains.add(_text(record, "domain", where))
+                level = _text(_mapping(record, "details", where), "level", where)
+                if (self.domain or record["domain"]) != record["domain"] or (self.level or level) != level:
+                    continue
+                found.append(_from_hub(record, where, number))
+            elif self.domain is not None:
+                raise DataError(
+                    f"{where} has no domain", expected=f"{self.domain!r} (env.domain)", do="Leave env.domain out."
+                )
+            else:
+                found.append(_from_prepared(record, where, number))
+        if not found:
+            raise DataError(
+                f"{path} has no multiple-choice question",
+                expected=f"domain {self.domain or 'any'}, level {self.level or 'any'}",
+                do=nearest(self.domain, domains) if self.domain and self.domain not in domains else None,
+            )
+        return found
 
 
-def read_answer(text: str, letters: Sequence[str]) -> tuple[str | None, str | None]:
-    """The letter in the last answer tag, or what is wrong with the form: (letter, fault), one of them None."""
-    shown = f"{', '.join(letters[:-1])} or {letters[-1]}"
-    found = _ANSWER.findall(text)
-    if not found:
+def read_answer(text: str, question: Question) -> tuple[str | None, str | None]:
+    """The letter in the last answer tag, and what is wrong with the form; either may be None."""
+    form = f"{OPEN}LETTER{CLOSE} with one of the letters {question.letters}"
+    start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
+    end = text.find(CLOSE, start)
+    if start < 0:
         if not text.strip():
-            return None, f"Your answer is empty. Write one letter ({shown}) between <answer> and </answer>."
-        if "<answer>" in text.lower():
-            return None, f"Your <answer> tag is not closed. Write one letter ({shown}) between <answer> and </answer>."
-        return None, f"Your answer has no <answer> tag. Write one letter ({shown}) between <answer> and </answer>."
-    held = found[-1].strip()
-    if held in letters:
-        return held, None
+            return None, f"Your answer is empty; it must end with {form}."
+        if OPEN in text:
+            return None, f"Your answer tag is not closed; write {form}."
+        return None, f"Your answer has no answer tag; it must end with {form}."
+    held = text[start + len(OPEN) : end].strip()
     if not held:
-        return None, f"Your <answer> tag is empty. Write one letter ({shown}) in it."
-    if len(held) == 1:
-        return None, f'Your <answer> tag holds "{held}", which is no option. The options are {shown}.'
-    return None, f'Your <answer> tag holds more than a letter: "{held[:60]}". Write only {shown} in it.'
+        return None, f"Your answer tag is empty; write {form}."
+    if len(held) > 1:
+        return None, f'Your answer tag holds "{_shown(held)}"; it must hold one letter only: {question.letters}.'
+    if held not in LETTERS[: len(question.options)]:
+        return None, f'Your answer tag holds "{_shown(held)}"; the options are {question.letters}.'
+    return held, f"Text follows your {CLOSE}; nothing may." if text[end + len(CLOSE) :].strip() else None
+
+
+def _records(path: str, subset: str | None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """(where it stands, its number, record) of every record."""
+    source = Path(path)
+    if source.exists() or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
+        for number, line in _lines(source):
+            where = f"{path} line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where} is not JSON", got=str(error)[:200], expected="one object a line") from error
+            yield where, number, _object(record, where)
+        return
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{path} is on the Hub, and the package datasets is missing", do="pip install 'vpd-rl[hub]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(path, subset, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"cannot load {path} from the Hub",
+            got=" ".join(str(error).split())[:300],
+            do="Check the name, env.subset and env.split, or give a file of JSON lines.",
+        ) from error
+    for number, record in enumerate(rows):
+        yield f"{path} record {number}", number, record
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file that are not blank."""
+    try:
+        raw = source.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{source} is not UTF-8", got=f"byte 0x{raw[error.start]:02x} in line {line}") from error
+    except OSError as error:
+        expected = "a file of JSON lines, or owner/name on the Hub"
+        raise DataError(f"cannot read {source}", got=error.strerror, expected=expected) from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"{source} is empty", expected="one JSON object a line")
+    yield from lines
+
+
+def _from_prepared(record: Mapping[str, Any], where: str, number: int) -> Question:
+    prompt = _text(record, "prompt", where)
+    parts = re.split(r"(?m)^([A-F]): (.*)$", prompt)
+    labels, texts = parts[1::3], parts[2::3]
+    if "A" in labels:  # earlier lines of that look belong to the question
+        first = len(labels) - 1 - labels[::-1].index("A")
+        stem = prompt[: prompt.rindex(f"\nA: {texts[first]}")] if first or parts[0] else ""
+        labels, texts = labels[first:], texts[first:]
+    else:
+        stem = prompt
+    return Question(
+        id=str(record.get("idx", number)),
+        stem=stem.strip(),
+        options=_options(labels, texts, where),
+        key=_key(record, "answer", labels, where),
+        prompt=prompt,
+        system=_text(record, "system", where) if "system" in record else None,
+    )
+
+
+def _from_hub(record: Mapping[str, Any], where: str, number: int) -> Question:
+    choices = _mapping(record, "choices", where)
+    for field in ("label", "text"):
+        if not isinstance(choices.get(field), list):
+            raise DataError(f"{where} has no list choices.{field}", got=repr(choices.get(field))[:80])
+    labels = choices["label"]
+    return Question(
+        id=str(number),
+        stem=_text(record, "question", where).strip(),
+        options=_options(labels, choices["text"], where),
+        key=_key(record, "answerKey", labels, where),
+    )
+
+
+def _options(labels: Sequence[Any], texts: Sequence[Any], where: str) -> tuple[str, ...]:
+    if (
+        not 2 <= len(labels) <= len(LETTERS)
+        or list(labels) != list(LETTERS[: len(labels)])
+        or len(texts) != len(labels)
+    ):
+        raise DataError(
+            f"{where} has options that cannot be read",
+            got=f"{len(texts)} texts for the letters {', '.join(map(str, labels)) or 'none'}",
+            expected="two to six, in the order A, B, ...",
+        )
+    return tuple(_text({"option": text}, "option", where).strip() for text in texts)
+
+
+def _key(record: Mapping[str, Any], field: str, labels: Sequence[str], where: str) -> str:
+    key = _text(record, field, where).strip()
+    if key not in labels:
+        raise DataError(f"{where}: {field!r} is not among the options", got=repr(key[:40]), expected=", ".join(labels))
+    return key
+
+
+def _text(record: Mapping[str, Any], field: str, where: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str) or not value.strip():
+        got = f"only {', '.join(map(str, record))}"[:200] if field not in record else repr(value)[:80]
+        raise DataError(f"{where} lacks the text {field!r}", got=got, expected="a string that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{where}: {field!r} holds half a surrogate pair", expected="text that UTF-8 can write")
+    return value
+
+
+def _mapping(record: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
+    return _object(record.get(field), f"{where}: {field!r}")
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where} is not an object", got=type(value).__name__, expected="a JSON object")
+    return value
+
+
+def _corrected(system: str, question: Question) -> str:
+    """The system message with the number and the letters of this question's options."""
+    count = COUNTS[len(question.options)]
+    stated = COUNT.search(system)
+    if stated is None:
+        return f"{system.rstrip()}\nThere are {count} options: {question.letters}.\n"
+    if stated[0].lower() in (count, str(len(question.options))):
+        return system
+    return LETTER_LIST.sub(question.letters, COUNT.sub(count, system))
+
+
+def _shown(text: str) -> str:
+    """At most 40 printable characters on one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
+    return line if len(line) <= 40 else f"{line[:40]}..."
+
+
+def _hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 @functools.lru_cache(maxsize=8)
-def _split(env: Science) -> tuple[list[Task], list[Task]]:
-    """Training and held-out tasks, apart."""
-    train = [_task(question, env.brief) for question in _questions(env.path, env)]
-    if env.eval_path is None:
-        held_out = [task for task in train if int(hashlib.sha256(task.id.encode()).hexdigest(), 16) % 10 == 0]
-        train = [task for task in train if task not in held_out]
-    else:
-        held_out = [_task(question, env.brief) for question in _questions(env.eval_path, env)]
-        shared = {task.payload.text for task in train} & {task.payload.text for task in held_out}
-        if shared:
-            raise DataError(
-                f"{env.path} and {env.eval_path} share {len(shared)} questions",
-                got=repr(sorted(shared)[0][:60]),
-                do="Take them out of one file: an evaluation on training questions says nothing.",
-            )
-    if not train or not held_out:
-        raise DataError(
-            f"{env.path}: no {'training' if not train else 'held-out'} questions are left", do="Check domain and level."
-        )
-    return train, held_out
-
-
-def _task(question: Question, brief: bool) -> Task:
-    letters = ", ".join(question.letters[:-1]) + f" or {question.letters[-1]}"
-    count = {2: "two", 3: "three", 4: "four", 5: "five"}.get(len(question.letters), str(len(question.letters)))
-    system = (_BRIEF if brief else _SYSTEM).format(count=count, letters=letters, first=question.letters[0])
-    messages: tuple[Message, ...] = (
-        {"role": "system", "content": system},
-        {"role": "user", "content": question.text},
-    )
-    digest = hashlib.sha256(question.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return Task(id=f"science-{digest}", messages=messages, payload=question)
-
-
-def _questions(path: str, env: Science) -> list[Question]:
-    records = _file(Path(path)) if _is_file(path) else _hub(path, env)
-    questions = [_question(record, where) for where, record in records]
-    if not questions:
-        raise DataError(f"{path} holds no questions", do="Check the file, or env.domain and env.level.")
-    return questions
-
-
-def _is_file(path: str) -> bool:
-    return Path(path).exists() or path.count("/") != 1 or path.endswith((".jsonl", ".json")) or path.startswith(".")
-
-
-def _file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot read the data file {path}", got=error.strerror, expected="a file of JSON lines"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", got=str(error), expected="a file of JSON lines") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not valid JSON", got=repr(line[:60]), do=f"Mend the line ({error}).") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: not an object", got=type(record).__name__, expected="one JSON object per line")
-        yield where, record
-
-
-def _hub(path: str, env: Science) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} is no file, and Hub data needs the package datasets", do="pip install 'vpd-rl[hub]'"
-        ) from error
-    try:
-        data = load_dataset(path, split="test")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot load the data set {path}", got=str(error).split("\n")[0][:160]) from error
-    for number, record in enumerate(data):
-        level = (record.get("details") or {}).get("level")
-        if (env.domain in (None, record.get("domain"))) and (env.level in (None, level)) and record.get("answerKey"):
-            yield f"{path}, record {number}", record
-
-
-def _question(record: Mapping[str, Any], where: str) -> Question:
-    """Either record shape as a question.  Raises DataError naming the record."""
-    if "choices" in record:
-        text, key = _field(record, "question", where), _field(record, "answerKey", where)
-        choices = record["choices"]
-        if not isinstance(choices, Mapping) or len(choices.get("text", ())) != len(choices.get("label", ())):
-            raise DataError(f"{where}: choices are malformed", expected="{'text': [...], 'label': [...]} of one length")
-        text += "\n\n" + "\n".join(f"{a}: {b}" for a, b in zip(choices["label"], choices["text"], strict=True))
-        letters = tuple(choices["label"])
-    else:
-        text, key = _field(record, "prompt", where), _field(record, "answer", where)
-        text = text.removesuffix("\nPlease reason step by step.")
-        letters = tuple(dict.fromkeys(_OPTION.findall(text)))
-    if len(letters) < 2:
-        raise DataError(
-            f"{where}: fewer than two options found", got=repr(text[-60:]), expected="lines such as 'A: ...'"
-        )
-    if key.strip() not in letters:
-        raise DataError(
-            f"{where}: the key is not among the options", got=repr(key), expected=f"one of {', '.join(letters)}"
-        )
-    return Question(text, letters, key.strip())
-
-
-def _field(record: Mapping[str, Any], name: str, where: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{where}: field {name!r} is missing or not text", got=repr(value)[:60], expected="a non-empty string"
-        )
-    return value
+def _permutation(length: int, seed: int, epoch: int) -> Sequence[int]:
+    order = list(range(length))
+    random.Random(f"science/{seed}/{epoch}").shuffle(order)
+    return order

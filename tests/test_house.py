@@ -1,0 +1,76 @@
+"""Imports only go down, and the four rules about who may touch what."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "src" / "vpd"
+FLOORS = {
+    "cli": 7, "recipes": 7, "config": 6, "loop": 5, "evaluate": 4, "checkpoint": 4, "report": 4,
+    "algorithms": 3, "feedback": 3, "rollout": 3, "learners": 2, "engines": 2,
+    "losses": 1, "tensors": 1, "prompts": 1, "envs": 1, "types": 0, "errors": 0,
+}  # fmt: skip
+SAME_FLOOR = {("cli", "recipes"), ("tensors", "losses"), ("types", "errors")}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_go_down(path: Path) -> None:
+    here = place(path)
+    for name in imports(path):
+        if not name.startswith("vpd."):
+            continue
+        there = name.split(".")[1]
+        allowed = here == there or FLOORS[there] < FLOORS[here] or (here, there) in SAME_FLOOR
+        assert allowed, f"{here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})"
+
+
+def of(folder: str) -> set[str]:
+    return {name for path in FILES if place(path) == folder for name in imports(path)}
+
+
+def test_nothing_heavy_on_the_ground_floor() -> None:
+    for folder in ("types", "errors", "envs", "prompts"):
+        assert not [
+            name for name in of(folder) if name.split(".")[0] in ("torch", "transformers", "numpy", "accelerate")
+        ]
+
+
+def test_losses_import_only_torch() -> None:
+    assert {name.split(".")[0] for name in of("losses")} == {"math", "torch"}
+
+
+def test_the_loop_imports_no_method() -> None:
+    assert {n for n in of("loop") if n.startswith("vpd.algorithms")} == {"vpd.algorithms.Algorithm"}
+
+
+def test_algorithms_import_no_environment_engine_or_optimiser() -> None:
+    banned = ("vpd.envs", "vpd.engines", "torch.optim", "accelerate", "transformers")
+    assert not [name for name in of("algorithms") if name.startswith(banned)]
+
+
+def test_only_learners_differentiate() -> None:
+    callers = {
+        place(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "backward"
+    }
+    assert callers == {"learners", "recipes"}  # recipes/tiny.py: the warm-up that makes the shipped base
+    assert [p.name for p in FILES if place(p) == "recipes" and ".backward(" in p.read_text()] == ["tiny.py"]

@@ -1,0 +1,177 @@
+"""The same result for any micro-batch size, order and chunk; rows without a context cost and change nothing."""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
+
+from vpd.algorithms import Algorithm, rows
+from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
+from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.learners import Terms
+from vpd.learners.teachers import TeacherSettings, TeacherWeights
+from vpd.tensors import Batch, Scorer
+from vpd.types import Example, Group
+
+Make = Callable[[], Algorithm]
+METHODS: dict[str, tuple[Make, TeacherSettings]] = {
+    "vpd": (lambda: VPD(VPDSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()), TeacherSettings(ema_rate=0.5)),  # type: ignore[arg-type]
+    "sdpo": (lambda: Distill(SDPOSettings(updates_per_batch=2)), TeacherSettings()),
+    "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
+    "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
+}
+
+
+def learner_of(name: str, **changes: Any) -> Any:
+    external = {"external": tiny_model(seed=7)} if name == "gkd" else {}
+    return tiny_learner(tiny_model(), teacher=METHODS[name][1], **external, **changes)
+
+
+def run(name: str, batches: list[list[Group]], **changes: Any) -> torch.Tensor:
+    learner, algorithm = learner_of(name, **changes), METHODS[name][0]()
+    for groups in batches:
+        algorithm.step(groups, learner)
+        learner.end_iteration()
+    return flat(learner.weights())
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).norm() / (b - flat(tiny_model())).norm() < 1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_chunks_and_order_change_nothing(name: str) -> None:
+    batches = [random_groups(seed, groups=4) for seed in range(3)]
+    whole = run(name, batches, micro_batch_size=100)
+    for size in (1, 3):
+        assert same(run(name, batches, micro_batch_size=size), whole)
+    for chunk in (1, 7):
+        assert same(run(name, batches, micro_batch_size=100, chunk_tokens=chunk), whole)
+    if name in ("vpd", "gkd"):  # with several updates per batch the order of groups decides the parts
+        shuffled = [random.Random(1).sample(groups, len(groups)) for groups in batches]
+        assert same(run(name, shuffled, micro_batch_size=5), whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_restore_continues_bit_for_bit(name: str) -> None:
+    batches = [random_groups(seed) for seed in range(4)]
+    whole = run(name, batches, optimizer="adamw", learning_rate=1e-2)
+    first, algorithm = learner_of(name, optimizer="adamw", learning_rate=1e-2), METHODS[name][0]()
+    for groups in batches[:2]:
+        algorithm.step(groups, first)
+        first.end_iteration()
+    second, resumed = learner_of(name, optimizer="adamw", learning_rate=1e-2), METHODS[name][0]()
+    second.restore(first.state())
+    resumed.restore(algorithm.state())
+    for groups in batches[2:]:
+        resumed.step(groups, second)
+        second.end_iteration()
+    assert torch.equal(flat(second.weights()), whole)
+
+
+@pytest.mark.parametrize("name", ["vpd", "sdpo"])
+def test_rows_without_context_change_nothing_and_make_no_pass(name: str) -> None:
+    bare = [
+        dataclasses.replace(r, context=(), teacher=None, grade=dataclasses.replace(r.grade, success=False))
+        for r in random_groups(9, groups=1)[0].rollouts
+    ]
+    groups = random_groups(0, groups=2)
+    more = [*groups, Group(rollouts=tuple(bare))]
+    settings = SDPOSettings() if name == "sdpo" else None
+    make = (lambda: Distill(settings)) if settings else METHODS["vpd"][0]
+
+    def trained(batch: list[Group]) -> tuple[torch.Tensor, int]:
+        learner = learner_of(name)
+        seen = 0
+
+        def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal seen
+            seen += len(kwargs["input_ids"])
+
+        learner.weights().base_model.register_forward_hook(count, with_kwargs=True)
+        make().step(batch, learner)
+        return flat(learner.weights()), seen
+
+    (with_bare, rows_with), (without, rows_without) = trained(more), trained(groups)
+    assert torch.equal(with_bare, without) and rows_with == rows_without
+
+
+def test_an_iteration_without_any_context_trains_nothing() -> None:
+    groups = [
+        Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher=None) for r in group.rollouts))
+        for group in random_groups(0)
+    ]
+    learner, algorithm = learner_of("vpd"), METHODS["vpd"][0]()
+    metrics = algorithm.step(groups, learner)
+    assert metrics["e_step/rows"] == metrics["m_step/rows"] == 0 and metrics["e_step/skipped"] == 1
+    assert torch.equal(flat(learner.weights()), flat(tiny_model()))
+    assert algorithm.step(random_groups(1), learner)["e_step/rows"] == 0  # a skipped E-step does not move the schedule
+    assert algorithm.step(random_groups(2), learner)["e_step/rows"] > 0
+
+
+def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_step() -> None:
+    examples = [
+        dataclasses.replace(e, weights={"x": 1.0}, reference=(0.0,) * len(e.completion))
+        for e in rows.examples_of(random_groups(0))
+        if e.teacher_prompt
+    ]
+    learner = learner_of("sdpo")
+
+    def both(scorer: Scorer, batch: Batch) -> Terms:
+        student, teacher = scorer.logprobs("student"), scorer.logprobs("teacher")
+        assert student.requires_grad != teacher.requires_grad
+        assert teacher.requires_grad == (train == "teacher")
+        value = scorer.divergence(alpha=0.5).value
+        return Terms(losses={"x": value.sum(-1)})
+
+    for train in ("student", "teacher"):
+        learner.update("x", examples, both, train=train)
+    assert all(p.grad is None for p in learner.teacher.cast("teacher")[0][0].parameters())
+
+
+def test_teacher_with_the_students_prompt_is_the_student() -> None:
+    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in rows.examples_of(random_groups(0))]
+    learner = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=5)
+    student, teacher = (learner.score(examples, m) for m in (rows.student_logprobs, rows.teacher_logprobs))
+    assert student == teacher  # equal shapes: bit for bit
+    alone = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=1).score(examples, rows.student_logprobs)
+    for padded, unpadded in zip(student, alone, strict=True):
+        assert padded == pytest.approx(unpadded, abs=1e-5)
+
+
+def test_scores_equal_an_unpadded_forward_at_the_temperature() -> None:
+    model = tiny_model()
+    examples = rows.examples_of(random_groups(3))
+    scores = tiny_learner(model, temperature=0.7).score(examples, rows.student_logprobs)
+    for example, score in zip(examples, scores, strict=True):
+        logits = model(torch.tensor([example.prompt + example.completion])).logits[0] / 0.7
+        logp = torch.log_softmax(logits, -1)[len(example.prompt) - 1 : -1]
+        assert score == pytest.approx([logp[t, token].item() for t, token in enumerate(example.completion)], abs=1e-10)
+
+
+def test_ema_rate_1_copies_and_0_is_frozen_and_a_trust_region_mixes() -> None:
+    live = tiny_model()
+    teachers = {rate: TeacherWeights(TeacherSettings(ema_rate=rate), live) for rate in (0.0, 0.25, 1.0)}
+    start = flat(live)
+    with torch.no_grad():
+        for parameter in live.parameters():
+            parameter.add_(1.0)
+    for rate, teacher in teachers.items():
+        teacher.end_iteration()
+        assert torch.allclose(flat(teacher.cast("teacher")[0][0]), start + rate)
+    mixed = TeacherWeights(TeacherSettings(kind="trust_region", trust_region_mix=0.25), live).cast("teacher")
+    assert [share for _, share in mixed] == [0.75, 0.25]
+
+
+def test_an_unknown_weight_and_a_row_without_a_teacher_are_refused() -> None:
+    example = Example(prompt=(1,), completion=(2,), mask=(True,), behaviour=(0.0,), weights={"other": 1.0})
+    learner = learner_of("sdpo")
+    with pytest.raises(ValueError, match="other"):
+        learner.update("x", [example], lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}))
+    with pytest.raises(ValueError, match="without a teacher"):
+        learner.score([example], rows.teacher_logprobs)
