@@ -92,7 +92,7 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     students = {method: [run["student"] for run in runs if run["method"] == method] for method in METHODS}
     teachers = {method: [run["teacher"] for run in runs if run["method"] == method] for method in METHODS}
     console.print(_table(students, teachers))
-    console.print("\n" + verdict(students, teachers))
+    console.print("\n" + verdict(students, teachers), highlight=False)
     results = {
         "methods": {
             method: {

@@ -65,11 +65,13 @@ class ConsoleProgress:
             self._columns = [c for c in COLUMNS if c[1] in metrics or c[1].startswith(("e_step", "m_step", "eval"))]
             prefixes = {name.split("/")[0] for name in metrics}
             self._columns = [c for c in self._columns if c[1].split("/")[0] in prefixes or c[1].startswith("eval")]
-            self._console.print("  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold")
+            self._console.print(
+                "  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold", soft_wrap=True
+            )
             self._header_shown = True
         if self._header_shown:
             cells = "".join(f"{_cell(metrics.get(name)):>9}" for _, name in self._columns)
-            self._console.print(f"{step:6d}{cells}", highlight=False)
+            self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
 
 def _cell(value: float | None) -> str:

@@ -1,0 +1,153 @@
+"""The embedded engine: its log-probs are the learner's, and a row's sample is its own."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import VOCABULARY, tiny_model
+
+from vpd.engines import ScriptedEngine
+from vpd.engines.mixed_engine import MixedEngine
+from vpd.engines.torch_engine import TorchEngine, draw, truncate
+from vpd.recipes import tiny
+
+
+class Words:
+    """A stand-in tokenizer."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return " ".join(map(str, ids))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+PROMPTS = [(1, 2, 3), (4,), (1, 2, 3), (5, 6, 7, 8, 9, 10), (4,), (2, 2)]
+SEEDS = list(range(100, 106))
+
+
+def engine(dtype: torch.dtype = torch.float32, **changes: object) -> TorchEngine:
+    made = TorchEngine(Words(), eos_ids=[0, 3], **changes)  # type: ignore[arg-type]
+    made.load(tiny_model(dtype=dtype), 7)
+    return made
+
+
+def test_logprobs_are_those_of_an_unpadded_forward_at_the_temperature() -> None:
+    model = tiny_model(dtype=torch.float32)
+    answers = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=12, temperature=0.8)
+    assert len({len(answer.tokens) for answer in answers}) > 1  # rows ended at different times
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        logits = model(torch.tensor([prompt + answer.tokens])).logits[0] / 0.8
+        logp = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+        assert answer.logprobs == pytest.approx([logp[t, i].item() for t, i in enumerate(answer.tokens)], abs=1e-4)
+        ended = answer.tokens[-1] in (0, 3)
+        assert answer.finish == ("stop" if ended else "length") and answer.version == 7
+        assert not set(answer.tokens[:-1]) & {0, 3} and (ended or len(answer.tokens) == 12)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    together = engine(torch.float64).generate(PROMPTS, seeds=SEEDS, max_tokens=12)
+    for row in range(len(PROMPTS)):
+        [alone] = engine(torch.float64).generate([PROMPTS[row]], seeds=[SEEDS[row]], max_tokens=12)
+        assert alone.tokens == together[row].tokens
+    assert [a.tokens for a in engine(torch.float64, max_rows=2).generate(PROMPTS, seeds=SEEDS, max_tokens=12)] == [
+        a.tokens for a in together
+    ]
+    assert together[0].tokens != together[2].tokens  # the same prompt under another seed
+
+
+def test_equal_prompts_are_prefilled_once() -> None:
+    made = engine()
+    seen: list[int] = []
+    made._model.base_model.register_forward_hook(lambda m, a, k, o: seen.append(len(k["input_ids"])), with_kwargs=True)
+    made.generate([(1, 2)] * 5 + [(3, 4)], seeds=range(6), max_tokens=2)  # type: ignore[arg-type]
+    assert seen[0] == 2 and seen[1] <= 6
+
+
+def test_greedy_and_top_k_1_agree() -> None:
+    greedy = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, temperature=0.0)
+    first = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, top_k=1)
+    assert [a.tokens for a in greedy] == [a.tokens for a in first]
+
+
+def test_draw_follows_the_probabilities_and_never_takes_an_impossible_token() -> None:
+    logp = torch.tensor([[0.1, 0.0, 0.6, 0.3]]).log().expand(20_000, 4)
+    uniform = torch.tensor(np.random.default_rng(0).random(20_000))
+    counts = torch.bincount(draw(logp, uniform), minlength=4) / 20_000
+    assert counts.tolist() == pytest.approx([0.1, 0.0, 0.6, 0.3], abs=0.015) and counts[1] == 0
+    edge = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    assert draw(torch.tensor([[0.0, 0.5, 0.5]] * 2).log(), edge).tolist() == [1, 2]
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_p() -> None:
+    logp = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert truncate(logp, 0.7, None).isfinite().tolist() == [[True, True, False, False]]
+    assert truncate(logp, 0.5, None).isfinite().tolist() == [[True, False, False, False]]
+    assert truncate(logp, 1.0, 3).isfinite().tolist() == [[True, True, True, False]]
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(ValueError, match="one seed for each prompt"):
+        engine().generate(PROMPTS, seeds=[1], max_tokens=2)
+    with pytest.raises(RuntimeError, match="load"):
+        TorchEngine(Words(), eos_ids=[0]).generate([(1,)], seeds=[1], max_tokens=1)
+
+
+def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:
+    first, second = ScriptedEngine(Words(), ["1"]), ScriptedEngine(Words(), ["2"])
+    mixed = MixedEngine(first, second, first_fraction=0.5)
+    mixed.load(None, 3)
+    assert (first.version, second.version) == (3, -1)
+    prompts = [(n,) for n in range(VOCABULARY) for _ in range(3)]
+    answers = mixed.generate(prompts, seeds=range(len(prompts)), max_tokens=4)  # type: ignore[arg-type]
+    groups = [{answers[row + i].text for i in range(3)} for row in range(0, len(prompts), 3)]
+    assert all(len(group) == 1 for group in groups) and {"1", "2"} == set().union(*groups)
+
+
+def test_the_shipped_base_follows_hints() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from vpd.envs.digits import RULES, Digits, apply
+    from vpd.feedback import Section
+    from vpd.prompts import Prompter
+
+    folder = tiny.load_bundled()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) < 100 and tokenizer.decode(tokenizer.encode("apply rule B to 3 1")) == "apply rule B to 3 1"
+    prompter = Prompter(tokenizer, tiny.TEMPLATE, window=96, max_completion_length=6)
+    made = TorchEngine(tokenizer, eos_ids=[tokenizer.eos_token_id], max_rows=512)
+    made.load(AutoModelForCausalLM.from_pretrained(folder).eval(), 0)
+    env = Digits()
+    tasks = list(env.eval_tasks(256))
+
+    def per_digit(prompts: list[tuple[int, ...]]) -> float:
+        hits = 0
+        for task, answer in zip(tasks, made.generate(prompts, seeds=range(256), max_tokens=6), strict=True):  # type: ignore[arg-type]
+            rule, digits = task.payload
+            right = [str(d) for d in apply(RULES[rule], digits)]
+            hits += sum(a == b for a, b in zip(answer.text.split(), right, strict=False))
+        return hits / (6 * len(tasks))
+
+    told = []
+    for task in tasks:
+        [grade] = env.grade([task], ["0"])
+        section = Section(kind="feedback", source="environment", text=grade.feedback or "")
+        prompt = prompter.teacher(task, [section])
+        assert prompt is not None
+        told.append(prompt.tokens)
+    assert per_digit(told) - per_digit([prompter.student(task) for task in tasks]) >= 0.3
+
+
+def test_a_damaged_base_is_refused(tmp_path: object) -> None:
+    import shutil
+    from pathlib import Path
+
+    from vpd.errors import ModelError
+
+    copy = Path(str(tmp_path)) / "tiny"
+    shutil.copytree(tiny.FOLDER, copy)
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(ModelError, match=r"model.safetensors has changed"):
+        tiny.load_bundled(copy)
