@@ -1,6 +1,7 @@
 """The same result for any micro-batch size, order and chunk; rows without a context cost and change nothing."""
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
-from vpd.algorithms import Algorithm, rows
+from vpd.algorithms import Algorithm, rows, weighting
 from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.grpo import GRPO, GRPOSettings
-from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.algorithms.vpd import VPD, VPDSettings, e_step_objective
+from vpd.errors import TrainingError
 from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.tensors import Batch, Scorer
@@ -175,3 +177,69 @@ def test_an_unknown_weight_and_a_row_without_a_teacher_are_refused() -> None:
         learner.update("x", [example], lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}))
     with pytest.raises(ValueError, match="without a teacher"):
         learner.score([example], rows.teacher_logprobs)
+
+
+def e_examples(seed: int) -> list[Example]:
+    made = [e for e in rows.examples_of(random_groups(seed, groups=4)) if e.teacher_prompt]
+    weights = weighting.class_mean([e.success for e in made])
+    return rows.weighted(rows.with_reference(made, tiny_learner(tiny_model())), bco=weights)
+
+
+def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
+    examples, objective = e_examples(0), e_step_objective(VPDSettings(), shift=0.05)
+    learner = tiny_learner(tiny_model(), learning_rate=0.01)
+    first, second = (learner.update("e", examples, objective, train="teacher")["e/loss"] for _ in range(2))
+    assert second < first
+
+
+def test_a_teacher_with_the_students_prompt_starts_the_e_step_at_two_log_two() -> None:
+    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in e_examples(0)]
+    assert {e.success for e in examples} == {True, False}
+    loss = tiny_learner(tiny_model()).update("e", examples, e_step_objective(VPDSettings(), 0.0), train="teacher")
+    assert loss["e/loss"] == pytest.approx(2 * math.log(2), abs=1e-12)
+
+
+def test_fixed_and_dynamic_prior_agree_at_first_and_part_later() -> None:
+    def trained(prior: Any, steps: int) -> torch.Tensor:
+        settings = VPDSettings(e_every=1, prior=prior)
+        learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings(), keep_initial=prior == "fixed")
+        algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
+        for seed in range(steps):
+            algorithm.step(random_groups(seed), learner)
+            learner.end_iteration()
+        return flat(learner.weights())
+
+    assert torch.equal(trained("fixed", 1), trained("dynamic", 1))
+    assert not torch.equal(trained("fixed", 2), trained("dynamic", 2))
+
+
+def test_e_steps_fall_on_multiples_of_f_and_the_ratio_is_one_elsewhere() -> None:
+    settings = VPDSettings(e_every=3)
+    learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings())
+    algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
+    for k in range(7):
+        metrics = algorithm.step(random_groups(k), learner)
+        learner.end_iteration()
+        assert (metrics["e_step/rows"] > 0) == (k % 3 == 0)
+        assert (metrics["m_step/importance_ratio"] == 1.0) == (k % 3 != 0)
+        assert metrics["m_step/importance_ratio"] <= 2.0 and metrics["m_step/student_drift_kl"] >= 0.0
+
+
+def test_grpo_learns_nothing_from_a_group_of_equal_rewards() -> None:
+    groups = [
+        Group(
+            rollouts=tuple(dataclasses.replace(r, grade=dataclasses.replace(r.grade, reward=0.5)) for r in g.rollouts)
+        )
+        for g in random_groups(0)
+    ]
+    learner = learner_of("grpo")
+    metrics = GRPO(GRPOSettings()).step(groups, learner)
+    assert metrics["policy/rows"] == 0 and torch.equal(flat(learner.weights()), flat(tiny_model()))
+
+
+def test_a_loss_that_is_not_finite_takes_no_step() -> None:
+    learner = tiny_learner(tiny_model())
+    examples = e_examples(0)
+    with pytest.raises(TrainingError, match="not finite"):
+        learner.update("x", examples, lambda s, b: Terms(losses={"bco": s.logprobs("student").sum(-1) * math.inf}))
+    assert torch.equal(flat(learner.weights()), flat(tiny_model()))

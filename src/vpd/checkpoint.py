@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
@@ -23,11 +24,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         model.save_pretrained(folder, max_shard_size="1000GB")
         tokenizer.save_pretrained(folder)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _cannot_write(folder, error) from error
-    except Exception as error:  # safetensors' own error type is not exported; anything else goes on
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(folder, error) from error
 
 

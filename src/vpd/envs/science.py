@@ -9,8 +9,8 @@
     env = Science(path="hicai-zju/SciKnowEval", domain="Biology")    # the Hub; a tenth is held out
 
 A record is one of two kinds: *prepared* (``prompt`` with lines ``A: ...``, ``answer``, ``system``), as the SDPO release
-writes them, or the *Hub's* (``question``, ``choices``, ``answerKey``, ``type``, ``domain``, ``details.level``), of which
-the multiple-choice questions are taken.  Both may come from a file of JSON lines or from a data set on the Hub.
+writes them, or the *Hub's* (``question``, ``choices``, ``answerKey``, ``type``, ``domain``, ``details.level``), of
+which the multiple-choice questions are taken.  Both may come from a file of JSON lines or from a data set on the Hub.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Question:
     @property
     def letters(self) -> str:
         """``A or B``, ``A, B, C or D``."""
-        *first, last = LETTERS[: len(self.options)]
+        *first, last = list(LETTERS[: len(self.options)])
         return f"{', '.join(first)} or {last}"
 
     @property

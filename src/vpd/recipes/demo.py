@@ -159,10 +159,17 @@ def _introduce(loop: Any, tokenizer: Any, console: Console) -> None:
     groups = loop.gather()
     failure = next(r for group in groups for r in group.rollouts if r.teacher is not None and not r.success)
     console.print("One attempt, before training:", style="bold")
-    console.print(f"  the student reads   {tokenizer.decode(failure.prompt)}", markup=False, highlight=False)
-    console.print(f"  and answers         {failure.completion.text}", markup=False, highlight=False)
-    console.print(f"  the feedback is     {failure.grade.feedback}", markup=False, highlight=False)
-    console.print(f"  the teacher reads   {tokenizer.decode(failure.teacher.tokens)}\n", markup=False, highlight=False)
+    console.print(
+        f"  the student reads   {tokenizer.decode(failure.prompt)}", markup=False, highlight=False, soft_wrap=True
+    )
+    console.print(f"  and answers         {failure.completion.text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  the feedback is     {failure.grade.feedback}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"  the teacher reads   {tokenizer.decode(failure.teacher.tokens)}\n",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _table(students: Curves, teachers: Curves) -> Table:

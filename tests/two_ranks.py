@@ -1,0 +1,27 @@
+"""One rank of the two-process test: trains and writes its weights.  Launched by tests/test_ranks.py."""
+
+import os
+import sys
+
+import torch
+from accelerate import Accelerator
+from helpers import TokenPrompter, flat, random_groups, tiny_model
+
+from vpd.algorithms import rows
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
+
+accelerator = Accelerator(cpu=True)
+optim = OptimSettings(optimizer="sgd", learning_rate=0.3, weight_decay=0.0, max_grad_norm=None, micro_batch_size=2)
+settings = VPDSettings(e_every=2)
+learner = AccelerateLearner(tiny_model(), optim, teacher=settings.teacher_settings(), accelerator=accelerator)
+algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
+metrics = []
+for seed in range(3):
+    metrics.append(algorithm.step(random_groups(seed, groups=3, size=3), learner))
+    learner.end_iteration()
+scores = learner.score(rows.examples_of(random_groups(8, groups=1, size=3)), rows.student_logprobs)
+out = {"world": accelerator.num_processes, "weights": flat(learner.weights()), "metrics": metrics, "scores": scores}
+torch.save(out, f"{sys.argv[1]}-{accelerator.process_index}.pt")
+sys.stdout.flush()
+os._exit(0)  # gloo's destructor may hang at exit (pytorch issue 56297)
