@@ -1,11 +1,13 @@
 """Whole runs through the command line on the shipped base: what they leave behind, resume, determinism, bad input."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from vpd import checkpoint
@@ -32,7 +34,7 @@ def vpd_train(folder: Path, **changes: object) -> int:
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -163,6 +165,25 @@ def test_a_mistake_is_one_line_exit_2_and_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_metrics_reach_a_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "run", run__max_steps=1, run__report_to="[tensorboard]") == 0
+    assert any(file.stat().st_size > 500 for file in (tmp_path / "run" / "vpd").glob("events*"))
+    assert metrics_of(tmp_path / "run")[0]["learning_rate"] == 1e-3
+    if importlib.util.find_spec("wandb") is None:
+        assert vpd_train(tmp_path / "other", run__report_to="[wandb]") == 2
+        assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_feedback_is_a_list_on_the_command_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "run", feedback="[environment, sibling]", run__max_steps=1) == 0
+    assert [s["name"] for s in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["feedback"]] == [
+        "environment",
+        "sibling",
+    ]
+    assert vpd_train(tmp_path / "other", feedback="[]") == 2 and "needs feedback" in capsys.readouterr().err
+    assert vpd_train(tmp_path / "other", feedback__name="sibling") == 2 and "is a list" in capsys.readouterr().err
+
+
 def test_sibling_needs_a_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("feedback: [sibling]\nrollout: {num_generations: 1}\n")
@@ -187,6 +208,7 @@ def test_a_broken_environment_is_one_clear_error(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(piece in error for piece in told), error
     assert not (tmp_path / "run" / "model").exists()
+    assert vpd_train(tmp_path / "run", run__max_steps=1) == 0  # once mended, the same folder serves
 
 
 def test_an_unwritable_folder_and_a_used_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

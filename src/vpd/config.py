@@ -7,8 +7,8 @@
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
-``--section.key value`` on the command line overrides the file.  Every section is a frozen dataclass that lives beside
-the code that reads it; an unknown key is an error that names the nearest one.
+``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
+frozen dataclass that lives beside the code that reads it; an unknown key is an error that names the nearest one.
 """
 
 import dataclasses
@@ -55,6 +55,9 @@ class RunSettings:
     eval_samples: Annotated[int, "answers per held-out task"] = 4
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, "the run folder"] = "out"
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
+    ] = ()
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
 
     def __post_init__(self) -> None:
@@ -174,8 +177,10 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     words = list(overrides)
     while words:
         word = words.pop(0)
-        if not word.startswith("--") or "." not in word.split("=")[0]:
-            raise ConfigError(f"unexpected argument {word!r}", expected="--section.key value")
+        if not word.startswith("--") or not ("." in word or word.partition("=")[0] == "--feedback"):
+            raise ConfigError(
+                f"unexpected argument {word!r}", expected="--section.key value, or --feedback '[name, ...]'"
+            )
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not words:
@@ -193,7 +198,10 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     if section not in SECTIONS:
         raise ConfigError(f"unknown section {section!r} in --{key}", do=nearest(section, SECTIONS))
     if section == "feedback":
-        raise ConfigError("feedback is a list", do="Set it in the file, or as --feedback. is not a key.")
+        if rest:
+            raise ConfigError(f"--{key}: feedback is a list", do="Write --feedback '[environment, sibling]'.")
+        data["feedback"] = value
+        return
     target = data.setdefault(section, {})
     if rest == "name" and isinstance(target, dict) and target.get("name") not in (None, value):
         target.clear()  # another algorithm or environment: the file's options belong to the old one

@@ -61,7 +61,8 @@ class Loop:
             started = time.perf_counter()
             groups = self.gather()
             rolled_out = time.perf_counter()
-            metrics = self.describe(groups) | self.algorithm.step(groups, self.learner)
+            metrics = self.describe(groups) | {"learning_rate": self.learner.learning_rate}
+            metrics |= self.algorithm.step(groups, self.learner)
             self.learner.end_iteration()
             self.step += 1
             self.engine.load(self.learner.weights(), self.step)

@@ -187,6 +187,7 @@ class Distill:
             "importance_ratio": ratio_BT,
             "teacher_minus_student": teacher_BT - student_BT,
             "student_drift_kl": moved_BT.exp() * moved_BT - moved_BT.exp() + 1,
+            "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
             **entropies,
         }
         return Terms(

@@ -85,6 +85,7 @@ class GRPO:
             stats={
                 "entropy": scorer.entropy("student").sum(-1),
                 "clip_ratio": (outside_BT & batch.mask_BT).double().sum(-1),
+                "sampling_logp_difference": ((reference_BT - batch.behaviour_BT).abs() * batch.mask_BT).sum(-1),
             },
         )
 

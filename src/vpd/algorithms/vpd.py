@@ -10,6 +10,7 @@ M-step: :class:`vpd.algorithms.distill.Distill`.  With ``e_every: null`` nothing
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -83,10 +84,12 @@ class VPD:
         self._iteration += 1
         if not due:
             return {"e_step/rows": 0.0} | self.m_step.step(groups, learner)
+        started = time.perf_counter()
         matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
         examples, e_examples = self._references(rows.examples_of(groups), rows.examples_of(matched), learner)
         metrics = self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
+        metrics["time/e_step"] = time.perf_counter() - started
         metrics |= self.m_step.distil(groups, examples, learner)
         if metrics["e_step/rows"] and metrics["m_step/rows"]:
             metrics["e_step/student_drift_kl"] = metrics["m_step/student_drift_kl"]

@@ -62,6 +62,11 @@ class Learner(Protocol):
         """Called once per iteration by the loop: the schedule and an EMA teacher move here."""
         ...
 
+    @property
+    def learning_rate(self) -> float:
+        """The schedule's rate of the iteration at hand."""
+        ...
+
     def weights(self) -> Any:
         """What ``Engine.load`` takes."""
         ...

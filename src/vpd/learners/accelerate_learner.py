@@ -159,7 +159,7 @@ class AccelerateLearner:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the iteration at hand."""
+        """The schedule's rate of the iteration at hand."""
         return float(self._scheduler.get_last_lr()[0])
 
     def state(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import ConsoleProgress
 from vpd.report.describe import describer
 from vpd.report.folder import RunFolder
+from vpd.report.trackers import Trackers
 from vpd.types import Metrics
 
 
@@ -24,6 +25,7 @@ def train(config: Config, *, env: Env | None = None) -> Path:
     Everything is loaded and checked before the folder is made, so a user's mistake leaves none behind.
     """
     parts = assemble(config, env=env)
+    trackers = Trackers(config.run.report_to, Path(config.run.output_dir))
     output = prepare_folder(config)
     folder = RunFolder(output, parts.tokenizer)
     loop = make_loop(parts, [folder], output=output)
@@ -35,8 +37,9 @@ def train(config: Config, *, env: Env | None = None) -> Path:
     folder.rewind(loop.step if config.run.resume else -1)
     _write(output / "config.yaml", config.to_yaml())
     progress = ConsoleProgress(config.run.max_steps, title=config.algorithm.name, start=loop.step)
-    loop.observers = [folder, progress]
-    with progress:
+    trackers.config = config.as_dict()
+    loop.observers = [folder, progress, trackers]
+    with progress, trackers:
         loop.run()
     checkpoint.save_model(parts.learner.weights(), parts.tokenizer, output / "model")
     print(f"Done: {output}/metrics.jsonl, {output}/rollouts/, {output}/model/")
@@ -93,7 +96,8 @@ def measure(parts: Parts) -> Metrics:
 def prepare_folder(config: Config) -> Path:
     """Make the run folder and prove that it can be written; refuse to write over another run."""
     output = Path(config.run.output_dir)
-    used = output.is_dir() and any((output / name).exists() for name in ("metrics.jsonl", "config.yaml"))
+    metrics = output / "metrics.jsonl"
+    used = bool(checkpoint.checkpoints(output)) or (metrics.is_file() and metrics.stat().st_size > 0)
     if used and not config.run.resume:
         raise StorageError(
             f"{output} already holds a run",

@@ -1,8 +1,12 @@
 """Metrics of the rollouts themselves, under TRL's names where the thing is the same."""
 
+import resource
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+import torch
 
 from vpd.types import Group, Metrics
 
@@ -39,5 +43,14 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
 
 
 def describer(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:
-    """:func:`describe` for one environment."""
-    return lambda groups: describe(groups, fixed_length=fixed_length)
+    """:func:`describe` for one environment, and the memory that the run has needed so far."""
+    return lambda groups: describe(groups, fixed_length=fixed_length) | peak_memory()
+
+
+def peak_memory() -> Metrics:
+    """Highest memory so far in GiB: the process's resident set, and the accelerator's allocation if there is one."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    metrics: Metrics = {"memory/peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    if torch.cuda.is_available():
+        metrics["memory/peak_cuda_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics
