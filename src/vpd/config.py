@@ -187,7 +187,9 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
                 raise ConfigError(f"--{key} has no value", expected="--section.key value")
             value = words.pop(0)
         try:
-            pairs.append((key, yaml.safe_load(value)))
+            parsed = yaml.safe_load(value)
+            prose = isinstance(parsed, Mapping) and not value.lstrip().startswith("{")  # a text with a colon in it
+            pairs.append((key, value if prose else parsed))
         except yaml.YAMLError as error:
             raise ConfigError(f"--{key} has a value that is not YAML", got=repr(value)) from error
     return pairs

@@ -41,7 +41,7 @@ SYSTEM = """Choose the right one of the {count} options. Answer in this form:
 </answer>
 
 Between the answer tags stands the letter of the right option ({letters}) and nothing else."""
-BRIEF = "Answer with the letter of the right option in an answer tag and nothing else."
+BRIEF = "You answer with one letter."
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 COUNT = re.compile(r"\b(two|three|four|five|six|[2-6])(?= (?:options|choices)\b)", re.IGNORECASE)
 LETTER_LIST = re.compile(r"\bA(?:, [B-F])*,? or [B-F]\b")
@@ -83,7 +83,7 @@ class Science:
     eval_path: Annotated[str | None, "held-out questions; null: a share of path, chosen by a hash"] = None
     eval_share: Annotated[float, "that share"] = 0.1
     hint: Annotated[Literal["none", "key"], "key: feedback names the right option"] = "none"
-    brief: Annotated[bool, "ask for the letter at once, for small models and short answers"] = False
+    brief: Annotated[bool, "ask for the letter alone, without a tag: for small models"] = False
     system: Annotated[str | None, "another system message, with {count} and {letters}; '': none"] = None
     domain: Annotated[str | None, "Biology, Chemistry, Material or Physics; Hub records only"] = None
     level: Annotated[str | None, "null: all; Hub records only"] = "L3"
@@ -122,7 +122,7 @@ class Science:
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
         question: Question = task.payload
-        letter, fault = read_answer(text, question)
+        letter, fault = read_letter(text, question) if self.brief else read_answer(text, question)
         right = letter == question.key
         verdict = f"Option {letter} is {'right' if right else 'not right'}." if letter else ""
         told = [fault] if fault and not right else []
@@ -173,7 +173,7 @@ class Science:
             system = _corrected(question.system or SYSTEM.format(count=count, letters=question.letters), question)
         user = question.prompt or f"{question.text}\nPlease reason step by step."
         if self.brief:
-            user = f"{question.text}\n\nWhich of the {count} options is right, {question.letters}?"
+            user = f"{question.text}\n\nAnswer with one letter: {question.letters}."
         messages: tuple[Message, ...] = ({"role": "user", "content": user},)
         if system:
             messages = ({"role": "system", "content": system}, *messages)
@@ -226,6 +226,18 @@ def read_answer(text: str, question: Question) -> tuple[str | None, str | None]:
     if held not in LETTERS[: len(question.options)]:
         return None, f'Your answer tag holds "{_shown(held)}"; the options are {question.letters}.'
     return held, f"Text follows your {CLOSE}; nothing may." if text[end + len(CLOSE) :].strip() else None
+
+
+def read_letter(text: str, question: Question) -> tuple[str | None, str | None]:
+    """The letter that is the whole answer (``B``, ``B.`` or ``(B)``), and what is wrong with the form."""
+    form = f"it must be one letter and nothing else: {question.letters}"
+    held = text.strip().strip("().")
+    if not held:
+        return None, f"Your answer is empty; {form}."
+    if held in LETTERS[: len(question.options)]:
+        return held, None
+    words = len(held.split())
+    return None, f"Your answer has {words} {'word' if words == 1 else 'words'}; {form}."
 
 
 def _records(path: str, subset: str | None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
