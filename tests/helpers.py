@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
 
@@ -105,3 +107,27 @@ def oracle() -> ModuleType:
     sys.modules["vpd_from_scratch"] = module
     spec.loader.exec_module(module)
     return module
+
+
+SMALL = {
+    "model.name_or_path": "tiny",
+    "env.name": "digits",
+    "rollout.prompts_per_step": 4,
+    "rollout.num_generations": 4,
+    "rollout.max_completion_length": 6,
+    "optim.learning_rate": 1e-3,
+    "run.max_steps": 4,
+    "run.eval_limit": 8,
+    "run.eval_samples": 2,
+}
+
+
+def vpd_train(folder: Path, **changes: object) -> int:
+    settings = SMALL | {"run.output_dir": folder} | {key.replace("__", "."): value for key, value in changes.items()}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return main(["train", *words])
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]

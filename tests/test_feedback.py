@@ -7,14 +7,13 @@ import pytest
 from vpd.algorithms.contexts import e_step_contexts, kind_predicts_success
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.weighting import class_mean, token_average
-from vpd.engines import ScriptedEngine
 from vpd.errors import ModelError
-from vpd.feedback import Environment, Sibling
+from vpd.feedback import Environment, ScriptedWriter, Sibling
 from vpd.prompts import Prompter, PromptSettings
 from vpd.recipes import tiny
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
 
-ENGINE = ScriptedEngine(None, ["unused"])
+WRITER = ScriptedWriter(["unused"])
 
 
 def rollout(success: bool, text: str = "1 2", *, context: tuple[Section, ...] = (), **grade: object) -> Rollout:
@@ -38,19 +37,19 @@ def texts(made: Group) -> list[list[str]]:
 def test_environment_passes_on_what_is_informative() -> None:
     made = Environment()(
         [group(rollout(False, feedback="why"), rollout(True, feedback="right", informative=False), rollout(False))],
-        ENGINE,
+        WRITER,
     )
     assert texts(made[0]) == [["why"], [], []]
 
 
 def test_a_sibling_is_the_first_other_success_without_its_thinking() -> None:
     winners = rollout(True, "<think>hm</think> one"), rollout(True, "two")
-    [made] = Sibling()([group(rollout(False), *winners)], ENGINE)
+    [made] = Sibling()([group(rollout(False), *winners)], WRITER)
     assert texts(made) == [["one"], ["two"], ["one"]]
     assert [r.context[0].quotes for r in made.rollouts] == [1, 2, 1]
-    [lone] = Sibling()([group(rollout(False), rollout(True, "one"))], ENGINE)
+    [lone] = Sibling()([group(rollout(False), rollout(True, "one"))], WRITER)
     assert texts(lone) == [["one"], []]
-    [none] = Sibling()([group(rollout(False), rollout(False))], ENGINE)
+    [none] = Sibling()([group(rollout(False), rollout(False))], WRITER)
     assert texts(none) == [[], []]
 
 

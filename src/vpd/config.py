@@ -28,6 +28,7 @@ from vpd.envs.instructions import Instructions
 from vpd.envs.science import Science
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Environment, Sibling
+from vpd.feedback.critique import Critic, SelfCritique
 from vpd.learners.accelerate_learner import OptimSettings
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
@@ -76,7 +77,12 @@ class CustomEnv:
 
 ALGORITHMS: dict[str, type] = {"vpd": VPDSettings, "sdpo": SDPOSettings, "gkd": GKDSettings, "grpo": GRPOSettings}
 ENVS: dict[str, type] = {"digits": Digits, "instructions": Instructions, "science": Science}
-SOURCES: dict[str, type] = {"environment": Environment, "sibling": Sibling}
+SOURCES: dict[str, type] = {
+    "environment": Environment,
+    "sibling": Sibling,
+    "self_critique": SelfCritique,
+    "critic": Critic,
+}
 PLAIN: dict[str, type] = {
     "model": ModelSettings,
     "prompts": PromptSettings,

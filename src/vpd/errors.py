@@ -37,6 +37,10 @@ class EnvError(VPDError):
     """An environment broke its contract: it raised, or returned the wrong number or kind of grades."""
 
 
+class FeedbackError(VPDError):
+    """A source of feedback from outside cannot be reached or answers nonsense."""
+
+
 class ModelError(VPDError):
     """A model or tokenizer cannot be loaded, or does not fit the task (window, vocabulary)."""
 

@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpd.engines import Engine
+from vpd.engines import Engine, stream_seed
 from vpd.envs import Env
 from vpd.feedback import Feedback
+from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter
-from vpd.rollout import collect, graded, stream_seed
+from vpd.rollout import collect, graded
 from vpd.types import Group, Metrics, Rollout, Task
 
 
@@ -70,8 +71,9 @@ def evaluate(
     student = summarise([group.rollouts for group in groups], settings.num_samples)
     if feedback is None:
         return Evaluation(student=student, teacher={}, groups=groups, retries=[])
+    writer = ModelWriter(engine, prompter, stream=(settings.seed, "eval_feedback"))
     for source in feedback:
-        groups = source(groups, engine)
+        groups = source(groups, writer)
     groups = prompter.attach(groups)
     failed = [(n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher is not None]
     retries = _answer_again(env, engine, [r for _, r in failed], settings)

@@ -14,6 +14,7 @@ from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.envs import Env
 from vpd.feedback import Feedback
+from vpd.feedback.writers import ModelWriter
 from vpd.learners import Learner
 from vpd.prompts import Prompter
 from vpd.rollout import RolloutSettings, collect
@@ -61,13 +62,16 @@ class Loop:
             started = time.perf_counter()
             groups = self.gather()
             rolled_out = time.perf_counter()
+            groups = self.explain(groups)
+            explained = time.perf_counter()
             metrics = self.describe(groups) | {"learning_rate": self.learner.learning_rate}
             metrics |= self.algorithm.step(groups, self.learner)
             self.learner.end_iteration()
             self.step += 1
             self.engine.load(self.learner.weights(), self.step)
             metrics["time/rollout"] = rolled_out - started
-            metrics["time/update"] = time.perf_counter() - rolled_out
+            metrics["time/feedback"] = explained - rolled_out
+            metrics["time/update"] = time.perf_counter() - explained
             last = self.step == self.max_steps
             if self.measure is not None and self.eval_steps and (last or self.step % self.eval_steps == 0):
                 metrics |= self.measure()
@@ -76,11 +80,11 @@ class Loop:
                 self.save(self)
 
     def gather(self) -> list[Group]:
-        """The rollouts of one iteration, with every feedback source applied and the teacher's prompts built."""
+        """The graded rollouts of one iteration."""
         count = self.rollout.prompts_per_step
         tasks = [self.env.task(self.cursor + offset, seed=self.seed) for offset in range(count)]
         self.cursor += count
-        groups = collect(
+        return collect(
             self.env,
             self.engine,
             self.prompter,
@@ -91,8 +95,12 @@ class Loop:
             stream=(self.seed, "train", self.step),
             temperature=self.rollout.temperature,
         )
+
+    def explain(self, groups: Sequence[Group]) -> list[Group]:
+        """The rollouts with what every feedback source says about them, and their teacher's prompts."""
+        writer = ModelWriter(self.engine, self.prompter, stream=(self.seed, "feedback", self.step))
         for source in self.feedback:
-            groups = source(groups, self.engine)
+            groups = source(groups, writer)
         return self.prompter.attach(groups)
 
     def progress(self) -> dict[str, Any]:

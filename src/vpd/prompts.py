@@ -101,7 +101,7 @@ class Prompter:
         ):
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
             if text:
-                text, dropped, length = self._fit(text, min(budget, room))
+                text, dropped, length = self.fit(text, min(budget, room))
                 room -= length
                 cut += dropped
                 parts.append(header + text)
@@ -112,6 +112,31 @@ class Prompter:
         self._check_window(task, len(tokens), "the teacher's prompt")
         sources = tuple(dict.fromkeys(section.source for section in sections))
         return TeacherPrompt(tokens=tokens, sources=sources, cut=cut)
+
+    def conversation(self, messages: Sequence[Message], max_tokens: int) -> Tokens:
+        """Any messages as a prompt that leaves ``max_tokens`` for the answer.  Raises ModelError if it does not."""
+        tokens = self._render(messages)
+        if self.window is not None and len(tokens) + max_tokens > self.window:
+            raise ModelError(
+                "a critic's prompt does not fit the model's window",
+                got=f"{len(tokens)} prompt tokens + {max_tokens} for the critique",
+                expected=f"at most {self.window} together",
+                do="Lower max_attempt_length or max_critique_length of the feedback source.",
+            )
+        return tokens
+
+    def fit(self, text: str, budget: int) -> tuple[str, int, int]:
+        """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens become gaps."""
+        for special in self._specials:
+            text = text.replace(special, " ")
+        tokens = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(tokens) <= budget:
+            return text, 0, len(tokens)
+        marker = self.tokenizer.encode(self.settings.cut_marker, add_special_tokens=False)
+        keep = max(budget - len(marker), 0)
+        head, tail = tokens[: (keep + 1) // 2], tokens[len(tokens) - keep // 2 :]
+        joined = self.tokenizer.decode(head) + self.settings.cut_marker + self.tokenizer.decode(tail)
+        return joined, len(tokens) - keep, keep + len(marker)
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
         return self.teacher(rollout.task, rollout.context)
@@ -125,19 +150,6 @@ class Prompter:
             enable_thinking=self.settings.enable_thinking,
         )
         return tuple(tokens)
-
-    def _fit(self, text: str, budget: int) -> tuple[str, int, int]:
-        """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens become gaps."""
-        for special in self._specials:
-            text = text.replace(special, " ")
-        tokens = self.tokenizer.encode(text, add_special_tokens=False)
-        if len(tokens) <= budget:
-            return text, 0, len(tokens)
-        marker = self.tokenizer.encode(self.settings.cut_marker, add_special_tokens=False)
-        keep = max(budget - len(marker), 0)
-        head, tail = tokens[: (keep + 1) // 2], tokens[len(tokens) - keep // 2 :]
-        joined = self.tokenizer.decode(head) + self.settings.cut_marker + self.tokenizer.decode(tail)
-        return joined, len(tokens) - keep, keep + len(marker)
 
     def _room(self, task: Task) -> int:
         """Tokens left for the sections once task, headers and completion have their place in the window."""

@@ -1,12 +1,11 @@
 """Draw, generate, grade: from tasks to groups of rollouts.  Training and evaluation share this one path."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from vpd.engines import Engine
+from vpd.engines import Engine, stream_seed
 from vpd.envs import Env, grade_texts
 from vpd.errors import ConfigError
 from vpd.prompts import Prompter
@@ -34,12 +33,6 @@ class RolloutSettings:
                 got=self.temperature,
                 do="Greedy decoding is for vpd eval --temperature 0.",
             )
-
-
-def stream_seed(*parts: int | str) -> int:
-    """A 64-bit seed that is a pure function of its parts, e.g. ``stream_seed(seed, "train", step, row)``."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def collect(

@@ -89,13 +89,15 @@ class Section:
     """One piece of the diagnostic text C about an attempt.
 
     ``kind`` says where it stands in the teacher's prompt, ``source`` which feedback source wrote it,
-    and ``quotes`` which rollout of the group (an index) its text copies, None if it copies none.
+    ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
+    were generated to write it.
     """
 
     kind: Literal["demonstration", "feedback"]
     source: str
     text: str
     quotes: int | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

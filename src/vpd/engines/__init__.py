@@ -1,5 +1,6 @@
 """Engines turn prompts into completions.  The default samples on the learner's own model."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -25,6 +26,12 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """One completion for each prompt, in order.  ``seeds[i]`` alone fixes the randomness of row i."""
         ...
+
+
+def stream_seed(*parts: int | str) -> int:
+    """A 64-bit seed that is a pure function of its parts, e.g. ``stream_seed(seed, "train", step, row)``."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 class ScriptedEngine:

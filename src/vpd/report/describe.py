@@ -35,6 +35,10 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
     sources = Counter("+".join(r.teacher.sources) for r in rollouts if r.teacher)
     metrics |= {f"teacher/from_{source}": count / len(rollouts) for source, count in sorted(sources.items())}
+    written: Counter[str] = Counter()
+    for section in (section for rollout in rollouts for section in rollout.context):
+        written[section.source] += section.tokens
+    metrics |= {f"feedback/{source}_tokens": float(n) for source, n in sorted(written.items()) if n}
     names = sorted({name for rollout in rollouts for name in rollout.grade.metrics})
     for name in names:
         values = [r.grade.metrics[name] for r in rollouts if name in r.grade.metrics]

@@ -61,6 +61,7 @@ class RunFolder:
                 "reward": float(r.grade.reward),
                 "success": r.success,
                 "feedback": r.grade.feedback,
+                "context": json.dumps([{"source": s.source, "text": s.text} for s in r.context]) if r.context else None,
                 "source": None if r.teacher is None else "+".join(r.teacher.sources),
             }
             for number, group in enumerate(groups)

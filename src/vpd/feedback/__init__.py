@@ -1,0 +1,133 @@
+"""Feedback sources: where the diagnostic text C about an attempt comes from.
+
+A source is a function ``(groups, writer) -> groups`` that adds sections to rollouts; sources compose in order.
+
+* ``environment``: what the grader wrote about this attempt, where it is more than a bare verdict;
+* ``sibling``: a successful attempt of the same group, never the row itself;
+* ``self_critique``: what the current model itself says is wrong (:mod:`vpd.feedback.critique`);
+* ``critic``: the same, said by another model behind an OpenAI-compatible endpoint.
+
+``when: missing`` makes a source a fallback: it speaks only where the sources before it said nothing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, TypeAlias
+
+from vpd.types import Group, Message, Rollout, Section
+
+When: TypeAlias = Literal["always", "missing"]
+
+_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text that a model wrote and what it cost: ``tokens`` generated (0: unknown)."""
+
+    text: str
+    tokens: int = 0
+
+
+class Writer(Protocol):
+    """A model as an author of text; a source never meets a token."""
+
+    def write(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+    ) -> list[Written]:
+        """The next assistant message of each conversation, in order."""
+        ...
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """The text without its middle where it is longer than ``max_tokens``."""
+        ...
+
+
+class Feedback(Protocol):
+    """The seam: a source of diagnostic text."""
+
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]: ...
+
+
+class ScriptedWriter:
+    """A fake for tests and dry runs: answers from a list of texts, in turn, and keeps what it was asked."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+        self.asked: list[Sequence[Message]] = []
+
+    def write(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+    ) -> list[Written]:
+        written = []
+        for conversation in conversations:
+            text = self.texts[len(self.asked) % len(self.texts)]
+            self.asked.append(conversation)
+            written.append(Written(text, tokens=len(text.split())))
+        return written
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        words = text.split()
+        return text if len(words) <= max_tokens else " ".join(words[:max_tokens])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The grader's own text about this attempt."""
+
+    name: Literal["environment"] = "environment"
+    when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
+
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
+        return [extend(group, [self._sections(r) for r in group.rollouts], self.when) for group in groups]
+
+    def _sections(self, rollout: Rollout) -> list[Section]:
+        grade = rollout.grade
+        if not grade.feedback or not grade.informative:
+            return []
+        return [Section(kind="feedback", source=self.name, text=grade.feedback)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sibling:
+    """The first other success of the group, as a demonstration; groups without one yield nothing."""
+
+    name: Literal["sibling"] = "sibling"
+    when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
+    remove_thinking: Annotated[bool, "leave out the demonstration's <think> block"] = True
+
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
+        return [self._extend(group) for group in groups]
+
+    def _extend(self, group: Group) -> Group:
+        winners = [index for index, rollout in enumerate(group.rollouts) if rollout.success]
+        sections: list[list[Section]] = []
+        for index in range(len(group.rollouts)):
+            other = next((winner for winner in winners if winner != index), None)
+            text = "" if other is None else self._solution(group.rollouts[other])
+            demonstration = Section(kind="demonstration", source=self.name, text=text, quotes=other)
+            sections.append([demonstration] if text else [])
+        return extend(group, sections, self.when)
+
+    def _solution(self, rollout: Rollout) -> str:
+        text = rollout.completion.text
+        return without_thinking(text) if self.remove_thinking else text.strip()
+
+
+def without_thinking(text: str) -> str:
+    """The text without its ``<think>`` block."""
+    return _THINKING.sub("", text).strip()
+
+
+def extend(group: Group, sections: Sequence[Sequence[Section]], when: When = "always") -> Group:
+    """The group with more sections on each rollout; ``missing``: only on those that have none yet."""
+    return Group(
+        rollouts=tuple(
+            dataclasses.replace(rollout, context=(*rollout.context, *more))
+            if when == "always" or not rollout.context
+            else rollout
+            for rollout, more in zip(group.rollouts, sections, strict=True)
+        )
+    )

@@ -1,0 +1,130 @@
+"""Critiques: a model reads the task, an attempt and its verdict, and says what is wrong.
+
+The gold answer is not shown to the critic, and it writes once for each failed attempt.  ``self_critique`` asks the
+model that is being trained (as the paper does), ``critic`` another one behind an OpenAI-compatible endpoint.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from vpd.errors import ConfigError
+from vpd.feedback import When, Writer, extend, without_thinking
+from vpd.feedback.writers import EndpointWriter
+from vpd.types import Group, Message, Rollout, Section
+
+PLACEHOLDER = re.compile(r"\{(task|attempt|verdict|feedback)\}")
+TEMPLATE = """A task:
+
+{task}
+
+An attempt at it:
+
+{attempt}
+
+{verdict}
+
+In at most three sentences, say what is wrong with the attempt and what to do differently. Do not write the solution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Critique:
+    """What both kinds of critique let one choose."""
+
+    when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
+    template: Annotated[str, "the critic's prompt, with {task}, {attempt}, {verdict} and, if wanted, {feedback}"] = (
+        TEMPLATE
+    )
+    failed_verdict: Annotated[str, "what {verdict} says of a failure"] = "Verdict: the attempt is wrong."
+    passed_verdict: Annotated[str, "what {verdict} says of a success"] = "Verdict: the attempt is right."
+    critique_successes: Annotated[bool, "also ask about successful attempts"] = False
+    max_critique_length: Annotated[int, "tokens of one critique"] = 128
+    max_attempt_length: Annotated[int, "tokens of the attempt that the critic reads; a longer one loses its middle"] = (
+        1024
+    )
+    temperature: Annotated[float, "the critic's sampling temperature; 0 is greedy"] = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("max_critique_length", "max_attempt_length"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"feedback: {field} is too small", got=getattr(self, field), expected="at least 1")
+        if self.temperature < 0:
+            raise ConfigError("feedback: temperature is negative", got=self.temperature)
+        if "{attempt}" not in self.template:
+            raise ConfigError(
+                "feedback: the critic's template does not show the attempt",
+                got=repr(self.template[:60]),
+                expected="a text with {attempt}, and {task}, {verdict}, {feedback} where wanted",
+            )
+
+    def _extend(self, groups: Sequence[Group], writer: Writer, source: str) -> list[Group]:
+        asked = [
+            (number, index)
+            for number, group in enumerate(groups)
+            for index, rollout in enumerate(group.rollouts)
+            if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
+        ]
+        conversations = [self._conversation(groups[number].rollouts[index], writer) for number, index in asked]
+        written = writer.write(conversations, max_tokens=self.max_critique_length, temperature=self.temperature)
+        sections: list[list[list[Section]]] = [[[] for _ in group.rollouts] for group in groups]
+        for (number, index), critique in zip(asked, written, strict=True):
+            text = without_thinking(critique.text)
+            if text:
+                section = Section(kind="feedback", source=source, text=text, tokens=critique.tokens)
+                sections[number][index].append(section)
+        return [extend(group, more) for group, more in zip(groups, sections, strict=True)]
+
+    def _conversation(self, rollout: Rollout, writer: Writer) -> list[Message]:
+        """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
+        task = "\n\n".join(message["content"] for message in rollout.task.messages)
+        values = {
+            "task": task,
+            "attempt": writer.shorten(rollout.completion.text.strip() or "(an empty answer)", self.max_attempt_length),
+            "verdict": self.passed_verdict if rollout.success else self.failed_verdict,
+            "feedback": rollout.grade.feedback or "",
+        }
+        prompt = PLACEHOLDER.sub(lambda found: values[found[1]], self.template)
+        return [{"role": "user", "content": prompt}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCritique(_Critique):
+    """The model being trained criticises its own attempts; costs one more generation per failed attempt."""
+
+    name: Literal["self_critique"] = "self_critique"
+
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
+        return self._extend(groups, writer, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(_Critique):
+    """Another model criticises, behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a provider)."""
+
+    name: Literal["critic"] = "critic"
+    endpoint: Annotated[str, "base URL; /chat/completions is appended"] = "http://127.0.0.1:8000/v1"
+    model: Annotated[str, "the name that the endpoint knows it by"] = "default"
+    api_key_env: Annotated[str | None, "environment variable that holds the key; null: none is sent"] = None
+    timeout: Annotated[float, "seconds that one request may take"] = 120.0
+    retries: Annotated[int, "further tries of a failed request; then the run stops with an error"] = 2
+    concurrency: Annotated[int, "requests at once"] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError("feedback: the critic's endpoint is no URL", got=self.endpoint, expected="http://...")
+        for field, low in (("timeout", 0.001), ("retries", 0), ("concurrency", 1)):
+            if getattr(self, field) < low:
+                raise ConfigError(f"feedback: {field} is too small", got=getattr(self, field), expected=low)
+
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
+        endpoint = EndpointWriter(
+            self.endpoint,
+            self.model,
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            retries=self.retries,
+            concurrency=self.concurrency,
+        )
+        return self._extend(groups, endpoint, self.name)

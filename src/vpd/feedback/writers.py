@@ -1,0 +1,134 @@
+"""Who writes: the model being trained, or one behind an OpenAI-compatible endpoint."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from vpd.engines import Engine, stream_seed
+from vpd.errors import FeedbackError
+from vpd.feedback import Written
+from vpd.prompts import Prompter
+from vpd.types import Message
+
+CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English: the endpoint's tokenizer is not known here
+
+
+class ModelWriter:
+    """The current model.  ``stream`` names the randomness: the i-th text of its life samples with (stream, i)."""
+
+    def __init__(self, engine: Engine, prompter: Prompter, *, stream: tuple[int | str, ...]):
+        self._engine = engine
+        self._prompter = prompter
+        self._stream = stream
+        self._written = 0
+
+    def write(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+    ) -> list[Written]:
+        if not conversations:
+            return []
+        first, self._written = self._written, self._written + len(conversations)
+        completions = self._engine.generate(
+            [self._prompter.conversation(messages, max_tokens) for messages in conversations],
+            seeds=[stream_seed(*self._stream, first + row) for row in range(len(conversations))],
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
+        return [Written(completion.text, tokens=len(completion.tokens)) for completion in completions]
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        return self._prompter.fit(text, max_tokens)[0]
+
+
+class EndpointWriter:
+    """``POST endpoint/chat/completions``.  Raises FeedbackError after the last retry; no text is ever made up."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        *,
+        api_key_env: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 2,
+        concurrency: int = 8,
+    ):
+        self._url = endpoint.rstrip("/") + "/chat/completions"
+        self._model = model
+        self._headers = {"Content-Type": "application/json"}
+        if api_key_env is not None:
+            if api_key_env not in os.environ:
+                raise FeedbackError(
+                    f"the environment variable {api_key_env} is not set", do="Set it to the critic's API key."
+                )
+            self._headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
+        local = urllib.parse.urlsplit(self._url).hostname in ("127.0.0.1", "::1", "localhost")
+        no_proxy = [urllib.request.ProxyHandler({})] if local else []
+        self._opener = urllib.request.build_opener(*no_proxy)
+        self._timeout = timeout
+        self._retries = retries
+        self._concurrency = concurrency
+
+    def write(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+    ) -> list[Written]:
+        def ask(messages: Sequence[Message]) -> Written:
+            body = {
+                "model": self._model,
+                "messages": list(messages),
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+            }
+            return self._ask(json.dumps(body).encode())
+
+        with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
+            return list(pool.map(ask, conversations))
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        room = max_tokens * CHARACTERS_PER_TOKEN
+        return text if len(text) <= room else f"{text[: room // 2]} [...] {text[len(text) - room // 2 :]}"
+
+    def _ask(self, body: bytes) -> Written:
+        for attempt in range(self._retries + 1):
+            try:
+                return _read(self._post(body))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if attempt == self._retries:
+                    raise FeedbackError(
+                        f"the critic at {self._url} failed {attempt + 1} times",
+                        got=_reason(error),
+                        expected="an OpenAI-compatible chat completion",
+                        do="See that the server runs and knows the model's name, then go on with --run.resume true.",
+                    ) from error
+                time.sleep(min(0.2 * 2**attempt, 5.0))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _post(self, body: bytes) -> Any:
+        request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
+        with self._opener.open(request, timeout=self._timeout) as response:
+            return json.loads(response.read())
+
+
+def _read(answer: Any) -> Written:
+    """The text and its cost.  Raises ValueError if the answer has another shape."""
+    try:
+        text = answer["choices"][0]["message"]["content"]
+        tokens = answer.get("usage", {}).get("completion_tokens", 0)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"an answer without choices[0].message.content: {str(answer)[:120]}") from error
+    if not isinstance(text, str) or not isinstance(tokens, int):
+        raise ValueError(f"an answer whose content is no text: {str(answer)[:120]}")
+    return Written(text, tokens=tokens)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,174 @@
+"""Critiques: who is asked, what the critic reads, what it costs, and an endpoint that misbehaves."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import metrics_of, vpd_train
+
+from vpd.engines import ScriptedEngine
+from vpd.errors import ConfigError, FeedbackError, ModelError
+from vpd.feedback import Environment, ScriptedWriter, Sibling
+from vpd.feedback.critique import Critic, SelfCritique
+from vpd.feedback.writers import EndpointWriter, ModelWriter
+from vpd.prompts import Prompter
+from vpd.recipes import tiny
+from vpd.types import Completion, Grade, Group, Rollout, Task
+
+TASK = Task(id="t", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}))
+
+
+def rollout(success: bool, text: str, feedback: str | None = None, *, informative: bool = True) -> Rollout:
+    return Rollout(
+        task=TASK,
+        prompt=(1,),
+        completion=Completion(tokens=(5,), sampled=(True,), logprobs=(0.0,), text=text, finish="stop"),
+        grade=Grade(reward=float(success), success=success, feedback=feedback, informative=informative),
+    )
+
+
+def said(group: Group) -> list[list[tuple[str, str]]]:
+    return [[(section.source, section.text) for section in r.context] for r in group.rollouts]
+
+
+def test_each_failure_is_criticised_once_and_nothing_is_leaked() -> None:
+    writer = ScriptedWriter(["You added wrongly.", "<think>hm</think> Count again."])
+    group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "{verdict}", "gold: four")))
+    [made] = SelfCritique()([group], writer)
+    assert said(made) == [[("self_critique", "You added wrongly.")], [], [("self_critique", "Count again.")]]
+    assert [r.context[0].tokens for r in made.rollouts if r.context] == [3, 3]
+    first, second = (conversation[0]["content"] for conversation in writer.asked)
+    assert "Be brief.\n\nWhat is 2+2?" in first and "\n\n5\n\n" in first and "the attempt is wrong" in first
+    assert "\n\n{verdict}\n\n" in second and "gold" not in second  # an attempt's braces are not filled in
+
+
+def test_successes_are_criticised_on_request_and_an_empty_critique_is_no_context() -> None:
+    writer = ScriptedWriter(["", "Well done."])
+    [made] = SelfCritique(critique_successes=True)([Group(rollouts=(rollout(False, "5"), rollout(True, "4")))], writer)
+    assert said(made) == [[], [("self_critique", "Well done.")]]
+    assert "the attempt is right" in writer.asked[1][0]["content"]
+
+
+def test_sources_join_or_serve_as_fallback() -> None:
+    group = Group(rollouts=(rollout(False, "5", "No unit."), rollout(False, "6", "wrong", informative=False)))
+    writer = ScriptedWriter(["Think."])
+    [told] = Environment()([group], writer)
+    [joined] = SelfCritique()([told], writer)
+    assert said(joined) == [[("environment", "No unit."), ("self_critique", "Think.")], [("self_critique", "Think.")]]
+    writer.asked.clear()
+    [fallback] = SelfCritique(when="missing")([told], writer)
+    assert said(fallback) == [[("environment", "No unit.")], [("self_critique", "Think.")]]
+    assert len(writer.asked) == 1  # a critique that nobody would read is not written
+    [sibling] = Sibling(when="missing")([Group(rollouts=(*told.rollouts, rollout(True, "4")))], writer)
+    assert said(sibling) == [[("environment", "No unit.")], [("sibling", "4")], []]
+
+
+def test_a_template_may_show_the_feedback_and_must_show_the_attempt() -> None:
+    writer = ScriptedWriter(["ok"])
+    SelfCritique(template="{attempt} | {feedback}")([Group(rollouts=(rollout(False, "5", "No unit."),))], writer)
+    assert writer.asked[0][0]["content"] == "5 | No unit."
+    with pytest.raises(ConfigError, match="does not show the attempt"):
+        SelfCritique(template="{task}")
+    with pytest.raises(ConfigError, match="at least 1"):
+        SelfCritique(max_critique_length=0)
+
+
+def test_the_model_writes_with_seeds_of_its_own_and_respects_its_window() -> None:
+    tokenizer = tiny.make_tokenizer()
+    engine = ScriptedEngine(tokenizer, ["wrong : rule A means swap"])
+    prompter = Prompter(tokenizer, tiny.TEMPLATE, window=20, max_completion_length=6)
+    writer = ModelWriter(engine, prompter, stream=(0, "feedback", 1))
+    [text] = writer.write([[{"role": "user", "content": "apply rule A"}]], max_tokens=8, temperature=1.0)
+    assert (text.text, text.tokens) == ("wrong : rule A means swap", 6)
+    assert writer.shorten("1 2 3 4 5 6", 4).split() == ["1", "2", "5", "6"] and writer.shorten("1 2", 4) == "1 2"
+    with pytest.raises(ModelError, match="max_attempt_length"):
+        writer.write([[{"role": "user", "content": "1 " * 40}]], max_tokens=8, temperature=1.0)
+    assert writer.write([], max_tokens=8, temperature=1.0) == []
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Fails as often as ``failures`` says, then answers; keeps what it was sent."""
+
+    failures = 0
+    reply: ClassVar[Any] = {"choices": [{"message": {"content": "Mind the sign."}}], "usage": {"completion_tokens": 4}}
+    asked: list[tuple[str, dict[str, Any], str | None]]
+
+    def do_POST(self) -> None:
+        kind: Any = type(self)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind.asked.append((self.path, body, self.headers["Authorization"]))
+        failing = kind.failures > 0
+        kind.failures -= 1
+        self.send_response(503 if failing else 200)
+        self.end_headers()
+        self.wfile.write(b"overloaded" if failing else json.dumps(kind.reply).encode())
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, Any]]:
+    kind = type("Fresh", (Server,), {"asked": [], "failures": 0})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/v1", kind
+        running.shutdown()
+
+
+def test_an_endpoint_criticises(server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, kind = server
+    kind.failures = 1
+    monkeypatch.setenv("CRITIC_KEY", "secret")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for what is at home
+    critic = Critic(endpoint=url, model="judge", api_key_env="CRITIC_KEY", max_critique_length=32)
+    group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "6")))
+    [made] = critic([group], ScriptedWriter(["unused"]))
+    assert said(made) == [[("critic", "Mind the sign.")], [], [("critic", "Mind the sign.")]]
+    assert made.rollouts[0].context[0].tokens == 4
+    path, body, authorization = kind.asked[-1]
+    assert path == "/v1/chat/completions" and body["model"] == "judge" and body["max_tokens"] == 32
+    assert authorization == "Bearer secret" and len(kind.asked) == 3  # two texts, one retry
+
+
+@pytest.mark.parametrize("reply", [{"error": "no"}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, []])
+def test_an_endpoint_that_answers_nonsense_is_one_clear_error(server: tuple[str, Any], reply: Any) -> None:
+    url, kind = server
+    kind.reply = reply
+    writer = EndpointWriter(url, "judge", retries=0)
+    with pytest.raises(FeedbackError, match=r"failed 1 times; got .*; expected an OpenAI-compatible"):
+        writer.write([[{"role": "user", "content": "?"}]], max_tokens=8, temperature=0.0)
+
+
+def test_an_endpoint_that_fails_stops_the_run_with_one_line(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, kind = server
+    kind.failures = 1000
+    source = f"{{name: critic, endpoint: '{url}', retries: 0, template: '{{attempt}}'}}"
+    assert vpd_train(tmp_path / "run", feedback=f"[{source}]") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "HTTP 503: overloaded" in error and url in error
+    with pytest.raises(FeedbackError, match="NO_SUCH_KEY is not set"):
+        EndpointWriter(url, "judge", api_key_env="NO_SUCH_KEY")
+    with pytest.raises(ConfigError, match="no URL"):
+        Critic(endpoint="localhost:8000")
+
+
+def test_a_run_with_self_critique_keeps_critiques_and_their_cost(tmp_path: Path) -> None:
+    """The tiny base cannot criticise; what it babbles must still be stored, counted, and the same with one seed."""
+    source = "{name: self_critique, template: '{task} {attempt} feedback :', max_critique_length: 6}"
+    for name in ("one", "two"):
+        assert vpd_train(tmp_path / name, feedback=f"[{source}]", run__max_steps=2) == 0
+    first = metrics_of(tmp_path / "one")
+    assert first == metrics_of(tmp_path / "two")
+    assert first[0]["feedback/self_critique_tokens"] > 16 and first[0]["teacher/from_self_critique"] > 0.5
+    rows = pq.read_table(tmp_path / "one" / "rollouts").to_pylist()
+    failed = next(row for row in rows if row["source"] == "self_critique")
+    [section] = json.loads(failed["context"])
+    assert section["source"] == "self_critique" and section["text"] in failed["teacher_prompt"]
