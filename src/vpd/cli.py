@@ -87,10 +87,8 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError("eval needs --num_samples >= 1, --temperature >= 0 and --top_p in (0, 1]")
     config = load(options.config, rest)
     settings = EvalSettings(
+        sampling=dataclasses.replace(config.rollout.sampling, temperature=options.temperature, top_p=options.top_p),
         num_samples=options.num_samples,
-        max_completion_length=config.rollout.max_completion_length,
-        temperature=options.temperature,
-        top_p=options.top_p,
         success_threshold=config.rollout.success_threshold,
         seed=config.run.seed,
     )

@@ -195,7 +195,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         try:
             parsed = yaml.safe_load(value)
             prose = isinstance(parsed, Mapping) and not value.lstrip().startswith("{")  # a text with a colon in it
-            pairs.append((key, value if prose else parsed))
+            pairs.append((key, value if prose or not value else parsed))
         except yaml.YAMLError as error:
             raise ConfigError(f"--{key} has a value that is not YAML", got=repr(value)) from error
     return pairs

@@ -9,24 +9,21 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpd.engines import Engine, stream_seed
+from vpd.engines import Engine
 from vpd.envs import Env
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter
-from vpd.rollout import collect, graded
+from vpd.rollout import Sampling, collect, converse, graded
 from vpd.types import Group, Metrics, Rollout, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """k answers per task at a temperature of their own."""
+    """k answers per task, sampled in a way of their own."""
 
+    sampling: Sampling
     num_samples: int = 8
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
     success_threshold: float = 0.5
     seed: int = 0
 
@@ -60,13 +57,10 @@ def evaluate(
         engine,
         prompter,
         tasks,
+        settings.sampling,
         num_generations=settings.num_samples,
-        max_completion_length=settings.max_completion_length,
         success_threshold=settings.success_threshold,
         stream=(settings.seed, "eval"),
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
     )
     student = summarise([group.rollouts for group in groups], settings.num_samples)
     if feedback is None:
@@ -76,7 +70,7 @@ def evaluate(
         groups = source(groups, writer)
     groups = prompter.attach(groups)
     failed = [(n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher is not None]
-    retries = _answer_again(env, engine, [r for _, r in failed], settings)
+    retries = _answer_again(env, engine, prompter, [r for _, r in failed], settings)
     by_task: dict[int, list[Rollout]] = {}
     for (number, _), retry in zip(failed, retries, strict=True):
         by_task.setdefault(number, []).append(retry)
@@ -84,19 +78,16 @@ def evaluate(
     return Evaluation(student=student, teacher=teacher, groups=groups, retries=retries)
 
 
-def _answer_again(env: Env, engine: Engine, failed: Sequence[Rollout], settings: EvalSettings) -> list[Rollout]:
+def _answer_again(
+    env: Env, engine: Engine, prompter: Prompter, failed: Sequence[Rollout], settings: EvalSettings
+) -> list[Rollout]:
+    tasks = [rollout.task for rollout in failed]
     prompts = [rollout.teacher.tokens for rollout in failed if rollout.teacher is not None]
     if not prompts:
         return []
-    completions = engine.generate(
-        prompts,
-        seeds=[stream_seed(settings.seed, "eval_teacher", row) for row in range(len(prompts))],
-        max_tokens=settings.max_completion_length,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-    )
-    return graded(env, [rollout.task for rollout in failed], prompts, completions, settings.success_threshold)
+    stream = (settings.seed, "eval_teacher")
+    completions = converse(env, engine, prompter, tasks, prompts, settings.sampling, stream=stream)
+    return graded(env, tasks, prompts, completions, settings.success_threshold)
 
 
 def summarise(answers: Sequence[Sequence[Rollout]], k: int) -> Metrics:

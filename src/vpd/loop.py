@@ -89,11 +89,10 @@ class Loop:
             self.engine,
             self.prompter,
             tasks,
+            self.rollout.sampling,
             num_generations=self.rollout.num_generations,
-            max_completion_length=self.rollout.max_completion_length,
             success_threshold=self.rollout.success_threshold,
             stream=(self.seed, "train", self.step),
-            temperature=self.rollout.temperature,
         )
 
     def explain(self, groups: Sequence[Group]) -> list[Group]:

@@ -10,7 +10,7 @@ assistant header are never cut.  Every token cut is counted on the :class:`~vpd.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ class Prompter:
 
     def student(self, task: Task) -> Tokens:
         """The student's prompt [P]. Raises ModelError if it does not fit the budget or the model's window."""
-        tokens = self._render(task.messages)
+        tokens = self._render(task.messages, task.tools)
         limit = self.settings.max_prompt_length
         if limit is not None and len(tokens) > limit:
             raise ModelError(
@@ -108,7 +108,7 @@ class Prompter:
         last = max(i for i, message in enumerate(task.messages) if message["role"] == "user")
         messages = list(task.messages)
         messages[last] = {"role": "user", "content": messages[last]["content"] + "".join(parts) + settings.closing}
-        tokens = self._render(messages)
+        tokens = self._render(messages, task.tools)
         self._check_window(task, len(tokens), "the teacher's prompt")
         sources = tuple(dict.fromkeys(section.source for section in sections))
         return TeacherPrompt(tokens=tokens, sources=sources, cut=cut)
@@ -124,6 +124,21 @@ class Prompter:
                 do="Lower max_attempt_length or max_critique_length of the feedback source.",
             )
         return tokens
+
+    def reply(self, message: Message, after: int | None) -> Tokens:
+        """What a template puts between an assistant's answer and the next: its end, ``message``, a new header.
+
+        ``after`` is the answer's last token; where that is the end-of-turn token itself it does not stand twice.
+        """
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}, message]
+        text: str = self.tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=False, enable_thinking=self.settings.enable_thinking
+        )
+        following = text.partition(answer)[2]
+        if after is not None:
+            following = following.removeprefix(self.tokenizer.decode([after]))
+        return tuple(self.tokenizer.encode(following, add_special_tokens=False))
 
     def fit(self, text: str, budget: int) -> tuple[str, int, int]:
         """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens become gaps."""
@@ -141,9 +156,10 @@ class Prompter:
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
         return self.teacher(rollout.task, rollout.context)
 
-    def _render(self, messages: Sequence[Message]) -> Tokens:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Tokens:
         tokens = self.tokenizer.apply_chat_template(
             list(messages),
+            tools=list(tools) or None,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
@@ -157,7 +173,11 @@ class Prompter:
             return 1 << 30
         settings = self.settings
         frame = settings.demonstration_header + settings.feedback_header + settings.closing
-        fixed = len(self._render(task.messages)) + len(self.tokenizer.encode(frame, add_special_tokens=False)) + 8
+        fixed = (
+            len(self._render(task.messages, task.tools))
+            + len(self.tokenizer.encode(frame, add_special_tokens=False))
+            + 8
+        )
         return max(self.window - self.max_completion_length - fixed, 1)
 
     def _check_window(self, task: Task, length: int, what: str) -> None:

@@ -30,20 +30,25 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is asked.  ``payload`` belongs to the environment alone: nobody else reads it."""
+    """What is asked.  ``payload`` belongs to the environment alone: nobody else reads it.
+
+    ``tools`` are descriptions (JSON schemas) that the chat template shows the model.
+    """
 
     id: str
     messages: tuple[Message, ...]
     payload: Any = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled answer.
+    """One attempt: a sampled answer, or several with the environment's replies between them.
 
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
-    sampling temperature, 0 where not sampled); ``version`` counts the weights that sampled it.
+    sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it.
     """
 
     tokens: Tokens
@@ -52,6 +57,7 @@ class Completion:
     text: str
     finish: Literal["stop", "length"]
     version: int = 0
+    turns: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

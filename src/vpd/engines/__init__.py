@@ -19,12 +19,15 @@ class Engine(Protocol):
         prompts: Sequence[Tokens],
         *,
         seeds: Sequence[int],
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
-        """One completion for each prompt, in order.  ``seeds[i]`` alone fixes the randomness of row i."""
+        """One completion for each prompt, in order.  ``seeds[i]`` alone fixes the randomness of row i.
+
+        ``max_tokens`` is one bound for all rows or one for each.
+        """
         ...
 
 
@@ -32,6 +35,11 @@ def stream_seed(*parts: int | str) -> int:
     """A 64-bit seed that is a pure function of its parts, e.g. ``stream_seed(seed, "train", step, row)``."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def limits_of(max_tokens: int | Sequence[int], rows: int) -> list[int]:
+    """``max_tokens`` as one bound for each row."""
+    return [max_tokens] * rows if isinstance(max_tokens, int) else list(max_tokens)
 
 
 class ScriptedEngine:
@@ -54,23 +62,23 @@ class ScriptedEngine:
         prompts: Sequence[Tokens],
         *,
         seeds: Sequence[int],
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
         completions = []
-        for prompt in prompts:
+        for prompt, limit in zip(prompts, limits_of(max_tokens, len(prompts)), strict=True):
             text = self.texts[len(self.asked) % len(self.texts)]
             self.asked.append(tuple(prompt))
             tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
             completions.append(
                 Completion(
-                    tokens=tokens[:max_tokens],
-                    sampled=(True,) * len(tokens[:max_tokens]),
-                    logprobs=(0.0,) * len(tokens[:max_tokens]),
+                    tokens=tokens[:limit],
+                    sampled=(True,) * len(tokens[:limit]),
+                    logprobs=(0.0,) * len(tokens[:limit]),
                     text=text,
-                    finish="stop" if len(tokens) <= max_tokens else "length",
+                    finish="stop" if len(tokens) <= limit else "length",
                     version=self.version,
                 )
             )

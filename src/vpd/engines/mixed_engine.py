@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vpd.engines import Engine
+from vpd.engines import Engine, limits_of
 from vpd.types import Completion, Tokens
 
 
@@ -24,8 +24,9 @@ class MixedEngine:
         self.first.load(weights, version)
 
     def generate(
-        self, prompts: Sequence[Tokens], *, seeds: Sequence[int], max_tokens: int, **sampling: Any
+        self, prompts: Sequence[Tokens], *, seeds: Sequence[int], max_tokens: int | Sequence[int], **sampling: Any
     ) -> list[Completion]:
+        limits = limits_of(max_tokens, len(prompts))
         owner: dict[Tokens, bool] = {}
         for prompt, seed in zip(prompts, seeds, strict=True):
             if prompt not in owner:
@@ -36,7 +37,7 @@ class MixedEngine:
             made = engine.generate(
                 [prompts[row] for row in rows],
                 seeds=[seeds[row] for row in rows],
-                max_tokens=max_tokens,
+                max_tokens=[limits[row] for row in rows],
                 **sampling,
             )
             answers |= dict(zip(rows, made, strict=True))

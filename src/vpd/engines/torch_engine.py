@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vpd.engines import limits_of
 from vpd.types import Completion, Tokens
 
 
@@ -50,7 +51,7 @@ class TorchEngine:
         prompts: Sequence[Tokens],
         *,
         seeds: Sequence[int],
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
@@ -59,32 +60,34 @@ class TorchEngine:
             raise ValueError(f"one seed for each prompt; got {len(seeds)} seeds for {len(prompts)} prompts")
         if self._model is None:
             raise RuntimeError("the engine has no weights yet: call load() first")
+        limits = limits_of(max_tokens, len(prompts))
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.max_rows):
             rows = slice(start, start + self.max_rows)
             with self._autocast():
-                completions += self._generate(prompts[rows], seeds[rows], max_tokens, temperature, top_p, top_k)
+                completions += self._generate(prompts[rows], seeds[rows], limits[rows], temperature, top_p, top_k)
         return completions
 
     def _generate(
         self,
         prompts: Sequence[Tokens],
         seeds: Sequence[int],
-        max_tokens: int,
+        limits: Sequence[int],
         temperature: float,
         top_p: float,
         top_k: int | None,
     ) -> list[Completion]:
         device = next(self._model.parameters()).device
         logits_BV, cache, attention_BP = self._prefill(prompts, device)
-        uniform = torch.tensor(np.stack([uniforms(seed, max_tokens) for seed in seeds]), device=device)
+        width = max(limits)
+        uniform = torch.tensor(np.stack([uniforms(seed, width) for seed in seeds]), device=device)
         eos = torch.tensor(self.eos_ids, dtype=torch.long, device=device)
-        tokens = torch.zeros(len(prompts), max_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), max_tokens, dtype=torch.float64, device=device)
-        length = torch.full((len(prompts),), max_tokens, dtype=torch.long, device=device)
+        tokens = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(prompts), width, dtype=torch.float64, device=device)
+        length = torch.tensor(limits, dtype=torch.long, device=device)
         rows = torch.arange(len(prompts), device=device)
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        for step in range(max_tokens):
+        for step in range(width):
             logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / max(temperature, 1e-6)
             logp_BV = torch.log_softmax(logits_BV, -1)
             chosen_B = draw(truncate(logp_BV, top_p, top_k), uniform[rows, step], greedy=temperature == 0.0)
@@ -92,8 +95,8 @@ class TorchEngine:
             logprobs[rows[running], step] = logp_BV.gather(1, chosen_B[:, None])[running, 0].double()
             ended = running & torch.isin(chosen_B, eos)
             length[rows[ended]] = step + 1
-            running = running & ~ended
-            if step + 1 == max_tokens or not bool(running.any()):
+            running = running & ~ended & (length[rows] > step + 1)
+            if not bool(running.any()):
                 break
             if int(running.sum()) <= 0.8 * len(running):
                 keep = running.nonzero()[:, 0]

@@ -22,10 +22,10 @@ and run :func:`vpd.envs.check.check_env` on it.
 import functools
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from vpd.errors import EnvError
-from vpd.types import Grade, Task
+from vpd.types import Grade, Message, Task
 
 
 class Env(Protocol):
@@ -56,6 +56,22 @@ class Finite(Protocol):
     """An environment over a finite data set: all its training tasks can be checked before a run."""
 
     def train_tasks(self) -> Sequence[Task]: ...
+
+
+#: What an environment says to an answer: nothing (the attempt is over), a user's message, or any message (a tool's).
+Reply: TypeAlias = str | Message | None
+
+
+@runtime_checkable
+class Conversational(Protocol):
+    """An environment that may reply to an answer and let the model go on: the attempt has several turns.
+
+    What it says is never trained on, and student and teacher read the same turns.
+    """
+
+    def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+        """A reply to the last message of each conversation (the task's messages and all turns so far), or None."""
+        ...
 
 
 def per_row(
@@ -102,6 +118,33 @@ def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[G
                 expected="vpd.types.Grade",
             )
     return grades
+
+
+def replies_of(
+    env: Conversational, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]
+) -> list[Message | None]:
+    """``env.respond`` with its contract enforced; a text becomes a user's message.  Raises EnvError."""
+    try:
+        replies = env.respond(tasks, conversations)
+    except EnvError:
+        raise
+    except Exception as error:
+        raise grader_raised(error, f"a batch of {len(tasks)} conversations") from error
+    if not isinstance(replies, list) or len(replies) != len(tasks):
+        got = f"{len(replies)} replies" if isinstance(replies, list) else type(replies).__name__
+        raise EnvError("respond returned the wrong number of replies", got=got, expected=f"a list of {len(tasks)}")
+    messages: list[Message | None] = []
+    for row, reply in enumerate(replies):
+        if isinstance(reply, str):
+            reply = {"role": "user", "content": reply}
+        if reply is not None and not (isinstance(reply, dict) and {"role", "content"} <= set(reply)):
+            raise EnvError(
+                f"respond returned no message for row {row} (task {tasks[row].id!r})",
+                got=repr(reply)[:80],
+                expected="None, a text, or {'role': ..., 'content': ...}",
+            )
+        messages.append(reply)
+    return messages
 
 
 def grader_raised(error: Exception, where: str) -> EnvError:

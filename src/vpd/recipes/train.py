@@ -77,9 +77,8 @@ def measure(parts: Parts) -> Metrics:
     """``eval/*`` of the student and ``eval_teacher/*`` of the same weights told what was wrong."""
     config = parts.config
     settings = EvalSettings(
+        sampling=config.rollout.sampling,
         num_samples=config.run.eval_samples,
-        max_completion_length=config.rollout.max_completion_length,
-        temperature=config.rollout.temperature,
         success_threshold=config.rollout.success_threshold,
         seed=config.run.seed,
     )

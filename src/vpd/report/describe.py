@@ -31,6 +31,10 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
         "teacher/rows_with_context": float(sum(rollout.teacher is not None for rollout in rollouts)),
         "teacher/tokens_cut": float(sum(rollout.teacher.cut for rollout in rollouts if rollout.teacher)),
     }
+    if any(rollout.completion.turns > 1 for rollout in rollouts):
+        spoken = sum(sum(rollout.completion.sampled) for rollout in rollouts)
+        metrics["completions/mean_turns"] = statistics.fmean(rollout.completion.turns for rollout in rollouts)
+        metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
     if not fixed_length:
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
     sources = Counter("+".join(r.teacher.sources) for r in rollouts if r.teacher)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vpd.errors import StorageError
-from vpd.types import Group, Metrics
+from vpd.types import Completion, Group, Metrics
 
 
 class RunFolder:
@@ -47,6 +47,10 @@ class RunFolder:
                 do="Free space or mend the permissions, then continue with --run.resume true.",
             ) from error
 
+    def _transcript(self, completion: Completion) -> str:
+        """The answer; of several turns everything that was said, with the template's marks between them."""
+        return completion.text if completion.turns == 1 else str(self._tokenizer.decode(completion.tokens))
+
     def _table(self, step: int, groups: Sequence[Group]) -> pa.Table:
         rows = [
             {
@@ -55,7 +59,8 @@ class RunFolder:
                 "task": r.task.id,
                 "prompt": self._tokenizer.decode(r.prompt),
                 "teacher_prompt": None if r.teacher is None else self._tokenizer.decode(r.teacher.tokens),
-                "completion": r.completion.text,
+                "completion": self._transcript(r.completion),
+                "turns": r.completion.turns,
                 "tokens": len(r.completion.tokens),
                 "finish": r.completion.finish,
                 "reward": float(r.grade.reward),
@@ -68,7 +73,14 @@ class RunFolder:
             for r in group.rollouts
         ]
         text, number = pa.string(), pa.int64()
-        kinds = {"step": number, "group": number, "tokens": number, "reward": pa.float64(), "success": pa.bool_()}
+        kinds = {
+            "step": number,
+            "group": number,
+            "turns": number,
+            "tokens": number,
+            "reward": pa.float64(),
+            "success": pa.bool_(),
+        }
         return pa.Table.from_pylist(rows, schema=pa.schema([(name, kinds.get(name, text)) for name in rows[0]]))
 
 
