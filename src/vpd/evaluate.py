@@ -50,7 +50,8 @@ def evaluate(
     """Sample k answers per task; with ``feedback`` also answer every failed attempt again, with its C.
 
     Metrics: ``avg@k``, ``pass@k`` (a task counts if any of its k answers passes), each with ``_se``, the standard
-    error over tasks, and ``reward``.  The teacher's are over the tasks that have a failed answer with a context.
+    error over tasks, and ``reward``.  The teacher's are over the tasks that have a failed answer with a context;
+    its ``student_accuracy`` is the student's avg@k on just these tasks, so that the two can be compared.
     """
     groups = collect(
         env,
@@ -75,6 +76,9 @@ def evaluate(
     for (number, _), retry in zip(failed, retries, strict=True):
         by_task.setdefault(number, []).append(retry)
     teacher = summarise(list(by_task.values()), settings.num_samples)
+    if by_task:
+        same = [statistics.fmean(r.success for r in groups[number].rollouts) for number in by_task]
+        teacher["student_accuracy"] = statistics.fmean(same)
     return Evaluation(student=student, teacher=teacher, groups=groups, retries=retries)
 
 

@@ -22,13 +22,18 @@ def run_eval(config: Config, settings: EvalSettings, *, limit: int | None, teach
 
 def show(rows: Sequence[tuple[str, Metrics]], k: int, console: Console | None = None) -> None:
     """Print student's and teacher's numbers, with the standard error over tasks."""
-    table = Table("", "tasks", "answers", f"avg@{k}", f"pass@{k}", "mean reward")
+    table = Table("", "tasks", "answers", f"avg@{k}", f"pass@{k}", "mean reward", "student on these tasks")
     for name, metrics in rows:
         if not metrics.get("tasks"):
-            table.add_row(name, "0", "0", "-", "-", "-")
+            table.add_row(name, "0", "0", "-", "-", "-", "-")
             continue
         cells = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]
         table.add_row(
-            name, str(int(metrics["tasks"])), str(int(metrics["answers"])), *cells, f"{metrics['reward']:.3f}"
+            name,
+            str(int(metrics["tasks"])),
+            str(int(metrics["answers"])),
+            *cells,
+            f"{metrics['reward']:.3f}",
+            f"{metrics['student_accuracy']:.3f}" if "student_accuracy" in metrics else "",
         )
     (console or Console()).print(table)

@@ -11,6 +11,7 @@ from vpd.envs import Env
 from vpd.errors import StorageError
 from vpd.evaluate import EvalSettings, evaluate
 from vpd.loop import Loop, Observer
+from vpd.monitor import Monitor
 from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import ConsoleProgress
 from vpd.report.describe import describer
@@ -38,7 +39,8 @@ def train(config: Config, *, env: Env | None = None) -> Path:
     _write(output / "config.yaml", config.to_yaml())
     progress = ConsoleProgress(config.run.max_steps, title=config.algorithm.name, start=loop.step)
     trackers.config = config.as_dict()
-    loop.observers = [folder, progress, trackers]
+    monitor = Monitor(progress.warn, folder=output)
+    loop.observers = [folder, progress, trackers, monitor]
     with progress, trackers:
         loop.run()
     checkpoint.save_model(parts.learner.weights(), parts.tokenizer, output / "model")

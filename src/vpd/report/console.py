@@ -7,6 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vpd.monitor import Alarm
 from vpd.types import Group, Metrics
 
 COLUMNS = (
@@ -53,6 +54,11 @@ class ConsoleProgress:
 
     def __exit__(self, *exception: Any) -> None:
         self._progress.stop()
+
+    def warn(self, alarm: Alarm) -> None:
+        """Print an alarm above the progress bar."""
+        text = f"[alarm at step {alarm.step}] {alarm.saw}. {alarm.do}"
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         elapsed = self._progress.tasks[self._bar].elapsed or 0.0

@@ -1,0 +1,190 @@
+"""Alarms: what goes wrong in such runs without an error, noticed while it happens, with what to change.
+
+A rule looks at the metrics of all steps so far and answers with what it saw, or None.  A rule that fires is told once;
+it may fire again after it has been quiet for ``REARM`` steps.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from vpd.errors import StorageError
+from vpd.types import Group, Metrics
+
+History: TypeAlias = Sequence[Metrics]
+
+REARM = 10
+START = 5  # steps whose mean is "the beginning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """One warning: which rule, at which step, what it saw, what to do."""
+
+    step: int
+    rule: str
+    saw: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A name, what it watches for, and the advice that goes with it."""
+
+    name: str
+    look: Callable[[History], str | None]
+    do: str
+
+
+class Monitor:
+    """An observer.  ``say`` is told every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
+
+    def __init__(self, say: Callable[[Alarm], None], *, folder: Path | None = None, rules: Sequence[Rule] = ()):
+        self.alarms: list[Alarm] = []
+        self._say = say
+        self._folder = folder
+        self._rules = tuple(rules) or RULES
+        self._history: list[Metrics] = []
+        self._last_fired: dict[str, int] = {}
+
+    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        self._history.append(metrics)
+        for rule in self._rules:
+            saw = rule.look(self._history)
+            if saw is None:
+                continue
+            quiet = len(self._history) - self._last_fired.get(rule.name, -REARM)
+            self._last_fired[rule.name] = len(self._history)
+            if quiet >= REARM:
+                self._raise(Alarm(step=step, rule=rule.name, saw=saw, do=rule.do))
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        self._say(alarm)
+        if self._folder is None:
+            return
+        try:
+            with (self._folder / "alarms.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(alarm)) + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write to {self._folder}", got=str(error), do="Free space.") from error
+
+
+def _series(history: History, name: str) -> list[float]:
+    """The finite values of one metric, oldest first."""
+    return [metrics[name] for metrics in history if name in metrics and metrics[name] == metrics[name]]
+
+
+def _above(name: str, bound: float, what: str) -> Callable[[History], str | None]:
+    """Fires when the newest value is above a bound."""
+
+    def look(history: History) -> str | None:
+        value = history[-1].get(name)
+        return None if value is None or not value > bound else f"{what}: {name} is {value:.3g}, above {bound:g}"
+
+    return look
+
+
+def _teacher_no_better(history: History) -> str | None:
+    """The same tasks: the teacher retries what the student failed, and is right no more often."""
+    teacher, student = (history[-1].get(f"eval_teacher/{name}") for name in ("accuracy", "student_accuracy"))
+    if teacher is None or student is None or teacher > student:
+        return None
+    return f"told what was wrong, the model is right {teacher:.1%} of the time, untold {student:.1%} on the same tasks"
+
+
+def _teacher_entropy(history: History) -> str | None:
+    values = _series(history, "m_step/teacher_entropy")
+    if "m_step/teacher_entropy" not in history[-1] or len(values) <= START:
+        return None
+    first = statistics.fmean(values[:START])
+    if values[-1] <= 1.5 * first + 0.1:
+        return None
+    return (
+        f"the teacher's entropy rose from {first:.2f} to {values[-1]:.2f} nats a token: it is forgetting how to answer"
+    )
+
+
+def _length_collapse(history: History) -> str | None:
+    values = _series(history, "completions/mean_length")
+    if len(values) <= START:
+        return None
+    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    return f"answers shrank from {first:.1f} to {now:.1f} tokens" if now < first / 3 else None
+
+
+def _flat_reward(history: History) -> str | None:
+    silent = _series(history, "frac_reward_zero_std")[-20:]
+    if len(silent) < 20 or min(silent) < 1.0:
+        return None
+    rewards = _series(history, "reward")[-20:]
+    return f"for 20 steps all answers to a task had one reward (mean {statistics.fmean(rewards):.3g})"
+
+
+def _no_context(history: History) -> str | None:
+    reads = "m_step/rows" in history[-1]
+    rows = _series(history, "teacher/rows_with_context")[-5:]
+    failing = [1 - value for value in _series(history, "success")[-5:]]
+    if not reads or len(rows) < 5 or max(rows) > 0 or max(failing) == 0:
+        return None
+    return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
+
+
+def _dead_gradient(history: History) -> str | None:
+    for step in ("m_step", "e_step", "policy"):
+        norm, loss = history[-1].get(f"{step}/grad_norm"), history[-1].get(f"{step}/loss")
+        if norm is not None and loss is not None and norm < 1e-6 and abs(loss) > 1e-3:
+            return f"{step}: the gradient norm is {norm:.1e} at a loss of {loss:.3g}"
+    return None
+
+
+def _sampler_differs(history: History) -> str | None:
+    for step in ("m_step", "policy"):
+        gap = history[-1].get(f"{step}/sampling_logp_difference", 0.0)
+        if gap > 0.1:
+            return f"the sampler's log-probs and the learner's differ by {gap:.3g} nats a token"
+    return None
+
+
+RULES = (
+    Rule(
+        "teacher_no_better",
+        _teacher_no_better,
+        "Look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it say more, add a "
+        "source, or use GRPO.",
+    ),
+    Rule(
+        "teacher_entropy",
+        _teacher_entropy,
+        "Lower optim.learning_rate or algorithm.e_lr_scale, raise algorithm.e_every, or take a slower EMA teacher.",
+    ),
+    Rule(
+        "student_drift",
+        _above("e_step/student_drift_kl", 0.1, "the E-step moves the student too, by much"),
+        "Raise algorithm.e_every or lower algorithm.e_lr_scale.",
+    ),
+    Rule(
+        "length_collapse", _length_collapse, "Look at rollouts/: is a short answer rewarded? Lower the learning rate."
+    ),
+    Rule("flat_reward", _flat_reward, "Make tasks easier or harder, or give a partial reward (env.reward: share)."),
+    Rule(
+        "no_context",
+        _no_context,
+        "Let the grader say why (informative feedback), or add 'sibling' or 'self_critique' to feedback.",
+    ),
+    Rule(
+        "e_step_saturated",
+        _above("e_step/saturation", 0.5, "most rows are past learning in the E-step"),
+        "Lower algorithm.teacher_beta, or set algorithm.log_ratio to mean.",
+    ),
+    Rule(
+        "kind_predicts_success",
+        _above("e_step/kind_predicts_success", 0.6, "the kind of context alone tells successes from failures"),
+        "Use algorithm.success_context: matched, or a source that speaks about both.",
+    ),
+    Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
+    Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
+)

@@ -1,0 +1,93 @@
+"""Every alarm: a history that raises it and one, as close as may be, that does not; and real runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import vpd_train
+
+from vpd.monitor import RULES, Alarm, Monitor
+
+CALM = {
+    "reward": 0.4, "success": 0.4, "frac_reward_zero_std": 0.2, "completions/mean_length": 60.0,
+    "teacher/rows_with_context": 8.0, "m_step/rows": 8.0, "m_step/loss": 0.02, "m_step/grad_norm": 0.5,
+    "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "e_step/student_drift_kl": 0.01,
+    "e_step/saturation": 0.0, "e_step/kind_predicts_success": 0.5, "e_step/grad_norm": 1.0, "e_step/loss": 1.3,
+}  # fmt: skip
+TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
+    # rule: after so many calm steps, this raises it, and this does not
+    "teacher_no_better": (
+        1,
+        {"eval_teacher/accuracy": 0.3, "eval_teacher/student_accuracy": 0.3},
+        {"eval_teacher/accuracy": 0.31, "eval_teacher/student_accuracy": 0.3},
+    ),
+    "teacher_entropy": (6, {"m_step/teacher_entropy": 1.7}, {"m_step/teacher_entropy": 1.5}),
+    "student_drift": (1, {"e_step/student_drift_kl": 0.11}, {"e_step/student_drift_kl": 0.09}),
+    "length_collapse": (6, {"completions/mean_length": 9.0}, {"completions/mean_length": 25.0}),
+    "flat_reward": (0, {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.99}),
+    "no_context": (0, {"teacher/rows_with_context": 0.0}, {"teacher/rows_with_context": 0.0, "success": 1.0}),
+    "e_step_saturated": (1, {"e_step/saturation": 0.6}, {"e_step/saturation": 0.4}),
+    "kind_predicts_success": (1, {"e_step/kind_predicts_success": 0.7}, {"e_step/kind_predicts_success": 0.6}),
+    "dead_gradient": (1, {"m_step/grad_norm": 1e-9}, {"m_step/grad_norm": 1e-9, "m_step/loss": 1e-6}),
+    "sampler_differs": (1, {"m_step/sampling_logp_difference": 0.2}, {"m_step/sampling_logp_difference": 0.05}),
+}
+
+
+def raised(calm: int, then: dict[str, float], repeat: int = 20) -> list[Alarm]:
+    told: list[Alarm] = []
+    monitor = Monitor(told.append)
+    for step, metrics in enumerate([CALM] * calm + [CALM | then] * repeat):
+        monitor.on_step(step, metrics, [])
+    assert told == monitor.alarms
+    return told
+
+
+def test_there_is_trouble_for_every_rule() -> None:
+    assert set(TROUBLE) == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("name", sorted(TROUBLE))
+def test_an_alarm_is_raised_when_it_should_and_not_when_not(name: str) -> None:
+    calm, trouble, nearly = TROUBLE[name]
+    fired = raised(calm, trouble)
+    assert [alarm.rule for alarm in fired] == [name]  # once, and no other
+    assert fired[0].saw and fired[0].do.endswith(".")
+    assert raised(calm, nearly) == []
+
+
+def test_a_rule_fires_again_after_a_quiet_while(tmp_path: Path) -> None:
+    monitor = Monitor(lambda alarm: None, folder=tmp_path)
+    bad = CALM | {"e_step/saturation": 0.9}
+    for step, metrics in enumerate([bad, bad, *[CALM] * 12, bad, CALM, bad]):
+        monitor.on_step(step, metrics, [])
+    assert [alarm.step for alarm in monitor.alarms] == [0, 14]
+    kept = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rule"]) for line in kept] == [(0, "e_step_saturated"), (14, "e_step_saturated")]
+
+
+def alarms_of(folder: Path) -> set[str]:
+    path = folder / "alarms.jsonl"
+    return {json.loads(line)["rule"] for line in path.read_text().splitlines()} if path.exists() else set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, set()),
+        ({"env__hint": "verdict", "run__max_steps": 6}, {"no_context"}),
+        ({"optim__learning_rate": 0.05, "algorithm__e_every": 1}, {"student_drift"}),
+        ({"algorithm__teacher_beta": 50.0, "run__max_steps": 1}, {"e_step_saturated"}),
+        ({"algorithm__success_context": "own", "feedback": "[environment, sibling]", "run__max_steps": 1}, set()),
+    ],
+)
+def test_real_runs(
+    changes: dict[str, Any], expected: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vpd_train(tmp_path / "run", **changes) == 0
+    assert expected <= alarms_of(tmp_path / "run") and (expected or not alarms_of(tmp_path / "run"))
+    assert all(rule in RULE_NAMES for rule in alarms_of(tmp_path / "run"))
+    assert ("[alarm at step" in capsys.readouterr().out) == bool(expected)
+
+
+RULE_NAMES = {rule.name for rule in RULES}
