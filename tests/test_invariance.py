@@ -12,6 +12,7 @@ from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
 from vpd.algorithms import Algorithm, rows, weighting
 from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
+from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings, e_step_objective
 from vpd.errors import TrainingError
@@ -23,6 +24,10 @@ from vpd.types import Example, Group
 Make = Callable[[], Algorithm]
 METHODS: dict[str, tuple[Make, TeacherSettings]] = {
     "vpd": (lambda: VPD(VPDSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()), TeacherSettings(ema_rate=0.5)),  # type: ignore[arg-type]
+    "gated": (
+        lambda: GatedVPD(GatedSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()),  # type: ignore[arg-type]
+        TeacherSettings(ema_rate=0.5),
+    ),
     "sdpo": (lambda: Distill(SDPOSettings(updates_per_batch=2)), TeacherSettings()),
     "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
     "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
@@ -54,7 +59,7 @@ def test_micro_batches_chunks_and_order_change_nothing(name: str) -> None:
         assert same(run(name, batches, micro_batch_size=size), whole)
     for chunk in (1, 7):
         assert same(run(name, batches, micro_batch_size=100, chunk_tokens=chunk), whole)
-    if name in ("vpd", "gkd"):  # with several updates per batch the order of groups decides the parts
+    if name in ("vpd", "gated", "gkd"):  # with several updates per batch the order of groups decides the parts
         shuffled = [random.Random(1).sample(groups, len(groups)) for groups in batches]
         assert same(run(name, shuffled, micro_batch_size=5), whole)
 

@@ -21,6 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vpd.algorithms.distill import GKDSettings, SDPOSettings
+from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.envs.digits import Digits
@@ -75,7 +76,13 @@ class CustomEnv:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-ALGORITHMS: dict[str, type] = {"vpd": VPDSettings, "sdpo": SDPOSettings, "gkd": GKDSettings, "grpo": GRPOSettings}
+ALGORITHMS: dict[str, type] = {
+    "vpd": VPDSettings,
+    "gated": GatedSettings,
+    "sdpo": SDPOSettings,
+    "gkd": GKDSettings,
+    "grpo": GRPOSettings,
+}
 ENVS: dict[str, type] = {"digits": Digits, "instructions": Instructions, "science": Science}
 SOURCES: dict[str, type] = {
     "environment": Environment,

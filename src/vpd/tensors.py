@@ -41,6 +41,11 @@ class Batch:
     success_B: Tensor
     group_B: Tensor
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its rows have a teacher's prompt; a learner never mixes rows that do with rows that do not."""
+        return all(prompt is not None for prompt in self.teacher_prompts)
+
     def reference_or(self, logprobs_BT: Tensor) -> Tensor:
         """The reference log-probs [B,T]; a row that carries none is its own reference (ratio exactly 1)."""
         return torch.where(self.has_reference_B[:, None], self.reference_BT, logprobs_BT.detach())

@@ -48,7 +48,9 @@ class GRPO:
         advantages = group_advantages(groups, settings.scale_rewards)
         metrics: Metrics = {"policy/groups_without_signal": _silent_share(groups)}
         examples = rows.examples_of(groups)
-        examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
+        examples = [  # the outcome alone speaks
+            dataclasses.replace(e, advantage=a, teacher_prompt=None) for e, a in zip(examples, advantages, strict=True)
+        ]
         if settings.updates_per_batch > 1:
             examples = rows.with_reference(examples, learner)
         start = 0

@@ -80,16 +80,9 @@ class VPD:
         self._shift: float | None = None
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
-        due = self.settings.e_every is not None and self._iteration % self.settings.e_every == 0
-        self._iteration += 1
-        if not due:
-            return {"e_step/rows": 0.0} | self.m_step.step(groups, learner)
-        started = time.perf_counter()
-        matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
-        examples, e_examples = self._references(rows.examples_of(groups), rows.examples_of(matched), learner)
-        metrics = self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
-        metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
-        metrics["time/e_step"] = time.perf_counter() - started
+        examples, metrics = self._when_due(groups, learner)
+        if examples is None:
+            return metrics | self.m_step.step(groups, learner)
         metrics |= self.m_step.distil(groups, examples, learner)
         if metrics["e_step/rows"] and metrics["m_step/rows"]:
             metrics["e_step/student_drift_kl"] = metrics["m_step/student_drift_kl"]
@@ -101,12 +94,33 @@ class VPD:
     def restore(self, state: dict[str, Any]) -> None:
         self._iteration, self._shift = state["iteration"], state["shift"]
 
+    def _when_due(
+        self, groups: Sequence[Group], learner: Learner, *, everyone: bool = False, skip: bool = False
+    ) -> tuple[list[Example] | None, Metrics]:
+        """The E-step if it is due: the M-step's examples with their references (None: it was not), and metrics.
+
+        ``everyone``: rows without a context get a reference too; ``skip``: due or not, it does not take place.
+        """
+        due = self.settings.e_every is not None and self._iteration % self.settings.e_every == 0
+        self._iteration += 1
+        if not due or skip:
+            return None, {"e_step/rows": 0.0}
+        started = time.perf_counter()
+        matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
+        examples, e_examples = self._references(
+            rows.examples_of(groups), rows.examples_of(matched), learner, everyone=everyone
+        )
+        metrics = self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
+        metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
+        metrics["time/e_step"] = time.perf_counter() - started
+        return examples, metrics
+
     def _references(
-        self, own: Sequence[Example], matched: Sequence[Example], learner: Learner
+        self, own: Sequence[Example], matched: Sequence[Example], learner: Learner, *, everyone: bool
     ) -> tuple[list[Example], list[Example]]:
         """logp_S0 for every row that enters either step, scored once; the fixed prior for the E-step's, if asked."""
         pairs = list(zip(own, matched, strict=True))
-        enter = [i for i, pair in enumerate(pairs) if any(e.teacher_prompt is not None for e in pair)]
+        enter = [i for i, pair in enumerate(pairs) if everyone or any(e.teacher_prompt is not None for e in pair)]
         scored = learner.score([own[i] for i in enter], rows.student_logprobs) if enter else []
         current = dict(zip(enter, scored, strict=True))
         prior = current

@@ -209,18 +209,21 @@ class AccelerateLearner:
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
         """This rank's share of the rows, those of similar length together, as (rows, batch).
 
-        Every rank gets the same number of rows, so that collectives match: a share that comes out short is filled
-        up with a row of no weight and position -1.
+        Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of rows of
+        each kind, so that collectives match: a share that comes out short is filled up with a row of no weight and
+        position -1.
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        ordered = sorted(rows, key=lambda row: (len(row[1].completion), len(row[1].prompt), row[0]))
-        share = ordered[rank::world]
-        if rank >= len(ordered) % world > 0:
-            share.append((-1, dataclasses.replace(ordered[0][1], weights={})))
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        for start in range(0, len(share), self.settings.micro_batch_size):
-            part = share[start : start + self.settings.micro_batch_size]
-            yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
+        for told in (True, False):
+            kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
+            ordered = sorted(kind, key=lambda row: (len(row[1].completion), len(row[1].prompt), row[0]))
+            share = ordered[rank::world]
+            if rank >= len(ordered) % world > 0:
+                share.append((-1, dataclasses.replace(ordered[0][1], weights={})))
+            for start in range(0, len(share), self.settings.micro_batch_size):
+                part = share[start : start + self.settings.micro_batch_size]
+                yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self._root)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.algorithms import Algorithm
 from vpd.algorithms.distill import Distill, GKDSettings
+from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.config import Config, CustomEnv, ModelSettings
@@ -93,6 +94,8 @@ def assemble(config: Config, *, env: Env | None = None) -> Parts:
 def make_algorithm(config: Config, prompter: Prompter) -> Algorithm:
     """The algorithm that a config names."""
     settings = config.algorithm
+    if isinstance(settings, GatedSettings):
+        return GatedVPD(settings, prompter)
     if isinstance(settings, VPDSettings):
         return VPD(settings, prompter)
     if isinstance(settings, GRPOSettings):

@@ -1,0 +1,142 @@
+"""VPD with an evidence-gated policy gradient: listen to the teacher as far as it has been right.
+
+    loss = trust * D(pi || sg q) - mean( A * log pi ),        A = GRPO's advantage
+
+The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
+what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
+many rows have a context.  The E-step is skipped while trust is below ``min_trust``; with ``e_every: null`` this is SDPO
+with the same gate.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from vpd import losses
+from vpd.algorithms import rows, weighting
+from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
+from vpd.algorithms.grpo import group_advantages
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.errors import ConfigError
+from vpd.learners import Learner, Terms
+from vpd.prompts import Prompter
+from vpd.tensors import Batch, Scorer
+from vpd.types import Example, Group, Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedSettings(VPDSettings):
+    """VPD's settings, the policy gradient's and the gate's."""
+
+    name: Literal["gated"] = "gated"  # type: ignore[assignment]
+    policy_weight: Annotated[float, "weight of the policy gradient beside the distillation"] = 1.0
+    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
+        "group"
+    )
+    gate_memory: Annotated[float, "share of the old evidence that stays each iteration with a mixed group"] = 0.8
+    pseudo_groups: Annotated[float, "prior evidence in the teacher's favour, in mixed groups"] = 1.0
+    min_trust: Annotated[float, "below this trust the E-step is skipped"] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = [
+            ("policy_weight", self.policy_weight >= 0, "0 or more"),
+            ("gate_memory", 0.0 <= self.gate_memory < 1.0, "a number from 0 to below 1"),
+            ("pseudo_groups", self.pseudo_groups >= 0, "0 or more"),
+            ("updates_per_batch", self.updates_per_batch == 1, "1: the gate is read once an iteration"),
+            ("distillation_estimator", self.distillation_estimator == "exact", "'exact'"),
+        ]
+        for name, holds, expected in check:
+            if not holds:
+                raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
+
+
+class GatedVPD(VPD):
+    """E-step when due and trusted, then one update on both terms."""
+
+    settings: GatedSettings
+
+    def __init__(self, settings: GatedSettings, prompter: Prompter):
+        super().__init__(settings, prompter)
+        self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
+
+    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+        distrusted = self._gate.trust < self.settings.min_trust
+        scored, metrics = self._when_due(groups, learner, everyone=True, skip=distrusted)
+        examples = rows.examples_of(groups) if scored is None else scored
+        evidence = self._evidence(groups, learner)
+        self._gate.add(evidence)
+        trust = self._gate.trust
+        metrics |= self._update(groups, examples, trust, learner)
+        metrics |= {
+            "gate/trust": trust,
+            "gate/auc": evidence.auc,
+            "gate/gap": evidence.gap,
+            "gate/groups": float(evidence.groups),
+        }
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"gate": self._gate.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._gate.restore(state["gate"])
+
+    def _evidence(self, groups: Sequence[Group], learner: Learner) -> Evidence:
+        """One pass without gradient over the mixed groups, each in one shared context, with the M-step's teacher."""
+        contexts = shared_context(groups)
+        chosen: list[tuple[int, Example]] = []
+        start = 0
+        examples = rows.examples_of(groups)
+        for number, group in enumerate(groups):
+            own = examples[start : start + len(group.rollouts)]
+            start += len(group.rollouts)
+            if number in contexts:
+                prompt, quoted = contexts[number]
+                kept = (e for index, e in enumerate(own) if index not in quoted)
+                chosen += [(number, dataclasses.replace(e, teacher_prompt=prompt)) for e in kept]
+        if not chosen:
+            return weigh([])
+        scores = learner.score([e for _, e in chosen], rows.teacher_logprobs, weights="teacher")
+        preferences: dict[int, list[tuple[float, bool]]] = {}
+        for (number, example), score in zip(chosen, scores, strict=True):
+            pairs = zip(score, example.behaviour, example.mask, strict=True)
+            preference = sum(told - untold for told, untold, counts in pairs if counts)
+            preferences.setdefault(number, []).append((preference, example.success))
+        return weigh(list(preferences.values()))
+
+    def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Metrics:
+        settings = self.settings
+        advantages = group_advantages(groups, settings.scale_rewards)
+        examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
+        if trust == 0.0:  # nobody is listened to: no row needs a teacher's pass
+            examples = [dataclasses.replace(e, teacher_prompt=None) for e in examples]
+        lengths = rows.lengths_of(examples)
+        told = [e.teacher_prompt is not None for e in examples]
+        distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")
+        policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
+        return learner.update(
+            "m_step",
+            rows.weighted(
+                examples,
+                distill=[trust * weight for weight in distill],
+                policy=[
+                    settings.policy_weight * w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)
+                ],
+            ),
+            self._objective,
+        )
+
+    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
+        """Both terms; a micro-batch holds rows with a teacher's prompt or rows without, never both."""
+        student_BT = scorer.logprobs("student")
+        reference_BT = batch.reference_or(student_BT)
+        ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)
+        surrogate_BT = -ratio_BT * batch.advantage_B[:, None] * student_BT
+        policy_B = (surrogate_BT * batch.mask_BT).sum(-1)
+        if not batch.has_teacher:
+            return Terms(losses={"policy": policy_B, "distill": policy_B.new_zeros(policy_B.shape)})
+        told = self.m_step.objective(scorer, batch)
+        return Terms(losses={"policy": policy_B, **told.losses}, stats=told.stats)
