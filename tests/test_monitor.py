@@ -56,6 +56,13 @@ def test_an_alarm_is_raised_when_it_should_and_not_when_not(name: str) -> None:
     assert raised(calm, nearly) == []
 
 
+def test_a_method_that_has_no_teacher_is_not_told_about_it() -> None:
+    told: list[Alarm] = []
+    metrics = {k: v for k, v in CALM.items() if not k.startswith(("m_step", "e_step"))}
+    Monitor(told.append).on_step(1, metrics | TROUBLE["teacher_no_better"][1], [])
+    assert told == []
+
+
 def test_a_rule_fires_again_after_a_quiet_while(tmp_path: Path) -> None:
     monitor = Monitor(lambda alarm: None, folder=tmp_path)
     bad = CALM | {"e_step/saturation": 0.9}

@@ -91,7 +91,8 @@ def _above(name: str, bound: float, what: str) -> Callable[[History], str | None
 def _teacher_no_better(history: History) -> str | None:
     """The same tasks: the teacher retries what the student failed, and is right no more often."""
     teacher, student = (history[-1].get(f"eval_teacher/{name}") for name in ("accuracy", "student_accuracy"))
-    if teacher is None or student is None or teacher > student:
+    listens = "m_step/rows" in history[-1]
+    if not listens or teacher is None or student is None or teacher > student:
         return None
     return f"told what was wrong, the model is right {teacher:.1%} of the time, untold {student:.1%} on the same tasks"
 
