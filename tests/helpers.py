@@ -38,7 +38,8 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
-    """SGD without clipping: a wrong loss scale cannot hide."""
+    """SGD without clipping: a wrong loss scale cannot hide.  Rows are computed alone, which is the reference."""
+    changes = {"share_prefixes": False} | changes
     known = {f.name for f in dataclasses.fields(OptimSettings)}
     optim = {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0, "max_grad_norm": None}
     optim |= {name: changes.pop(name) for name in list(changes) if name in known}

@@ -12,7 +12,9 @@ from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 
 accelerator = Accelerator(cpu=True)
-optim = OptimSettings(optimizer="sgd", learning_rate=0.3, weight_decay=0.0, max_grad_norm=None, micro_batch_size=2)
+optim = OptimSettings(
+    optimizer="sgd", learning_rate=0.3, weight_decay=0.0, max_grad_norm=None, micro_batch_size=2, share_prefixes=False
+)
 settings = VPDSettings(e_every=2)
 learner = AccelerateLearner(tiny_model(), optim, teacher=settings.teacher_settings(), accelerator=accelerator)
 algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]

@@ -1,12 +1,11 @@
 """From examples to tensors and from hidden states to log-probs: the only place that pads, shifts and divides by
 the temperature.
 
-Dimension legend: B rows, P longest prompt, T longest completion, V vocabulary, H hidden size, N completion tokens
+Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, N completion tokens
 of the batch that count (the mask's ones, in row-major order).
 
-A row's model input is ``[pad..., prompt, completion, pad...]``: prompts end and completions begin at one column, so
-the hidden state at column ``P - 1 + t`` predicts completion token ``t``.  Only those N states reach the head, in
-chunks, so that no [B,T,V] tensor is ever whole.
+The hidden state at the token before completion token ``t`` predicts it (:mod:`vpd.packing` says where that is).  Only
+those N states reach the head, in chunks, so that no [B,T,V] tensor is ever whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vpd import losses
+from vpd.packing import Layout, lay_out
 from vpd.types import Example
 
 Role: TypeAlias = Literal["student", "teacher"]
@@ -27,13 +27,11 @@ Cast: TypeAlias = tuple[tuple[Any, float], ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch.  Completion fields are padded right to T, prompts stay ragged."""
+    """Rows of one micro-batch.  ``_BT`` fields are padded right to T; ``examples`` are the rows as they came."""
 
-    prompts: list[Tensor]
-    teacher_prompts: list[Tensor | None]
+    examples: Sequence[Example]
     tokens_BT: Tensor
     mask_BT: Tensor
-    attended_BT: Tensor
     behaviour_BT: Tensor
     reference_BT: Tensor
     has_reference_B: Tensor
@@ -44,7 +42,7 @@ class Batch:
     @property
     def has_teacher(self) -> bool:
         """Whether its rows have a teacher's prompt; a learner never mixes rows that do with rows that do not."""
-        return all(prompt is not None for prompt in self.teacher_prompts)
+        return all(example.teacher_prompt is not None for example in self.examples)
 
     def reference_or(self, logprobs_BT: Tensor) -> Tensor:
         """The reference log-probs [B,T]; a row that carries none is its own reference (ratio exactly 1)."""
@@ -68,19 +66,14 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
     def pad(rows: Sequence[Sequence[Any]], fill: Any, kind: torch.dtype) -> Tensor:
         return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=kind, device=device)
 
-    def ids(tokens: Sequence[int]) -> Tensor:
-        return torch.tensor(tokens, dtype=torch.long, device=device)
-
     def column(values: list[Any], kind: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=kind, device=device)
 
     no_reference = [[0.0] * len(e.completion) for e in examples]
     return Batch(
-        prompts=[ids(e.prompt) for e in examples],
-        teacher_prompts=[None if e.teacher_prompt is None else ids(e.teacher_prompt) for e in examples],
+        examples=examples,
         tokens_BT=pad([e.completion for e in examples], 0, torch.long),
         mask_BT=pad([e.mask for e in examples], False, torch.bool),
-        attended_BT=pad([[True] * len(e.completion) for e in examples], False, torch.bool),
         behaviour_BT=pad([e.behaviour for e in examples], 0.0, dtype),
         reference_BT=pad([e.reference or n for e, n in zip(examples, no_reference, strict=True)], 0.0, dtype),
         has_reference_B=column([e.reference is not None for e in examples], torch.bool),
@@ -90,33 +83,13 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
     )
 
 
-def model_inputs(prompts: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], int]:
-    """``input_ids``, ``attention_mask``, ``position_ids`` of prompt + completion, and the prompts' padded length P.
-
-    The last completion token predicts nothing, but stays: a model's input is then exactly prompt + completion.
-    """
-    longest = max(len(prompt) for prompt in prompts)
-    device = batch.tokens_BT.device
-    left_BP = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    seen_BP = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        left_BP[row, longest - len(prompt) :] = prompt
-        seen_BP[row, longest - len(prompt) :] = 1
-    attention = torch.cat([seen_BP, batch.attended_BT.long()], 1)
-    inputs = {
-        "input_ids": torch.cat([left_BP, batch.tokens_BT], 1),
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
-    }
-    return inputs, longest
-
-
 class Scorer:
     """All that an objective sees of the model: log-probs, entropies and divergences of the batch's own tokens.
 
     ``student`` and ``teacher`` are casts (see :data:`Cast`).  Gradient flows through the role in ``train`` and
     through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all); with a gradient
-    each chunk is recomputed in the backward pass, so its logits are never kept.
+    each chunk is recomputed in the backward pass, so its logits are never kept.  With ``share_prefixes`` rows that
+    begin alike share one pass over their beginning; without it each row is computed alone, which is the reference.
     """
 
     def __init__(
@@ -128,12 +101,14 @@ class Scorer:
         train: Role | None,
         temperature: float,
         chunk_tokens: int | None,
+        share_prefixes: bool = False,
     ):
         self._batch = batch
         self._cast: dict[Role, Cast] = {"student": student, "teacher": teacher}
         self._train = train
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
+        self._share_prefixes = share_prefixes
         self._hidden: dict[Role, list[Tensor]] = {}
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
 
@@ -182,23 +157,30 @@ class Scorer:
     def _states(self, role: Role) -> list[Tensor]:
         """The N hidden states that predict the batch's tokens, [N,H] for each module of the role's cast."""
         if role not in self._hidden:
-            inputs, longest = model_inputs(self._prompts(role), self._batch)
-            width = self._batch.tokens_BT.shape[1]
             states = []
             for model, _ in self._cast[role]:
+                layout = self._layout(role, model)
                 with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
-                    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-                    states.append(hidden[:, longest - 1 : longest - 1 + width][self._batch.mask_BT])
+                    hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
+                    states.append(hidden[layout.pack_N, layout.place_N])
             self._hidden[role] = states
         return self._hidden[role]
 
-    def _prompts(self, role: Role) -> list[Tensor]:
-        if role == "student":
-            return self._batch.prompts
-        prompts = [prompt for prompt in self._batch.teacher_prompts if prompt is not None]
-        if len(prompts) != len(self._batch.prompts):
+    def _layout(self, role: Role, model: Any) -> Layout:
+        examples = self._batch.examples
+        prompts = [example.prompt if role == "student" else example.teacher_prompt for example in examples]
+        known = [prompt for prompt in prompts if prompt is not None]
+        if len(known) != len(prompts):
             raise ValueError("a row without a teacher's prompt reached a teacher pass; leave it out of the update")
-        return prompts
+        weight = next(model.parameters())
+        return lay_out(
+            known,
+            [example.completion for example in examples],
+            [example.mask for example in examples],
+            hidden_size=model.config.get_text_config().hidden_size if self._share_prefixes else None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     def _logits(self, role: Role, hidden: Sequence[Tensor]) -> Tensor:
         """Logits [n,V] of one chunk in at least fp32, divided by the temperature."""

@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from vpd.errors import ConfigError, ModelError, TrainingError
 from vpd.learners import Measure, Objective, Terms, Weights
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
+from vpd.packing import lay_out
 from vpd.tensors import Batch, Cast, Role, Scorer, collate
 from vpd.types import Example, Metrics
 
@@ -42,6 +43,9 @@ class OptimSettings:
     chunk_tokens: Annotated[
         int | None, "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
     ] = None
+    share_prefixes: Annotated[
+        bool, "rows that begin alike share one pass over their beginning, where the model allows it"
+    ] = True
     mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         self._check_head()
+        self.shares_prefixes = settings.share_prefixes and self._can_share()
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // model.config.get_text_config().vocab_size, 1)
         optimizer = _optimizer(self.model, settings)
         scheduler = get_scheduler(
@@ -204,10 +209,11 @@ class AccelerateLearner:
             train=train,
             temperature=self.temperature,
             chunk_tokens=self._chunk_tokens,
+            share_prefixes=self.shares_prefixes,
         )
 
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
-        """This rank's share of the rows, those of similar length together, as (rows, batch).
+        """This rank's share of the rows as (rows, batch); rows of one prompt, else of similar length, stand together.
 
         Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of rows of
         each kind, so that collectives match: a share that comes out short is filled up with a row of no weight and
@@ -217,13 +223,20 @@ class AccelerateLearner:
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         for told in (True, False):
             kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
-            ordered = sorted(kind, key=lambda row: (len(row[1].completion), len(row[1].prompt), row[0]))
-            share = ordered[rank::world]
-            if rank >= len(ordered) % world > 0:
-                share.append((-1, dataclasses.replace(ordered[0][1], weights={})))
+            ordered = sorted(kind, key=self._neighbours)
+            size = -(-len(ordered) // world)
+            share = ordered[rank * size : (rank + 1) * size]
+            share += [(-1, dataclasses.replace(example, weights={})) for _, example in ordered[: size - len(share)]]
             for start in range(0, len(share), self.settings.micro_batch_size):
                 part = share[start : start + self.settings.micro_batch_size]
                 yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
+
+    def _neighbours(self, row: tuple[int, Example]) -> tuple[Any, ...]:
+        """What the rows are sorted by."""
+        index, example = row
+        if self.shares_prefixes:
+            return len(example.prompt), example.prompt, len(example.completion), index
+        return len(example.completion), len(example.prompt), index
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self._root)
@@ -234,6 +247,16 @@ class AccelerateLearner:
         names = sorted(totals)
         values = torch.tensor([totals[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+
+    @torch.no_grad()
+    def _can_share(self) -> bool:
+        """Whether all models compute branches as if they stood alone; where one does not, says so once."""
+        for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.cast(w)}.values():
+            windowed = "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
+            if windowed or not _tree_equals_chain(model, self.accelerator.device):
+                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no tree mask", stacklevel=2)
+                return False
+        return True
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -247,6 +270,21 @@ class AccelerateLearner:
                     f"the {name} ({type(model).__name__}) changes its logits after the head (soft-capping or scaling)",
                     do="Such models are not supported yet; take one whose logits are head(hidden states).",
                 )
+
+
+def _tree_equals_chain(model: Any, device: torch.device) -> bool:
+    """Whether two branches of one pack give the hidden states that two rows of their own give."""
+    rows = [(tuple(range(5)), (1, 2, 3)), ((*range(4), 2), (3, 1))]
+    vocabulary = model.config.get_text_config().vocab_size
+    prompts = [tuple(token % vocabulary for token in prompt) for prompt, _ in rows]
+    completions = [tuple(token % vocabulary for token in completion) for _, completion in rows]
+    mask = [[True] * len(completion) for completion in completions]
+    hidden = []
+    for size in (None, 1 << 20):
+        layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=model.dtype)
+        states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
+        hidden.append(states[layout.pack_N, layout.place_N])
+    return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
 
 
 def _weigh(terms: Terms, examples: Sequence[Example], totals: dict[str, float]) -> Tensor:

@@ -1,0 +1,136 @@
+"""Rows that share a beginning are computed as if each stood alone: hidden states, losses, gradients, trained weights.
+
+In float64 on GPT-2 (its norms stay in float64) to 1e-10; Llama's norms round to fp32 inside, which leaves 1e-6.
+"""
+
+import dataclasses
+import random
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from helpers import VOCABULARY, flat, tiny_learner, tiny_model
+from test_invariance import METHODS, random_groups
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from vpd.packing import Pack, lay_out, plan
+from vpd.types import Group, Tokens
+
+BIG = 1 << 20  # a hidden size at which every shared token pays
+
+
+def gpt2(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def test_the_plan_by_hand() -> None:
+    prompts: list[Tokens] = [(1, 2, 3), (1, 2, 3), (1, 2, 9), (5,), (5,)]
+    completions: list[Tokens] = [(4,), (4, 4), (4,), (6,), (6,)]
+    # the third row shares two tokens: it takes the prefix down to two; the fourth shares nothing
+    assert plan(prompts, completions, BIG) == [Pack((0, 1, 2), 2), Pack((3, 4), 1)]
+    assert plan(prompts, completions, None) == [Pack((row,), 0) for row in range(5)]
+    # attention over a pack of two long completions costs more than a short prompt saves
+    long = tuple(range(50))
+    assert plan([(1,), (1,)], [long, long], 16) == [Pack((0,), 0), Pack((1,), 0)]
+    assert plan([long, long], [(1,), (1,)], 16) == [Pack((0, 1), 50)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hidden_states_and_gradients_are_those_of_rows_alone(seed: int) -> None:
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> Tokens:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high)))
+
+    prompts: list[Tokens] = []
+    for _ in range(3):
+        task = ids(1, 8)
+        prompts += [task + (ids(0, 5) if draw.random() < 0.5 else ()) for _ in range(3)]
+    completions = [ids(1, 6) for _ in prompts]
+    mask = [[draw.random() < 0.7 for _ in completion] for completion in completions]
+    model = gpt2()
+    device, results = torch.device("cpu"), []
+    weigh = torch.randn(sum(map(sum, mask)), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for size in (None, BIG):
+        layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=torch.float64)
+        hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state[layout.pack_N, layout.place_N]
+        model.zero_grad()
+        (hidden * weigh).sum().backward()
+        results.append((hidden.detach(), torch.cat([p.grad.flatten() for p in model.base_model.parameters()])))
+        assert 0 <= layout.padding < 1
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).norm() < 1e-12 * theirs.norm()
+    alone = model(input_ids=torch.tensor([prompts[0] + completions[0]]), output_hidden_states=True).hidden_states[-1][0]
+    first = [t for t, counts in enumerate(mask[0]) if counts]
+    expected = alone[[len(prompts[0]) - 1 + t for t in first]]
+    assert torch.allclose(results[1][0][: len(first)], expected, atol=1e-12)
+
+
+def trained(name: str, make: Any, **changes: Any) -> torch.Tensor:
+    external = {"external": make(7)} if name == "gkd" else {}
+    model = make(0)
+    learner = tiny_learner(model, teacher=METHODS[name][1], **external, **changes)
+    algorithm = METHODS[name][0]()
+    for seed in range(3):
+        algorithm.step(longer(random_groups(seed)), learner)
+        learner.end_iteration()
+    return flat(learner.weights()) - flat(make(0))
+
+
+def longer(groups: list[Group]) -> list[Group]:
+    """Prompts long enough that sharing pays, teacher's prompts that begin with the task."""
+
+    def row(rollout: Any) -> Any:
+        prompt = rollout.prompt * 4
+        teacher = rollout.teacher and dataclasses.replace(rollout.teacher, tokens=prompt + rollout.teacher.tokens)
+        return dataclasses.replace(rollout, prompt=prompt, teacher=teacher)
+
+    return [Group(rollouts=tuple(row(r) for r in group.rollouts)) for group in groups]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_to_the_same_weights(name: str) -> None:
+    alone = trained(name, gpt2, share_prefixes=False)
+    for size in (3, 100):
+        assert (trained(name, gpt2, share_prefixes=True, micro_batch_size=size) - alone).norm() < 1e-10 * alone.norm()
+    alone = trained(name, tiny_model, share_prefixes=False)
+    assert (trained(name, tiny_model, share_prefixes=True) - alone).norm() < 1e-5 * alone.norm()
+
+
+def test_sharing_computes_fewer_tokens() -> None:
+    def tokens(share: bool) -> int:
+        model, seen = gpt2(), 0
+
+        def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal seen
+            seen += kwargs["input_ids"].numel()
+
+        learner = tiny_learner(model, teacher=METHODS["vpd"][1], share_prefixes=share)
+        model.base_model.register_forward_hook(count, with_kwargs=True)
+        METHODS["vpd"][0]().step(longer(random_groups(0)), learner)
+        return seen
+
+    assert tokens(True) < 0.8 * tokens(False)
+
+
+def test_a_model_that_takes_no_tree_is_computed_plainly_and_says_so() -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=3, max_position_embeddings=64,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    with pytest.warns(UserWarning, match="share_prefixes is off: MistralForCausalLM"):
+        learner = tiny_learner(model, share_prefixes=True)
+    assert not learner.shares_prefixes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tiny_learner(gpt2(), share_prefixes=True).shares_prefixes
+        assert not tiny_learner(model, share_prefixes=False).shares_prefixes
