@@ -49,6 +49,10 @@ class TrainingError(VPDError):
     """Training cannot go on: a loss or gradient is not finite."""
 
 
+class SandboxError(VPDError):
+    """The machine or a service failed to run a program; no fault of the program."""
+
+
 class StorageError(VPDError):
     """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
 
