@@ -70,7 +70,6 @@ def main(report: int) -> None:
             os.close(lifeline)
             call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
             if not select.select([life], [], [], 0)[0]:  # readable: the keeper was gone before prctl
-                write_files(order, "/", PROGRAM_ID)
                 keep(order, report, announce=False)
     else:
         write_environment(order, order["home"] + "/venv")
@@ -196,6 +195,7 @@ def build_root(order: dict[str, Any]) -> None:
     os.mkdir("/tmp")
     size = f"size={order['file_mb']}m,nr_inodes=4k,mode=700,uid={PROGRAM_ID},gid={PROGRAM_ID}"
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, size.encode())
+    write_files(order, "/", PROGRAM_ID)
     for path in order["readable"]:
         if os.path.islink("/old" + path):
             os.symlink(os.readlink("/old" + path), path)

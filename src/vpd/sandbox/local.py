@@ -370,13 +370,18 @@ print("done")
 """
 
 
-def choose(*, workers: int | None, packages: Sequence[str], insist: bool) -> LocalSandbox:
+def choose(
+    *,
+    workers: int | None,
+    packages: Sequence[str],
+    insist: bool,
+    protections: Sequence[Protection] = ("namespaces", "landlock"),
+) -> LocalSandbox:
     """See :func:`vpd.sandbox.strongest`."""
     if sys.platform != "linux":
         raise ConfigError("the local sandbox needs Linux", got=sys.platform, do="Use a remote sandbox.")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     reasons = []
-    protections: tuple[Protection, ...] = ("namespaces", "landlock")
     for protection in protections:
         try:
             sandbox = LocalSandbox(protection=protection, workers=workers, packages=packages)

@@ -1,0 +1,688 @@
+"""Hostile programs: each tries one harm.  What is harmless outside is tried there too, to see that it would work."""
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vpd.errors import ConfigError, SandboxError
+from vpd.sandbox import Limits, Outcome, Program, Sandbox, ScriptedSandbox, strongest, syscalls
+from vpd.sandbox.jail import descendants
+from vpd.sandbox.local import LocalSandbox, _prove, choose
+
+PR_SET_CHILD_SUBREAPER = 36
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the local sandbox needs Linux")
+
+
+def make(protection: str) -> LocalSandbox:
+    try:
+        sandbox = LocalSandbox(protection=protection, workers=2)
+        harms = _prove(sandbox)
+    except SandboxError as error:
+        harms = str(error)
+    if harms:
+        pytest.skip(f"no {protection} on this machine: {harms}")
+    return sandbox
+
+
+@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+def sandbox(request: pytest.FixtureRequest) -> LocalSandbox:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> LocalSandbox:
+    return make("namespaces")
+
+
+@pytest.fixture(scope="module")
+def landlock() -> LocalSandbox:
+    return make("landlock")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test: no process and no temporary file of the sandbox is left.  Orphans become our children."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    before = descendants(os.getpid())
+    yield
+    assert set(descendants(os.getpid())) <= set(before)
+    assert not list(folder.iterdir())
+
+
+def run(sandbox: Sandbox, source: str, *, stdin: str = "", files: dict[str, str] | None = None, **limits) -> Outcome:
+    """One outcome, in bounded time and size."""
+    bounds = Limits(**{"seconds": 10.0, **limits})
+    began = time.monotonic()
+    [outcome] = sandbox.run([Program(source=source, stdin=stdin, files=files or {}, limits=bounds)])
+    assert time.monotonic() - began < bounds.seconds + 10
+    assert max(len(outcome.stdout), len(outcome.stderr)) <= bounds.output_kb << 10
+    return outcome
+
+
+class Watch(threading.Thread):
+    """The largest value of ``look()`` while the block runs."""
+
+    def __init__(self, look: Callable[[], int]):
+        super().__init__()
+        self.look, self.most, self.done = look, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.03):
+            self.most = max(self.most, self.look())
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
+
+
+def unprotected(source: str) -> str:
+    """What the same program prints as an ordinary child."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout
+
+
+def ok(outcome: Outcome, stdout: str) -> None:
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == ("ok", 0, stdout), outcome
+
+
+# --- ordinary programs -----------------------------------------------------------------------------------------------
+
+
+def test_an_ordinary_program(sandbox: LocalSandbox) -> None:
+    outcome = run(sandbox, "import helper\nprint(helper.double(int(input())))", stdin="21\n",
+                  files={"helper.py": "def double(x): return 2 * x"})  # fmt: skip
+    ok(outcome, "42\n")
+    assert 0 < outcome.seconds < 10
+
+
+def test_files_in_folders_and_relative_paths(sandbox: LocalSandbox) -> None:
+    ok(run(sandbox, "print(open('data/a/b.txt').read())", files={"data/a/b.txt": "hei"}), "hei\n")
+
+
+def test_a_traceback_names_the_same_file_every_time(sandbox: LocalSandbox) -> None:
+    outcome = run(sandbox, "def f():\n    return 1 / 0\nf()")
+    assert (outcome.status, outcome.exit_code) == ("error", 1)
+    assert 'File "/tmp/main.py", line 2, in f' in outcome.stderr
+    assert outcome.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_the_environment_is_empty_and_the_descriptors_are_closed(
+    sandbox: LocalSandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("API_KEY", "sesame")
+    with open(tmp_path / "open", "w") as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        source = """
+import os, sys
+print(sorted(os.environ))
+for number in range(3, 500):
+    try: os.fstat(number)
+    except OSError: continue
+    print("open", number)
+print(os.getcwd() == os.environ["HOME"], os.listdir("."), hash("a") == 8131734440480384174 or hash("a"))
+exit()
+"""
+        outcome = run(sandbox, source)
+    names = ["HOME", "LANG", "OMP_NUM_THREADS", "PATH", "PYTHONHASHSEED"]
+    assert outcome.status == "ok", outcome
+    assert outcome.stdout.startswith(f"{names}\nTrue ['main.py'] "), outcome
+    assert run(sandbox, "print(hash('a'))").stdout == run(sandbox, "print(hash('a'))").stdout
+
+
+def test_children_threads_and_files_work_inside_namespaces(namespaces: LocalSandbox) -> None:
+    source = """
+import multiprocessing, subprocess, sys, tempfile, threading, asyncio
+print(subprocess.run(["sh", "-c", "echo shell"], capture_output=True, text=True).stdout.strip())
+print(subprocess.check_output([sys.executable, "-c", "print('python')"], text=True).strip())
+if __name__ == "__main__":
+    with multiprocessing.Pool(2) as pool:
+        print(pool.map(abs, [-1, -2]))
+    with tempfile.NamedTemporaryFile("w+") as file:
+        file.write("x"); file.flush(); print(open(file.name).read())
+    thread = threading.Thread(target=print, args=("thread",)); thread.start(); thread.join()
+    asyncio.run(asyncio.sleep(0)); print("loop")
+"""
+    ok(run(namespaces, source), "shell\npython\n[1, 2]\nx\nthread\nloop\n")
+
+
+def test_packages_are_read_only_guests(tmp_path: Path) -> None:
+    folder = tmp_path / "guests"
+    folder.mkdir()
+    (folder / "guest.py").write_text("name = 'guest'")
+    for protection in ("namespaces", "landlock"):
+        make(protection)
+        sandbox = LocalSandbox(protection=protection, workers=1, packages=[str(folder)])
+        source = "import guest\nprint(guest.name)\nopen(guest.__file__, 'a').write('#')"
+        outcome = run(sandbox, source)
+        assert (outcome.status, outcome.stdout) == ("error", "guest\n"), outcome
+    assert (folder / "guest.py").read_text() == "name = 'guest'"
+    assert [path.name for path in folder.iterdir()] == ["guest.py"]
+
+
+def test_large_input_is_fed_or_left_without_deadlock(sandbox: LocalSandbox) -> None:
+    text = "x" * 5_000_000
+    ok(run(sandbox, "import sys\nprint(len(sys.stdin.read()))", stdin=text), "5000000\n")
+    ok(run(sandbox, "print('unread')", stdin=text), "unread\n")
+    ok(run(sandbox, "import os\nos.close(0)\nprint('closed')", stdin=text), "closed\n")
+    echo = run(sandbox, "import sys\nfor line in sys.stdin: print(line, end='')", stdin="y" * 99 + "\n", output_kb=1)
+    ok(echo, "y" * 99 + "\n")
+
+
+def test_output_that_is_not_utf8(sandbox: LocalSandbox) -> None:
+    ok(run(sandbox, r"import sys; sys.stdout.buffer.write(b'a\xff\xfeb')"), "a��b")
+    outcome = run(sandbox, "print('\ud800')")  # nor is this source
+    assert outcome.status == "error" and "SyntaxError" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "code"),
+    [
+        ("import sys; sys.exit(0)", "ok", 0),
+        ("import sys; sys.exit(3)", "error", 3),
+        ("raise SystemExit('no')", "error", 1),
+        ("import os; os._exit(7)", "error", 7),
+        ("import os; os.close(1); os.close(2)", "ok", 0),
+        ("raise MemoryError", "memory", 1),
+        ("bytearray(10 * 2**30)", "memory", 1),
+        ("x = []\nwhile True: x.append(bytearray(10**6))", "memory", 1),
+        ("def f(): f()\nf()", "error", 1),
+        ("import ctypes; ctypes.string_at(0)", "killed", -signal.SIGSEGV),
+        ("while True: pass", "timeout", None),
+        ("import time; time.sleep(99)", "timeout", None),
+        ("from signal import *\nfor n in {*range(1, 32)} - {9, 19}: signal(n, SIG_IGN)\nwhile True: pass", "timeout", None),
+        ("while True: print('x' * 1000)", "output", None),
+        ("import sys\nwhile True: sys.stderr.write('x' * 1000)", "output", None),
+        ("import os\nos.close(1)\nwhile True: os.write(2, b'x' * 1000)", "output", None),
+        ("import os\nwhile True: os.write(1, b'x')", "output", None),
+        ("import os, time\nos.write(1, b'x' * 65537)", "output", None),
+    ],
+)  # fmt: skip
+def test_how_it_ends(sandbox: LocalSandbox, source: str, status: str, code: int | None) -> None:
+    outcome = run(sandbox, source, seconds=1.5 if status == "timeout" else 20, memory_mb=128)
+    assert (outcome.status, outcome.exit_code) == (status, code), outcome
+
+
+def test_processor_time_is_limited(sandbox: LocalSandbox) -> None:
+    outcome = run(sandbox, "while True: pass", seconds=30, cpu_seconds=1)
+    assert (outcome.status, outcome.exit_code) == ("timeout", -signal.SIGXCPU)
+    stubborn = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    assert run(sandbox, stubborn, seconds=30, cpu_seconds=1).status == "timeout"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
+        "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
+        "x = 9 ** 9 ** 9",
+        "import re\nre.match('(a*)*b', 'a' * 40)",
+        "try: eval('(' * 10**5)\nexcept BaseException: raise SystemExit(1)",
+        "import os\nos.abort()",
+        "import gc\nfor x in gc.get_objects():\n  if isinstance(x, dict): x.clear()",
+    ],
+)
+def test_crashes_and_hangs_are_failures(sandbox: LocalSandbox, source: str) -> None:
+    assert run(sandbox, source, seconds=1.5, memory_mb=256).status in ("error", "killed", "timeout", "memory")
+
+
+# --- what it may not reach --------------------------------------------------------------------------------------------
+
+
+def test_the_callers_files_and_secrets_are_out_of_reach(
+    sandbox: LocalSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("sesame")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    (tmp_path / "cwd" / "secret").write_text("sesame")
+    prefix = Path(sys.base_prefix).parts  # the interpreter may live in the home
+    mine = [str(tmp_path / "secret"), str(tmp_path / "link"), str(tmp_path / "cwd" / "secret"), __file__]
+    others = [
+        "/etc/passwd",
+        "/etc/hosts",
+        "/etc/shadow",
+        f"/proc/{os.getpid()}/environ",
+        f"/proc/{os.getpid()}/cmdline",
+    ]
+    ways = ["/proc/self/environ", "/proc/1/environ", "/proc/self/root/etc/passwd", "/proc/self/cwd/../../etc/passwd"]
+    ways += ["/dev/mem", "/dev/kmsg", "/dev/fd/3", "/old/etc/passwd", "/tmp/old/etc/passwd", "/sys/kernel/vmcoreinfo"]
+    folders = [str(tmp_path), str(tmp_path / "cwd"), "/etc", "/home", "/proc", "/var", "/run", "/sys"]
+    source = f"""
+import os
+def attempt(name, deed):
+    try: deed()
+    except OSError: return
+    print(name)
+for path in {mine + others + ways!r} + [f"/proc/{{os.getppid()}}/environ"]:
+    attempt(path, lambda: open(path, "rb").read(1))
+    attempt("link " + path, lambda: os.link(path, "stolen"))
+for path in {folders!r}:
+    attempt(path, lambda: os.listdir(path))
+try: print([name for name in os.listdir({str(Path.home())!r}) if name not in {prefix!r}])
+except OSError: print([])
+print("done")
+"""
+    outcome = run(sandbox, source)
+    assert outcome.status == "ok", outcome
+    *lines, last = outcome.stdout.splitlines()
+    open_outside = unprotected(source).splitlines()
+    assert {*mine, "/etc/passwd", f"/proc/{os.getpid()}/environ"} <= set(open_outside)
+    assert (lines, last) == (["[]"], "done")
+
+
+def test_the_network_is_out_of_reach(sandbox: LocalSandbox, tmp_path: Path) -> None:
+    name = f"vpd-{uuid.uuid4()}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX) as path,
+        socket.socket(socket.AF_UNIX) as abstract,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        path.bind(str(tmp_path / "s"))
+        abstract.bind(f"\0{name}")
+        path.listen()
+        abstract.listen()
+        source = f"""
+import socket
+def attempt(kind, family, type, address):
+    try:
+        with socket.socket(family, type) as s: s.connect(address); s.send(b"hello")
+    except OSError: return
+    print(kind)
+attempt("tcp", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", {tcp.getsockname()[1]}))
+attempt("udp", socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", {udp.getsockname()[1]}))
+attempt("path", socket.AF_UNIX, socket.SOCK_STREAM, {str(tmp_path / "s")!r})
+attempt("abstract", socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + {name!r})
+try: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print("netlink")
+except OSError: pass
+"""
+        ok(run(sandbox, source), "")
+        assert unprotected(source).split() == ["tcp", "udp", "path", "abstract", "netlink"]
+
+
+def test_nothing_outside_can_be_written(sandbox: LocalSandbox, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    victim.chmod(0o666)
+    library = Path(os.__file__).parent
+    source = f"""
+import os
+def attempt(name, deed):
+    try: deed()
+    except OSError: return
+    print(name)
+for folder in ({str(tmp_path)!r}, {str(library)!r}, "/usr/lib", "/usr/bin", "/", "/dev", "/venv", "/etc"):
+    attempt("create " + folder, lambda: open(folder + "/made", "w"))
+    attempt("mkdir " + folder, lambda: os.mkdir(folder + "/made.d"))
+victim = {str(victim)!r}
+attempt("write", lambda: open(victim, "w"))
+attempt("truncate", lambda: os.truncate(victim, 1))
+attempt("chmod", lambda: os.chmod(victim, 0o600))
+attempt("times", lambda: os.utime(victim, (0, 0)))
+attempt("rename", lambda: os.rename(victim, victim + "2"))
+attempt("unlink", lambda: os.unlink(victim + "2"))
+"""
+    when = victim.stat()
+    ok(run(sandbox, source), "")
+    after = victim.stat()
+    assert victim.read_text() == "whole" and (when.st_mode, when.st_mtime) == (after.st_mode, after.st_mtime)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["temporary", "victim"]
+    outside = unprotected(
+        source.replace(str(library), str(tmp_path)).split("for folder")[0] + source[source.index("victim = ") :]
+    )
+    assert outside.split() == ["write", "truncate", "chmod", "times", "rename", "unlink"]
+
+
+def test_what_is_written_inside_is_bounded(namespaces: LocalSandbox) -> None:
+    free = os.statvfs("/tmp").f_bavail, os.statvfs("/dev/shm").f_bavail
+    big = "with open('big', 'wb') as f:\n  while True: f.write(bytes(10**6))"
+    several = "import os\nfor n in range(999):\n  with open(f'/dev/shm/{n}', 'wb') as f: f.write(bytes(3 * 10**6))"
+    many = "for n in range(10**6): open(f'f{n}', 'w')"
+    sparse = "open('s', 'wb').truncate(2**40)"
+    nest = "import os\nwhile True: os.mkdir('d'); os.chdir('d')"
+    bomb = """
+import io, zipfile
+data = io.BytesIO()
+with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as z:
+    for n in range(20): z.writestr(f"zero{n}", bytes(10**7))
+    for n in range(9000): z.writestr(f"empty/{n}", b"")
+zipfile.ZipFile(data).extractall()
+"""
+    for source in (big, several, many, sparse, nest, bomb):
+        outcome = run(namespaces, source, file_mb=16)
+        assert outcome.status == "error" and "OSError" in outcome.stderr, outcome
+        assert any(word in outcome.stderr for word in ("No space left", "File too large")), outcome.stderr[-300:]
+    lost = free[0] - os.statvfs("/tmp").f_bavail, free[1] - os.statvfs("/dev/shm").f_bavail
+    assert max(lost) * 4096 < 2**30  # others write too; the programs asked for a terabyte
+
+
+def test_under_landlock_no_process_and_no_file_is_made(landlock: LocalSandbox) -> None:
+    import_run = "from subprocess import run; run(['/usr/bin/true'])"
+    deeds = ("os.fork()", "open('x', 'w')", import_run, "os.mkdir('d')", "os.unlink('main.py')", "os.chmod('.', 0)")
+    for deed in deeds:
+        outcome = run(landlock, f"import os\n{deed}")
+        assert outcome.status == "error" and "PermissionError" in outcome.stderr, outcome
+
+
+def test_it_can_remove_the_ground_under_its_feet(sandbox: LocalSandbox) -> None:
+    source = """
+import os, shutil
+os.makedirs("a/" * 50); os.symlink("/", "a/root"); os.symlink("loop", "loop")
+os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")
+shutil.rmtree("/tmp", ignore_errors=True)
+print(os.listdir("/tmp"))
+os.getcwd()
+"""
+    outcome = run(sandbox, source)
+    assert outcome.status == "error"
+    if sandbox.protection == "namespaces":
+        assert outcome.stdout == "[]\n" and "FileNotFoundError" in outcome.stderr
+
+
+# --- other processes --------------------------------------------------------------------------------------------------
+
+
+def test_it_cannot_signal_or_hinder_anyone(sandbox: LocalSandbox) -> None:
+    source = f"""
+import fcntl, os, resource, signal
+def attempt(name, deed):
+    try: deed()
+    except (OSError, ValueError): return
+    if {sandbox.protection == "landlock"}: print(name)  # in a namespace of one's own they touch nobody
+attempt("kill all", lambda: os.kill(-1, signal.SIGKILL))
+attempt("kill group", lambda: os.killpg(os.getpgid(os.getppid()) or 9999, signal.SIGKILL))
+for pid in (os.getppid(), {os.getpid()}):
+    attempt("kill", lambda: os.kill(pid, signal.SIGKILL))
+    attempt("stop", lambda: os.kill(pid, signal.SIGSTOP))
+    attempt("prlimit", lambda: resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1)))
+    attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, pid, 19))
+    attempt("scheduler", lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)))
+    attempt("affinity", lambda: os.sched_setaffinity(pid, {{0}}))
+    attempt("owner", lambda: fcntl.fcntl(0, fcntl.F_SETOWN, pid))
+print("alive")
+"""
+    limits = Path("/proc/self/limits").read_text()
+    ok(run(sandbox, source), "alive\n")
+    assert limits == Path("/proc/self/limits").read_text() and os.getpriority(os.PRIO_PROCESS, 0) < 19
+    killer = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {killer!r}]); print('alive')"
+    assert unprotected(parent) == ""
+    _reap()
+
+
+def test_a_fork_bomb_is_bounded_and_leaves_nothing(sandbox: LocalSandbox) -> None:
+    for source in (
+        "import os\nwhile True: os.fork()",
+        "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+    ):
+        with Watch(lambda: len(descendants(os.getpid()))) as watch:
+            outcome = run(sandbox, source, seconds=1.5, processes=8)
+        assert outcome.status in ("error", "timeout", "killed", "memory"), outcome
+        assert 0 < watch.most < 40
+
+
+def test_a_daemon_dies_with_its_program(namespaces: LocalSandbox) -> None:
+    marker = f"vpd-daemon-{uuid.uuid4()}"
+    daemon = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(60)"
+    source = f"""
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 9)
+        os.execv(sys.executable, [sys.executable, "-c", {daemon!r}, {marker!r}])
+    os._exit(0)
+time.sleep({{wait}})
+"""
+
+    def alive() -> bool:
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lines.append(path.read_bytes())
+            except OSError:
+                continue
+        return any(marker.encode() in line for line in lines)
+
+    for wait, status in ((1, "ok"), (99, "timeout")):
+        with Watch(alive) as watch:
+            outcome = run(namespaces, source.replace("{wait}", str(wait)), seconds=1.5 if wait == 99 else 20)
+            assert not alive()
+        assert outcome.status == status and watch.most == 1
+
+
+def test_memory_is_bounded_over_all_processes(namespaces: LocalSandbox) -> None:
+    private = "x = bytearray(90 * 2**20)"
+    shared = "import mmap; x = mmap.mmap(-1, 90 * 2**20); x.write(bytes(90 * 2**20))"
+    for deed in (private, shared):
+        source = (
+            f"import os, time\nfor _ in range(6):\n  if os.fork() == 0:\n    {deed}\n    time.sleep(99)\ntime.sleep(99)"
+        )
+        outcome = run(namespaces, source, seconds=20, memory_mb=256)
+        assert (outcome.status, outcome.exit_code) == ("memory", None), outcome
+        assert outcome.seconds < 15
+
+
+def test_all_dies_with_the_caller(sandbox: LocalSandbox) -> None:
+    before = set(descendants(os.getpid()))
+    source = "import time\\ntime.sleep(99)"
+    script = f"""
+from vpd.sandbox import Limits, Program
+from vpd.sandbox.local import LocalSandbox
+program = Program(source="{source}", limits=Limits(seconds=90))
+LocalSandbox(protection={sandbox.protection!r}, workers=2).run([program] * 2)
+"""
+    depth = 4 if sandbox.protection == "namespaces" else 3  # caller, keeper, (init), program
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "TMPDIR": tempfile.gettempdir()}
+    ) as caller:
+        deadline = time.monotonic() + 30
+        while len(set(descendants(os.getpid())) - before) < 2 * depth - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(set(descendants(os.getpid())) - before) >= 2 * depth - 1
+        caller.kill()
+    deadline = time.monotonic() + 10
+    while _living(set(descendants(os.getpid())) - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _living(set(descendants(os.getpid())) - before)
+    _reap()
+    for folder in Path(tempfile.gettempdir()).glob("vpd-sandbox-*"):  # the caller had no time to remove its folders
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def _living(processes: set[int]) -> list[int]:
+    living = []
+    for process in processes:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        living += [process] if state != "Z" else []
+    return living
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+# --- the kernel -------------------------------------------------------------------------------------------------------
+
+
+def test_the_filter_refuses_what_it_names(sandbox: LocalSandbox) -> None:
+    table = dict(syscalls.NUMBERS)
+    if sandbox.protection == "landlock":
+        table |= syscalls.SHARED_NUMBERS
+    numbers = {name: pair[syscalls.column()] for name, pair in table.items() if pair[syscalls.column()] is not None}
+    expected = dict.fromkeys(numbers, 1)
+    numbers |= {"clone3": 435, "future": 999}
+    expected |= {"clone3": 38, "future": 38}
+    source = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+answers = {{}}
+for name, number in {numbers!r}.items():
+    assert libc.syscall(number, -1, -1, -1, -1, -1, -1) == -1, name
+    answers[name] = ctypes.get_errno()
+print(answers)
+"""
+    outcome = run(sandbox, source)
+    assert outcome.status == "ok" and eval(outcome.stdout) == expected, outcome
+    harmless = "import os; print(os.memfd_create('x'))"
+    assert unprotected(harmless) and run(sandbox, harmless).status == "error"
+
+
+def test_foreign_calling_conventions_kill(sandbox: LocalSandbox) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("x32 numbers are of x86-64")
+    outcome = run(sandbox, "import ctypes; ctypes.CDLL(None).syscall(0x40000000 + 39)")
+    assert (outcome.status, outcome.exit_code) == ("killed", -signal.SIGSYS)
+
+
+def test_no_right_is_left_or_can_be_gained(sandbox: LocalSandbox) -> None:
+    source = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+print(os.getuid() == os.geteuid() != 0, libc.prctl(39, 0, 0, 0, 0))
+head, data = (ctypes.c_uint * 2)(0x20080522, 0), (ctypes.c_uint * 6)()
+libc.capget(head, data)
+print([value & ~4 for value in data])
+for deed in (lambda: os.setuid(0), lambda: os.chroot("/tmp"), lambda: os.setgroups([0]), lambda: os.nice(-5)):
+    try: deed(); print("gained")
+    except OSError: pass
+"""
+    ok(run(sandbox, source), "True 1\n[0, 0, 0, 0, 0, 0]\n")
+
+
+# --- the pool ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_keeps_order_and_works_in_parallel(sandbox: LocalSandbox) -> None:
+    sleepers = [Program(source=f"import time; time.sleep(1); print({n})") for n in range(4)]
+    began = time.monotonic()
+    outcomes = sandbox.run(sleepers)
+    taken = time.monotonic() - began
+    assert [outcome.stdout for outcome in outcomes] == ["0\n", "1\n", "2\n", "3\n"]
+    assert 2 <= taken < 4 * min(outcome.seconds for outcome in outcomes)
+    assert sandbox.run([]) == []
+
+
+def hostile(count: int) -> list[Program]:
+    sources = [
+        "while True: pass",
+        "import os\nwhile True: os.fork()",
+        "import os\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    while True: pass\n  os._exit(0)",
+        "bytearray(10**10)",
+        "while True: print('x' * 999)",
+        "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)",
+        "import ctypes; ctypes.string_at(0)",
+        "for n in range(10**6): open(str(n), 'w').write('x')",
+        "import os\nos.close(0); os.close(1); os.close(2)\nwhile True: os.mkdir('d'); os.chdir('d')",
+        "import os; os.kill(os.getpid(), 19)",
+        "print('good')",
+        "import os, time\nos.fork(); os.fork()\ntime.sleep(9)",
+    ]
+    picks = random.Random(0)
+    limits = Limits(seconds=0.4, memory_mb=128, file_mb=4, processes=8)
+    return [Program(source=picks.choice(sources), limits=limits) for _ in range(count)]
+
+
+def series(sandbox: LocalSandbox, count: int) -> None:
+    programs = hostile(count)
+    threads = threading.active_count()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    outcomes = sandbox.run(programs)
+    assert time.monotonic() - began < 3 * count
+    assert len(outcomes) == count
+    for program, outcome in zip(programs, outcomes, strict=True):
+        good = program.source == "print('good')"
+        assert (outcome.stdout == "good\n") == good, (program.source, outcome)
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, descriptors)
+
+
+def test_a_series_of_hostile_programs_leaves_nothing(sandbox: LocalSandbox) -> None:
+    series(sandbox, 40)
+
+
+@pytest.mark.slow
+def test_two_hundred_hostile_programs_leave_nothing(sandbox: LocalSandbox) -> None:
+    series(sandbox, 200)
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def test_the_strongest_is_chosen_and_says_so(namespaces: LocalSandbox) -> None:
+    sandbox = strongest(workers=2)
+    assert "namespaces" in sandbox.describe() and "2 at once" in sandbox.describe()
+    ok(run(sandbox, "print(1)"), "1\n")
+
+
+def test_without_the_minimum_it_refuses_unless_the_user_insists() -> None:
+    with pytest.raises(ConfigError, match="no safe sandbox"):
+        choose(workers=1, packages=(), insist=False, protections=())
+    bare = choose(workers=1, packages=(), insist=True, protections=())
+    assert "NOT ISOLATED" in bare.describe()
+    ok(run(bare, "print(1)"), "1\n")
+    assert "reads the caller's files" in _prove(bare) and "reaches the network" in _prove(bare)
+
+
+def test_even_bare_everything_ends_and_nothing_stays() -> None:
+    bare = LocalSandbox(protection="bare", workers=1)
+    daemon = "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(99)\n  os._exit(0)\n"
+    assert run(bare, daemon).status == "ok"
+    assert run(bare, daemon + "time.sleep(99)", seconds=1).status == "timeout"
+    assert run(bare, "bytearray(10**10)").status == "memory"
+    deep = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')"
+    assert run(bare, deep).status == "ok"
+
+
+def test_wrong_settings_are_errors() -> None:
+    with pytest.raises(ConfigError, match=r"limits.seconds is too small; got 0"):
+        Limits(seconds=0)
+    with pytest.raises(ConfigError, match="too small"):
+        Limits(seconds=float("nan"))
+    for name in ("../x", "/etc/x", "main.py", "a/../../x", ""):
+        with pytest.raises(ConfigError, match="bad name"):
+            Program(source="", files={name: ""})
+    with pytest.raises(ConfigError, match="too few workers"):
+        strongest(workers=0)
+    with pytest.raises(ConfigError, match="does not exist"):
+        strongest(packages=["/nowhere"])
+
+
+def test_the_scripted_sandbox_answers_and_remembers() -> None:
+    answer = Outcome(status="ok", exit_code=0, stdout="4\n", stderr="", seconds=0.1)
+    fake = ScriptedSandbox(lambda program: answer)
+    program = Program(source="print(4)")
+    assert fake.run([program, program]) == [answer, answer]
+    assert fake.asked == [program, program]
