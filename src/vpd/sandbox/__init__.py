@@ -8,6 +8,7 @@
 which it is.  A remote service (:mod:`vpd.sandbox.remote`) and :class:`ScriptedSandbox` fit the same two methods.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -84,6 +85,12 @@ class Sandbox(Protocol):
     def describe(self) -> str:
         """One line: which protections are in force."""
         ...
+
+
+def ran_out_of_memory(code: int, stderr: str) -> bool:
+    """Whether a program ended by a MemoryError (NumPy's has a name of its own) that it did not catch."""
+    last = stderr.rstrip().rpartition("\n")[2]
+    return code == 1 and re.match(r"[\w.]*MemoryError\b", last) is not None
 
 
 class ScriptedSandbox:

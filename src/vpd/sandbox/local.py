@@ -27,13 +27,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from vpd.errors import ConfigError, SandboxError
-from vpd.sandbox import Limits, Outcome, Program, Status, syscalls
+from vpd.sandbox import Limits, Outcome, Program, Status, ran_out_of_memory, syscalls
 from vpd.sandbox.jail import descendants
+from vpd.sandbox.pool import run_each
 
 Protection: TypeAlias = Literal["namespaces", "landlock", "bare"]
 DESCRIPTIONS: dict[Protection, str] = {
@@ -80,13 +80,7 @@ class LocalSandbox:
         return f"sandbox: {DESCRIPTIONS[self.protection]}; {self.workers} at once"
 
     def run(self, programs: Sequence[Program]) -> list[Outcome]:
-        if not programs:
-            return []
-        pool = ThreadPoolExecutor(min(self.workers, len(programs)), thread_name_prefix="sandbox")
-        try:
-            return list(pool.map(self._run, programs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return run_each(self._run, programs, self.workers)
 
     def _run(self, program: Program) -> Outcome:
         with self._slots, self._home() as home:
@@ -325,7 +319,7 @@ class _Run:
             return "timeout"
         if code == -signal.SIGKILL and resident > 0.9 * (self.limits.memory_mb << 10):
             return "memory"
-        if code == 1 and re.search(r"^[\w.]*MemoryError\b[^\n]*\s*\Z", stderr, re.MULTILINE):
+        if ran_out_of_memory(code, stderr):
             return "memory"
         return "killed" if code < 0 else "error"
 
