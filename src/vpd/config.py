@@ -26,6 +26,7 @@ from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
+from vpd.envs.math import Math
 from vpd.envs.science import Science
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Environment, Sibling
@@ -83,7 +84,12 @@ ALGORITHMS: dict[str, type] = {
     "gkd": GKDSettings,
     "grpo": GRPOSettings,
 }
-ENVS: dict[str, type] = {"digits": Digits, "instructions": Instructions, "science": Science}
+ENVS: dict[str, type] = {
+    "digits": Digits,
+    "instructions": Instructions,
+    "math": Math,
+    "science": Science,
+}
 SOURCES: dict[str, type] = {
     "environment": Environment,
     "sibling": Sibling,

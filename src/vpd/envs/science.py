@@ -13,22 +13,17 @@ writes them, or the *Hub's* (``question``, ``choices``, ``answerKey``, ``type``,
 which the multiple-choice questions are taken.  Both may come from a file of JSON lines or from a data set on the Hub.
 """
 
-import functools
-import hashlib
-import json
-import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from vpd.envs import per_row
+from vpd.envs import per_row, records
+from vpd.envs.tags import CLOSE, OPEN, read_tag
 from vpd.errors import ConfigError, DataError, nearest
 from vpd.types import Grade, Message, Task
 
-OPEN, CLOSE = "<answer>", "</answer>"
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 LETTERS = "ABCDEF"
 KINDS = ("mcq-2-choices", "mcq-4-choices")
@@ -42,7 +37,6 @@ SYSTEM = """Choose the right one of the {count} options. Answer in this form:
 
 Between the answer tags stands the letter of the right option ({letters}) and nothing else."""
 BRIEF = "You answer with one letter."
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
 COUNT = re.compile(r"\b(two|three|four|five|six|[2-6])(?= (?:options|choices)\b)", re.IGNORECASE)
 LETTER_LIST = re.compile(r"\bA(?:, [B-F])*,? or [B-F]\b")
 
@@ -91,8 +85,7 @@ class Science:
     split: Annotated[str, "split of the Hub's data set"] = "test"
 
     def __post_init__(self) -> None:
-        if not 0 < self.eval_share < 1:
-            raise ConfigError("env.eval_share is out of range", got=self.eval_share, expected="between 0 and 1")
+        records.check_share(self.eval_share)
         if self.hint not in ("none", "key"):
             raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
 
@@ -103,9 +96,7 @@ class Science:
 
     def task(self, index: int, *, seed: int) -> Task:
         """Epoch ``index // n`` walks through all training questions in the order drawn by (seed, epoch)."""
-        tasks = self.train_tasks()
-        epoch, place = divmod(index, len(tasks))
-        return tasks[_permutation(len(tasks), seed, epoch)[place]]
+        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
 
     def train_tasks(self) -> Sequence[Task]:
         return self._tasks[0]
@@ -138,29 +129,15 @@ class Science:
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         """Training and evaluation, apart."""
-        everything = self._questions(self.path)
-        if self.eval_path is None or self.eval_path == self.path:
-            train = [question for question in everything if _hash(question.stem) >= self.eval_share]
-            held_out = [question for question in everything if _hash(question.stem) < self.eval_share]
-        else:
-            train, held_out = everything, self._questions(self.eval_path)
-            known = {question.text for question in train}
-            shared = [question.id for question in held_out if question.text in known]
-            if shared:
-                raise DataError(
-                    f"{self.path} and {self.eval_path} share {len(shared)} questions",
-                    got=f"record {shared[0]} of the latter in both",
-                    expected="evaluation apart from training",
-                    do="Take them out of one, or leave env.eval_path out: then a share of env.path is held out.",
-                )
-        for part, questions in (("training", train), ("evaluation", held_out)):
-            if not questions:
-                raise DataError(
-                    f"{self.path} leaves no question for {part}",
-                    got=f"{len(everything)} in all, env.eval_share {self.eval_share}",
-                    do="Give more questions, another env.eval_share, or env.eval_path.",
-                )
-        held_out.sort(key=lambda question: _hash(question.text))  # any first few are a fair sample
+        train, held_out = records.apart(
+            self._questions,
+            self.path,
+            self.eval_path,
+            self.eval_share,
+            stem=lambda question: question.stem,
+            whole=lambda question: question.text,
+            name=lambda question: question.id,
+        )
         return tuple(self._task("train", q) for q in train), tuple(self._task("eval", q) for q in held_out)
 
     def _task(self, part: str, question: Question) -> Task:
@@ -183,12 +160,12 @@ class Science:
         """All questions of one file or data set that pass the filters."""
         found: list[Question] = []
         domains: set[str] = set()
-        for where, number, record in _records(path, self.subset, self.split):
+        for where, number, record in records.read(path, subset=self.subset, split=self.split):
             if "choices" in record:
-                if _text(record, "type", where) not in KINDS:
+                if records.text(record, "type", where) not in KINDS:
                     continue
-                domains.add(_text(record, "domain", where))
-                level = _text(_mapping(record, "details", where), "level", where)
+                domains.add(records.text(record, "domain", where))
+                level = records.text(records.mapping(record.get("details"), f"{where}: 'details'"), "level", where)
                 if (self.domain or record["domain"]) != record["domain"] or (self.level or level) != level:
                     continue
                 found.append(_from_hub(record, where, number))
@@ -209,23 +186,14 @@ class Science:
 
 def read_answer(text: str, question: Question) -> tuple[str | None, str | None]:
     """The letter in the last answer tag, and what is wrong with the form; either may be None."""
-    form = f"{OPEN}LETTER{CLOSE} with one of the letters {question.letters}"
-    start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
-    end = text.find(CLOSE, start)
-    if start < 0:
-        if not text.strip():
-            return None, f"Your answer is empty; it must end with {form}."
-        if OPEN in text:
-            return None, f"Your answer tag is not closed; write {form}."
-        return None, f"Your answer has no answer tag; it must end with {form}."
-    held = text[start + len(OPEN) : end].strip()
-    if not held:
-        return None, f"Your answer tag is empty; write {form}."
+    held, fault = read_tag(text, f"{OPEN}LETTER{CLOSE} with one of the letters {question.letters}")
+    if held is None:
+        return None, fault
     if len(held) > 1:
-        return None, f'Your answer tag holds "{_shown(held)}"; it must hold one letter only: {question.letters}.'
+        return None, f'Your answer tag holds "{records.shown(held)}"; it must hold one letter only: {question.letters}.'
     if held not in LETTERS[: len(question.options)]:
-        return None, f'Your answer tag holds "{_shown(held)}"; the options are {question.letters}.'
-    return held, f"Text follows your {CLOSE}; nothing may." if text[end + len(CLOSE) :].strip() else None
+        return None, f'Your answer tag holds "{records.shown(held)}"; the options are {question.letters}.'
+    return held, fault
 
 
 def read_letter(text: str, question: Question) -> tuple[str | None, str | None]:
@@ -240,55 +208,8 @@ def read_letter(text: str, question: Question) -> tuple[str | None, str | None]:
     return None, f"Your answer has {words} {'word' if words == 1 else 'words'}; {form}."
 
 
-def _records(path: str, subset: str | None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """(where it stands, its number, record) of every record."""
-    source = Path(path)
-    if source.exists() or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
-        for number, line in _lines(source):
-            where = f"{path} line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where} is not JSON", got=str(error)[:200], expected="one object a line") from error
-            yield where, number, _object(record, where)
-        return
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{path} is on the Hub, and the package datasets is missing", do="pip install 'vpd-rl[hub]'"
-        ) from error
-    try:
-        rows = datasets.load_dataset(path, subset, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot load {path} from the Hub",
-            got=" ".join(str(error).split())[:300],
-            do="Check the name, env.subset and env.split, or give a file of JSON lines.",
-        ) from error
-    for number, record in enumerate(rows):
-        yield f"{path} record {number}", number, record
-
-
-def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file that are not blank."""
-    try:
-        raw = source.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source} is not UTF-8", got=f"byte 0x{raw[error.start]:02x} in line {line}") from error
-    except OSError as error:
-        expected = "a file of JSON lines, or owner/name on the Hub"
-        raise DataError(f"cannot read {source}", got=error.strerror, expected=expected) from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise DataError(f"{source} is empty", expected="one JSON object a line")
-    yield from lines
-
-
 def _from_prepared(record: Mapping[str, Any], where: str, number: int) -> Question:
-    prompt = _text(record, "prompt", where)
+    prompt = records.text(record, "prompt", where)
     parts = re.split(r"(?m)^([A-F]): (.*)$", prompt)
     labels, texts = parts[1::3], parts[2::3]
     if "A" in labels:  # earlier lines of that look belong to the question
@@ -303,19 +224,19 @@ def _from_prepared(record: Mapping[str, Any], where: str, number: int) -> Questi
         options=_options(labels, texts, where),
         key=_key(record, "answer", labels, where),
         prompt=prompt,
-        system=_text(record, "system", where) if "system" in record else None,
+        system=records.text(record, "system", where) if "system" in record else None,
     )
 
 
 def _from_hub(record: Mapping[str, Any], where: str, number: int) -> Question:
-    choices = _mapping(record, "choices", where)
+    choices = records.mapping(record.get("choices"), f"{where}: 'choices'")
     for field in ("label", "text"):
         if not isinstance(choices.get(field), list):
             raise DataError(f"{where} has no list choices.{field}", got=repr(choices.get(field))[:80])
     labels = choices["label"]
     return Question(
         id=str(number),
-        stem=_text(record, "question", where).strip(),
+        stem=records.text(record, "question", where).strip(),
         options=_options(labels, choices["text"], where),
         key=_key(record, "answerKey", labels, where),
     )
@@ -332,34 +253,14 @@ def _options(labels: Sequence[Any], texts: Sequence[Any], where: str) -> tuple[s
             got=f"{len(texts)} texts for the letters {', '.join(map(str, labels)) or 'none'}",
             expected="two to six, in the order A, B, ...",
         )
-    return tuple(_text({"option": text}, "option", where).strip() for text in texts)
+    return tuple(records.text({"option": text}, "option", where).strip() for text in texts)
 
 
 def _key(record: Mapping[str, Any], field: str, labels: Sequence[str], where: str) -> str:
-    key = _text(record, field, where).strip()
+    key = records.text(record, field, where).strip()
     if key not in labels:
         raise DataError(f"{where}: {field!r} is not among the options", got=repr(key[:40]), expected=", ".join(labels))
     return key
-
-
-def _text(record: Mapping[str, Any], field: str, where: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str) or not value.strip():
-        got = f"only {', '.join(map(str, record))}"[:200] if field not in record else repr(value)[:80]
-        raise DataError(f"{where} lacks the text {field!r}", got=got, expected="a string that is not empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {field!r} holds half a surrogate pair", expected="text that UTF-8 can write")
-    return value
-
-
-def _mapping(record: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
-    return _object(record.get(field), f"{where}: {field!r}")
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise DataError(f"{where} is not an object", got=type(value).__name__, expected="a JSON object")
-    return value
 
 
 def _corrected(system: str, question: Question) -> str:
@@ -371,21 +272,3 @@ def _corrected(system: str, question: Question) -> str:
     if stated[0].lower() in (count, str(len(question.options))):
         return system
     return LETTER_LIST.sub(question.letters, COUNT.sub(count, system))
-
-
-def _shown(text: str) -> str:
-    """At most 40 printable characters on one line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
-    return line if len(line) <= 40 else f"{line[:40]}..."
-
-
-def _hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
-
-
-@functools.lru_cache(maxsize=8)
-def _permutation(length: int, seed: int, epoch: int) -> Sequence[int]:
-    order = list(range(length))
-    random.Random(f"science/{seed}/{epoch}").shuffle(order)
-    return order

@@ -1,0 +1,308 @@
+r"""Mathematics: problems with one right value.  Right is the last ``\boxed{}``.
+
+    What is 3/4 of 96? Put your final answer in \boxed{}.           <- the task
+    A quarter is 24, so three are 72.                                <- an attempt
+    Your answer has no \boxed{}; it must end with \boxed{VALUE}.     <- feedback: a fault of form, informative
+    The value in your box is not right.                              <- feedback: a bare verdict, for people only
+
+    env = Math(path="train.jsonl", eval_path="test.jsonl")
+    env = Math(path="openai/gsm8k", subset="main", eval_share=0.05)
+
+A record has a ``question``, ``problem`` or ``prompt`` (text or messages), and its right value in ``answer``,
+``solution`` or ``reward_model.ground_truth``: after ``####`` (gsm8k), in the last ``\boxed{}`` (MATH), or as it is.
+
+A value is first compared as written, less what does not count (spaces, ``\left``, ``\dfrac``, thousands commas, a
+dollar, per cent or degree sign, zeros after the point), then by math-verify in a :class:`~vpd.envs.worker.Worker`.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from vpd.envs import per_row, records
+from vpd.envs.worker import Worker, WorkerFault
+from vpd.errors import ConfigError, DataError
+from vpd.types import Grade, Message, Task
+
+ASK = r"Put your final answer in \boxed{}."
+FORM = r"it must end with \boxed{VALUE}"
+LONGEST = 400  # characters of a value
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+DAPO = re.compile(  # the frame of the data set's prompts, which asks for another form of answer
+    r"\ASolve the following math problem step by step\. The last line of your response should be of the form Answer:.*?"
+    r"\n\n(?P<problem>.*?)\s*Remember to put your answer on its own line after \"Answer:\"\.\s*\Z",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One problem as read; ``value`` is the right one."""
+
+    id: str
+    text: str
+    value: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Math:
+    """The environment; files are read when the first task is asked for.
+
+    Raises DataError for data that cannot be used, ConfigError for settings or a missing math-verify.
+    """
+
+    name: Literal["math"] = "math"
+    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
+    eval_path: Annotated[str | None, "held-out problems; null: a share of path, chosen by a hash"] = None
+    eval_share: Annotated[float, "that share"] = 0.1
+    verify: Annotated[Literal["math-verify", "exact"], "exact: values must agree as written"] = "math-verify"
+    verify_seconds: Annotated[float, "time for one comparison by math-verify"] = 5.0
+    hint: Annotated[Literal["none", "key"], "key: feedback names the right value"] = "none"
+    ask: Annotated[str, "what follows each problem; '': nothing"] = ASK
+    system: Annotated[str | None, "a system message"] = None
+    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
+    split: Annotated[str, "split of the Hub's data set"] = "train"
+
+    def __post_init__(self) -> None:
+        records.check_share(self.eval_share)
+        if self.verify not in ("math-verify", "exact"):
+            raise ConfigError("env.verify is unknown", got=repr(self.verify), expected="'math-verify' or 'exact'")
+        if self.hint not in ("none", "key"):
+            raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
+        if not self.verify_seconds > 0:
+            raise ConfigError("env.verify_seconds is too small", got=self.verify_seconds, expected="more than 0")
+        if self.verify == "math-verify" and importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(
+                "env.verify needs the package math-verify, which is missing",
+                do="pip install 'vpd-rl[math]', or set env.verify to exact.",
+            )
+
+    @property
+    def reveals_answer(self) -> bool:
+        """Whether feedback holds the right value."""
+        return self.hint == "key"
+
+    def task(self, index: int, *, seed: int) -> Task:
+        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
+
+    def train_tasks(self) -> Sequence[Task]:
+        return self._tasks[0]
+
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        return self._tasks[1][:limit]
+
+    def solution(self, task: Task) -> str:
+        return rf"\boxed{{{task.payload.value}}}"
+
+    @per_row
+    def grade(self, task: Task, text: str) -> Grade:
+        problem: Problem = task.payload
+        value, fault = read_box(text)
+        right, unverified = False, None
+        if value is not None:
+            try:
+                right = self._equal(problem.value, value)
+            except WorkerFault as error:
+                unverified = f"Your value could not be compared with the right one: {error}. Write it in simplest form."
+        if right:
+            return self._grade(True, "The value in your box is right.", informative=False)
+        if value is not None and number(problem.value) is not None and not re.search(r"\d", value):
+            fault = fault or f'Your box holds "{records.shown(value)}"; the answer is a number.'
+        told = [part for part in (unverified, fault) if part]
+        verdict = [] if value is None or unverified else ["The value in your box is not right."]
+        told += [f"The right value is {problem.value}."] if self.reveals_answer else []
+        return self._grade(
+            False,
+            " ".join(verdict + told),
+            informative=bool(told),
+            readable=value is not None,
+            unverified=unverified is not None,
+        )
+
+    @staticmethod
+    def _grade(
+        right: bool, feedback: str, *, informative: bool, readable: bool = True, unverified: bool = False
+    ) -> Grade:
+        metrics = {"answer_readable": float(readable), "unverified": float(unverified)}
+        return Grade(reward=float(right), success=right, feedback=feedback, informative=informative, metrics=metrics)
+
+    def _equal(self, gold: str, value: str) -> bool:
+        if same(gold, value):
+            return True
+        return self.verify == "math-verify" and self._worker.ask([gold, value])
+
+    @cached_property
+    def _worker(self) -> Worker:
+        return Worker("vpd.envs.math", seconds=self.verify_seconds)
+
+    @cached_property
+    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+        """Training and evaluation, apart."""
+        train, held_out = records.apart(
+            self._problems,
+            self.path,
+            self.eval_path,
+            self.eval_share,
+            stem=lambda problem: problem.text,
+            whole=lambda problem: problem.text,
+            name=lambda problem: problem.id,
+        )
+        return tuple(self._task("train", p) for p in train), tuple(self._task("eval", p) for p in held_out)
+
+    def _task(self, part: str, problem: Problem) -> Task:
+        *before, last = problem.messages
+        content = f"{last['content']}\n{self.ask}" if self.ask else last["content"]
+        messages: tuple[Message, ...] = (*before, {"role": last["role"], "content": content})
+        if self.system:
+            others = [message for message in messages if message["role"] != "system"]
+            messages = ({"role": "system", "content": self.system}, *others)
+        return Task(id=f"{part}/{problem.id}", messages=messages, payload=problem)
+
+    def _problems(self, path: str) -> list[Problem]:
+        return [
+            _problem(record, where, number)
+            for where, number, record in records.read(path, subset=self.subset, split=self.split)
+        ]
+
+
+def read_box(text: str) -> tuple[str | None, str | None]:
+    r"""The value in the last ``\boxed{}``, and what is wrong with the form; either may be None."""
+    boxes = list(BOX.finditer(text))
+    if not boxes:
+        empty = "is empty" if not text.strip() else r"has no \boxed{}"
+        return None, f"Your answer {empty}; {FORM}."
+    held = [_braced(text, box.end()) for box in boxes]
+    last = held[-1]
+    if last is None:
+        opened = text[boxes[-1].end() :].lstrip().startswith("{")
+        wrong = "is not closed" if opened else "has no braces"
+        return None, rf"Your last \boxed {wrong}; {FORM}."
+    if not last.strip():
+        return None, rf"Your last \boxed{{}} is empty; {FORM}."
+    if len(last) > LONGEST:
+        return None, rf"Your last \boxed{{}} holds {len(last)} characters; only the final value belongs there."
+    if len(held) > 1:
+        return last.strip(), f"Your answer has {len(held)} boxes; only the last one counts."
+    return last.strip(), None
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What stands in the braces that open at ``start``, None if none open or they do not close."""
+    start += len(text[start:]) - len(text[start:].lstrip())
+    if text[start : start + 1] != "{":
+        return None
+    depth = 0
+    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[start + 1 : start + brace.start()]
+    return None
+
+
+def same(gold: str, value: str) -> bool:
+    """Whether two values agree as written, less what does not count."""
+    a, b = normalised(gold), normalised(value)
+    return a == b or (number(a) is not None and number(a) == number(b))
+
+
+def normalised(value: str) -> str:
+    r"""A value without what does not count.
+
+    >>> normalised(r"\left( \dfrac12, x \right)"), normalised(r"\$ 1{,}072.\!"), normalised(r"\text{ east }")
+    ('(\\frac{1}{2},x)', '1072', 'east')
+    """
+    value = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", value)
+    value = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", value)
+    value = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", value)
+    value = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;:\s]|~|\^\{?\\circ\}?|\\?[$%]", "", value)
+    value = "".join(value.split()).rstrip(".").replace("{,}", ",")
+    return value.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", value) else value
+
+
+def number(value: str) -> Fraction | None:
+    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), None if it is no such thing."""
+    value = normalised(value)
+    if len(value) > 100:
+        return None
+    quotient = re.fullmatch(r"([+-]?)\\frac\{(\d+)\}\{(\d+)\}|([+-]?)(\d+)/(\d+)", value, re.ASCII)
+    if quotient:
+        sign, above, below = (quotient[1], quotient[2], quotient[3]) if quotient[2] else quotient.groups()[3:]
+        return Fraction(int(f"{sign}{above}"), int(below)) if int(below) else None
+    return Fraction(value) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", value, re.ASCII) else None
+
+
+def serve() -> Callable[[Sequence[str]], bool]:
+    """The worker's side: [right value, answered value] -> whether math-verify finds them equal.
+
+    Only LaTeX is parsed, by a grammar; the time limit is the worker's, so math-verify's own alarms are off.
+    """
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def read(value: str) -> Any:
+        box = rf"\boxed{{{value}}}"
+        return parse(box, [LatexExtractionConfig()], parsing_timeout=None, fallback_mode="no_fallback")
+
+    def equal(pair: Sequence[str]) -> bool:
+        gold, value = map(read, pair)
+        return bool(gold and value and verify(gold, value, timeout_seconds=None))
+
+    return equal
+
+
+def _problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
+    messages = _messages(record, where)
+    value = _value(record, where)
+    if len(value) > LONGEST:
+        raise DataError(f"{where}: the right value is too long", got=f"{len(value)} characters", expected=f"{LONGEST}")
+    extra = record.get("extra_info")
+    index = extra.get("index") if isinstance(extra, Mapping) else None
+    names = (record.get(field) for field in ("idx", "id", "unique_id"))
+    name = next((str(found) for found in (*names, index) if found is not None), str(number))
+    return Problem(id=name, text=messages[-1]["content"], value=value, messages=messages)
+
+
+def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The problem as messages of which the last is the user's."""
+    field = next((field for field in ("question", "problem", "prompt") if field in record), "question")
+    found = record.get(field)
+    if not isinstance(found, (list, tuple)):
+        found = [{"role": "user", "content": records.text(record, field, where)}]
+    messages: list[Message] = []
+    for message in found:
+        message = records.mapping(message, f"{where}: a message of {field!r}")
+        messages.append(
+            {"role": records.text(message, "role", where), "content": records.text(message, "content", where)}
+        )
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(f"{where}: {field!r} does not end with the user's message")
+    framed = DAPO.match(messages[-1]["content"])
+    content = framed["problem"] if framed else messages[-1]["content"]
+    return (*messages[:-1], {"role": "user", "content": content.strip()})
+
+
+def _value(record: Mapping[str, Any], where: str) -> str:
+    """The right value, from wherever the data set keeps it."""
+    if "reward_model" in record and "answer" not in record:
+        record = records.mapping(record["reward_model"], f"{where}: 'reward_model'")
+        field = "ground_truth"
+    else:
+        field = next((field for field in ("answer", "solution") if field in record), "answer")
+    found = record.get(field)
+    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
+    text = str(found) if plain else records.text(record, field, where)
+    if "####" in text:
+        text = text.rpartition("####")[2]
+    elif BOX.search(text):
+        value, fault = read_box(text)
+        if value is None:
+            raise DataError(f"{where}: {field!r} has no value in its last box", got=fault)
+        text = value
+    if not text.strip() or "\n" in text.strip():
+        expected = r"a value on one line, after ####, or in a \boxed{}"
+        raise DataError(f"{where}: {field!r} holds no value", got=repr(found)[:80], expected=expected)
+    return text.strip()

@@ -1,0 +1,157 @@
+"""A verifier in a process of its own: it may hang, crash or run out of memory, and the caller goes on.
+
+    worker = Worker("vpd.envs.math", seconds=5)
+    worker.ask(["1/2", "0.5"])        # True; raises WorkerFault where the worker did not answer
+
+Requests and answers are lines of JSON.  A worker starts with the first request, serves one after the other, and is
+killed with its process group when it overruns its time; the next request starts another.  It has no environment
+variables of the caller's, writes no file, and gets ``MEMORY`` bytes of address space and its own processor-time limit,
+so it ends even when the caller is gone.  It is for *our* verifiers, whose libraries were not written for hostile
+input.  It is no sandbox: text that a library would run as code must not be sent to it.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from vpd.errors import EnvError
+
+MEMORY = 4 << 30
+START_SECONDS = 120.0
+
+
+class WorkerFault(Exception):
+    """The worker gave no answer: it overran its time, died, or its library raised.  The text says which, without the
+    library's message, which may hold the right answer."""
+
+
+class Worker:
+    """One process that serves ``module.serve(*setup) -> (request -> answer)``."""
+
+    def __init__(self, module: str, *setup: Any, seconds: float):
+        self.module, self.setup, self.seconds = module, setup, seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, request: Any) -> Any:
+        """The worker's answer to one request.  Raises WorkerFault if none comes in time."""
+        with self._lock:
+            process = self._process or self._start()
+            try:
+                answer = self._exchange(process, request, self.seconds)
+            except BaseException:  # an answer that comes late must not pass for the next one
+                self.close()
+                raise
+        if "raised" in answer:
+            raise WorkerFault(f"it raised {answer['raised']}")
+        return answer["value"]
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            _kill(self._process)
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folders = os.pathsep.join(folder for folder in sys.path if folder)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, self.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": folders, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        weakref.finalize(self, _kill, process)
+        try:
+            ready = self._exchange(process, [self.seconds, *self.setup], START_SECONDS)
+        except WorkerFault as fault:
+            ready = {"raised": "WorkerFault", "message": str(fault)}
+        if "raised" in ready:
+            _kill(process)
+            raise EnvError(f"the worker {self.module} does not start", got=f"{ready['raised']}: {ready['message']}")
+        self._process = process
+        return process
+
+    @staticmethod
+    def _exchange(process: subprocess.Popen[bytes], request: Any, seconds: float) -> dict[str, Any]:
+        assert process.stdin is not None and process.stdout is not None
+        deadline = time.monotonic() + seconds
+        ready = select.poll()
+        ready.register(process.stdout, select.POLLIN)
+        received = b""
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            while not received.endswith(b"\n"):
+                if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    raise WorkerFault(f"it took more than {seconds:g} seconds")
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise WorkerFault(f"it ended{_cause(process)}")
+                received += chunk
+        except BrokenPipeError:
+            raise WorkerFault(f"it ended{_cause(process)}") from None
+        return json.loads(received)
+
+
+def _cause(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended that has closed its output."""
+    try:
+        code = process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        return " its output"
+    return f" by {signal.Signals(-code).name}" if code < 0 else f" with code {code}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):  # a request that was never read
+            stream.close()
+
+
+def _serve(module: str) -> None:
+    """The worker's side: set up, then answer line by line until the caller is gone."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # a library that prints must not garble the answers
+        os.dup2(nothing, descriptor)
+
+    def reply(call: Callable[[], Any]) -> None:
+        try:
+            answer = {"value": call()}
+        except Exception as error:  # reported to the caller, who counts it
+            answer = {"raised": type(error).__name__, "message": " ".join(str(error).split())[:200]}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    seconds, *setup = json.loads(requests.readline())
+    serve: list[Callable[[Any], Any]] = []
+    reply(lambda: serve.append(importlib.import_module(module).serve(*setup)))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for line in requests:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        spent = int(used.ru_utime + used.ru_stime + seconds) + 2
+        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
+        reply(functools.partial(serve[0], json.loads(line)))
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
