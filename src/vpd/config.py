@@ -28,6 +28,7 @@ from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
 from vpd.envs.math import Math
 from vpd.envs.science import Science
+from vpd.envs.tooluse import ToolUse
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Environment, Sibling
 from vpd.feedback.critique import Critic, SelfCritique
@@ -89,6 +90,7 @@ ENVS: dict[str, type] = {
     "instructions": Instructions,
     "math": Math,
     "science": Science,
+    "tooluse": ToolUse,
 }
 SOURCES: dict[str, type] = {
     "environment": Environment,
