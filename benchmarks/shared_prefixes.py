@@ -3,7 +3,7 @@
     python benchmarks/shared_prefixes.py --model smollm2 --prompt 250 --completion 64 --prompts 4 --generations 4
 
 Prints seconds of the update and peak resident memory above what the process held before it, each from a process of its
-own (peaks do not come down), and their ratios.  The rows are random tokens: arithmetic does not depend on what they say.
+own (peaks do not come down), and their ratios.  The rows are random tokens: their words do not matter.
 """
 
 import argparse
