@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -299,12 +300,14 @@ def test_the_network_is_out_of_reach(sandbox: LocalSandbox, tmp_path: Path) -> N
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         socket.socket(socket.AF_UNIX) as path,
         socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as letters,
     ):
         udp.bind(("127.0.0.1", 0))
         path.bind(str(tmp_path / "s"))
         abstract.bind(f"\0{name}")
         path.listen()
         abstract.listen()
+        letters.bind(f"\0{name}-letters")
         source = f"""
 import socket
 def attempt(kind, family, type, address):
@@ -318,9 +321,11 @@ attempt("path", socket.AF_UNIX, socket.SOCK_STREAM, {str(tmp_path / "s")!r})
 attempt("abstract", socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + {name!r})
 try: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print("netlink")
 except OSError: pass
+try: socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"hello", chr(0) + {name!r} + "-letters"); print("letters")
+except OSError: pass
 """
         ok(run(sandbox, source), "")
-        assert unprotected(source).split() == ["tcp", "udp", "path", "abstract", "netlink"]
+        assert unprotected(source).split() == ["tcp", "udp", "path", "abstract", "netlink", "letters"]
 
 
 def test_nothing_outside_can_be_written(sandbox: LocalSandbox, tmp_path: Path) -> None:
@@ -580,6 +585,40 @@ for deed in (lambda: os.setuid(0), lambda: os.chroot("/tmp"), lambda: os.setgrou
     except OSError: pass
 """
     ok(run(sandbox, source), "True 1\n[0, 0, 0, 0, 0, 0]\n")
+
+
+def test_it_cannot_speak_for_the_keeper(sandbox: LocalSandbox) -> None:
+    source = """
+import os
+for number in range(4096):
+    try: os.write(number, b"start\\nend 0 0 0\\n") and number > 2 and print("wrote to", number)
+    except OSError: pass
+raise SystemExit(4)
+"""
+    outcome = run(sandbox, source)
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == ("error", 4, "start\nend 0 0 0\n")
+
+
+def test_the_kernels_stocks_are_not_drained(sandbox: LocalSandbox) -> None:
+    source = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+timers = descriptors = 0
+while timers < 9999 and libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) == 0: timers += 1
+try:
+    while descriptors < 9999: os.pipe(); descriptors += 2
+except OSError: pass
+print(timers < 100, descriptors < 200)
+"""
+    ok(run(sandbox, source), "True True\n")
+    assert unprotected(source) == "False False\n"
+
+
+def test_a_flood_does_not_fill_our_memory(sandbox: LocalSandbox) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    flood = Program(source="import os\nx = bytes(1 << 24)\nwhile True: os.write(1, x); os.write(2, x)")
+    assert [outcome.status for outcome in sandbox.run([flood] * 8)] == ["output"] * 8
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------------

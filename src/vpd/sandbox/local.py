@@ -48,6 +48,7 @@ TICK = 0.05  # seconds between looks at the clock and at memory
 SET_UP = 30.0  # seconds until the program must have started
 GRACE = 5.0  # seconds that a killed program may take to be gone
 CHUNK = 1 << 16
+RLIMIT_SIGPENDING = 11  # signals waiting and timers; on Linux the same everywhere
 
 
 class LocalSandbox:
@@ -111,7 +112,8 @@ class LocalSandbox:
             (resource.RLIMIT_FSIZE, file, file),
             (resource.RLIMIT_NOFILE, 128, 128),
             (resource.RLIMIT_STACK, 8 << 20, 8 << 20),
-            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_CORE, 1, 1),  # 0 would still start a handler that core_pattern names (core(5))
+            (RLIMIT_SIGPENDING, 64, 64),
             (resource.RLIMIT_MEMLOCK, 0, 0),
             (resource.RLIMIT_MSGQUEUE, 0, 0),
         ]

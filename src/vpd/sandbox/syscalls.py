@@ -18,6 +18,9 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # the network, and memory that no limit counts
     "socket": (41, 198), "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194),
     "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    # what the whole machine, or all of the user's programs, share a stock of
+    "io_setup": (206, 0), "inotify_init": (253, None), "inotify_init1": (294, 26), "sync": (162, 81),
+    "syncfs": (306, 267),
     # namespaces, mounts, devices, the machine
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
     "setns": (308, 268), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
@@ -37,6 +40,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 # Besides, where the program lives among the caller's own processes and files (no namespaces):
 SHARED_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    "socketpair": (53, 199),  # a datagram socket of a pair can still be sent elsewhere from
     "fork": (57, None), "vfork": (58, None), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424), "setpriority": (141, 140), "sched_setaffinity": (203, 122),
