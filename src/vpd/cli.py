@@ -1,4 +1,4 @@
-"""The command ``vpd``: train, eval, demo, model.  A user's mistake is one line on stderr and exit code 2."""
+"""The command ``vpd``: train, eval, check, demo, model.  A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
 import dataclasses
@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--limit", type=int, help="at most so many held-out tasks (default all)")
     evaluation.add_argument("--teacher", action="store_true", help="answer failed attempts again, with their feedback")
     evaluation.add_argument("--output", help="also write the numbers to this JSON file")
+    check = command("check", _check, "Test an environment: does it keep what training relies on?", settings=True)
+    check.add_argument("env", help="digits, ... or my_env.py:MyEnv; its settings follow as --env.key value")
+    check.add_argument("--tasks", type=int, default=32, help="training tasks to draw (default 32)")
+    check.add_argument("--seed", type=int, default=0, help="that they are drawn with (default 0)")
     demo = command(
         "demo", _demo, "GRPO, SDPO and VPD learn side by side on the shipped base, in minutes.", settings=False
     )
@@ -97,6 +101,13 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     show(rows, options.num_samples)
     if options.output:
         Path(options.output).write_text(json.dumps(dict(rows), indent=1))
+
+
+def _check(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.config import load
+    from vpd.recipes.check import check
+
+    check(load(options.config, ["--env.name", options.env, *rest]).env, tasks=options.tasks, seed=options.seed)
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:

@@ -22,10 +22,12 @@ and run :func:`vpd.envs.check.check_env` on it.
 import functools
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from vpd.errors import EnvError
+from vpd.errors import EnvError, VPDError
 from vpd.types import Grade, Message, Task
+
+Result = TypeVar("Result")
 
 
 class Env(Protocol):
@@ -74,6 +76,21 @@ class Conversational(Protocol):
         ...
 
 
+@runtime_checkable
+class Solvable(Protocol):
+    """An environment that can answer its own tasks rightly; :func:`vpd.envs.check.check_env` uses it."""
+
+    def solution(self, task: Task) -> str: ...
+
+
+@runtime_checkable
+class Revealing(Protocol):
+    """An environment that declares whether its feedback holds the reference answer; others promise that it does not."""
+
+    @property
+    def reveals_answer(self) -> bool: ...
+
+
 def per_row(
     grade_one: Callable[[Any, Task, str], Grade],
 ) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
@@ -83,12 +100,8 @@ def per_row(
     def grade(self: Any, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         grades = []
         for row, (task, text) in enumerate(zip(tasks, texts, strict=True)):
-            try:
-                grades.append(grade_one(self, task, text))
-            except EnvError:
-                raise
-            except Exception as error:
-                raise grader_raised(error, f"row {row} (task {task.id!r})") from error
+            call = functools.partial(grade_one, self, task, text)
+            grades.append(guarded(call, f"the grader on row {row} (task {task.id!r})"))
         return grades
 
     return grade
@@ -99,12 +112,7 @@ def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[G
 
     Raises :class:`EnvError` naming the row; never turns a fault into reward 0.
     """
-    try:
-        grades = env.grade(tasks, texts)
-    except EnvError:
-        raise
-    except Exception as error:
-        raise grader_raised(error, f"a batch of {len(tasks)} rows") from error
+    grades = guarded(lambda: env.grade(tasks, texts), f"the grader on a batch of {len(tasks)} rows")
     if not isinstance(grades, list) or len(grades) != len(tasks):
         got = f"{len(grades)} grades" if isinstance(grades, list) else type(grades).__name__
         raise EnvError(
@@ -124,12 +132,7 @@ def replies_of(
     env: Conversational, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]
 ) -> list[Message | None]:
     """``env.respond`` with its contract enforced; a text becomes a user's message.  Raises EnvError."""
-    try:
-        replies = env.respond(tasks, conversations)
-    except EnvError:
-        raise
-    except Exception as error:
-        raise grader_raised(error, f"a batch of {len(tasks)} conversations") from error
+    replies = guarded(lambda: env.respond(tasks, conversations), f"respond, on {len(tasks)} conversations,")
     if not isinstance(replies, list) or len(replies) != len(tasks):
         got = f"{len(replies)} replies" if isinstance(replies, list) else type(replies).__name__
         raise EnvError("respond returned the wrong number of replies", got=got, expected=f"a list of {len(tasks)}")
@@ -147,11 +150,16 @@ def replies_of(
     return messages
 
 
-def grader_raised(error: Exception, where: str) -> EnvError:
-    """The one way a grader's own exception is reported: its type, message, file and line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return EnvError(
-        f"the grader raised {type(error).__name__} on {where} at {frame.filename}:{frame.lineno}",
-        got=str(error)[:200] or "no message",
-        do="Mend the grader; nothing was trained on this batch.",
-    )
+def guarded(call: Callable[[], Result], what: str) -> Result:
+    """The one way an environment's own exception is reported: its type, message, file and line, as an EnvError."""
+    try:
+        return call()
+    except VPDError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise EnvError(
+            f"{what} raised {type(error).__name__} at {frame.filename}:{frame.lineno}",
+            got=" ".join(str(error).split())[:200] or "no message",
+            do="Mend the environment; nothing was trained on this batch.",
+        ) from error

@@ -236,6 +236,21 @@ class Instructions:
             metrics={"rules_kept": kept},
         )
 
+    def solution(self, task: Task) -> str:
+        """An answer that keeps every rule and says little: the wanted words, once for each sentence or line."""
+        values = {rule.family: rule.value for rule in task.payload}
+        word, mark = values.get("include", "yes"), values.get("end_with", ".")
+        if "json" in values:
+            answer = json.dumps({key: word for key in values["json"]})
+        elif "bullets" in values:
+            answer = "\n".join([f"- {word}"] * values["bullets"]) + mark
+        else:
+            opening = f"{values['start_with']} " if "start_with" in values else ""
+            answer = f"{opening}{' '.join([word + '.'] * values.get('sentences', 1))}".rstrip(".") + mark
+        if "lowercase" in values:
+            return answer.lower()
+        return answer.upper() if "uppercase" in values else answer
+
 
 def _make(key: str, topic: str, families: Sequence[str], rng: random.Random) -> Task:
     question, _, word = topic.rpartition(" ")

@@ -126,6 +126,10 @@ class Science:
             metrics={"answer_readable": float(letter is not None)},
         )
 
+    def solution(self, task: Task) -> str:
+        key: str = task.payload.key
+        return key if self.brief else f"{OPEN}{key}{CLOSE}"
+
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         """Training and evaluation, apart."""

@@ -1,0 +1,336 @@
+"""``check_env``: does an environment keep the promises that training relies on?  (The idea is Stable-Baselines3's.)
+
+    report = check_env(MyEnv())
+    report.require()  # an EnvError if a promise is broken
+
+It draws tasks twice, looks at the held-out ones, and grades a right, a wrong, an empty, a huge and a garbled answer.  A
+*fault* breaks a promise; a *warning* is legal and seldom meant.
+"""
+
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from vpd.envs import Env, Finite, Revealing, Solvable, grade_texts, guarded
+from vpd.errors import ConfigError, EnvError, VPDError
+from vpd.types import Grade, Task
+
+ROLES = ("system", "user", "assistant", "tool")
+ANSWERS = {
+    "wrong": "I do not know what to say here.",
+    "empty": "",
+    "huge": "word " * 200_000,
+    "garbled": "\ud800 \x00\x1b[31m\u202e\ufffd {{ <|im_end|> ```",
+}
+OTHER = "another task's"
+SEARCHED = 512  # tasks of an endless stream that held-out tasks are compared with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One promise and what was found."""
+
+    name: str
+    status: Literal["ok", "warning", "fault"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One answer that the check gave, with its grade and the seconds that grading took."""
+
+    kind: str
+    task: Task
+    text: str
+    grade: Grade
+    seconds: float
+
+    @property
+    def success(self) -> bool:
+        return self.grade.reward >= 0.5 if self.grade.success is None else self.grade.success
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All checks, and the attempts behind them."""
+
+    checks: tuple[Check, ...]
+    attempts: tuple[Attempt, ...]
+
+    def of(self, status: Literal["ok", "warning", "fault"]) -> list[Check]:
+        return [check for check in self.checks if check.status == status]
+
+    def require(self) -> None:
+        """Raise EnvError if there is a fault."""
+        faults = self.of("fault")
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise EnvError(f"the environment breaks a promise: {faults[0].name}", got=faults[0].detail + more)
+
+
+def check_env(env: Env, *, tasks: int = 32, seed: int = 0) -> Report:
+    """Draw ``tasks`` training tasks with ``seed``, grade answers to them, and report.  A fault does not raise."""
+    if tasks < 1:
+        raise ConfigError("check_env needs a task to look at", got=f"tasks {tasks}", expected="at least 1")
+    checks: list[Check] = []
+    drawn: list[Task] = []
+    attempts: list[Attempt] = []
+
+    def passes(subject: str, look: Iterator[Check]) -> bool:
+        """Whether a look finds no fault; what it raises is one."""
+        before = len(checks)
+        try:
+            checks.extend(look)
+        except VPDError as error:
+            checks.append(Check(name=subject, status="fault", detail=str(error)))
+        return all(check.status != "fault" for check in checks[before:])
+
+    if passes("tasks can be drawn", _look_at_tasks(env, tasks, seed, drawn)):
+        passes("held-out tasks can be drawn", _look_at_held_out(env, drawn, seed))
+        if passes("answers can be graded", _look_at_grades(env, drawn, attempts)):
+            checks.extend(_look_at_feedback(env, attempts))
+    return Report(checks=tuple(checks), attempts=tuple(attempts))
+
+
+def _look_at_tasks(env: Env, count: int, seed: int, drawn: list[Task]) -> Iterator[Check]:
+    drawn.extend(_draw(env, range(count), seed))
+    yield (formed := _well_formed("tasks are well formed", drawn))
+    if formed.status == "fault":
+        return
+    again = _draw(env, reversed(range(count)), seed)[::-1]
+    changed = [index for index in range(count) if _face(drawn[index]) != _face(again[index])]
+    yield _check(
+        "the same index and seed give the same task",
+        changed and f"task {changed[0]} changed when it was drawn again, in another order",
+        ok="drawn twice",
+    )
+    others = _draw(env, range(count), seed + 1)
+    same = count > 1 and _faces(drawn) == _faces(others)
+    yield _check("another seed gives other tasks", warning=same and f"seeds {seed} and {seed + 1} agree on all {count}")
+
+
+def _look_at_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Check]:
+    held_out = _held_out(env, None)
+    yield (formed := _well_formed("held-out tasks are well formed", held_out))
+    if formed.status == "fault":
+        return
+    yield _check("there are held-out tasks", warning=not held_out and "none: nothing can be evaluated")
+    changed = _faces(_held_out(env, None)) != _faces(held_out)
+    yield _check("held-out tasks keep their order", changed and "eval_tasks(None) changed between two calls")
+    limits = (1, max(1, len(held_out) // 2))
+    broken = [limit for limit in limits if _faces(_held_out(env, limit)) != _faces(held_out)[:limit]]
+    yield _check(
+        "eval_tasks keeps its limit",
+        broken and f"eval_tasks({broken[0]}) is not the first {min(broken[0], len(held_out))} of eval_tasks(None)",
+    )
+    repeated = len(held_out) - len(_asked(held_out))
+    yield _check("held-out tasks differ", warning=repeated and f"{repeated} of {len(held_out)} ask what another asks")
+    if isinstance(env, Finite):
+        train, extent = list(guarded(env.train_tasks, "train_tasks")), "all training tasks"
+    else:
+        train = [*drawn, *_draw(env, range(len(drawn), SEARCHED), seed)]
+        extent = f"{len(train)} training tasks"
+    trained = _asked(train)
+    shared = [task for task in held_out if str(task.messages) in trained]
+    yield _check(
+        "held-out tasks are not trained on",
+        shared and f"{len(shared)} of {len(held_out)} are, e.g. {shared[0].id!r}",
+        ok=f"compared with {extent}",
+    )
+
+
+def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> Iterator[Check]:
+    """Every kind of answer to the first few tasks, and the wrong and the right ones to all."""
+    solutions = _solutions(env, drawn)
+    for number, task in enumerate(drawn):
+        texts = dict(ANSWERS) if number < 4 else {"wrong": ANSWERS["wrong"]}
+        if solutions:
+            texts |= {"right": solutions[number], OTHER: solutions[number - 1]}
+        if OTHER in texts and texts[OTHER] == texts["right"]:
+            del texts[OTHER]
+        for kind, text in texts.items():
+            started = time.perf_counter()
+            [grade] = grade_texts(env, [task], [text])
+            seconds = time.perf_counter() - started
+            attempts.append(Attempt(kind=kind, task=task, text=text, grade=grade, seconds=seconds))
+    yield _check("every kind of answer is graded", ok=f"{len(attempts)} answers: {', '.join(_kinds(attempts))}")
+    batch = grade_texts(env, [a.task for a in attempts], [a.text for a in attempts])
+    differ = [a for a, grade in zip(attempts, batch, strict=True) if a.grade != grade]
+    yield _check(
+        "grades are the same again, and in one batch",
+        differ and f"the {differ[0].kind} answer to {differ[0].task.id!r} got another grade",
+    )
+    numbers = [(a, name) for a in attempts for name, value in a.grade.metrics.items() if not _is_number(value)]
+    yield _check(
+        "metrics are finite numbers", numbers and f"{numbers[0][1]!r} is not, on the {numbers[0][0].kind} answer"
+    )
+    slowest = max(attempts, key=lambda attempt: attempt.seconds)
+    mean = statistics.fmean(attempt.seconds for attempt in attempts)
+    times = f"{_seconds(mean)} an answer, {_seconds(slowest.seconds)} at worst (the {slowest.kind} one)"
+    yield _check("grading is fast", warning=mean > 1 and f"{times}: a step of 128 answers waits for all", ok=times)
+    right = [attempt for attempt in attempts if attempt.kind == "right"]
+    failed = [attempt for attempt in right if not attempt.success]
+    yield _check(
+        "its own solution is a success",
+        failed and f"{failed[0].text[:80]!r} fails {failed[0].task.id!r}: {failed[0].grade.feedback}",
+        warning=not right and "not known: the environment has no method solution(task)",
+        ok=f"{len(right)} solved",
+    )
+    wrong = [attempt for attempt in attempts if attempt.kind != "right"]
+    solved = [a.kind for a in wrong if a.success]
+    yield _check(
+        "bad answers can fail",
+        warning=len(solved) == len(wrong) and "every one of them is a success",
+        ok=f"{len(wrong) - len(solved)} of {len(wrong)} do",
+    )
+
+
+def _look_at_feedback(env: Env, attempts: Sequence[Attempt]) -> Iterator[Check]:
+    unwritable = [a for a in attempts if not _writable(a.grade.feedback or "")]
+    yield _check(
+        "feedback can be written as UTF-8",
+        unwritable and f"not on the {unwritable[0].kind} answer: it quotes half a surrogate pair",
+    )
+    failures = [attempt for attempt in attempts if not attempt.success]
+    told = [a.grade.feedback for a in failures if a.grade.feedback and a.grade.informative]
+    yield _check(
+        "the teacher has something to read",
+        warning=(not told and "no failure has informative feedback: nothing can be learned from its text")
+        or (len(told) > 1 and len(set(told)) == 1 and f"every failure is told the same: {told[0][:80]!r}"),
+        ok=f"{len(told)} of {len(failures)} failures, {len(set(told))} different texts",
+    )
+    yield _look_for_answers(env, attempts)
+
+
+def _look_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
+    """Whether failures' feedback names *this* task's answer more often than it names any other task's."""
+    name = "feedback keeps the answer to itself"
+    if isinstance(env, Revealing) and env.reveals_answer:
+        return _check(name, ok="it reveals the answer and says so (reveals_answer)")
+    answers = reference_answers({a.task.id: a.text for a in attempts if a.kind == "right"})
+    wrong = [a for a in attempts if a.kind != "right" and not a.success]
+    if len(set(answers.values())) < 2 or not wrong:
+        return _check(name, warning="not known: it takes solution(task) and two tasks with different answers")
+    looked_at, revealed = 0, []
+    for attempt in wrong:
+        own = answers[attempt.task.id]
+        others = set(answers.values()) - {own}
+        prompt = "\n".join(message["content"] for message in attempt.task.messages)
+        in_prompt = _occurrences(own, prompt) > min(_occurrences(other, prompt) for other in others)
+        if in_prompt or _occurrences(own, attempt.text):
+            continue  # feedback may well say what the task or the attempt says
+        looked_at += 1
+        feedback = attempt.grade.feedback or ""
+        if _occurrences(own, feedback) > max(_occurrences(other, feedback) for other in others):
+            revealed.append(attempt)
+    found = revealed and f"{len(revealed)} of {looked_at} name it, e.g. {revealed[0].grade.feedback!r:.160}"
+    if len(revealed) * 2 > looked_at:
+        return _check(name, f"{found}; declare it with reveals_answer = True if it is meant")
+    if not looked_at:
+        return _check(name, warning="not known: every task or attempt names the answer itself")
+    return _check(name, warning=found and f"{found}; perhaps by chance", ok=f"looked at {looked_at} failures")
+
+
+def reference_answers(solutions: dict[str, str]) -> dict[str, str]:
+    """Solutions without the frame that all share: ``<answer>B</answer>`` among its like is ``B``.
+
+    >>> reference_answers({"1": "It is 12.", "2": "It is 72."})
+    {'1': '12', '2': '72'}
+    """
+    texts = list(solutions.values())
+    if len(texts) < 2:
+        return dict(solutions)
+    start = _shared_start(texts)
+    end = _shared_start([text[len(start) :][::-1] for text in texts])
+    return {key: text[len(start) : len(text) - len(end)].strip() for key, text in solutions.items()}
+
+
+def _shared_start(texts: Sequence[str]) -> str:
+    """The text that all begin with, up to the end of a word."""
+    columns = zip(*texts, strict=False)
+    length = next((place for place, column in enumerate(columns) if len(set(column)) > 1), min(map(len, texts)))
+    return re.sub(r"\w+$", "", texts[0][:length])
+
+
+def _check(name: str, fault: Any = None, *, warning: Any = None, ok: str = "") -> Check:
+    """A fault if there is one, else a warning if there is one, else ok."""
+    if fault:
+        return Check(name=name, status="fault", detail=str(fault))
+    return Check(name=name, status="warning" if warning else "ok", detail=str(warning or ok))
+
+
+def _draw(env: Env, indices: Iterable[int], seed: int) -> list[Task]:
+    return [guarded(partial(env.task, index, seed=seed), f"task({index}, seed={seed})") for index in indices]
+
+
+def _held_out(env: Env, limit: int | None) -> list[Task]:
+    return list(guarded(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
+
+
+def _solutions(env: Env, tasks: Sequence[Task]) -> list[str]:
+    """A right answer to each task; none where the environment gives none."""
+    if not isinstance(env, Solvable):
+        return []
+    return [guarded(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
+
+
+def _well_formed(name: str, tasks: Sequence[Task]) -> Check:
+    fault = next((fault for task in tasks if (fault := _task_fault(task))), None)
+    return _check(name, fault, ok="" if fault else f"{len(tasks)}, {len(_asked(tasks))} different")
+
+
+def _task_fault(task: Any) -> str | None:
+    if not isinstance(task, Task):
+        return f"{type(task).__name__} instead of vpd.types.Task"
+    if not isinstance(task.id, str) or not task.id:
+        return f"a task's id is {task.id!r}, not a name"
+    if not isinstance(task.messages, tuple) or not task.messages:
+        return f"task {task.id!r}: messages are {task.messages!r:.60}, not a tuple with a message"
+    for message in task.messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            return f"task {task.id!r}: {message!r:.80} has no role of {', '.join(ROLES)}"
+        if not isinstance(message.get("content"), str) or not _writable(message["content"]):
+            return f"task {task.id!r}: the {message['role']} message's content is not text that UTF-8 can write"
+    if task.messages[-1]["role"] not in ("user", "tool"):
+        return f"task {task.id!r}: the last message is the {task.messages[-1]['role']}'s, so nothing is asked"
+    return None
+
+
+def _face(task: Task) -> tuple[str, str]:
+    """What others see of a task."""
+    return task.id, str(task.messages)
+
+
+def _faces(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    return [_face(task) for task in tasks]
+
+
+def _asked(tasks: Sequence[Task]) -> set[str]:
+    return {str(task.messages) for task in tasks}
+
+
+def _kinds(attempts: Sequence[Attempt]) -> list[str]:
+    return [f"{count} {kind}" for kind, count in Counter(attempt.kind for attempt in attempts).items()]
+
+
+def _occurrences(word: str, text: str) -> int:
+    """How often ``word`` stands in ``text``, not as a part of a longer one."""
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text)) if word else 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _writable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.1f} ms"

@@ -1,0 +1,51 @@
+"""``vpd check``: what ``check_env`` found about an environment, and how a task and its feedback read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vpd.envs.check import Attempt, Report, check_env
+from vpd.recipes.assemble import make_env
+
+STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
+
+
+def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -> Report:
+    """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
+    console = console or Console()
+    report = check_env(make_env(spec), tasks=tasks, seed=seed)
+    if report.attempts:
+        _show_example([a for a in report.attempts if a.task is report.attempts[0].task], console)
+    table = Table("", "promise", "found", title=f"vpd check {spec.name}", title_justify="left")
+    for found in report.checks:
+        style = STYLES[found.status]
+        table.add_row(f"[{style}]{found.status}[/]", found.name, escape(_printable(found.detail)))
+    console.print(table)
+    report.require()
+    return report
+
+
+def _show_example(attempts: Sequence[Attempt], console: Console) -> None:
+    """One task with each kind of answer and the feedback on it."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(_printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    task = attempts[0].task
+    say(f"Task {task.id}", "bold")
+    for message in task.messages:
+        say(f"  {message['role']}: {message['content'].strip()}")
+    for attempt in attempts:
+        grade = attempt.grade
+        reader = "" if grade.feedback is None or grade.informative else "  (for people; the teacher does not read it)"
+        say(f"\n{attempt.kind.capitalize()} answer: {attempt.text[:80]!r}{'...' * (len(attempt.text) > 80)}", "bold")
+        say(f"  reward {grade.reward:g}, feedback: {grade.feedback or 'none'}{reader}")
+    say("")
+
+
+def _printable(text: str) -> str:
+    """Any text as a terminal can take it: control characters and half surrogate pairs as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
