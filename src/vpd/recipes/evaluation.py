@@ -22,7 +22,7 @@ def run_eval(config: Config, settings: EvalSettings, *, limit: int | None, teach
 
 def show(rows: Sequence[tuple[str, Metrics]], k: int, console: Console | None = None) -> None:
     """Print student's and teacher's numbers, with the standard error over tasks."""
-    table = Table("", "tasks", "answers", f"avg@{k}", f"pass@{k}", "mean reward", "student on these tasks")
+    table = Table("", "tasks", "answers", f"avg@{k}", f"pass@{k}", "mean reward", "student here")
     for name, metrics in rows:
         if not metrics.get("tasks"):
             table.add_row(name, "0", "0", "-", "-", "-", "-")
