@@ -279,7 +279,8 @@ def test_the_readme_environment_passes(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_fault_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "env.py").write_text(
-        "from vpd.envs.digits import Digits\n\nclass Late(Digits):\n    def eval_tasks(self, limit):\n        return 1 / 0\n"
+        "from vpd.envs.digits import Digits\n\n"
+        "class Late(Digits):\n    def eval_tasks(self, limit):\n        return 1 / 0\n"
     )
     assert main(["check", f"{tmp_path}/env.py:Late"]) == 2
     error = capsys.readouterr().err

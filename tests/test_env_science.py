@@ -136,10 +136,10 @@ def test_bad_data_is_refused_with_its_line(tmp_path: Path, records: list[Any], t
 
 
 def test_missing_and_unreadable_files_and_shared_questions(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read .*none.jsonl"):
+    with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
         Science(path=str(tmp_path / "none.jsonl")).train_tasks()
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(prepared(1)).encode() + b"\n\xff\n")
-    with pytest.raises(DataError, match="not UTF-8.*line 2"):
+    with pytest.raises(DataError, match=r"not UTF-8.*line 2"):
         Science(path=str(tmp_path / "latin.jsonl")).train_tasks()
     one, other = (write(tmp_path / name, [prepared(1), prepared(n)]) for name, n in (("a.jsonl", 2), ("b.jsonl", 3)))
     with pytest.raises(DataError, match="share 1 questions"):
