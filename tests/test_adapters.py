@@ -175,6 +175,7 @@ FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("fault", FAILURES)
 def test_a_row_that_cannot_be_graded_is_an_error_with_its_number(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -356,7 +357,7 @@ def test_vpd_check_and_vpd_train_need_no_class(tmp_path: Path, capsys: pytest.Ca
     assert main(["check", "dataset", *settings, "--env.solution_column", "answer"]) == 0
     shown = capsys.readouterr().out
     assert "32 solved" in shown and "write one number" in shown and "fault" not in shown
-    digits = [{"prompt": f"apply rule A to {i} 1 2 3 4 5", "answer": "x"} for i in range(10)]
+    digits = [{"prompt": f"apply rule A to {i // 10} {i % 10} 1 2 3 4", "answer": "x"} for i in range(40)]
     both = f"[{function}, {{function: '{tmp_path}/my_rewards.py:short', weight: 0.25}}]"
     changes = {"env__name": "dataset", "env__path": written(tmp_path, digits), "env__reward": both}
     assert vpd_train(tmp_path / "run", run__max_steps=2, run__eval_steps=2, **changes) == 0
@@ -407,7 +408,7 @@ class SumTask(vf.Task[Sum]):
         return float(text == task.answer)
 
     @vf.metric
-    def words(self, trace) -> float:
+    async def words(self, trace) -> float:
         return float(len(trace.last_reply.split()))
 
 class Sums(vf.Taskset[SumTask]):
