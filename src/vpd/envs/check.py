@@ -215,7 +215,7 @@ def _look_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
     if isinstance(env, Revealing) and env.reveals_answer:
         return _check(name, ok="it reveals the answer and says so (reveals_answer)")
     answers = reference_answers({a.task.id: a.text for a in attempts if a.kind == "right"})
-    wrong = [a for a in attempts if a.kind != "right" and not a.success]
+    wrong = [a for a in attempts if a.kind != "right" and not a.success and a.task.id in answers]
     if len(set(answers.values())) < 2 or not wrong:
         return _check(name, warning="not known: it takes solution(task) and two tasks with different answers")
     looked_at, revealed = 0, []
