@@ -14,8 +14,8 @@ draws again where it meets one of them.
 
 Generators and verifiers run in a :class:`~vpd.envs.worker.Worker`, with one hash seed, since some depend on the order
 of sets.  Some verifiers read an answer with ``eval`` or sympy's ``parse_expr``, which run it as code: the worker lets
-only literals and arithmetic through to them, and says so where it did not.  ``codeio`` runs programs that a model wrote
-and is refused.
+only literals and arithmetic through to them, and says so where it did not.  ``REFUSED`` generators are an error: one
+runs programs that a model wrote, and the verifiers of two accept wrong answers (as of reasoning-gym 0.1.25).
 
 A partial score says how near an answer is and not what is wrong with it, so it is a bare verdict.
 """
@@ -43,7 +43,9 @@ LONGEST = 10_000  # characters of an answer
 TRIES = 200  # draws for one question that is new
 REFUSED = {
     "codeio": "it runs programs that a model wrote",
+    "coin_flip": "its verifier accepts the beginning of an answer: 0 for 0.994",
     "composite": "it is a mixture of others: name them in env.tasks",
+    "game_of_life_halting": "its verifier accepts whatever is not empty",
 }
 
 
