@@ -212,7 +212,6 @@ class ReasoningGym:
 def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]], Any]:
     """The worker's side: ``open`` a generator, ``draw`` a question from it, or ``score`` an answer to one."""
     import reasoning_gym
-    from reasoning_gym.dataset import ProceduralDataset
     from reasoning_gym.factory import DATASETS
 
     fence = _Fence()
@@ -245,8 +244,9 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
             return {"question": entry["question"], "answer": answer if isinstance(answer, str) else None}
         with fence:
             score = float(source.score_answer(rest[1], entry))
-        plain = type(source).score_answer is ProceduralDataset.score_answer  # a part of 1: the answer, and other text
-        return {"score": score, "contained": plain and 0 < score < 1, "refused": fence.refused}
+        whole = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
+        contained = 0 < score < 1 and re.search(whole, rest[1]) is not None
+        return {"score": score, "contained": contained, "refused": fence.refused}
 
     return obey
 
