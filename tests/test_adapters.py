@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,6 @@ from vpd.envs.adapters import verifiers
 from vpd.envs.check import check_env
 from vpd.envs.dataset import Dataset
 from vpd.errors import ConfigError, DataError, EnvError
-from vpd.monitor import RULES
 from vpd.types import Grade
 
 SUMS = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i), "level": i} for i in range(20)]
@@ -195,12 +195,6 @@ def test_a_row_that_cannot_be_graded_is_an_error_with_its_number(
         graded(tmp_path, reward, ["bad", "bad", "c", "d"], seconds=0.2, max_failed=0.25)
 
 
-def test_a_failed_share_is_an_alarm() -> None:
-    [rule] = [rule for rule in RULES if rule.name == "grader_failed"]
-    assert rule.look([{"env/grader_failed": 0.0}]) is None and rule.look([{}]) is None
-    assert "0.25" in str(rule.look([{"env/grader_failed": 0.25}]))
-
-
 def test_a_late_coroutine_is_cancelled(tmp_path: Path) -> None:
     cancelled = threading.Event()
 
@@ -367,6 +361,17 @@ def test_vpd_check_and_vpd_train_need_no_class(tmp_path: Path, capsys: pytest.Ca
         and last["reward"] == last["env/rewards/accuracy"] + 0.25 * last["env/rewards/short"]
     )
     assert last["teacher/rows_with_context"] > 0 and "eval/accuracy" in last
+
+
+def test_the_functions_of_the_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "environments.md").read_text()
+    code = re.search(r"```python\n# my_rewards.py\n(.*?)```", docs, re.DOTALL)
+    assert code is not None
+    (tmp_path / "my_rewards.py").write_text(code[1])
+    both = f"[{tmp_path}/my_rewards.py:accuracy, {{function: '{tmp_path}/my_rewards.py:short', weight: 0.1}}]"
+    settings = ["--env.path", written(tmp_path, SUMS), "--env.reward", both, "--env.solution_column", "answer"]
+    assert main(["check", "dataset", *settings]) == 0
+    assert "32 solved" in capsys.readouterr().out
 
 
 def test_the_settings_survive_a_round_trip(tmp_path: Path) -> None:
