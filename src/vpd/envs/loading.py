@@ -21,10 +21,10 @@ def load_object(spec: str, setting: str) -> Any:
             f"{setting} names no object", got=repr(spec), expected="path/to/file.py:name or package.module:name"
         )
     module = _file(place, setting) if place.endswith(".py") else _module(place, setting)
-    if name not in vars(module):
+    if not hasattr(module, name):  # not vars(module): a module may make its names when they are asked for
         own = [key for key in vars(module) if not key.startswith("_")]
         raise ConfigError(f"{setting}: {place} has no {name}", do=nearest(name, own))
-    return vars(module)[name]
+    return getattr(module, name)
 
 
 def _file(path: str, setting: str) -> ModuleType:
