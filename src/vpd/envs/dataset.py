@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from vpd.envs import records
 from vpd.envs.adapters.panel import Panel, Patience, Row
-from vpd.envs.adapters.rewards import make_grader, read_answer, rewards_of
-from vpd.errors import ConfigError, DataError
+from vpd.envs.adapters.rewards import TRLFunction, VerlFunction, make_grader, read_answer, rewards_of
+from vpd.errors import DataError
 from vpd.types import Grade, Message, Task
 
 
@@ -48,12 +48,7 @@ class Dataset:
     def __post_init__(self) -> None:
         records.check_share(self.eval_share)
         rewards_of(self.reward)
-        if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError("env.seconds is too small", got=self.seconds, expected="more than 0, or null")
-        if self.retries < 0:
-            raise ConfigError("env.retries is too small", got=self.retries, expected="at least 0")
-        if not 0 <= self.max_failed <= 1:
-            raise ConfigError("env.max_failed is out of range", got=self.max_failed, expected="a share, 0 to 1")
+        self._patience()
 
     def task(self, index: int, *, seed: int) -> Task:
         return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
@@ -72,24 +67,21 @@ class Dataset:
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         return self._panel.grade(tasks, [task.payload for task in tasks], texts)
 
+    def _patience(self) -> Patience:
+        return Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+
+    @cached_property
+    def _graders(self) -> list[tuple[TRLFunction | VerlFunction, float]]:
+        return [(make_grader(reward.function), reward.weight) for reward in rewards_of(self.reward)]
+
     @cached_property
     def _panel(self) -> Panel:
-        patience = Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        graders = [(make_grader(reward.function), reward.weight) for reward in rewards_of(self.reward)]
-        for part in self._parts:
-            for grader, _ in graders:
-                grader.check([task.payload for task in part])
-        return Panel(graders, read_answer, patience)
+        return Panel(self._graders, read_answer, self._patience())
 
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart, once the functions are known to fit them."""
-        assert self._panel is not None
-        return self._parts
-
-    @cached_property
-    def _parts(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        train, held_out = records.apart(
+        """Training and evaluation, apart, and both such that the functions can judge them."""
+        parts = records.apart(
             self._read,
             self.path,
             self.eval_path,
@@ -98,7 +90,10 @@ class Dataset:
             whole=_asked,
             name=lambda task: task.id,
         )
-        return _named("train", train), _named("eval", held_out)
+        for part in parts:
+            for grader, _ in self._graders:
+                grader.check([task.payload for task in part])
+        return _named("train", parts[0]), _named("eval", parts[1])
 
     def _read(self, path: str) -> list[Task]:
         return [self._task(*entry) for entry in records.read(path, subset=self.subset, split=self.split)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from vpd.envs import guarded
-from vpd.errors import EnvError, VPDError
+from vpd.errors import ConfigError, EnvError, VPDError
 from vpd.types import Grade, Task
 
 LOG = logging.getLogger("vpd")
@@ -37,6 +37,14 @@ class Patience:
     seconds: float | None = None
     retries: int = 0
     max_failed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigError("env.seconds is too small", got=self.seconds, expected="more than 0, or null")
+        if self.retries < 0:
+            raise ConfigError("env.retries is too small", got=self.retries, expected="at least 0")
+        if not 0 <= self.max_failed <= 1:
+            raise ConfigError("env.max_failed is out of range", got=self.max_failed, expected="a share, 0 to 1")
 
 
 class Grader(Protocol):
@@ -122,13 +130,22 @@ class Panel:
                 LOG.warning("%s; now each row is asked alone", fault)
             else:
                 pairs = enumerate(_counted(answers, len(rows), what))
-                return [self._judgement(answer, f"{grader.name} on row {row}") for row, answer in pairs]
-        return [self._ask_alone(grader, row, rows[row], texts[row]) for row in range(len(rows))]
+                found = [self._judgement(answer, f"{grader.name} on row {row}") for row, answer in pairs]
+                return [
+                    self._ask_alone(grader, row, rows[row], texts[row], self.patience.retries, judgement)
+                    if isinstance(judgement, EnvError)
+                    else judgement
+                    for row, judgement in enumerate(found)
+                ]
+        tries = 1 + self.patience.retries
+        return [self._ask_alone(grader, row, rows[row], texts[row], tries) for row in range(len(rows))]
 
-    def _ask_alone(self, grader: Grader, number: int, row: Row, text: str) -> Judgement:
+    def _ask_alone(
+        self, grader: Grader, number: int, row: Row, text: str, tries: int, judgement: Judgement = None
+    ) -> Judgement:
+        """A grader's judgement of one row, which was ``judgement`` before; it is asked until it is none that failed."""
         what = f"{grader.name} on row {number}"
-        judgement: Judgement = None
-        for _ in range(1 + self.patience.retries):
+        for _ in range(tries):
             try:
                 answers = called(grader, [row], [text], what, self.patience.seconds)
             except EnvError as fault:

@@ -46,6 +46,7 @@ class Verifiers:
 
     def __post_init__(self) -> None:
         records.check_share(self.eval_share)
+        self._patience()
         if importlib.util.find_spec("verifiers") is None:
             raise ConfigError("the package verifiers is missing", do="pip install 'vpd-rl[verifiers]'")
 
@@ -63,8 +64,10 @@ class Verifiers:
 
     @cached_property
     def _panel(self) -> Panel:
-        patience = Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        return Panel([(_Scorer(), 1.0)], _read, patience)
+        return Panel([(_Scorer(), 1.0)], _read, self._patience())
+
+    def _patience(self) -> Patience:
+        return Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
 
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
