@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
