@@ -24,6 +24,7 @@ from vpd.algorithms.distill import GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.envs.code import Code
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
 from vpd.envs.math import Math
@@ -86,6 +87,7 @@ ALGORITHMS: dict[str, type] = {
     "grpo": GRPOSettings,
 }
 ENVS: dict[str, type] = {
+    "code": Code,
     "digits": Digits,
     "instructions": Instructions,
     "math": Math,

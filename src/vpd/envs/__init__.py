@@ -78,9 +78,17 @@ class Conversational(Protocol):
 
 @runtime_checkable
 class Solvable(Protocol):
-    """An environment that can answer its own tasks rightly; :func:`vpd.envs.check.check_env` uses it."""
+    """An environment that can answer its own tasks rightly, or some of them (None: not this one);
+    :func:`vpd.envs.check.check_env` uses it."""
 
-    def solution(self, task: Task) -> str: ...
+    def solution(self, task: Task) -> str | None: ...
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """An environment that has something to say when a run starts, such as how it runs programs; a line each."""
+
+    def announce(self) -> Sequence[str]: ...
 
 
 @runtime_checkable

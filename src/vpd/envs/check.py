@@ -150,10 +150,11 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     solutions = _solutions(env, drawn)
     for number, task in enumerate(drawn):
         texts = dict(ANSWERS) if number < 4 else {"wrong": ANSWERS["wrong"]}
-        if solutions:
-            texts |= {"right": solutions[number], OTHER: solutions[number - 1]}
-        if OTHER in texts and texts[OTHER] == texts["right"]:
-            del texts[OTHER]
+        if number in solutions:
+            texts["right"] = solutions[number]
+            other = solutions.get(number - 1 if number else max(solutions))
+            if other is not None and other != texts["right"]:
+                texts[OTHER] = other
         for kind, text in texts.items():
             started = time.perf_counter()
             [grade] = grade_texts(env, [task], [text])
@@ -179,7 +180,7 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     yield _check(
         "its own solution is a success",
         failed and f"{failed[0].text[:80]!r} fails {failed[0].task.id!r}: {failed[0].grade.feedback}",
-        warning=not right and "not known: the environment has no method solution(task)",
+        warning=not right and "not known: the environment has no solution(task), or none for these",
         ok=f"{len(right)} solved",
     )
     wrong = [attempt for attempt in attempts if attempt.kind != "right"]
@@ -273,11 +274,14 @@ def _held_out(env: Env, limit: int | None) -> list[Task]:
     return list(guarded(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
 
 
-def _solutions(env: Env, tasks: Sequence[Task]) -> list[str]:
-    """A right answer to each task; none where the environment gives none."""
+def _solutions(env: Env, tasks: Sequence[Task]) -> dict[int, str]:
+    """A right answer to each task, by its number, where the environment has one."""
     if not isinstance(env, Solvable):
-        return []
-    return [guarded(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
+        return {}
+    found = {
+        number: guarded(partial(env.solution, task), f"solution(task {task.id!r})") for number, task in enumerate(tasks)
+    }
+    return {number: solution for number, solution in found.items() if solution is not None}
 
 
 def _well_formed(name: str, tasks: Sequence[Task]) -> Check:
