@@ -155,7 +155,7 @@ class Code:
                 owners.append(row)
         for row, (exam, _), faults in zip(owners, programs, self._faults(programs), strict=True):
             if any(faults):
-                replies[row] = f"{self._explained(exam, faults)}\n{MEND}"
+                replies[row] = f"{self._explained(exam, faults)[0]}\n{MEND}"
         return replies
 
     @cached_property
@@ -183,14 +183,16 @@ class Code:
             told = f"All {passed} tests pass."
             return Grade(reward=1.0, success=True, feedback=told, informative=False, metrics=_metrics(None))
         first = next(fault for fault in faults if fault is not None)
+        feedback, informative = self._explained(exam, faults)
         return Grade(
             reward=passed / len(exam.cases) if self.reward == "share" else 0.0,
             success=False,
-            feedback=self._explained(exam, faults),
+            feedback=feedback,
+            informative=informative,
             metrics=_metrics(first.kind),
         )
 
-    def _explained(self, exam: Exam, faults: Sequence[Fault | None]) -> str:
+    def _explained(self, exam: Exam, faults: Sequence[Fault | None]) -> tuple[str, bool]:
         limits = f"{self.seconds:g} seconds, {self.memory_mb} MB"
         return explain(exam.cases, exam.shown, faults, exam.problem.function, limits)
 

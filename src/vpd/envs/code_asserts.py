@@ -120,13 +120,11 @@ def _walk(body: Sequence[ast.stmt], names: dict[str, Any], function: str) -> Ite
 
 
 def _is_talk(node: ast.stmt) -> bool:
-    """A docstring or a print."""
+    """A docstring, a print, a name that stands alone."""
     if not isinstance(node, ast.Expr):
         return False
-    call = node.value
-    return isinstance(call, ast.Constant) or (
-        isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
-    )
+    said = node.value.func if isinstance(node.value, ast.Call) else node.value
+    return isinstance(node.value, (ast.Constant, ast.Name)) or (isinstance(said, ast.Name) and said.id == "print")
 
 
 def _is_helper(node: ast.expr) -> bool:
@@ -210,9 +208,9 @@ def _understood(node: ast.expr, names: Mapping[str, Any]) -> None:
     """Raises NotData where :func:`evaluate` would, whatever the value is."""
     known = (ast.Call, ast.Constant, ast.Name, ast.Attribute, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp)
     more = (ast.BinOp, ast.Compare, ast.BoolOp, ast.Subscript, ast.Starred, ast.keyword, ast.expr_context)
-    spoken = {*names, VALUE, "math", "isinstance", *TYPES, *FUNCTIONS, *CONSTANTS}
+    spoken = {*names, VALUE, "math", "isinstance", "range", *TYPES, *FUNCTIONS, *CONSTANTS}
     for part in ast.walk(node):
-        bad = isinstance(part, ast.Call) and _dotted(part.func) not in (*FUNCTIONS, "isinstance")
+        bad = isinstance(part, ast.Call) and _dotted(part.func) not in (*FUNCTIONS, "isinstance", "range")
         bad = bad or (isinstance(part, (ast.Name, ast.Attribute)) and _dotted(part) not in spoken)
         if bad or not isinstance(part, (*known, *more, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)):
             raise NotData(ast.unparse(part)[:80])
@@ -279,6 +277,11 @@ def _called(node: ast.Call, names: Mapping[str, Any]) -> Any:
     name = _dotted(node.func)
     if name == "isinstance" and len(node.args) == 2 and _dotted(node.args[1]) in TYPES:
         return isinstance(evaluate(node.args[0], names), TYPES[_dotted(node.args[1])])
+    if name == "range" and not node.keywords:
+        numbers = range(*evaluate(ast.Tuple(elts=node.args), names))
+        if len(numbers) > MOST:
+            raise NotData(ast.unparse(node)[:80])
+        return list(numbers)
     if name not in FUNCTIONS or any(keyword.arg is None for keyword in node.keywords):
         raise NotData(ast.unparse(node)[:80])
     arguments = evaluate(ast.Tuple(elts=node.args), names)
