@@ -219,7 +219,7 @@ def test_right_programs_pass(code: str, record: dict[str, Any]) -> None:
 def test_a_share_of_the_tests() -> None:
     grade = graded(ADD + "print(a + b if a < 50 else 0)", livecodebench(1, SUMS[:4] * 2), reward="share")
     assert grade.reward == pytest.approx(3 / 5) and grade.success is False  # one public, every second of seven
-    assert graded("def add(a, b):\n    assert a < 50\n    return a + b", FUNCTION, reward="share").reward == 1.0
+    assert graded("def add(a, b):\n    assert a < 50\n    return a + b", FUNCTION, reward="share").reward == pytest.approx(2 / 3)
     late = "def add(a, b):\n    while a == 7: pass\n    return a + b"
     grade = graded(
         late, livecodebench(1, [*CALLS[:2], CALLS[4], CALLS[0]], func_name="add"), reward="share", seconds=0.5
@@ -231,8 +231,9 @@ def test_a_share_of_the_tests() -> None:
 
 
 def test_a_call_has_all_its_time_even_after_slow_ones() -> None:
-    slow = "import time\ndef add(a, b):\n    time.sleep(0.4)\n    return a + b"
-    assert graded(slow, FUNCTION, seconds=0.8).success
+    wait = "    while time.process_time() - start < 0.6: pass\n"
+    slow = f"import time\ndef add(a, b):\n    start = time.process_time()\n{wait}    return a + b"
+    assert graded(slow, FUNCTION, seconds=1.0).success  # 1.8 in all
 
 
 def test_hidden_tests_are_not_quoted() -> None:

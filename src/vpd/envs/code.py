@@ -74,7 +74,7 @@ class Code:
         Literal["outside", "skip", "inside"], "tests that only run beside the program: an error, left out, or trusted"
     ] = "outside"
     max_repairs: Annotated[int, "times the model reads how the public tests went and may answer again"] = 0
-    seconds: Annotated[float, "time for one test"] = 6.0
+    seconds: Annotated[float, "processor time for one test, rounded up to whole seconds"] = 6.0
     memory_mb: Annotated[int, "memory for one test"] = 1024
     workers: Annotated[int | None, "programs that run at once; null: one for each processor"] = None
     packages: Annotated[tuple[str, ...], "folders that programs may import from, besides the standard library"] = ()

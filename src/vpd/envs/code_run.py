@@ -31,6 +31,7 @@ FRAME = re.compile(
 )
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 LARGEST_WAVE = 64
+PATIENCE = 2.0
 GIVE_UP = 3  # limits reached and crashes, after which the tests not yet run count as failed
 
 
@@ -47,7 +48,8 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one test may use, and whether the rest is run after a failure."""
+    """What one test may use, and whether the rest is run after a failure.  ``seconds`` are of the processor, so that a
+    busy machine fails no program; one that only waits is ended by the clock, at twice that and ``PATIENCE``."""
 
     seconds: float
     memory_mb: int
@@ -56,7 +58,7 @@ class Bounds:
     def limits(self, *, given: int, wanted: int) -> Limits:
         """For so many characters of input and of expected output."""
         return Limits(
-            seconds=self.seconds,
+            seconds=2 * self.seconds + PATIENCE,
             cpu_seconds=math.ceil(self.seconds),
             memory_mb=self.memory_mb,
             file_mb=32 + (given >> 19),
