@@ -219,7 +219,9 @@ def test_right_programs_pass(code: str, record: dict[str, Any]) -> None:
 def test_a_share_of_the_tests() -> None:
     grade = graded(ADD + "print(a + b if a < 50 else 0)", livecodebench(1, SUMS[:4] * 2), reward="share")
     assert grade.reward == pytest.approx(3 / 5) and grade.success is False  # one public, every second of seven
-    assert graded("def add(a, b):\n    assert a < 50\n    return a + b", FUNCTION, reward="share").reward == pytest.approx(2 / 3)
+    assert graded(
+        "def add(a, b):\n    assert a < 50\n    return a + b", FUNCTION, reward="share"
+    ).reward == pytest.approx(2 / 3)
     late = "def add(a, b):\n    while a == 7: pass\n    return a + b"
     grade = graded(
         late, livecodebench(1, [*CALLS[:2], CALLS[4], CALLS[0]], func_name="add"), reward="share", seconds=0.5
@@ -632,10 +634,10 @@ def test_check_env_passes(tmp_path: Path) -> None:
     given = [maker(number) for number in range(2, 8) for maker in (humaneval, mbpp)]
     solved = [livecodebench(n, canonical_solution=ADD + f"print(a + b)  # {n}") for n in range(8)]
     env = Code(path=written(tmp_path, given + solved), eval_share=0.3, workers=2)
-    report = check_env(env, tasks=6)
+    report = check_env(env, tasks=3)
     assert not report.of("fault") + report.of("warning"), report.checks
     bare = Code(path=written(tmp_path, [livecodebench(n) for n in range(12)], "bare.jsonl"), eval_share=0.3)
-    report = check_env(bare, tasks=4)
+    report = check_env(bare, tasks=2)
     assert not report.of("fault") and all("not known" in check.detail for check in report.of("warning"))
 
 
