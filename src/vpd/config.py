@@ -190,6 +190,8 @@ def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
+        if first["type"] == "missing":
+            raise ConfigError(f"{place} is missing", do=f"Set it in the file, or as --{place} VALUE.") from error
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
 

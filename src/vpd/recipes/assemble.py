@@ -136,6 +136,8 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """Model and tokenizer of a Hub id, a folder, or the shipped base."""
     source = str(tiny.load_bundled()) if settings.name_or_path == "tiny" else settings.name_or_path
     transformers.utils.logging.disable_progress_bar()
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))
