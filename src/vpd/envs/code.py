@@ -17,8 +17,9 @@ ones, an evaluation task by all.  Expected outputs never enter the sandbox: a pr
 returns is compared here, so that a pass takes the right answers (:mod:`vpd.envs.code_run`).  Where tests are code that
 must run beside the program, it could fake a pass; ``asserts`` says what becomes of such records.
 
-Feedback quotes up to two failing tests with their expected outputs, which is no program: ``reveals_answer`` is False.
-Private tests that only evaluation uses are never quoted, so that no teacher's score rests on outputs it was shown.
+Feedback quotes up to two failing tests with their expected outputs.  That is no program, so the environment does not
+declare ``reveals_answer``; but a program could hard-code what it was shown, so the half of the private tests that only
+evaluation uses is never quoted (``quote: public``: no private test is), and "wrong on a hidden test" is a bare verdict.
 """
 
 import datetime
