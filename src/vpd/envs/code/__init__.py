@@ -16,6 +16,9 @@ Schemas and halves: :mod:`vpd.envs.code.problems`.  A training task is graded by
 private ones, an evaluation task by all.  Expected outputs never enter the sandbox: a program is sent inputs, and what
 it returns is compared here, so that a pass takes the right answers (:mod:`vpd.envs.code.run`).  Where tests are code
 that must run beside the program, it could fake a pass; ``asserts`` says what becomes of such records.
+
+Feedback quotes up to two failing tests with their expected outputs, which is no program: ``reveals_answer`` is False.
+Private tests that only evaluation uses are never quoted, so that no teacher's score rests on outputs it was shown.
 """
 
 import datetime
