@@ -158,7 +158,10 @@ def replies_of(
     return messages
 
 
-def guarded(call: Callable[[], Result], what: str) -> Result:
+MEND = "Mend the environment; nothing was trained on this batch."
+
+
+def guarded(call: Callable[[], Result], what: str, *, do: str | None = MEND) -> Result:
     """The one way an environment's own exception is reported: its type, message, file and line, as an EnvError."""
     try:
         return call()
@@ -169,5 +172,5 @@ def guarded(call: Callable[[], Result], what: str) -> Result:
         raise EnvError(
             f"{what} raised {type(error).__name__} at {frame.filename}:{frame.lineno}",
             got=" ".join(str(error).split())[:200] or "no message",
-            do="Mend the environment; nothing was trained on this batch.",
+            do=do,
         ) from error

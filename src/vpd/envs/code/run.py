@@ -18,14 +18,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vpd.envs.code_driver import decode, encode
-from vpd.envs.code_records import Case
+from vpd.envs.code.driver import decode, encode
+from vpd.envs.code.problems import Case
 from vpd.sandbox import Limits, Outcome, Program, Sandbox
 
 Kind: TypeAlias = Literal[
     "syntax", "error", "missing", "ended", "odd", "timeout", "memory", "output", "killed", "wrong"
 ]
-DRIVER = Path(__file__).with_name("code_driver.py").read_text()
+DRIVER = Path(__file__).with_name("driver.py").read_text()
 FRAME = re.compile(
     r'^  File "(?:[^"\n]*/)?solution\.py", line (\d+)(, in (.+))?\n(?:    (?! *[~^]+\n)(.*)\n)?', re.MULTILINE
 )

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from vpd.envs.code_records import Case
-from vpd.envs.code_run import Fault
+from vpd.envs.code.problems import Case
+from vpd.envs.code.run import Fault
 
 FORM = "the whole program must stand in one ```python block"
 FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vpd.envs import records
-from vpd.envs.code_asserts import Assertion, NotData, assertions
-from vpd.envs.code_driver import encode
+from vpd.envs.code.asserts import Assertion, NotData, assertions
+from vpd.envs.code.driver import encode
 from vpd.errors import DataError
 
 LARGEST = 1 << 30  # bytes of unpacked tests

@@ -12,10 +12,10 @@
 
     env = Code(path="test6.jsonl", start_date="2025-02-01", end_date="2025-05-01")
 
-Schemas and halves: :mod:`vpd.envs.code_records`.  A training task is graded by its public tests and half of the private
-ones, an evaluation task by all.  Expected outputs never enter the sandbox: a program is sent inputs, and what it
-returns is compared here, so that a pass takes the right answers (:mod:`vpd.envs.code_run`).  Where tests are code that
-must run beside the program, it could fake a pass; ``asserts`` says what becomes of such records.
+Schemas and halves: :mod:`vpd.envs.code.problems`.  A training task is graded by its public tests and half of the
+private ones, an evaluation task by all.  Expected outputs never enter the sandbox: a program is sent inputs, and what
+it returns is compared here, so that a pass takes the right answers (:mod:`vpd.envs.code.run`).  Where tests are code
+that must run beside the program, it could fake a pass; ``asserts`` says what becomes of such records.
 
 Feedback quotes up to two failing tests with their expected outputs.  That is no program, so the environment does not
 declare ``reveals_answer``; but a program could hard-code what it was shown, so the half of the private tests that only
@@ -29,9 +29,9 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 from vpd.envs import Reply, records
-from vpd.envs.code_feedback import explain, read_code
-from vpd.envs.code_records import Case, Problem, problem
-from vpd.envs.code_run import Bounds, Fault, conduct, examine, load
+from vpd.envs.code.feedback import explain, read_code
+from vpd.envs.code.problems import Case, Problem, problem
+from vpd.envs.code.run import Bounds, Fault, conduct, examine, load
 from vpd.errors import ConfigError, DataError
 from vpd.sandbox import Sandbox, strongest
 from vpd.sandbox.remote import RemoteSandbox
