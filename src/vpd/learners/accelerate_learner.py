@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from vpd import head
 from vpd.errors import ConfigError, ModelError, TrainingError
 from vpd.learners import Measure, Objective, Terms, Weights
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
@@ -210,6 +211,7 @@ class AccelerateLearner:
             temperature=self.temperature,
             chunk_tokens=self._chunk_tokens,
             share_prefixes=self.shares_prefixes,
+            analytic=head.is_plain(self.model.get_output_embeddings()),
         )
 
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
