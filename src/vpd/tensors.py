@@ -233,7 +233,7 @@ class Scorer:
                 layout = self._layout(role, model)
                 with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
                     hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-                    states.append(hidden[layout.pack_N, layout.place_N])
+                    states.append(hidden[layout.row_N, layout.place_N])
             self._hidden[role] = states
         return self._hidden[role]
 
