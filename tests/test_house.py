@@ -19,6 +19,7 @@ SAME_FLOOR = {
     ("tensors", "losses"),
     ("tensors", "head"),
     ("tensors", "packing"),
+    ("tensors", "attention"),
     ("packing", "attention"),
     ("types", "errors"),
 }
