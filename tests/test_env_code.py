@@ -417,7 +417,9 @@ class Evil:
         return (print, ("this must not run",))
 
 
-@pytest.mark.parametrize("content", [Evil(), ["[]"], b"[]", 7, {"a": "[]"}, ("[]", "[]")], ids=lambda content: type(content).__name__)
+@pytest.mark.parametrize(
+    "content", [Evil(), ["[]"], b"[]", 7, {"a": "[]"}, ("[]", "[]")], ids=lambda content: type(content).__name__
+)
 def test_a_pickle_that_holds_more_than_a_text_is_refused(content: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpacked(packed(content), "line 3")
