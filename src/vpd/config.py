@@ -25,6 +25,7 @@ from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.envs.adapters.verifiers import Verifiers
+from vpd.envs.code import Code
 from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
@@ -89,6 +90,7 @@ ALGORITHMS: dict[str, type] = {
     "grpo": GRPOSettings,
 }
 ENVS: dict[str, type] = {
+    "code": Code,
     "digits": Digits,
     "instructions": Instructions,
     "math": Math,

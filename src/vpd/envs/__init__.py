@@ -85,6 +85,13 @@ class Solvable(Protocol):
 
 
 @runtime_checkable
+class Announcing(Protocol):
+    """An environment that has something to say when a run starts, such as how it runs programs; a line each."""
+
+    def announce(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
 class Revealing(Protocol):
     """An environment that declares whether its feedback holds the reference answer; others promise that it does not."""
 

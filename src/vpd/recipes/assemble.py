@@ -19,7 +19,7 @@ from vpd.config import Config, CustomEnv, ModelSettings
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine
-from vpd.envs import Env, Finite, FixedLength, guarded
+from vpd.envs import Announcing, Env, Finite, FixedLength, guarded
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, ModelError, nearest
 from vpd.learners.accelerate_learner import AccelerateLearner
@@ -49,6 +49,7 @@ class Parts:
 def assemble(config: Config, *, env: Env | None = None) -> Parts:
     """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit."""
     env = env or make_env(config.env)
+    announce(env)
     model, tokenizer = load_model(config.model)
     prompter = make_prompter(config, model, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
@@ -113,6 +114,12 @@ def make_env(spec: Any) -> Env:
         if key not in known:
             raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
     return guarded(partial(kind, **spec.options), f"{name}(...)")
+
+
+def announce(env: Env) -> None:
+    """Print what the environment has to say at the start."""
+    for line in env.announce() if isinstance(env, Announcing) else ():
+        print(line)
 
 
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
