@@ -3,8 +3,8 @@
     python benchmarks/sampling.py --model smollm2 --prompts 4 --generations 8 --max_tokens 128
 
 Both sample at temperature 1 from the whole vocabulary; lengths are ragged, since answers end at the end-of-sequence
-token.  Tokens up to and with that one are useful.  Seconds are of processor time (one thread), so that other work on the
-machine counts less; the two draw different answers, so the ratio is of tokens a second.
+token.  Tokens up to and with that one are useful.  Seconds are of processor time (one thread), so that other work on
+the machine counts less; the two draw different answers, so the ratio is of tokens a second.
 """
 
 import argparse
