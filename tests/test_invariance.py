@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -216,6 +216,30 @@ def test_fixed_and_dynamic_prior_agree_at_first_and_part_later() -> None:
 
     assert torch.equal(trained("fixed", 1), trained("dynamic", 1))
     assert not torch.equal(trained("fixed", 2), trained("dynamic", 2))
+
+
+def test_the_samplers_logprobs_stand_in_only_where_they_are_the_learners() -> None:
+    settings = VPDSettings(e_every=1)
+
+    def step(sampled: Callable[[Example, Sequence[float]], Sequence[float]]) -> tuple[torch.Tensor, dict[str, float]]:
+        learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings())
+        groups = random_groups(0, groups=6)
+        own = rows.examples_of(groups)
+        scores = iter(zip(own, learner.score(own, rows.student_logprobs), strict=True))
+
+        def told(rollout: Any) -> Any:
+            completion = dataclasses.replace(rollout.completion, logprobs=tuple(sampled(*next(scores))))
+            return dataclasses.replace(rollout, completion=completion)
+
+        groups = [Group(rollouts=tuple(told(r) for r in group.rollouts)) for group in groups]
+        metrics = VPD(settings, TokenPrompter()).step(groups, learner)  # type: ignore[arg-type]
+        return flat(learner.weights()), metrics
+
+    scored, far = step(lambda example, scores: [s + 0.01 for s in scores])
+    taken, near = step(lambda example, scores: scores)
+    assert same(taken, scored)
+    assert near["e_step/sampler_logp_difference"] < 1e-12 and far["e_step/sampler_logp_difference"] > 0.009
+    assert near["e_step/rows_scored"] < 0.2 * far["e_step/rows_scored"]
 
 
 def test_e_steps_fall_on_multiples_of_f_and_the_ratio_is_one_elsewhere() -> None:

@@ -4,6 +4,7 @@ In float64 on GPT-2 (its norms stay in float64) to 1e-10; Llama's norms round to
 """
 
 import dataclasses
+import itertools
 import random
 import warnings
 from typing import Any
@@ -15,8 +16,9 @@ from test_invariance import METHODS, random_groups
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from vpd import attention
-from vpd.packing import Pack, lay_out, plan
-from vpd.types import Group, Tokens
+from vpd.algorithms import rows
+from vpd.packing import Pack, lay_out, plan, tokens_of
+from vpd.types import Example, Group, Tokens
 
 BIG = 1 << 20  # a hidden size at which every shared token pays
 
@@ -65,7 +67,9 @@ def test_hidden_states_and_gradients_are_those_of_rows_alone(seed: int) -> None:
         model.zero_grad()
         (hidden * weigh).sum().backward()
         results.append((hidden.detach(), torch.cat([p.grad.flatten() for p in model.base_model.parameters()])))
-        assert 0 <= layout.padding < 1
+        assert (layout.padding == 0) == (size == BIG) and layout.inputs["input_ids"].numel() == tokens_of(
+            prompts, completions, size
+        )
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() < 1e-12 * theirs.norm()
     alone = model(input_ids=torch.tensor([prompts[0] + completions[0]]), output_hidden_states=True).hidden_states[-1][0]
@@ -119,6 +123,51 @@ def test_sharing_computes_fewer_tokens() -> None:
         return seen
 
     assert tokens(True) < 0.8 * tokens(False)
+
+
+def test_micro_batches_keep_within_their_bounds_and_groups_whole() -> None:
+    examples = rows.examples_of(longer(random_groups(0, groups=6)))
+
+    def split(**bounds: Any) -> list[list[Example]]:
+        learner = tiny_learner(gpt2(), **bounds)
+        return [[example for _, example in part] for part, _ in learner._micro_batches(list(enumerate(examples)))]
+
+    def size(part: list[Example], prompts: list[Tokens]) -> int:
+        return tokens_of(prompts, [e.completion for e in part], 16)
+
+    assert sorted(len(part) for part in split(share_prefixes=True, micro_batch_size=100)) == sorted(
+        sum((e.teacher_prompt is None) == bare for e in examples) for bare in (True, False)
+    )
+    for limit in (40, 80, 160):
+        parts = split(share_prefixes=True, micro_batch_size=100, max_tokens_per_microbatch=limit)
+        assert sum(map(len, parts)) == len(examples)
+        for part in parts:
+            read = [e.prompt for e in part], [e.teacher_prompt or e.prompt for e in part]
+            assert len(part) == 1 or max(size(part, prompts) for prompts in read) <= limit
+    told = [part for part in split(share_prefixes=True, micro_batch_size=5) if part[0].teacher_prompt]
+    groups = [{example.group for example in part} for part in told]
+    assert all(not a & b for a, b in itertools.pairwise(groups))  # rows of at most 4 a group: none is torn
+    padded = split(share_prefixes=False, micro_batch_size=100, max_tokens_per_microbatch=60)
+    assert all(
+        len(part) == 1 or len(part) * max(len(e.teacher_prompt or e.prompt) + len(e.completion) for e in part) <= 60
+        for part in padded
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_token_budget_changes_nothing(name: str) -> None:
+    alone = trained(name, gpt2, share_prefixes=False)
+    for shares in (False, True):
+        ours = trained(name, gpt2, share_prefixes=shares, max_tokens_per_microbatch=50)
+        assert (ours - alone).norm() < 1e-10 * alone.norm()
+
+
+def test_padding_is_measured() -> None:
+    def padding(share: bool) -> float:
+        learner = tiny_learner(gpt2(), teacher=METHODS["vpd"][1], share_prefixes=share)
+        return METHODS["vpd"][0]().step(longer(random_groups(0)), learner)["m_step/padding"]
+
+    assert padding(True) == 0.0 and 0.05 < padding(False) < 0.6
 
 
 def test_a_model_that_takes_no_branches_is_computed_plainly_and_says_so() -> None:

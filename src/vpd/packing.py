@@ -33,13 +33,13 @@ class Pack:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model's inputs, where in [K,L] stands the hidden state that predicts each of the N tokens, and how much is
-    padding (a share of [K,L])."""
+    """A model's inputs, where in [K,L] stands the hidden state that predicts each of the N tokens, and how many of the
+    K x L tokens are padding."""
 
     inputs: dict[str, Any]
     row_N: Tensor
     place_N: Tensor
-    padding: float
+    padding: int
 
 
 def lay_out(
@@ -101,7 +101,7 @@ def lay_out(
         },
         row_N=torch.zeros_like(place_N),
         place_N=place_N,
-        padding=0.0,
+        padding=0,
     )
 
 
@@ -126,7 +126,17 @@ def _padded(
         },
         row_N=row_N,
         place_N=place_N,
-        padding=1 - sum(map(len, rows)) / (len(rows) * length),
+        padding=len(rows) * length - sum(map(len, rows)),
+    )
+
+
+def tokens_of(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_size: int | None) -> int:
+    """How many tokens :func:`lay_out` makes a model compute."""
+    if hidden_size is None:
+        return len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    return sum(
+        pack.shared + sum(len(prompts[row]) - pack.shared + len(completions[row]) for row in pack.rows)
+        for pack in plan(prompts, completions, hidden_size)
     )
 
 

@@ -112,6 +112,7 @@ class Scorer:
         self._chunk_tokens = chunk_tokens
         self._share_prefixes = share_prefixes
         self._analytic = analytic
+        self.tokens, self.padding = 0, 0  # that models have computed for this batch, all passes together
         self._hidden: dict[Role, list[Tensor]] = {}
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
 
@@ -231,6 +232,8 @@ class Scorer:
             states = []
             for model, _ in self._cast[role]:
                 layout = self._layout(role, model)
+                self.tokens += layout.inputs["input_ids"].numel()
+                self.padding += layout.padding
                 with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
                     hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
                     states.append(hidden[layout.row_N, layout.place_N])

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from vpd.learners import Learner
 from vpd.tensors import Batch, Scorer
-from vpd.types import Example, Group
+from vpd.types import Example, Group, Metrics
+
+PROBE = 16  # one row in so many is scored to see whether the sampler's log-probs are the learner's
+AGREES = 1e-3  # largest difference, in nats, of any token of those rows at which they are
 
 
 def examples_of(groups: Sequence[Group]) -> list[Example]:
@@ -43,8 +46,30 @@ def weighted(examples: Sequence[Example], **weights: Sequence[float]) -> list[Ex
 
 def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
     """The examples with logp_S0: the learner's own log-probs of their tokens at this moment."""
-    scores = learner.score(examples, student_logprobs)
+    scores, _ = current_logprobs(examples, learner)
     return [dataclasses.replace(e, reference=tuple(s)) for e, s in zip(examples, scores, strict=True)]
+
+
+def current_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Sequence[float]], Metrics]:
+    """logp_S0 of every example, and how it was come by.
+
+    The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
+    are scored for comparison tell; where one of their tokens differs, all rows are scored.
+    """
+    probe = examples[::PROBE]
+    apart = max(
+        (
+            abs(score - sampled)
+            for example, scores in zip(probe, learner.score(probe, student_logprobs), strict=True)
+            for score, sampled, counts in zip(scores, example.behaviour, example.mask, strict=True)
+            if counts
+        ),
+        default=0.0,
+    )
+    if apart <= AGREES:
+        return [e.behaviour for e in examples], {"sampler_logp_difference": apart, "rows_scored": float(len(probe))}
+    metrics = {"sampler_logp_difference": apart, "rows_scored": float(len(probe) + len(examples))}
+    return list(learner.score(examples, student_logprobs)), metrics
 
 
 def parts(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:

@@ -11,7 +11,7 @@ M-step: :class:`vpd.algorithms.distill.Distill`.  With ``e_every: null`` nothing
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -107,34 +107,35 @@ class VPD:
             return None, {"e_step/rows": 0.0}
         started = time.perf_counter()
         matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
-        examples, e_examples = self._references(
+        examples, e_examples, found = self._references(
             rows.examples_of(groups), rows.examples_of(matched), learner, everyone=everyone
         )
-        metrics = self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
+        metrics = found | self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
         metrics["time/e_step"] = time.perf_counter() - started
         return examples, metrics
 
     def _references(
         self, own: Sequence[Example], matched: Sequence[Example], learner: Learner, *, everyone: bool
-    ) -> tuple[list[Example], list[Example]]:
-        """logp_S0 for every row that enters either step, scored once; the fixed prior for the E-step's, if asked."""
+    ) -> tuple[list[Example], list[Example], Metrics]:
+        """logp_S0 for every row that enters either step, found once; the fixed prior for the E-step's, if asked."""
         pairs = list(zip(own, matched, strict=True))
         enter = [i for i, pair in enumerate(pairs) if everyone or any(e.teacher_prompt is not None for e in pair)]
-        scored = learner.score([own[i] for i in enter], rows.student_logprobs) if enter else []
-        current = dict(zip(enter, scored, strict=True))
+        found, how = rows.current_logprobs([own[i] for i in enter], learner) if enter else ([], {})
+        current = dict(zip(enter, found, strict=True))
         prior = current
         if self.settings.prior == "fixed" and enter:
             initial = learner.score([own[i] for i in enter], rows.student_logprobs, weights="initial")
-            prior = dict(zip(enter, initial, strict=True))
+            prior = dict(zip(enter, map(tuple, initial), strict=True))
 
-        def attach(examples: Sequence[Example], reference: dict[int, list[float]]) -> list[Example]:
+        def attach(examples: Sequence[Example], reference: Mapping[int, Sequence[float]]) -> list[Example]:
             return [
                 dataclasses.replace(e, reference=tuple(reference[i])) if i in reference else e
                 for i, e in enumerate(examples)
             ]
 
-        return attach(own, current), attach(matched, prior)
+        metrics = {f"e_step/{name}": value for name, value in how.items()}
+        return attach(own, current), attach(matched, prior), metrics
 
     def _e_step(self, examples: Sequence[Example], learner: Learner) -> Metrics:
         """Measure the shift, then ``e_epochs`` updates of the live weights on the teacher's prompt."""

@@ -6,6 +6,7 @@ share, and the gradients are *summed* over ranks.
 
 import contextlib
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from vpd import attention, head
 from vpd.errors import ConfigError, ModelError, TrainingError
 from vpd.learners import Measure, Objective, Terms, Weights
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.packing import lay_out
+from vpd.packing import lay_out, tokens_of
 from vpd.tensors import Batch, Cast, Role, Scorer, collate
 from vpd.types import Example, Metrics
 
@@ -40,7 +41,11 @@ class OptimSettings:
     max_grad_norm: Annotated[float | None, "gradient clipping by global norm; null for none"] = 1.0
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
     warmup_steps: Annotated[int, "iterations of linear warm-up"] = 0
-    micro_batch_size: Annotated[int, "rows per forward pass and process"] = 16
+    micro_batch_size: Annotated[int, "most rows per forward pass and process"] = 16
+    max_tokens_per_microbatch: Annotated[
+        int | None,
+        "most tokens per forward pass, shared ones counted once; a longer row stands alone; null: any number",
+    ] = 2048
     chunk_tokens: Annotated[
         int | None, "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
     ] = None
@@ -53,6 +58,12 @@ class OptimSettings:
         for name, low in (("learning_rate", 0.0), ("micro_batch_size", 1), ("warmup_steps", 0), ("weight_decay", 0.0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"optim.{name} is too small", got=getattr(self, name), expected=f"at least {low}")
+        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
+            raise ConfigError(
+                "optim.max_tokens_per_microbatch is too small",
+                got=self.max_tokens_per_microbatch,
+                expected="at least 1, or null for no bound",
+            )
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ConfigError(
                 "optim.max_grad_norm must be positive", got=self.max_grad_norm, do="Use null for no clipping."
@@ -139,7 +150,7 @@ class AccelerateLearner:
         if not entering:
             return metrics
         teacher = self.teacher.cast("live" if train == "teacher" else "teacher")
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {"computed": 0.0, "padding": 0.0}
         micro_batches = list(self._micro_batches(entering))
         self._optimizer.zero_grad()
         for number, (rows, batch) in enumerate(micro_batches, 1):
@@ -147,10 +158,13 @@ class AccelerateLearner:
                 scorer = self._scorer(batch, student=self.teacher.cast("live"), teacher=teacher, train=train)
                 terms = self._root(objective, scorer, batch)
                 loss = _weigh(terms, [example for _, example in rows], totals)
+                totals["computed"] += scorer.tokens
+                totals["padding"] += scorer.padding
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         totals = self._sum_over_ranks(totals)
         norm = self._step(name, totals["loss"], lr_scale)
         metrics |= {f"{name}/loss": totals.pop("loss"), f"{name}/grad_norm": norm}
+        metrics[f"{name}/padding"] = totals.pop("padding") / max(totals.pop("computed"), 1.0)
         metrics |= {f"{name}/{stat}": total / max(tokens, 1) for stat, total in totals.items()}
         return metrics
 
@@ -217,9 +231,9 @@ class AccelerateLearner:
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
         """This rank's share of the rows as (rows, batch); rows of one prompt, else of similar length, stand together.
 
-        Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of rows of
-        each kind, so that collectives match: a share that comes out short is filled up with a row of no weight and
-        position -1.
+        Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of batches
+        of each kind, so that collectives match: a share that comes out short is filled up with batches of one row of no
+        weight and position -1.
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
@@ -227,18 +241,43 @@ class AccelerateLearner:
             kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
             ordered = sorted(kind, key=self._neighbours)
             size = -(-len(ordered) // world)
-            share = ordered[rank * size : (rank + 1) * size]
-            share += [(-1, dataclasses.replace(example, weights={})) for _, example in ordered[: size - len(share)]]
-            for start in range(0, len(share), self.settings.micro_batch_size):
-                part = share[start : start + self.settings.micro_batch_size]
+            shares = [self._split(ordered[start : start + size]) for start in range(0, size * world, size or 1)]
+            for number in range(max(map(len, shares), default=0)):
+                filler = [(-1, dataclasses.replace(ordered[0][1], weights={}))]
+                part = shares[rank][number] if number < len(shares[rank]) else filler
                 yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
+
+    def _split(self, rows: Sequence[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
+        """Rows as micro-batches within the bounds; those of one prompt stay together where they fit into one."""
+        parts: list[list[tuple[int, Example]]] = []
+        for _, group in itertools.groupby(rows, key=lambda row: row[1].prompt if self.shares_prefixes else row[0]):
+            together = list(group)
+            if parts and self._fits([*parts[-1], *together]):
+                parts[-1] += together
+                continue
+            parts.append([])
+            for row in together:
+                if parts[-1] and not self._fits([*parts[-1], row]):
+                    parts.append([])
+                parts[-1].append(row)
+        return parts
+
+    def _fits(self, rows: Sequence[tuple[int, Example]]) -> bool:
+        limit = self.settings.max_tokens_per_microbatch
+        if len(rows) > self.settings.micro_batch_size or limit is None:
+            return len(rows) <= self.settings.micro_batch_size
+        hidden_size = self.model.config.get_text_config().hidden_size if self.shares_prefixes else None
+        completions = [example.completion for _, example in rows]
+        prompts = [[example.prompt for _, example in rows]]
+        prompts.append([example.teacher_prompt or example.prompt for _, example in rows])
+        return all(tokens_of(read, completions, hidden_size) <= limit for read in prompts)
 
     def _neighbours(self, row: tuple[int, Example]) -> tuple[Any, ...]:
         """What the rows are sorted by."""
         index, example = row
         if self.shares_prefixes:
             return len(example.prompt), example.prompt, len(example.completion), index
-        return len(example.completion), len(example.prompt), index
+        return len(example.teacher_prompt or example.prompt) + len(example.completion), len(example.prompt), index
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self._root)

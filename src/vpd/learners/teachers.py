@@ -69,8 +69,9 @@ class TeacherWeights:
     def end_iteration(self) -> None:
         """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
         if self._average is not None:
-            for average, live in zip(self._average.parameters(), self._live.parameters(), strict=True):
-                average.lerp_(live.to(average.dtype), self.settings.ema_rate)
+            torch._foreach_lerp_(
+                list(self._average.parameters()), list(self._live.parameters()), self.settings.ema_rate
+            )
 
     def state(self) -> dict[str, Any]:
         """What must outlive a restart: the average and the initial weights (an external model has its own file)."""
