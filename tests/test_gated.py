@@ -169,7 +169,14 @@ def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"gate_memory": 1.0}, {"pseudo_groups": -1.0}, {"updates_per_batch": 2}, {"policy_weight": -1.0}, {"policy_lr_scale": 0.0}]
+    "wrong",
+    [
+        {"gate_memory": 1.0},
+        {"pseudo_groups": -1.0},
+        {"updates_per_batch": 2},
+        {"policy_weight": -1.0},
+        {"policy_lr_scale": 0.0},
+    ],
 )
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"algorithm.{next(iter(wrong))} is out of range"):
