@@ -135,18 +135,27 @@ def test_without_trust_it_is_the_policy_gradient_at_its_own_rate() -> None:
         assert distance(trained(deaf), trained(grpo, "live", learning_rate=0.3 * scale)) < 1e-10
 
 
-def test_between_the_learning_rate_follows_trust() -> None:
-    learner = tiny_learner(tiny_model(), teacher=TeacherSettings())
-    seen: list[float] = []
-    update = learner.update
+def test_the_learning_rate_follows_trust_and_the_share_of_told_rows() -> None:
+    groups = random_groups(0)
+    rows = [rollout for group in groups for rollout in group.rollouts]
+    share = sum(r.teacher is not None for r in rows) / len(rows)
+    metrics = gated(e_every=None, policy_lr_scale=3.0).step(groups, tiny_learner(tiny_model()))
+    heard = metrics["gate/trust"] * share
+    assert 0.0 < heard < 1.0 and metrics["gate/lr_scale"] == pytest.approx(heard + 3.0 * (1.0 - heard))
 
-    def spy(name: str, *args: object, lr_scale: float = 1.0, **kwargs: object) -> object:
-        seen.append(lr_scale)
-        return update(name, *args, lr_scale=lr_scale, **kwargs)  # type: ignore[arg-type]
 
-    learner.update = spy  # type: ignore[method-assign, assignment]
-    trust = gated(e_every=None, policy_lr_scale=3.0).step(random_groups(0), learner)["gate/trust"]
-    assert 0.0 < trust < 1.0 and seen == [pytest.approx(trust + 3.0 * (1.0 - trust))]
+def test_where_nobody_has_a_context_it_is_the_policy_gradient_whatever_the_trust() -> None:
+    def bare(seed: int) -> list[Group]:
+        return [
+            Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher=None) for r in group.rollouts))
+            for group in random_groups(seed)
+        ]
+
+    learners = [tiny_learner(tiny_model(), learning_rate=rate) for rate in (0.2, 0.3)]
+    metrics = gated(e_every=1, policy_lr_scale=1.5).step(bare(0), learners[0])
+    GRPO(GRPOSettings(average="seq_mean")).step(bare(0), learners[1])
+    assert metrics["gate/trust"] == 1.0 and metrics["gate/groups"] == 0
+    assert distance(flat(learners[0].weights()), flat(learners[1].weights())) < 1e-10
 
 
 def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:

@@ -4,10 +4,11 @@
 
 The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
 what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
-many rows have a context.  The evidence of a batch counts before that batch is learned from.  Adam divides by the
-gradient's size, so a loss weight does not set the speed: the learning rate moves with trust from the distillation's to
-the policy gradient's.  The E-step is skipped while trust is below ``min_trust``; with ``e_every: null`` this is SDPO
-with the same gate.
+many rows have a context.  The evidence of a batch counts before that batch is learned from.
+
+Adam divides by the gradient's size, so a loss weight does not set the speed: as trust, or the share of rows with a
+context, falls to 0, the learning rate moves from the distillation's to the policy gradient's.  The E-step is skipped
+while trust is below ``min_trust``; with ``e_every: null`` this is SDPO with the same gate.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class GatedSettings(VPDSettings):
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
     policy_weight: Annotated[float, "weight of the policy gradient beside the distillation"] = 1.0
-    policy_lr_scale: Annotated[float, "learning rate at no trust, as a multiple of the one at full trust"] = 2.5
+    policy_lr_scale: Annotated[float, "the policy gradient's learning rate, as a multiple of the distillation's"] = 2.5
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
@@ -123,7 +124,9 @@ class GatedVPD(VPD):
         told = [e.teacher_prompt is not None for e in examples]
         distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
-        return learner.update(
+        heard = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
+        lr_scale = heard + (1.0 - heard) * settings.policy_lr_scale
+        metrics = learner.update(
             "m_step",
             rows.weighted(
                 examples,
@@ -133,8 +136,9 @@ class GatedVPD(VPD):
                 ],
             ),
             self._objective,
-            lr_scale=trust + (1.0 - trust) * settings.policy_lr_scale,
+            lr_scale=lr_scale,
         )
+        return metrics | {"gate/lr_scale": lr_scale}
 
     def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
         """Both terms; a micro-batch holds rows with a teacher's prompt or rows without, never both."""
