@@ -159,10 +159,10 @@ def test_where_nobody_has_a_context_it_is_the_policy_gradient_whatever_the_trust
 
 
 def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:
-    believer = gated(policy_weight=0.0, pseudo_groups=1e15, e_every=2)
+    believer = gated(policy_weight=0.0, policy_lr_scale=1.0, pseudo_groups=1e15, e_every=2)
     vpd = VPD(VPDSettings(e_every=2, denominator="all"), TokenPrompter())  # type: ignore[arg-type]
     assert distance(trained(believer), trained(vpd)) < 1e-10
-    sdpo_like = gated(policy_weight=0.0, pseudo_groups=1e15, e_every=None)
+    sdpo_like = gated(policy_weight=0.0, policy_lr_scale=1.0, pseudo_groups=1e15, e_every=None)
     vpd = VPD(VPDSettings(e_every=None, denominator="all"), TokenPrompter())  # type: ignore[arg-type]
     assert distance(trained(sdpo_like), trained(vpd)) < 1e-10
 
