@@ -24,9 +24,13 @@ from vpd.algorithms.distill import GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.envs.adapters.verifiers import Verifiers
+from vpd.envs.code import Code
+from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
 from vpd.envs.math import Math
+from vpd.envs.reasoning_gym import ReasoningGym
 from vpd.envs.science import Science
 from vpd.envs.tooluse import ToolUse
 from vpd.errors import ConfigError, nearest
@@ -86,11 +90,15 @@ ALGORITHMS: dict[str, type] = {
     "grpo": GRPOSettings,
 }
 ENVS: dict[str, type] = {
+    "code": Code,
     "digits": Digits,
     "instructions": Instructions,
     "math": Math,
     "science": Science,
     "tooluse": ToolUse,
+    "reasoning_gym": ReasoningGym,
+    "dataset": Dataset,
+    "verifiers": Verifiers,
 }
 SOURCES: dict[str, type] = {
     "environment": Environment,
