@@ -1,7 +1,10 @@
 """The gate's arithmetic, and gated VPD at its ends: no trust is the policy gradient, full trust is VPD."""
 
 import dataclasses
+import math
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
@@ -17,31 +20,78 @@ from vpd.types import Group, Section, TeacherPrompt
 
 def test_auc_by_hand() -> None:
     # successes 3 and 1, failures 1 and 0: 3>1, 3>0, 1=1 (half), 1>0 -> 3.5 of 4; means 2 and .5
-    evidence = weigh([[(3.0, True), (1.0, True), (1.0, False), (0.0, False)]])
-    assert evidence == Evidence(auc=3.5 / 4, gap=1.5, groups=1)
+    first = [(3.0, True), (1.0, True), (1.0, False), (0.0, False)]
+    evidence = weigh([first])
+    assert evidence == Evidence(wins=(3.5,), pairs=(4,), gap=1.5)
+    assert (evidence.auc, evidence.groups) == (3.5 / 4, 1)
     # a second group, 1 of 1 pair lost: pooled over pairs 3.5 / 5, the gaps averaged over groups
-    both = weigh([[(3.0, True), (1.0, True), (1.0, False), (0.0, False)], [(0.0, True), (9.0, False)]])
-    assert both == Evidence(auc=0.7, gap=(1.5 - 9.0) / 2, groups=2)
-    assert weigh([[(1.0, True)], [(2.0, False)]]) == Evidence(auc=0.5, gap=0.0, groups=0)
+    both = weigh([first, [(0.0, True), (9.0, False)]])
+    assert both == Evidence(wins=(3.5, 0.0), pairs=(4, 1), gap=(1.5 - 9.0) / 2)
+    assert (both.auc, both.groups) == (0.7, 2)
+    silent = weigh([[(1.0, True)], [(2.0, False)]])
+    assert silent == Evidence() and (silent.auc, silent.groups) == (0.5, 0)
     # pairs never cross groups: a success of a poor group and a failure of a good one are not compared
     assert weigh([[(-9.0, True), (-10.0, False)], [(10.0, True), (9.0, False)]]).auc == 1.0
 
 
 def test_trust_by_hand() -> None:
     gate = Gate(memory=0.5, pseudo_groups=1.0)
-    assert gate.trust == 1.0  # before any evidence: the prior alone
-    gate.add(Evidence(auc=0.5, gap=0.0, groups=2))  # (1 + 1) / (1 + 2)
-    assert gate.trust == pytest.approx(2 * 2 / 3 - 1)
-    gate.add(Evidence(auc=0.0, gap=0.0, groups=2))  # (1 + .5) / (1 + 3)
-    assert gate.trust == 0.0
+    assert (gate.trust, gate.standard_error) == (1.0, 0.0)  # before any evidence: the prior alone
+    gate.add(Evidence(wins=(0.0, 3.0), pairs=(3, 3)))  # two groups, .5 in all: (1 + 1) / (1 + 2)
+    assert gate.auc == pytest.approx(2 / 3) and gate.trust == pytest.approx(1 / 3)
+    # the groups lie 2/3 below and 1/3 above the mean: sqrt(4/9 + 1/9) / 3
+    assert gate.standard_error == pytest.approx(math.sqrt(5) / 9)
+    gate.add(Evidence(wins=(0.0, 0.0), pairs=(4, 2)))  # of weight 4/3 and 2/3, all lost: (1 + .5) / (1 + 1 + 2)
+    assert gate.auc == pytest.approx(3 / 8) and gate.trust == 0.0
+    old = 0.5**2 * ((3 / 8) ** 2 + (5 / 8) ** 2)
+    new = (3 / 8) ** 2 * ((4 / 3) ** 2 + (2 / 3) ** 2)
+    assert gate.standard_error == pytest.approx(math.sqrt(old + new) / 4)
     kept = gate.state()
-    gate.add(Evidence(auc=0.5, gap=0.0, groups=0))  # nothing was said: nothing fades
+    gate.add(Evidence())  # nothing was said: nothing fades
     assert gate.state() == kept
     other = Gate(memory=0.5, pseudo_groups=1.0)
     other.restore(kept)
-    other.add(Evidence(auc=1.0, gap=0.0, groups=8))
+    assert other.state() == kept and other.standard_error == gate.standard_error
+    other.add(Evidence(wins=(1.0,) * 8, pairs=(1,) * 8))
     assert other.trust == pytest.approx(2 * (1 + 0.25 + 8) / (1 + 1.5 + 8) - 1)
     assert Gate(memory=0.5, pseudo_groups=0.0).trust == 0.0  # without a prior nothing is believed at first
+
+
+def simulated_gate(draw: np.random.Generator, *, groups: int, shift: float, spread: float, rounds: int) -> Gate:
+    """A gate fed with groups of 8: success rates uniform, preferences normal, raised by N(shift, spread) on success."""
+    gate = Gate(memory=0.8, pseudo_groups=0.0)
+    for _ in range(rounds):
+        preferences = []
+        for _ in range(groups):
+            success = draw.random(8) < draw.random()
+            values = draw.normal(size=8) + success * draw.normal(shift, spread)
+            preferences.append(list(zip(values.tolist(), success.tolist(), strict=True)))
+        gate.add(weigh(preferences))
+    return gate
+
+
+@pytest.mark.parametrize(("shift", "spread"), [(0.0, 0.0), (0.7, 0.0), (0.7, 1.0)])
+def test_the_standard_error_is_the_scatter_of_the_estimate(shift: float, spread: float) -> None:
+    draw = np.random.default_rng(0)
+    gates = [simulated_gate(draw, groups=5, shift=shift, spread=spread, rounds=15) for _ in range(150)]
+    scatter = statistics.stdev(gate.auc for gate in gates)
+    stated = math.sqrt(statistics.fmean(gate.standard_error**2 for gate in gates))
+    assert stated == pytest.approx(scatter, rel=0.2)  # 150 draws know a standard deviation to 6 %
+    if not spread:  # P(success > failure) of two normals one shift apart
+        truth = statistics.NormalDist().cdf(shift / math.sqrt(2))
+        assert statistics.fmean(gate.auc for gate in gates) == pytest.approx(truth, abs=0.015)
+
+
+def test_pooling_over_pairs_weighs_a_group_by_p_times_1_minus_p() -> None:
+    """An easy task of AUC 1 and a hard one of AUC 0: leaving out groups that are not mixed shifts nothing."""
+    draw, rates, size = np.random.default_rng(1), (0.9, 0.3), 4
+    preferences = []
+    for index in range(4000):
+        success = draw.random(size) < rates[index % 2]
+        sign = 1.0 if index % 2 == 0 else -1.0
+        preferences.append([(sign * float(s), bool(s)) for s in success])
+    expected = 0.9 * 0.1 / (0.9 * 0.1 + 0.3 * 0.7)
+    assert weigh(preferences).auc == pytest.approx(expected, abs=0.02)
 
 
 def test_all_rows_are_scored_in_one_context_and_quoted_rows_are_left_out() -> None:
@@ -61,8 +111,8 @@ def test_all_rows_are_scored_in_one_context_and_quoted_rows_are_left_out() -> No
     assert shared_context([Group(rollouts=all_failed), Group(rollouts=bare)]) == {}
 
 
-def trained(algorithm: object, kind: str = "ema") -> torch.Tensor:
-    learner = tiny_learner(tiny_model(), teacher=TeacherSettings(kind=kind), micro_batch_size=3)  # type: ignore[arg-type]
+def trained(algorithm: object, kind: str = "ema", **optim: float) -> torch.Tensor:
+    learner = tiny_learner(tiny_model(), teacher=TeacherSettings(kind=kind), micro_batch_size=3, **optim)  # type: ignore[arg-type]
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)  # type: ignore[attr-defined]
         learner.end_iteration()
@@ -77,24 +127,49 @@ def gated(**changes: object) -> GatedVPD:
     return GatedVPD(GatedSettings(**changes), TokenPrompter())  # type: ignore[arg-type]
 
 
-def test_without_trust_it_is_the_policy_gradient() -> None:
-    deaf = gated(pseudo_groups=0.0, min_trust=2.0, e_every=None, gate_memory=0.0)
-    deaf._gate.add = lambda evidence: None  # type: ignore[method-assign]
-    assert distance(trained(deaf), trained(GRPO(GRPOSettings(average="seq_mean")), "live")) < 1e-10
+def test_without_trust_it_is_the_policy_gradient_at_its_own_rate() -> None:
+    grpo = GRPO(GRPOSettings(average="seq_mean"))
+    for scale in (1.0, 2.0):
+        deaf = gated(pseudo_groups=0.0, e_every=None, policy_lr_scale=scale)
+        deaf._gate.add = lambda evidence: None  # type: ignore[method-assign]
+        assert distance(trained(deaf), trained(grpo, "live", learning_rate=0.3 * scale)) < 1e-10
+
+
+def test_the_learning_rate_follows_trust_and_the_share_of_told_rows() -> None:
+    groups = random_groups(0)
+    rows = [rollout for group in groups for rollout in group.rollouts]
+    share = sum(r.teacher is not None for r in rows) / len(rows)
+    metrics = gated(e_every=None, policy_lr_scale=3.0).step(groups, tiny_learner(tiny_model()))
+    heard = metrics["gate/trust"] * share
+    assert 0.0 < heard < 1.0 and metrics["gate/lr_scale"] == pytest.approx(heard + 3.0 * (1.0 - heard))
+
+
+def test_where_nobody_has_a_context_it_is_the_policy_gradient_whatever_the_trust() -> None:
+    def bare(seed: int) -> list[Group]:
+        return [
+            Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher=None) for r in group.rollouts))
+            for group in random_groups(seed)
+        ]
+
+    learners = [tiny_learner(tiny_model(), learning_rate=rate) for rate in (0.2, 0.3)]
+    metrics = gated(e_every=1, policy_lr_scale=1.5).step(bare(0), learners[0])
+    GRPO(GRPOSettings(average="seq_mean")).step(bare(0), learners[1])
+    assert metrics["gate/trust"] == 1.0 and metrics["gate/groups"] == 0
+    assert distance(flat(learners[0].weights()), flat(learners[1].weights())) < 1e-10
 
 
 def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:
-    believer = gated(policy_weight=0.0, pseudo_groups=1e15, e_every=2)
+    believer = gated(policy_weight=0.0, policy_lr_scale=1.0, pseudo_groups=1e15, e_every=2)
     vpd = VPD(VPDSettings(e_every=2, denominator="all"), TokenPrompter())  # type: ignore[arg-type]
     assert distance(trained(believer), trained(vpd)) < 1e-10
-    sdpo_like = gated(policy_weight=0.0, pseudo_groups=1e15, e_every=None)
+    sdpo_like = gated(policy_weight=0.0, policy_lr_scale=1.0, pseudo_groups=1e15, e_every=None)
     vpd = VPD(VPDSettings(e_every=None, denominator="all"), TokenPrompter())  # type: ignore[arg-type]
     assert distance(trained(sdpo_like), trained(vpd)) < 1e-10
 
 
 def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:
     learner = tiny_learner(tiny_model(), teacher=TeacherSettings())
-    sceptic = gated(pseudo_groups=0.0, e_every=1)
+    sceptic = gated(min_trust=1.0, e_every=1)
     metrics = sceptic.step(random_groups(0), learner)
     assert metrics["e_step/rows"] == 0 and 0 <= metrics["gate/auc"] <= 1 and metrics["gate/groups"] > 0
     assert metrics["gate/trust"] == sceptic._gate.trust and metrics["m_step/rows"] > 0
@@ -103,7 +178,14 @@ def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"gate_memory": 1.0}, {"pseudo_groups": -1.0}, {"updates_per_batch": 2}, {"policy_weight": -1.0}]
+    "wrong",
+    [
+        {"gate_memory": 1.0},
+        {"pseudo_groups": -1.0},
+        {"updates_per_batch": 2},
+        {"policy_weight": -1.0},
+        {"policy_lr_scale": 0.0},
+    ],
 )
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"algorithm.{next(iter(wrong))} is out of range"):

@@ -4,13 +4,14 @@ Tilting the student towards the teacher changes the reward at the rate Cov(r, lo
 p(1 - p)(E[log q/pi | success] - E[log q/pi | failure]).  The gate watches a robust stand-in for that difference's sign:
 the AUC, the probability that a success of a group is preferred to one of its failures by log q/pi, ties one half.
 
-``trust`` is 2 m - 1 clipped at 0, where m is the posterior mean of the AUC after discounted evidence.  Each iteration
-adds one observation per mixed group, old ones fade by ``memory``, and a prior of ``pseudo_groups`` groups in favour of
-the teacher (AUC 1) lets feedback begin where nothing has succeeded yet.  In steady state with g mixed groups an
-iteration, the prior weighs pseudo_groups / (pseudo_groups + g / (1 - memory)), and the standard error of m is about
-sd(AUC of one group) sqrt((1 - memory) / ((1 + memory) g)).
+``trust`` is Somers' D, 2 m - 1, clipped at 0, where m is a discounted, pooled Mann-Whitney estimate of the AUC.  Each
+iteration adds the success-failure pairs of its mixed groups, scaled so that the mean group counts 1; old ones fade by
+``memory``; a prior of ``pseudo_groups`` groups in favour of the teacher (AUC 1) lets feedback begin where nothing has
+succeeded yet.  The standard error takes groups as clusters, so it holds the variance within and between groups.
+Derivations and biases: docs/gated.md.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,39 +20,68 @@ from vpd.types import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one batch says: the pooled AUC over success-failure pairs, the difference of means, and mixed groups."""
+    """What one batch says: of each mixed group the pairs won (ties one half) and the pairs, and the mean difference."""
 
-    auc: float
-    gap: float
-    groups: int
+    wins: tuple[float, ...] = ()
+    pairs: tuple[int, ...] = ()
+    gap: float = 0.0
+
+    @property
+    def groups(self) -> int:
+        """Mixed groups that were judged."""
+        return len(self.pairs)
+
+    @property
+    def auc(self) -> float:
+        """Pooled over all pairs; one half without any."""
+        return sum(self.wins) / sum(self.pairs) if self.pairs else 0.5
 
 
 class Gate:
-    """The discounted evidence; its two numbers are all it remembers."""
+    """The discounted evidence: pairs won and pairs, in groups, and their second moments for the standard error."""
 
     def __init__(self, *, memory: float, pseudo_groups: float):
         self._memory = memory
         self._pseudo = pseudo_groups
-        self._sum = 0.0
-        self._count = 0.0
+        self._won = self._all = 0.0
+        self._won_won = self._won_all = self._all_all = 0.0
+
+    @property
+    def auc(self) -> float:
+        """The estimate m, prior included; one half where there is neither evidence nor prior."""
+        weight = self._pseudo + self._all
+        return (self._pseudo + self._won) / weight if weight else 0.5
+
+    @property
+    def standard_error(self) -> float:
+        """Of m, from the scatter of groups around it; 0 before any evidence, and while every group agrees with m."""
+        m = self.auc
+        scatter = self._won_won - 2.0 * m * self._won_all + m * m * self._all_all
+        return math.sqrt(max(0.0, scatter)) / (self._pseudo + self._all) if self._all else 0.0
 
     @property
     def trust(self) -> float:
         """From 0 (no better than chance, or worse) to 1."""
-        mean = (self._pseudo + self._sum) / (self._pseudo + self._count) if self._pseudo + self._count else 0.5
-        return max(0.0, 2.0 * mean - 1.0)
+        return max(0.0, 2.0 * self.auc - 1.0)
 
     def add(self, evidence: Evidence) -> None:
         """Take in one batch; a batch without a mixed group says nothing and nothing fades."""
-        if evidence.groups:
-            self._sum = self._memory * self._sum + evidence.auc * evidence.groups
-            self._count = self._memory * self._count + evidence.groups
+        if not evidence.groups:
+            return
+        unit = sum(evidence.pairs) / evidence.groups
+        won, pairs = [w / unit for w in evidence.wins], [n / unit for n in evidence.pairs]
+        self._won = self._memory * self._won + sum(won)
+        self._all = self._memory * self._all + sum(pairs)
+        faded = self._memory**2
+        self._won_won = faded * self._won_won + sum(w * w for w in won)
+        self._won_all = faded * self._won_all + sum(w * n for w, n in zip(won, pairs, strict=True))
+        self._all_all = faded * self._all_all + sum(n * n for n in pairs)
 
     def state(self) -> list[float]:
-        return [self._sum, self._count]
+        return [self._won, self._all, self._won_won, self._won_all, self._all_all]
 
     def restore(self, state: Sequence[float]) -> None:
-        self._sum, self._count = state
+        self._won, self._all, self._won_won, self._won_all, self._all_all = state
 
 
 def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -72,16 +102,15 @@ def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], 
 
 def weigh(preferences: Sequence[Sequence[tuple[float, bool]]]) -> Evidence:
     """Evidence from (log q/pi, success) of each mixed group's rows; ties count one half, pairs never cross groups."""
-    wins, pairs, gaps, judged = 0.0, 0, [], 0
+    wins, pairs, gaps = [], [], []
     for rows in preferences:
         up = [value for value, success in rows if success]
         down = [value for value, success in rows if not success]
         if not up or not down:
             continue
-        judged += 1
-        pairs += len(up) * len(down)
-        wins += sum((a > b) + 0.5 * (a == b) for a in up for b in down)
+        pairs.append(len(up) * len(down))
+        wins.append(sum((a > b) + 0.5 * (a == b) for a in up for b in down))
         gaps.append(sum(up) / len(up) - sum(down) / len(down))
-    if not judged:
-        return Evidence(auc=0.5, gap=0.0, groups=0)
-    return Evidence(auc=wins / pairs, gap=sum(gaps) / judged, groups=judged)
+    if not pairs:
+        return Evidence()
+    return Evidence(wins=tuple(wins), pairs=tuple(pairs), gap=sum(gaps) / len(gaps))

@@ -4,8 +4,11 @@
 
 The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
 what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
-many rows have a context.  The E-step is skipped while trust is below ``min_trust``; with ``e_every: null`` this is SDPO
-with the same gate.
+many rows have a context.  The evidence of a batch counts before that batch is learned from.
+
+Adam divides by the gradient's size, so a loss weight does not set the speed: as trust, or the share of rows with a
+context, falls to 0, the learning rate moves from the distillation's to the policy gradient's.  The E-step is skipped
+while trust is below ``min_trust``; with ``e_every: null`` this is SDPO with the same gate.
 """
 
 import dataclasses
@@ -31,6 +34,7 @@ class GatedSettings(VPDSettings):
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
     policy_weight: Annotated[float, "weight of the policy gradient beside the distillation"] = 1.0
+    policy_lr_scale: Annotated[float, "the policy gradient's learning rate, as a multiple of the distillation's"] = 2.5
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
@@ -42,6 +46,7 @@ class GatedSettings(VPDSettings):
         super().__post_init__()
         check = [
             ("policy_weight", self.policy_weight >= 0, "0 or more"),
+            ("policy_lr_scale", self.policy_lr_scale > 0, "a positive number"),
             ("gate_memory", 0.0 <= self.gate_memory < 1.0, "a number from 0 to below 1"),
             ("pseudo_groups", self.pseudo_groups >= 0, "0 or more"),
             ("updates_per_batch", self.updates_per_batch == 1, "1: the gate is read once an iteration"),
@@ -62,16 +67,18 @@ class GatedVPD(VPD):
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
-        distrusted = self._gate.trust < self.settings.min_trust
-        scored, metrics = self._when_due(groups, learner, everyone=True, skip=distrusted)
-        examples = rows.examples_of(groups) if scored is None else scored
         evidence = self._evidence(groups, learner)
         self._gate.add(evidence)
         trust = self._gate.trust
+        distrusted = trust < self.settings.min_trust
+        scored, metrics = self._when_due(groups, learner, everyone=True, skip=distrusted)
+        examples = rows.examples_of(groups) if scored is None else scored
         metrics |= self._update(groups, examples, trust, learner)
         metrics |= {
             "gate/trust": trust,
             "gate/auc": evidence.auc,
+            "gate/auc_mean": self._gate.auc,
+            "gate/auc_se": self._gate.standard_error,
             "gate/gap": evidence.gap,
             "gate/groups": float(evidence.groups),
         }
@@ -117,7 +124,9 @@ class GatedVPD(VPD):
         told = [e.teacher_prompt is not None for e in examples]
         distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
-        return learner.update(
+        heard = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
+        lr_scale = heard + (1.0 - heard) * settings.policy_lr_scale
+        metrics = learner.update(
             "m_step",
             rows.weighted(
                 examples,
@@ -127,7 +136,9 @@ class GatedVPD(VPD):
                 ],
             ),
             self._objective,
+            lr_scale=lr_scale,
         )
+        return metrics | {"gate/lr_scale": lr_scale}
 
     def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
         """Both terms; a micro-batch holds rows with a teacher's prompt or rows without, never both."""
