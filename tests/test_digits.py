@@ -8,7 +8,9 @@ from vpd.types import Task
 
 ENV = Digits()
 TASK = Task(
-    id="t", messages=({"role": "user", "content": "apply rule B to 3 1 4 1 5 9"},), payload=Problem("B", [3, 1, 4, 1, 5, 9], "mirror")
+    id="t",
+    messages=({"role": "user", "content": "apply rule B to 3 1 4 1 5 9"},),
+    payload=Problem("B", [3, 1, 4, 1, 5, 9], "mirror"),
 )
 ODD = ["", "6", "6 8 5 8 4 0 0", "685840", "word " * 200_000, "\ud800 \x00", "６ ８ ５ ８ ４ ０", "6,8,5,8,4,0"]
 

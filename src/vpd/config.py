@@ -279,7 +279,9 @@ def _check_together(config: Config) -> None:
         )
     if alone and isinstance(config.algorithm, (GRPOSettings, HybridSettings)):
         raise ConfigError(
-            f"{config.algorithm.name} compares the attempts of a group", got="rollout.num_generations 1", expected="at least 2"
+            f"{config.algorithm.name} compares the attempts of a group",
+            got="rollout.num_generations 1",
+            expected="at least 2",
         )
     reads = isinstance(config.algorithm, (VPDSettings, SDPOSettings, HybridSettings))
     if reads and not config.feedback:

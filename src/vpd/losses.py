@@ -123,9 +123,7 @@ def clipped_policy_gradient(
     return -torch.minimum(ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT)
 
 
-def mixed_advantage(
-    advantage_B: Tensor, opinion_BT: Tensor, *, form: str, outcome_share: float, clip: float
-) -> Tensor:
+def mixed_advantage(advantage_B: Tensor, opinion_BT: Tensor, *, form: str, outcome_share: float, clip: float) -> Tensor:
     """An advantage for each token [B,T] from the outcome's A and the teacher's opinion o = log q - log pi.
 
     ``reshape``: share A + (1 - share) o.  ``reweight``: A clip(exp(sign(A) o), 1 - clip, 1 + clip).

@@ -57,12 +57,9 @@ class Hybrid:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [
-            dataclasses.replace(e, advantage=a)
-            for e, a in zip(rows.examples_of(groups), advantages, strict=True)
+            dataclasses.replace(e, advantage=a) for e, a in zip(rows.examples_of(groups), advantages, strict=True)
         ]
-        weights = weighting.token_average(
-            rows.lengths_of(examples), [True] * len(examples), average=settings.average
-        )
+        weights = weighting.token_average(rows.lengths_of(examples), [True] * len(examples), average=settings.average)
         speaks = [bool(e.advantage) or (settings.form == "reshape" and e.teacher_prompt is not None) for e in examples]
         weights = [w if s else 0.0 for w, s in zip(weights, speaks, strict=True)]  # counted, but adds nothing
         return learner.update("policy", rows.weighted(examples, policy=weights), self._objective)

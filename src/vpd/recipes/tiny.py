@@ -71,14 +71,16 @@ BASES: dict[str, Base] = {
         then={"student": 80, "skill": 16, "hint": 80, "demonstration": 40},
         knows=0.25,
     ),
-    "tiny-mid": Base(
-        first={"skill": 96, "hint": 96, "critic": 32}, then=_ALL, knows=0.55, silent=0.2, more_words=True
-    ),
+    "tiny-mid": Base(first={"skill": 96, "hint": 96, "critic": 32}, then=_ALL, knows=0.55, silent=0.2, more_words=True),
     "tiny-cold": Base(  # never shown a teacher's format
         first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.55, more_words=True
     ),
     "tiny-long": Base(
-        first={"skill": 96, "hint": 96}, then={"student": 80, "skill": 16, "hint": 80}, knows=0.65, follows=0.8, length=10
+        first={"skill": 96, "hint": 96},
+        then={"student": 80, "skill": 16, "hint": 80},
+        knows=0.65,
+        follows=0.8,
+        length=10,
     ),
     "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
 }

@@ -20,8 +20,8 @@ A comparison is a list of differences, one for each seed: two methods from the s
 and a bound. It **holds** if the mean is positive, larger than two standard errors and than {SMALLEST}, and every seed
 agrees in sign; it **does not hold** if the same is true of the negative mean, or if mean plus two standard errors is
 below {NEGLIGIBLE} (there is no difference to speak of); else it is **undecided**. With one seed a difference must reach
-{WIDE}. A claim of several comparisons holds if all of them do, and does not if one does not. *Not worse* means: not more
-than {NOT_WORSE} below the best of the others, by the same rule."""
+{WIDE}. A claim of several comparisons holds if all of them do, and does not if one does not. *Not worse* means: not
+more than {NOT_WORSE} below the best of the others, by the same rule."""
 
 
 @dataclass(frozen=True, kw_only=True)

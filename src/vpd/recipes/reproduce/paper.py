@@ -131,8 +131,9 @@ SPARSE = (
     ),
 )
 
-SOURCES_OF_TEXT = tuple(
-    Claim(
+
+def _source(regime: str, words: str, suite: Suite) -> Claim:
+    return Claim(
         name=f"{regime}_vpd_over_sdpo",
         regime=regime,
         statement=f"With {words} as the only text, VPD ends above SDPO.",
@@ -140,10 +141,11 @@ SOURCES_OF_TEXT = tuple(
         comparisons=(_above("vpd", "sdpo"),),
         suite=suite,
     )
-    for regime, words, suite in (
-        ("sibling", "a sibling's answer", "default"),
-        ("self_critique", "the model's own critique", "all"),
-    )
+
+
+SOURCES_OF_TEXT = (
+    _source("sibling", "a sibling's answer", "default"),
+    _source("self_critique", "the model's own critique", "all"),
 )
 
 

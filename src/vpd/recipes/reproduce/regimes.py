@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vpd.envs.digits import LENGTH
 from vpd.errors import ConfigError, nearest
 from vpd.recipes import tiny
 
@@ -23,12 +24,16 @@ CRITIQUE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each."""
+    """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each.
+
+    ``eval_samples`` answers to each held-out task, always 256 in all: a sibling needs several.
+    """
 
     name: str
     title: str
     base: str
     steps: int
+    eval_samples: int = 1
     env: Mapping[str, Any] = field(default_factory=dict)
     feedback: tuple[Any, ...] = ("environment",)
     new: bool = False
@@ -36,7 +41,7 @@ class Regime:
     @property
     def length(self) -> int:
         """Tokens of an answer."""
-        return int(self.env.get("length", tiny.LENGTH))
+        return int(self.env.get("length", LENGTH))
 
 
 CHANGE = 40  # the iteration from which ``changing`` tells wrong things
@@ -55,6 +60,7 @@ REGIMES: dict[str, Regime] = {
             base="tiny-mid",
             steps=60,
             feedback=("sibling",),
+            eval_samples=4,
         ),
         Regime(
             name="self_critique",

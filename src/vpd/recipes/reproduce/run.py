@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import vpd
 from vpd.config import Config, parse
+from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError, VPDError
 from vpd.recipes import tiny
 from vpd.recipes.assemble import assemble
@@ -32,7 +33,7 @@ from vpd.types import Group, Metrics
 Run: TypeAlias = Mapping[str, Any]
 
 EVAL_EVERY = 10
-EVAL_TASKS = 256
+EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
 SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # of one core: a base; an iteration on six digits
 KEPT = (
@@ -78,6 +79,7 @@ class Job:
         world, how = regime(self.regime), method(self.method)
         env = world.env if how.reads else {k: v for k, v in world.env.items() if k == "length"}
         algorithm = dict(how.algorithm)
+        samples = world.eval_samples if how.reads else 1
         if self.method == "gkd":
             algorithm["teacher_model"] = _label(EXPERT)
         return {
@@ -96,8 +98,8 @@ class Job:
             "run": {
                 "max_steps": world.steps,
                 "eval_steps": EVAL_EVERY,
-                "eval_limit": EVAL_TASKS,
-                "eval_samples": 1,
+                "eval_limit": EVAL_ANSWERS // samples,
+                "eval_samples": samples,
                 "seed": self.seed,
             },
         }
@@ -114,7 +116,7 @@ class Job:
         """About what it will take on one idle core."""
         world = regime(self.regime)
         rate = SECONDS["grpo"] if self.method == "grpo" else SECONDS["other"]
-        return rate * world.steps * world.length / tiny.LENGTH
+        return rate * world.steps * world.length / LENGTH
 
 
 class Trace:

@@ -14,8 +14,8 @@ from vpd.recipes.reproduce.run import Job, Run, code_version, make_all, measure
 
 FIRST_SEED = 100
 HEAD = """\
-# Learning rates, as `vpd reproduce --tune` chose them: the best final accuracy of the grid on the seeds below, which are
-# not reported.  Every method had the same grid and the same rollouts.
+# Learning rates, as `vpd reproduce --tune` chose them: the best final accuracy of the grid on the seeds below, which
+# are not reported.  Every method had the same grid and the same rollouts.
 """
 
 
