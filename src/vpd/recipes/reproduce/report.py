@@ -69,8 +69,8 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
         "The task is `digits`: a letter hides an operation on digits, an answer is right when every digit is. "
-        f"The bases have 0.24 M parameters; every iteration is {PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for every "
-        "method. Seeds differ in base, tasks and samples. Accuracies are shares of "
+        f"The bases have 0.24 M parameters; every iteration is {PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for "
+        "every method. Seeds differ in base, tasks and samples. Accuracies are shares of "
         f"{EVAL_ANSWERS} answers to held-out tasks that are right; *final* is the mean of the last three evaluations. "
         f"Learning rates were chosen on other seeds (`{rates.name}`).",
         "",
