@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,8 @@ class Base:
 
     ``knows``: share of a rule's digits that are right; ``follows`` and ``copies``: share of digits that obey a hint or
     a demonstration; ``criticises``: share of critiques that name the true operation; ``silent``: share of hints that
-    name nothing (there the student's own answer is right); ``more_words`` adds the words of critiques.
+    name nothing (there the student's own answer is right); ``more_words`` adds the words of critiques; ``start``: the
+    base of the same seed whose weights it goes on from.
     """
 
     first: Mapping[str, int]
@@ -62,6 +63,7 @@ class Base:
     length: int = LENGTH
     steps: tuple[int, int] = STEPS
     more_words: bool = False
+    start: str | None = None
 
 
 _ALL = {"student": 80, "skill": 16, "hint": 80, "demonstration": 32, "critic": 40}
@@ -76,11 +78,13 @@ BASES: dict[str, Base] = {
         first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.55, more_words=True
     ),
     "tiny-long": Base(
-        first={"skill": 96, "hint": 96},
-        then={"student": 80, "skill": 16, "hint": 80},
+        first={"hint": 64},
+        then={"student": 96, "hint": 64},
         knows=0.65,
         follows=0.8,
         length=10,
+        steps=(70, 80),
+        start="tiny",
     ),
     "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
 }
@@ -247,14 +251,16 @@ def warm_up(model: Any, drill: Drill, base: Base) -> None:
 
 def recipe_hash(name: str) -> str:
     """Eight characters that change with the recipe of a base or with the code that makes it."""
-    return hashlib.sha256(f"{VERSION} {BASES[name]}".encode()).hexdigest()[:8]
+    base = BASES[name]
+    changed = {f.name: value for f in fields(base) if (value := vars(base)[f.name]) != f.default}
+    return hashlib.sha256(f"{VERSION} {changed}".encode()).hexdigest()[:8]
 
 
-def build(folder: Path, seed: int = SEED, name: str = "tiny") -> Path:
-    """Make a base and write it to ``folder`` with the hashes of its files."""
+def build(folder: Path, seed: int = SEED, name: str = "tiny", start: Path | None = None) -> Path:
+    """Make a base and write it to ``folder`` with the hashes of its files; ``start``: the base to go on from."""
     base = BASES[name]
     tokenizer = make_tokenizer(base.more_words)
-    model = make_model(tokenizer, seed)
+    model = make_model(tokenizer, seed) if start is None else LlamaForCausalLM.from_pretrained(start)
     warm_up(model, Drill(tokenizer, base, seed), base)
     save_model(model, tokenizer, folder)
     files = sorted(path for path in folder.iterdir() if path.name != HASHES)

@@ -62,7 +62,8 @@ def ensure(name: str, seed: int) -> Path:
             f"cannot keep bases in {cache}", got=error.strerror, do="Set VPD_CACHE to a folder that can be written."
         ) from error
     try:
-        tiny.build(draft, seed, name)
+        start = tiny.BASES[name].start
+        tiny.build(draft, seed, name, None if start is None else ensure(start, seed))
         require(name, seed, probe(draft, name))
         if not folder.exists():
             draft.rename(folder)

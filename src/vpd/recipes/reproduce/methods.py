@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from vpd.errors import ConfigError, nearest
+from vpd.recipes.reproduce.regimes import REGIMES
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 1e-3)
 RATES = Path(__file__).with_name("rates.yaml")
 
 
@@ -32,16 +33,16 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(name="grpo", title="GRPO", algorithm={"name": "grpo"}, reads=False),
         Method(name="sdpo", title="SDPO (EMA teacher)", algorithm={"name": "sdpo"}),
-        Method(name="sdpo_live", title="SDPO, live teacher", algorithm={"name": "sdpo", "teacher": "live"}),
+        Method(name="sdpo_live", title="SDPO, live teacher", algorithm={"name": "sdpo", "teacher": "live"}, tuned_as="sdpo"),
         Method(name="vpd", title="VPD, F = 5", algorithm={"name": "vpd"}),
         Method(
-            name="vpd_paper", title="VPD, reverse KL and live teacher", algorithm={"name": "vpd", "preset": "paper"}
+            name="vpd_paper", title="VPD, reverse KL and live teacher", algorithm={"name": "vpd", "preset": "paper"}, tuned_as="vpd"
         ),
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads=False),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
         Method(name="gated", title="gated VPD", algorithm={"name": "gated"}),
-        Method(name="gated_no_e", title="gated, no E-step", algorithm={"name": "gated", "e_every": None}),
+        Method(name="gated_no_e", title="gated, no E-step", algorithm={"name": "gated", "e_every": None}, tuned_as="gated"),
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
         Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
@@ -77,9 +78,10 @@ def load_rates(path: Path = RATES) -> dict[str, dict[str, float]]:
 def rate_of(rates: Mapping[str, Mapping[str, float]], regime: str, name: str) -> float:
     """The learning rate of a method in a regime.  Raises ConfigError if the table does not have it."""
     tuned = method(name).tuned_as or name
+    where = REGIMES[regime].tuned_as or regime
     try:
-        return rates[regime][tuned]
+        return rates[where][tuned]
     except KeyError as error:
         raise ConfigError(
-            f"no learning rate for {tuned} in the regime {regime}", do="Tune it: vpd reproduce --tune."
+            f"no learning rate for {tuned} in the regime {where}", do="Tune it: vpd reproduce --tune."
         ) from error

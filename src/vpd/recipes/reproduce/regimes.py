@@ -1,6 +1,6 @@
 """Eight worlds for the same task: what is told after a wrong answer, and what the base already knows.
 
-The last three were not used to design the gated method.
+The last three were not used to design the gated method, and nothing is tuned on them: rates are those of ``sparse``.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ CRITIQUE = {
 class Regime:
     """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each.
 
-    ``eval_samples`` answers to each held-out task, always 256 in all: a sibling needs several.
+    ``tuned_as``: the regime whose learning rates are used (None: its own).  ``eval_samples`` answers to each held-out task,
+    always 256 in all: a sibling needs several.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Regime:
     eval_samples: int = 1
     env: Mapping[str, Any] = field(default_factory=dict)
     feedback: tuple[Any, ...] = ("environment",)
-    new: bool = False
+    tuned_as: str | None = None
 
     @property
     def length(self) -> int:
@@ -83,7 +84,7 @@ REGIMES: dict[str, Regime] = {
             base="tiny",
             steps=100,
             env={"wrong_share": 0.3},
-            new=True,
+            tuned_as="sparse",
         ),
         Regime(
             name="partial",
@@ -91,7 +92,7 @@ REGIMES: dict[str, Regime] = {
             base="tiny",
             steps=100,
             env={"helped_rules": "AB"},
-            new=True,
+            tuned_as="sparse",
         ),
         Regime(
             name="changing",
@@ -99,7 +100,7 @@ REGIMES: dict[str, Regime] = {
             base="tiny-long",
             steps=80,
             env={"length": 10, "wrong_from": CHANGE * PROMPTS_PER_STEP},
-            new=True,
+            tuned_as="sparse",
         ),
     )
 }

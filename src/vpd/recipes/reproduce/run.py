@@ -32,7 +32,7 @@ from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
 
-EVAL_EVERY = 10
+EVAL_EVERY = 20
 EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
 SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # of one core: a base; an iteration on six digits

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vpd.errors import StorageError
 from vpd.recipes.reproduce.methods import GRID, method
+from vpd.recipes.reproduce.regimes import REGIMES
 from vpd.recipes.reproduce.run import Job, Run, code_version, make_all, measure
 
 FIRST_SEED = 100
@@ -21,7 +22,9 @@ HEAD = """\
 
 def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
     """The grid of every (regime, method) that has a rate of its own."""
-    own = dict.fromkeys((where, who) for where, who in pairs if method(who).tuned_as is None)
+    own = dict.fromkeys(
+        (REGIMES[where].tuned_as or where, who) for where, who in pairs if method(who).tuned_as is None
+    )
     return [
         Job(regime=where, method=who, seed=FIRST_SEED + seed, learning_rate=rate)
         for where, who in own
