@@ -78,12 +78,12 @@ BASES: dict[str, Base] = {
         first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.55, more_words=True
     ),
     "tiny-long": Base(
-        first={"hint": 64},
+        first={"student": 80, "hint": 32},
         then={"student": 96, "hint": 64},
         knows=0.65,
         follows=0.8,
         length=10,
-        steps=(70, 80),
+        steps=(110, 120),
         start="tiny",
     ),
     "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),

@@ -33,16 +33,23 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(name="grpo", title="GRPO", algorithm={"name": "grpo"}, reads=False),
         Method(name="sdpo", title="SDPO (EMA teacher)", algorithm={"name": "sdpo"}),
-        Method(name="sdpo_live", title="SDPO, live teacher", algorithm={"name": "sdpo", "teacher": "live"}, tuned_as="sdpo"),
+        Method(
+            name="sdpo_live", title="SDPO, live teacher", algorithm={"name": "sdpo", "teacher": "live"}, tuned_as="sdpo"
+        ),
         Method(name="vpd", title="VPD, F = 5", algorithm={"name": "vpd"}),
         Method(
-            name="vpd_paper", title="VPD, reverse KL and live teacher", algorithm={"name": "vpd", "preset": "paper"}, tuned_as="vpd"
+            name="vpd_paper",
+            title="VPD, reverse KL and live teacher",
+            algorithm={"name": "vpd", "preset": "paper"},
+            tuned_as="vpd",
         ),
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads=False),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
         Method(name="gated", title="gated VPD", algorithm={"name": "gated"}),
-        Method(name="gated_no_e", title="gated, no E-step", algorithm={"name": "gated", "e_every": None}, tuned_as="gated"),
+        Method(
+            name="gated_no_e", title="gated, no E-step", algorithm={"name": "gated", "e_every": None}, tuned_as="gated"
+        ),
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
         Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),

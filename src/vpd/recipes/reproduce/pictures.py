@@ -15,7 +15,7 @@ from vpd.recipes.reproduce.run import Run, curve
 from vpd.report.curves import Curve, mean_curve
 
 PANELS = (
-    ("eval/accuracy", "Student: reads the task alone", "share of right answers"),
+    ("student", "Student: reads the task alone", "share of right answers"),
     ("eval_teacher/accuracy", "Teacher: the same weights, told what was wrong", ""),
     ("e_step/accuracy", "E-step: right about success or failure", "balanced accuracy"),
     ("e_step/student_drift_kl", "Drift of the student by an E-step", "KL, nats a token"),

@@ -26,8 +26,8 @@ CRITIQUE = {
 class Regime:
     """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each.
 
-    ``tuned_as``: the regime whose learning rates are used (None: its own).  ``eval_samples`` answers to each held-out task,
-    always 256 in all: a sibling needs several.
+    ``tuned_as``: the regime whose learning rates are used (None: its own).  ``eval_samples``: answers to each held-out
+    task, always 256 in all; a sibling needs several.
     """
 
     name: str

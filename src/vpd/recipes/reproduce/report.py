@@ -15,7 +15,7 @@ from vpd.recipes.reproduce.claims import RULE, Finding, Runs, Verdict, standard_
 from vpd.recipes.reproduce.methods import METHODS
 from vpd.recipes.reproduce.pictures import draw_regime
 from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
-from vpd.recipes.reproduce.run import EVAL_ANSWERS, Run, measure
+from vpd.recipes.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 
 STYLES: Mapping[Verdict, str] = {
     "holds": "bold green",
@@ -23,7 +23,19 @@ STYLES: Mapping[Verdict, str] = {
     "undecided": "yellow",
     "not run": "dim",
 }
-COLUMNS = ("start", "final", "peak", "mean", "teacher_start", "teacher_peak", "e_accuracy", "drift", "trust", "cpu")
+COLUMNS = (
+    "start",
+    "final",
+    "peak",
+    "mean",
+    "held_out",
+    "teacher_start",
+    "teacher_peak",
+    "e_accuracy",
+    "drift",
+    "trust",
+    "cpu",
+)
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
@@ -70,8 +82,10 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         "",
         "The task is `digits`: a letter hides an operation on digits, an answer is right when every digit is. "
         f"The bases have 0.24 M parameters; every iteration is {PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for "
-        "every method. Seeds differ in base, tasks and samples. Accuracies are shares of "
-        f"{EVAL_ANSWERS} answers to held-out tasks that are right; *final* is the mean of the last three evaluations. "
+        "every method. Seeds differ in base, tasks and samples. The student's accuracy is "
+        f"measured on its own rollouts, whose tasks are new in every iteration: *final* is the mean of the last "
+        f"{2 * BLOCK} iterations, *peak* the best {BLOCK} in a row. *Held out* and *teacher* are evaluations of "
+        f"{EVAL_ANSWERS} answers; the teacher's are second attempts at what the student failed, with the text. "
         f"Learning rates were chosen on other seeds (`{rates.name}`).",
         "",
         RULE,

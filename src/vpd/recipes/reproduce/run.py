@@ -33,6 +33,7 @@ from vpd.types import Group, Metrics
 Run: TypeAlias = Mapping[str, Any]
 
 EVAL_EVERY = 20
+BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
 SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # of one core: a base; an iteration on six digits
@@ -47,6 +48,19 @@ KEPT = (
     "gate/auc",
     "gate/groups",
 )
+#: a number of a run: the curve, and what is taken of it
+MEASURES = {
+    "start": ("eval/accuracy", "first"),
+    "held_out": ("eval/accuracy", "last"),
+    "final": ("student", "last two"),
+    "peak": ("student", "peak"),
+    "mean": ("student", "mean"),
+    "teacher_start": ("eval_teacher/accuracy", "first"),
+    "teacher_peak": ("eval_teacher/accuracy", "peak"),
+    "e_accuracy": ("e_step/accuracy", "later half"),
+    "drift": ("e_step/student_drift_kl", "mean"),
+    "trust": ("gate/trust", "later half"),
+}
 #: what a run's numbers depend on
 SOURCES = (
     "algorithms", "engines", "learners", "feedback", "envs/__init__.py", "envs/digits.py", "evaluate.py", "loop.py",
@@ -245,28 +259,42 @@ def _label(base: tuple[str, int]) -> str:
 
 
 def curve(run: Run, name: str) -> list[tuple[int, float]]:
-    """One curve of a run; empty where the method has none."""
-    return [(int(step), float(value)) for step, value in run["curves"][name]]
+    """One curve of a run; empty where the method has none.
+
+    ``student``: the share of its own rollouts that are right, by blocks of iterations, before their updates.  Tasks are
+    drawn anew for every iteration, so that this is an unbiased measure on fresh tasks, and it costs nothing.
+    """
+    if name != "student":
+        return [(int(step), float(value)) for step, value in run["curves"][name]]
+    rewards = [value for _, value in curve(run, "reward")]
+    blocks = [rewards[start : start + BLOCK] for start in range(0, len(rewards), BLOCK)]
+    return [(number * BLOCK + len(block) // 2, statistics.fmean(block)) for number, block in enumerate(blocks)]
 
 
 def measure(run: Run, name: str) -> float | None:
     """A number of a run: None where the method has no such curve.
 
-    ``start``, ``final`` (mean of the last three evaluations), ``peak``, ``mean`` of the student; ``teacher_start``,
-    ``teacher_peak``; ``e_accuracy`` (mean of the later half of the E-steps), ``drift``; ``trust`` (mean of the later
-    half), ``cpu`` seconds.
+    Of the student: ``start`` (held out, before training), ``final`` (the last two blocks of its rollouts), ``peak``
+    (the best block), ``mean`` (of all), ``held_out`` (the last evaluation).  Of the teacher: ``teacher_start``,
+    ``teacher_peak``.  ``e_accuracy`` (the later half of the E-steps), ``drift``, ``trust`` (the later half), ``cpu``
+    seconds.
     """
     if name == "cpu":
         return float(run["cpu_seconds"])
-    source, _, part = {
-        "e_accuracy": "e_step/accuracy|late",
-        "drift": "e_step/student_drift_kl|mean",
-        "trust": "gate/trust|late",
-        "teacher_start": "eval_teacher/accuracy|start",
-        "teacher_peak": "eval_teacher/accuracy|peak",
-    }.get(name, f"eval/accuracy|{name}").partition("|")
+    source, part = MEASURES[name]
     values = [value for _, value in curve(run, source)]
     if not values:
         return None
-    picked = {"start": values[:1], "final": values[-3:], "peak": [max(values)], "mean": values}
-    return statistics.fmean(values[len(values) // 2 :] if part == "late" else picked[part])
+    match part:
+        case "first":
+            return values[0]
+        case "last":
+            return values[-1]
+        case "last two":
+            return statistics.fmean(values[-2:])
+        case "peak":
+            return max(values)
+        case "later half":
+            return statistics.fmean(values[len(values) // 2 :])
+        case _:
+            return statistics.fmean(values)

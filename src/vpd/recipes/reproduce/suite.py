@@ -35,7 +35,7 @@ class Options:
     rates: Path = RATES
 
     def __post_init__(self) -> None:
-        for name, value in (("--seeds", self.seeds or 1), ("--jobs", self.jobs)):
+        for name, value in (("--seeds", 1 if self.seeds is None else self.seeds), ("--jobs", self.jobs)):
             if value < 1:
                 raise ConfigError(f"{name} is too small", got=value, expected="at least 1")
         if self.first_seed < 0:

@@ -22,9 +22,7 @@ HEAD = """\
 
 def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
     """The grid of every (regime, method) that has a rate of its own."""
-    own = dict.fromkeys(
-        (REGIMES[where].tuned_as or where, who) for where, who in pairs if method(who).tuned_as is None
-    )
+    own = dict.fromkeys((REGIMES[where].tuned_as or where, who) for where, who in pairs if method(who).tuned_as is None)
     return [
         Job(regime=where, method=who, seed=FIRST_SEED + seed, learning_rate=rate)
         for where, who in own
