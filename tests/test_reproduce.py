@@ -210,10 +210,10 @@ def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
         judge(CLAIMS[name], runs) for name in ("vpd_over_sdpo", "dynamic_prior", "f_5_over_1", "cold_grpo_wins")
     ]
     paths = write_report(findings, runs, tmp_path, rates=Path("rates.yaml"))
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "reproduction.md").read_text()
     assert "2 holds" in text and "2 not run" in text and "± 0.000 | 3 | **holds** |" in text
     assert "| GRPO | 0.001 | 3 | 0.00 ± 0.00 | 0.20 ± 0.01 |" in text
-    assert [p.name for p in paths] == ["claims.json", "report.md", "reproduce-sparse.png"]
+    assert [p.name for p in paths] == ["claims.json", "reproduction.md", "reproduce-sparse.png"]
     assert paths[2].stat().st_size > 10_000
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 REPRODUCE = """\
-Writes claims.json (claim, regime, numbers, verdict), report.md and a picture for each regime to --output_dir. Raw runs
-stay in its runs/ and are used again as long as settings and code are the same, so an interrupted suite goes on.
+Writes claims.json (claim, regime, numbers, verdict), reproduction.md and a picture for each regime to --output_dir. Raw
+runs stay in its runs/ and are used again as long as settings and code are the same, so an interrupted suite goes on.
 
 regimes (SUITE): sparse sibling self_critique rigid cold noisy partial changing
 

@@ -39,13 +39,14 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """``claims.json``, ``report.md`` and a picture for each regime; returns the paths."""
+    """``claims.json``, ``reproduction.md`` and ``images/``, a picture for each regime; returns the paths."""
     regimes = [name for name in REGIMES if any(where == name for where, _ in runs)]
-    written = [output / "claims.json", output / "report.md"]
+    written = [output / "claims.json", output / "reproduction.md"]
     try:
+        (output / "images").mkdir(exist_ok=True)
         written[0].write_text(json.dumps([as_data(finding) for finding in findings], indent=1))
         for name in regimes:
-            picture = output / f"reproduce-{name}.png"
+            picture = output / "images" / f"reproduce-{name}.png"
             here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
             draw_regime(picture, REGIMES[name], here)
             written.append(picture)
@@ -72,12 +73,15 @@ def as_data(finding: Finding) -> dict[str, Any]:
 
 def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
     """The whole report."""
+    made = {json.dumps(run["settings"]): run for seeds in runs.values() for run in seeds.values()}
+    minutes = sum(run["cpu_seconds"] for run in made.values()) / 60
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in STYLES}
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines = [
         "# The paper in miniature",
         "",
-        f"{len(findings)} claims tested on a CPU: {summary}. Written by `vpd reproduce` at {commit() or 'no commit'}; "
+        f"{len(findings)} claims tested on a CPU: {summary}. {len(made)} runs, {minutes:.0f} minutes of one core. "
+        f"Written by `vpd reproduce` at {commit() or 'no commit'}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
         "The task is `digits`: a letter hides an operation on digits, an answer is right when every digit is. "
@@ -101,7 +105,7 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
         if here:
             lines += ["", f"## {name}", "", _sentence(world.title), "", *_regime_table(here)]
-            lines += ["", f"![Curves of {name}](reproduce-{name}.png)"]
+            lines += ["", f"![Curves of {name}](images/reproduce-{name}.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -69,7 +69,7 @@ class Options:
 
 
 def reproduce(options: Options, console: Console | None = None) -> list[Finding]:
-    """Make the runs of a plan, judge the claims on them, and write ``claims.json``, ``report.md`` and pictures."""
+    """Make the runs of a plan, judge the claims, and write ``claims.json``, ``reproduction.md`` and pictures."""
     console = console or Console()
     claims = options.claims()
     jobs = plan(claims, options, load_rates(options.rates))
