@@ -39,8 +39,7 @@ def draw_regime(path: Path, regime: Regime, runs: Mapping[str, Sequence[Run]]) -
         panel.set_ylabel(unit)
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
-        if "drift" not in name:
-            panel.set_ylim(-0.02, 1.02)
+        panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
         if regime.name == "changing":
             panel.axvline(CHANGE * PROMPTS_PER_STEP * GENERATIONS, color="black", linewidth=0.8, linestyle=":")
         if not panel.lines:
@@ -50,7 +49,7 @@ def draw_regime(path: Path, regime: Regime, runs: Mapping[str, Sequence[Run]]) -
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     figure.suptitle(f"{regime.name.replace('_', '-')}: {regime.title}", fontsize=12.5, x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
