@@ -9,7 +9,7 @@ import pytest
 
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
-from vpd.recipes.reproduce import bases, regimes, run, tune
+from vpd.recipes.reproduce import bases, regimes, run, tune, versions
 from vpd.recipes.reproduce.claims import Claim, Comparison, decide, judge, standard_error, together
 from vpd.recipes.reproduce.methods import METHODS, load_rates, rate_of
 from vpd.recipes.reproduce.paper import CLAIMS
@@ -121,6 +121,15 @@ def test_regimes_that_differ_in_text_alone_share_the_runs_of_who_reads_none() ->
 
     assert key("sparse", "grpo") == key("noisy", "grpo") == key("partial", "grpo") != key("cold", "grpo")
     assert key("sparse", "vpd") != key("noisy", "vpd")
+
+
+def test_a_run_depends_on_the_sources_of_its_own_algorithm() -> None:
+    mine = {name: versions.sources(*versions.COMMON, f"vpd.algorithms.{name}") for name in ("grpo", "gated", "hybrid")}
+    assert {"vpd.losses", "vpd.tensors", "vpd.packing", "vpd.prompts", "vpd.algorithms.rows"} <= mine["grpo"]
+    assert "vpd.algorithms.gated" not in mine["grpo"] | mine["hybrid"]
+    assert {"vpd.algorithms.gate", "vpd.algorithms.vpd", "vpd.algorithms.grpo"} <= mine["gated"]
+    assert "vpd.config" not in mine["gated"] and "vpd.errors" not in mine["gated"]
+    assert versions.code_version("grpo") != versions.code_version("gated")
 
 
 def test_only_regimes_and_bad_input() -> None:

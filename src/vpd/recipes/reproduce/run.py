@@ -1,7 +1,6 @@
 """One run of a plan, and many of them in processes; every finished run is a file that is never made twice."""
 
 import concurrent.futures
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -18,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import vpd
 from vpd.config import Config, parse
 from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError, VPDError
@@ -27,6 +25,7 @@ from vpd.recipes.assemble import assemble
 from vpd.recipes.reproduce import bases
 from vpd.recipes.reproduce.methods import method
 from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, regime
+from vpd.recipes.reproduce.versions import code_version
 from vpd.recipes.train import make_loop
 from vpd.types import Group, Metrics
 
@@ -61,11 +60,6 @@ MEASURES = {
     "drift": ("e_step/student_drift_kl", "mean"),
     "trust": ("gate/trust", "later half"),
 }
-#: what a run's numbers depend on
-SOURCES = (
-    "algorithms", "engines", "learners", "feedback", "envs/__init__.py", "envs/digits.py", "evaluate.py", "loop.py",
-    "losses.py", "packing.py", "prompts.py", "rollout.py", "tensors.py", "types.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -120,8 +114,12 @@ class Job:
 
     def key(self) -> str:
         """Twelve characters that change with any setting and with the code that decides the numbers."""
-        whole = json.dumps([self.settings(), code_version()], sort_keys=True)
+        whole = json.dumps([self.settings(), self.code()], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+    def code(self) -> str:
+        """The version of the code that decides the numbers."""
+        return f"{code_version(method(self.method).algorithm['name'])}-{tiny.recipe_hash(self.base()[0])}"
 
     def file(self, folder: Path) -> Path:
         return folder / f"{regime(self.regime).base}-{self.method}-{self.seed}-{self.key()}.json"
@@ -145,18 +143,6 @@ class Trace:
                 self.curves[name].append((step, metrics[name]))
 
 
-@functools.cache
-def code_version() -> str:
-    """A hash of the sources that decide a run's numbers."""
-    root = Path(vpd.__file__).parent
-    files = [f for name in SOURCES for f in (sorted((root / name).rglob("*.py")) if "." not in name else [root / name])]
-    recipes = [tiny.recipe_hash(name) for name in sorted(tiny.BASES)]
-    digest = hashlib.sha256(json.dumps(recipes).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def make(job: Job, folder: Path) -> Run:
     """Make one run, unless its file is there already, and return it."""
     file = job.file(folder)
@@ -169,7 +155,7 @@ def make(job: Job, folder: Path) -> Run:
     run = {
         "job": asdict(job),
         "settings": job.settings(),
-        "code": code_version(),
+        "code": job.code(),
         "curves": trace.curves,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,

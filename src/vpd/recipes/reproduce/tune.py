@@ -11,7 +11,7 @@ from rich.console import Console
 from vpd.errors import StorageError
 from vpd.recipes.reproduce.methods import GRID, method
 from vpd.recipes.reproduce.regimes import REGIMES
-from vpd.recipes.reproduce.run import Job, Run, code_version, make_all, measure
+from vpd.recipes.reproduce.run import Job, Run, make_all, measure
 
 FIRST_SEED = 100
 HEAD = """\
@@ -36,7 +36,7 @@ def tune(pairs: Iterable[tuple[str, str]], output: Path, *, seeds: int, processe
     jobs = tuning_jobs(pairs, seeds)
     runs = make_all(jobs, output / "runs", processes=processes, console=console)
     path = output / "rates.yaml"
-    table = {"code": code_version(), "seeds": sorted({job.seed for job in jobs}), "rates": choose(runs)}
+    table = {"seeds": sorted({job.seed for job in jobs}), "rates": choose(runs)}
     try:
         path.write_text(HEAD + yaml.safe_dump(table, sort_keys=False, width=120, default_flow_style=None))
     except OSError as error:
