@@ -309,6 +309,35 @@ def grpo_step(
     return update(optimizer, torch.cat(per_token).mean(), max_norm)
 
 
+def hybrid_step(
+    model: Model,
+    teacher: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: list[Row],
+    form: str,
+    *,
+    outcome_share: float = 0.5,
+    reweight_clip: float = 0.2,
+    temperature: float = 1.0,
+) -> float:
+    """One on-policy update of a hybrid: GRPO's advantage A of each row meets the teacher's opinion of each token,
+    o = log q - log pi (0 for a row without C). "reshape": A_t = share A + (1 - share) o. "reweight":
+    A_t = A clip(exp(sign(A) o), 1 - eps, 1 + eps). Mean over all tokens of the batch. Returns the loss."""
+    per_token = []
+    for row, outcome in zip(rows, advantages(rows), strict=True):
+        logp = token_logps(model, row.prompt, row.completion, temperature)
+        opinion = torch.zeros_like(logp)
+        if row.teacher_prompt is not None:
+            opinion = (token_logps(teacher, row.teacher_prompt, row.completion, temperature) - logp).detach()
+        if form == "reshape":
+            advantage = outcome_share * outcome + (1 - outcome_share) * opinion
+        else:
+            sign = (outcome > 0) - (outcome < 0)
+            advantage = outcome * (sign * opinion).exp().clamp(1 - reweight_clip, 1 + reweight_clip)
+        per_token.append(-advantage * (logp - logp.detach()).exp())
+    return update(optimizer, torch.cat(per_token).mean())
+
+
 def gkd_step(
     model: Model,
     teacher: Model,

@@ -3,12 +3,15 @@
 import pytest
 
 from vpd.envs import grade_texts
-from vpd.envs.digits import OPERATIONS, RULES, Digits, apply
+from vpd.envs.digits import OPERATIONS, RULES, Digits, Problem, apply
+from vpd.errors import ConfigError
 from vpd.types import Task
 
 ENV = Digits()
 TASK = Task(
-    id="t", messages=({"role": "user", "content": "apply rule B to 3 1 4 1 5 9"},), payload=("B", [3, 1, 4, 1, 5, 9])
+    id="t",
+    messages=({"role": "user", "content": "apply rule B to 3 1 4 1 5 9"},),
+    payload=Problem("B", [3, 1, 4, 1, 5, 9], "mirror"),
 )
 ODD = ["", "6", "6 8 5 8 4 0 0", "685840", "word " * 200_000, "\ud800 \x00", "６ ８ ５ ８ ４ ０", "6,8,5,8,4,0"]
 
@@ -54,3 +57,58 @@ def test_right_and_wrong_answers() -> None:
 def test_the_verdict_alone_is_for_people() -> None:
     [grade] = Digits(hint="verdict").grade([TASK], ["1 2 3 4 5 6"])
     assert (grade.reward, grade.feedback, grade.informative) == (0.0, "wrong", False)
+
+
+def named(env: Digits, count: int = 2000, first: int = 0) -> list[tuple[str, str]]:
+    """(the letter's operation, what the feedback names) of training tasks."""
+    tasks = [env.task(index, seed=3) for index in range(first, first + count)]
+    texts = [grade.feedback or "" for grade in grade_texts(env, tasks, ["0"] * count)]
+    assert all(
+        text.startswith(f"wrong : rule {task.payload.rule} means ") for task, text in zip(tasks, texts, strict=True)
+    )
+    return [(RULES[task.payload.rule], text.split()[-1]) for task, text in zip(tasks, texts, strict=True)]
+
+
+def test_noisy_text_is_wrong_as_often_as_declared() -> None:
+    pairs = named(Digits(wrong_share=0.3))
+    wrong = sum(true != told for true, told in pairs) / len(pairs)
+    assert abs(wrong - 0.3) < 4 * (0.3 * 0.7 / len(pairs)) ** 0.5
+    assert all(told in OPERATIONS for _, told in pairs)
+    held_out = Digits(wrong_share=0.3).eval_tasks(512)
+    assert 0.2 < sum(task.payload.named != RULES[task.payload.rule] for task in held_out) / 512 < 0.4
+
+
+def test_partial_text_helps_some_letters_only() -> None:
+    pairs = named(Digits(helped_rules="AB"))
+    for rule, true in RULES.items():
+        told = [t for other, t in pairs if other == true]
+        right = sum(t == true for t in told) / len(told)
+        assert right == 1.0 if rule in "AB" else abs(right - 1 / len(OPERATIONS)) < 0.08
+
+
+def test_changing_text_is_right_then_wrong_then_right() -> None:
+    env = Digits(wrong_from=100, wrong_until=200)
+    assert [sum(true == told for true, told in named(env, 100, first)) for first in (0, 100, 200)] == [100, 0, 100]
+    assert sum(true == told for true, told in named(Digits(wrong_from=100), 100, 10_000)) == 0
+    assert all(task.payload.named == RULES[task.payload.rule] for task in env.eval_tasks(64))
+
+
+def test_worse_text_changes_no_task_and_is_a_function_of_its_place() -> None:
+    noisy, plain = Digits(wrong_share=0.5), Digits()
+    for index in (0, 7, 400):
+        assert noisy.task(index, seed=1).messages == plain.task(index, seed=1).messages
+        assert noisy.task(index, seed=1) == Digits(wrong_share=0.5).task(index, seed=1)
+
+
+def test_empty_text_names_nothing_and_longer_tasks_are_longer() -> None:
+    env = Digits(hint="empty", length=10)
+    task = env.task(0, seed=0)
+    [grade] = env.grade([task], ["0"])
+    assert grade.informative and grade.feedback == f"wrong : rule {task.payload.rule} means ?"
+    assert len(task.payload.digits) == len(env.solution(task).split()) == 10
+
+
+@pytest.mark.parametrize("wrong", [{"length": 0}, {"wrong_share": 1.5}, {"helped_rules": "AX"}, {"wrong_until": 3}])
+def test_settings_out_of_range(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"env.{next(iter(wrong))} is out of range"):
+        Digits(**wrong)  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ def test_the_shipped_base_follows_hints() -> None:
     def per_digit(prompts: list[tuple[int, ...]]) -> float:
         hits = 0
         for task, answer in zip(tasks, made.generate(prompts, seeds=range(256), max_tokens=6), strict=True):  # type: ignore[arg-type]
-            rule, digits = task.payload
+            rule, digits, _ = task.payload
             right = [str(d) for d in apply(RULES[rule], digits)]
             hits += sum(a == b for a, b in zip(answer.text.split(), right, strict=False))
         return hits / (6 * len(tasks))
@@ -202,4 +202,4 @@ def test_a_damaged_base_is_refused(tmp_path: object) -> None:
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with pytest.raises(ModelError, match=r"model.safetensors has changed"):
-        tiny.load_bundled(copy)
+        tiny.check(copy, "the base", "Copy it anew.")

@@ -10,6 +10,7 @@ from helpers import TokenPrompter, flat, oracle, random_groups, tiny_learner, ti
 from vpd.algorithms.contexts import e_step_contexts
 from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.learners.teachers import TeacherSettings
 from vpd.types import Group
@@ -131,6 +132,26 @@ def test_grpo_equals_the_oracle() -> None:
         algorithm.step(groups, learner)
         learner.end_iteration()
         scratch.grpo_step(Bare(other), optimizer, rows_of(groups))
+    agree(flat(model), flat(other), start)
+
+
+@pytest.mark.parametrize("teacher", ["ema", "live"])
+@pytest.mark.parametrize("form", ["reshape", "reweight"])
+def test_hybrids_equal_the_oracle(form: Any, teacher: Any) -> None:
+    settings = HybridSettings(form=form, teacher=teacher, teacher_ema_rate=0.3, outcome_share=0.4, reweight_clip=0.5)
+    model, other = tiny_model(), tiny_model()
+    start = flat(model)
+    learner = tiny_learner(model, teacher=settings.teacher_settings(), micro_batch_size=4)
+    algorithm = Hybrid(settings)
+    master = copy.deepcopy(other) if teacher == "ema" else other
+    optimizer = torch.optim.SGD(other.parameters(), lr=RATE)
+    for groups in batches():
+        algorithm.step(groups, learner)
+        learner.end_iteration()
+        rows = rows_of(groups)
+        scratch.hybrid_step(Bare(other), Bare(master), optimizer, rows, form, outcome_share=0.4, reweight_clip=0.5)
+        if teacher == "ema":
+            scratch.ema_update(Bare(master), Bare(other), 0.3)
     agree(flat(model), flat(other), start)
 
 

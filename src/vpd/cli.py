@@ -1,4 +1,7 @@
-"""The command ``vpd``: train, eval, check, demo, model.  A user's mistake is one line on stderr and exit code 2."""
+"""The command ``vpd``: train, eval, check, demo, reproduce, model.
+
+A user's mistake is one line on stderr and exit code 2.
+"""
 
 import argparse
 import dataclasses
@@ -10,6 +13,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+REPRODUCE = """\
+Writes claims.json (claim, regime, numbers, verdict), reproduction.md and a picture for each regime to --output_dir. Raw
+runs stay in its runs/ and are used again as long as settings and code are the same, so an interrupted suite goes on.
+
+regimes (SUITE): sparse sibling self_critique rigid cold noisy partial changing
+
+Bases for seeds other than 0 are warmed up on first use (under a minute each) and kept in $VPD_CACHE, else
+$XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes with --jobs 2.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     demo.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")
     demo.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
+    suite = command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU.", settings=False)
+    suite.epilog = REPRODUCE
+    suite.add_argument("suite", nargs="*", metavar="SUITE", help="only the claims of these regimes (default all)")
+    size = suite.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two regimes")
+    size.add_argument("--all", action="store_true", help="all claims, at most 90 minutes on two cores")
+    suite.add_argument("--only", action="append", default=[], metavar="CLAIM", help="this claim alone (repeatable)")
+    suite.add_argument("--seeds", type=int, help="runs per method (default 3, --quick 1; side claims get 3 at most)")
+    suite.add_argument("--first_seed", type=int, default=0, help="seeds from this one on (default 0)")
+    suite.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (default 1)")
+    suite.add_argument("--tune", action="store_true", help="choose learning rates instead: writes rates.yaml")
+    suite.add_argument("--rates", type=Path, help="learning rates of an own --tune (default: the shipped table)")
+    suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
     model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.", settings=False)
     model.add_argument("name", choices=["smollm2-135m", "tiny"])
     model.add_argument("folder", type=Path)
@@ -114,6 +140,26 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.recipes.demo import demo
 
     demo(Path(options.output_dir), seeds=options.seeds, steps=options.steps, first_seed=options.seed)
+
+
+def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.recipes.reproduce.methods import RATES
+    from vpd.recipes.reproduce.suite import Options, reproduce, tune_rates
+
+    chosen = Options(
+        output=options.output_dir,
+        regimes=tuple(options.suite),
+        suite="quick" if options.quick else "all" if options.all else "default",
+        only=tuple(options.only),
+        seeds=options.seeds,
+        first_seed=options.first_seed,
+        jobs=options.jobs,
+        rates=options.rates or RATES,
+    )
+    if options.tune:
+        tune_rates(chosen)
+    else:
+        reproduce(chosen)
 
 
 def _model(options: argparse.Namespace, rest: list[str]) -> None:

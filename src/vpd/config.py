@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from vpd.algorithms.distill import GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
+from vpd.algorithms.hybrid import HybridSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.envs.adapters.verifiers import Verifiers
 from vpd.envs.code import Code
@@ -88,6 +89,7 @@ ALGORITHMS: dict[str, type] = {
     "sdpo": SDPOSettings,
     "gkd": GKDSettings,
     "grpo": GRPOSettings,
+    "hybrid": HybridSettings,
 }
 ENVS: dict[str, type] = {
     "code": Code,
@@ -125,7 +127,7 @@ class Config:
     feedback: tuple[Any, ...]
     prompts: PromptSettings | None
     rollout: RolloutSettings
-    algorithm: VPDSettings | SDPOSettings | GKDSettings | GRPOSettings
+    algorithm: VPDSettings | SDPOSettings | GKDSettings | GRPOSettings | HybridSettings
     optim: OptimSettings
     run: RunSettings
 
@@ -285,11 +287,13 @@ def _check_together(config: Config) -> None:
             expected="at least 2",
             do="Raise it, or take 'sibling' out of feedback.",
         )
-    if alone and isinstance(config.algorithm, GRPOSettings):
+    if alone and isinstance(config.algorithm, (GRPOSettings, HybridSettings)):
         raise ConfigError(
-            "GRPO compares the attempts of a group", got="rollout.num_generations 1", expected="at least 2"
+            f"{config.algorithm.name} compares the attempts of a group",
+            got="rollout.num_generations 1",
+            expected="at least 2",
         )
-    reads = isinstance(config.algorithm, (VPDSettings, SDPOSettings))
+    reads = isinstance(config.algorithm, (VPDSettings, SDPOSettings, HybridSettings))
     if reads and not config.feedback:
         raise ConfigError(
             f"{config.algorithm.name} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'."

@@ -171,11 +171,14 @@ def midpoint_shift(implicit_reward_B: Tensor, success_B: Tensor) -> Tensor:
 
 
 def clipped_policy_gradient(
-    logprobs_BT: Tensor, reference_BT: Tensor, advantage_B: Tensor, *, clip_low: float, clip_high: float
+    logprobs_BT: Tensor, reference_BT: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float
 ) -> Tensor:
-    """PPO's clipped surrogate of each token [B,T]: -min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_0."""
+    """PPO's clipped surrogate of each token [B,T]: -min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_0.
+
+    ``advantage`` is one number for each row [B] or for each token [B,T].
+    """
     ratio_BT = (logprobs_BT - reference_BT).exp()
-    advantage_BT = advantage_B[:, None].expand_as(ratio_BT)
+    advantage_BT = (advantage[:, None] if advantage.ndim == 1 else advantage).expand_as(ratio_BT)
     return -torch.minimum(ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT)
 
 
@@ -193,6 +196,19 @@ def _jensen_shannon(student_logp: Tensor, teacher_logp: Tensor, alpha: float) ->
         return _kl(student_logp, teacher_logp)
     mixture_logp = torch.logaddexp(student_logp + math.log1p(-alpha), teacher_logp + math.log(alpha))
     return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
+
+
+def mixed_advantage(advantage_B: Tensor, opinion_BT: Tensor, *, form: str, outcome_share: float, clip: float) -> Tensor:
+    """An advantage for each token [B,T] from the outcome's A and the teacher's opinion o = log q - log pi.
+
+    ``reshape``: share A + (1 - share) o.  ``reweight``: A clip(exp(sign(A) o), 1 - clip, 1 + clip).
+    """
+    advantage_B1 = advantage_B[:, None]
+    if form == "reshape":
+        return outcome_share * advantage_B1 + (1 - outcome_share) * opinion_BT
+    if form == "reweight":
+        return advantage_B1 * (advantage_B1.sign() * opinion_BT).exp().clamp(1 - clip, 1 + clip)
+    raise ValueError(f"form must be 'reshape' or 'reweight'; got {form!r}")
 
 
 def _kl(left_logp: Tensor, right_logp: Tensor) -> Tensor:

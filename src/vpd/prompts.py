@@ -10,6 +10,8 @@ assistant header are never cut.  Every token cut is counted on the :class:`~vpd.
 """
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -52,6 +54,7 @@ class Prompter:
         self.settings = settings
         self.window = window
         self.max_completion_length = max_completion_length
+        self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
         self._specials = sorted(filter(str.strip, tokenizer.all_special_tokens), key=len, reverse=True)
 
     def student(self, task: Task) -> Tokens:
@@ -157,9 +160,14 @@ class Prompter:
         return self.teacher(rollout.task, rollout.context)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Tokens:
+        return self._remembered(json.dumps([list(messages), list(tools)]))
+
+    def _tokens(self, conversation: str) -> Tokens:
+        """A conversation (JSON: messages and tools) as the chat template writes it, ready for an answer."""
+        messages, tools = json.loads(conversation)
         tokens = self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) or None,
+            messages,
+            tools=tools or None,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,

@@ -3,6 +3,7 @@
 ======== ==================================================================================
 grpo     ``update("policy")``
 distill  ``update("m_step")`` towards a teacher: SDPO, and GKD with an external one
+hybrid   ``update("policy")`` with a teacher's opinion in the advantage
 vpd      when due: ``score`` -> shift, ``update("e_step")``; always: what ``distill`` does
 ======== ==================================================================================
 

@@ -4,15 +4,20 @@
     wrong : rule B means mirror             (the feedback on a wrong answer)
 
 Every letter stands for one look-up applied to each digit; ``copy`` is a decoy that no letter means.  An answer is right
-when all six digits are.  Answers fill six tokens, so a ``length`` finish is normal here.
+when all its digits are.  Answers fill ``length`` tokens, so a ``length`` finish is normal here.
+
+The text can be made worse on purpose, to see who notices: wrong for a share of the tasks, informative for some letters
+only, wrong from one training task to another, or empty.  What it says is a pure function of the task's place.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from vpd.envs import per_row
+from vpd.errors import ConfigError
 from vpd.types import Grade, Task
 
 LENGTH = 6
@@ -24,7 +29,16 @@ OPERATIONS = {
     "copy": "0123456789",
 }
 RULES = {"A": "swap", "B": "mirror", "C": "half", "D": "shuffle"}
+NOTHING = "?"  # what stands for the operation where the text names none
 DEFAULT_EVAL_TASKS = 512
+
+
+class Problem(NamedTuple):
+    """A task's payload: the letter, the digits, and the operation that the feedback will name."""
+
+    rule: str
+    digits: list[int]
+    named: str
 
 
 def apply(operation: str, digits: Sequence[int]) -> list[int]:
@@ -34,38 +48,72 @@ def apply(operation: str, digits: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """``hint="operation"``: feedback names the operation; ``"verdict"``: it says ``wrong`` and nothing else."""
+    """``hint="operation"``: feedback names an operation; ``"empty"``: it has that form and names nothing (and the
+    teacher reads it); ``"verdict"``: it says ``wrong`` and nothing else, which is for people.
+    """
 
     name: Literal["digits"] = "digits"
-    hint: Annotated[Literal["operation", "verdict"], "what the feedback on a wrong answer says"] = "operation"
+    hint: Annotated[Literal["operation", "empty", "verdict"], "what the feedback on a wrong answer says"] = "operation"
+    length: Annotated[int, "digits of a task, and tokens of its answer"] = LENGTH
+    wrong_share: Annotated[float, "share of tasks whose feedback names a wrong operation"] = 0.0
+    helped_rules: Annotated[str, "letters whose feedback is informative; the others' names any operation"] = "ABCD"
+    wrong_from: Annotated[int | None, "first training task whose feedback names a wrong operation; null: none"] = None
+    wrong_until: Annotated[int | None, "first training task after it that is told the truth again; null: none"] = None
     fixed_length: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check = [
+            ("length", self.length >= 1, "at least 1"),
+            ("wrong_share", 0.0 <= self.wrong_share <= 1.0, "a number from 0 to 1"),
+            ("helped_rules", set(self.helped_rules) <= set(RULES), f"letters of {''.join(RULES)}"),
+            ("wrong_until", self.wrong_until is None or self.wrong_from is not None, "null without wrong_from"),
+        ]
+        for name, holds, expected in check:
+            if not holds:
+                raise ConfigError(f"env.{name} is out of range", got=vars(self)[name], expected=expected)
+
     def task(self, index: int, *, seed: int) -> Task:
-        return self._draw(f"train/{seed}/{index}", held_out=False)
+        wrong = self.wrong_from is not None and self.wrong_from <= index < (self.wrong_until or index + 1)
+        return self._draw(f"train/{seed}/{index}", held_out=False, wrong=wrong)
 
     def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return [self._draw(f"eval/{i}", held_out=True) for i in range(DEFAULT_EVAL_TASKS if limit is None else limit)]
+        """Held-out tasks; their feedback is that of training outside ``wrong_from`` to ``wrong_until``."""
+        return _eval_tasks(self, DEFAULT_EVAL_TASKS if limit is None else limit)
 
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
-        rule, _ = task.payload
+        problem: Problem = task.payload
         if text.split() == self.solution(task).split():
             return Grade(reward=1.0, feedback="right", informative=False)
         if self.hint == "verdict":
             return Grade(reward=0.0, feedback="wrong", informative=False)
-        return Grade(reward=0.0, feedback=f"wrong : rule {rule} means {RULES[rule]}")
+        named = NOTHING if self.hint == "empty" else problem.named
+        return Grade(reward=0.0, feedback=f"wrong : rule {problem.rule} means {named}")
 
     def solution(self, task: Task) -> str:
-        rule, digits = task.payload
-        return " ".join(map(str, apply(RULES[rule], digits)))
+        problem: Problem = task.payload
+        return " ".join(map(str, apply(RULES[problem.rule], problem.digits)))
 
-    def _draw(self, key: str, *, held_out: bool) -> Task:
+    def _draw(self, key: str, *, held_out: bool, wrong: bool = False) -> Task:
         """A task of one stream; one number in sixteen belongs to evaluation, so the streams never meet."""
         source = random.Random(key)
         while True:
             rule = source.choice("ABCD")
-            digits = [source.randrange(10) for _ in range(LENGTH)]
+            digits = [source.randrange(10) for _ in range(self.length)]
             if (sum((place + 2) * digit for place, digit in enumerate(digits)) % 16 == 0) == held_out:
                 break
         content = f"apply rule {rule} to {' '.join(map(str, digits))}"
-        return Task(id=content, messages=({"role": "user", "content": content},), payload=(rule, digits))
+        payload = Problem(rule, digits, self._named(random.Random(f"{key}/text"), rule, wrong))
+        return Task(id=content, messages=({"role": "user", "content": content},), payload=payload)
+
+    def _named(self, source: random.Random, rule: str, wrong: bool) -> str:
+        """The operation that the feedback names."""
+        wrong = wrong or source.random() < self.wrong_share
+        if wrong:
+            return source.choice([name for name in OPERATIONS if name != RULES[rule]])
+        return RULES[rule] if rule in self.helped_rules else source.choice(list(OPERATIONS))
+
+
+@functools.lru_cache(maxsize=16)
+def _eval_tasks(env: Digits, count: int) -> tuple[Task, ...]:
+    return tuple(env._draw(f"eval/{i}", held_out=True) for i in range(count))

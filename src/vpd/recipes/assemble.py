@@ -11,9 +11,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.algorithms import Algorithm
-from vpd.algorithms.distill import Distill, GKDSettings
+from vpd.algorithms.distill import Distill, DistillSettings, GKDSettings
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.config import Config, CustomEnv, ModelSettings
 from vpd.engines import Engine
@@ -54,7 +55,7 @@ def assemble(config: Config, *, env: Env | None = None) -> Parts:
     prompter = make_prompter(config, model, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
     algorithm = config.algorithm
-    top_k = None if isinstance(algorithm, GRPOSettings) else algorithm.distillation_topk
+    top_k = algorithm.distillation_topk if isinstance(algorithm, DistillSettings) else None
     if top_k is not None and top_k > vocabulary:
         raise ConfigError(
             "algorithm.distillation_topk is larger than the vocabulary",
@@ -101,6 +102,8 @@ def make_algorithm(config: Config, prompter: Prompter) -> Algorithm:
         return VPD(settings, prompter)
     if isinstance(settings, GRPOSettings):
         return GRPO(settings)
+    if isinstance(settings, HybridSettings):
+        return Hybrid(settings)
     return Distill(settings, own_prompt=isinstance(settings, GKDSettings))
 
 
@@ -124,7 +127,8 @@ def announce(env: Env) -> None:
 
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """Model and tokenizer of a Hub id, a folder, or the shipped base."""
-    source = str(tiny.load_bundled()) if settings.name_or_path == "tiny" else settings.name_or_path
+    name = settings.name_or_path
+    source = str(tiny.load_bundled(name)) if name in tiny.BUNDLED else name
     transformers.utils.logging.disable_progress_bar()
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
@@ -135,7 +139,7 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         raise ModelError(
             f"cannot load the model {settings.name_or_path!r}",
             got=str(error).split("\n")[0][:160],
-            expected="a Hub id, a folder that from_pretrained loads, or 'tiny'",
+            expected=f"a Hub id, a folder that from_pretrained loads, or one of {', '.join(tiny.BUNDLED)}",
         ) from error
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -157,8 +161,8 @@ def load_external(settings: GKDSettings, model: ModelSettings, tokenizer: Any) -
 
 
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
-    """The prompter of a config; the shipped base speaks too few words for the default headers and has its own."""
-    settings = config.prompts or (tiny.TEMPLATE if config.model.name_or_path == "tiny" else PromptSettings())
+    """The prompter of a config; the shipped bases speak too few words for the default headers and have their own."""
+    settings = config.prompts or (tiny.TEMPLATE if config.model.name_or_path in tiny.BUNDLED else PromptSettings())
     window = model.config.get_text_config().max_position_embeddings
     return Prompter(tokenizer, settings, window=window, max_completion_length=config.rollout.max_completion_length)
 

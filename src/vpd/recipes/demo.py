@@ -104,7 +104,7 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
         },
         "seed": first_seed,
         "seeds": seeds,
-        "commit": _commit(),
+        "commit": commit(),
         "runs": runs,
     }
     (output / "results.json").write_text(json.dumps(results, indent=1))
@@ -200,7 +200,8 @@ def _mean(curve: Curve) -> float:
     return statistics.fmean(value for _, value in curve)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit of the source tree, None outside one."""
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)

@@ -1,16 +1,18 @@
-"""The tiny base of the demo: a quarter of a million parameters that read words.
+"""Tiny bases: a quarter of a million parameters that read words.
 
-It is made here by supervised warm-up on *imperfect* data, so that there is something to learn: it knows the operations
-by name, follows a hint most of the time, and is right about a rule's letter little more than by chance.  ``build``
-makes it anew; ``load_bundled`` checks the shipped copy against its hashes.
+They are made here by supervised warm-up on *imperfect* data, so that there is something to learn: the demo's base knows
+the operations by name, follows a hint most of the time, and is right about a rule's letter little more than by chance.
+The others (:data:`BASES`) know more, or less, for ``vpd reproduce``.  ``build`` makes one anew; ``load_bundled`` checks
+the shipped copies against their hashes.
 """
 
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,31 +20,80 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vpd.checkpoint import save_model
-from vpd.envs.digits import LENGTH, OPERATIONS, RULES, apply
+from vpd.envs.digits import LENGTH, NOTHING, OPERATIONS, RULES, apply
 from vpd.errors import ModelError
 from vpd.prompts import Prompter, PromptSettings
 from vpd.types import Section, Task
 
-FOLDER = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+FOLDER = ASSETS / "tiny"
 HASHES = "SHA256"
 SEED = 0
+VERSION = 1  # of the code that makes bases: raise it when other weights come out of the same recipe
 TEMPLATE = PromptSettings(
     demonstration_header=" . a correct solution : ", feedback_header=" . feedback : ", closing="", cut_marker=" "
 )
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 WORDS = ["apply", "rule", "to", "means", "right", "wrong", "feedback", "a", "correct", "solution", ":", "."]
+MORE_WORDS = [NOTHING, "attempt", "critique"]
 CHAT = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<assistant> {{ m.content }} {% else %}"
     "<user> {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 STEPS = (130, 170)  # phase 1: bare skills and hints, followed exactly; phase 2: everything, imperfectly
-PHASE_1 = {"skill": 96, "hint": 96}
-PHASE_2 = {"student": 80, "skill": 16, "hint": 80, "demonstration": 40}
 
 
-def make_tokenizer() -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What a base is made of: rows of each kind per step of the two phases, and how good its examples are.
+
+    ``knows``: share of a rule's digits that are right; ``follows`` and ``copies``: share of digits that obey a hint or
+    a demonstration; ``criticises``: share of critiques that name the true operation; ``silent``: share of hints that
+    name nothing (there the student's own answer is right); ``more_words`` adds the words of critiques; ``start``: the
+    base of the same seed whose weights it goes on from.
+    """
+
+    first: Mapping[str, int]
+    then: Mapping[str, int]
+    knows: float
+    follows: float = 0.7
+    copies: float = 0.7
+    criticises: float = 0.6
+    silent: float = 0.0
+    length: int = LENGTH
+    steps: tuple[int, int] = STEPS
+    more_words: bool = False
+    start: str | None = None
+
+
+_ALL = {"student": 80, "skill": 16, "hint": 80, "demonstration": 32, "critic": 40}
+BASES: dict[str, Base] = {
+    "tiny": Base(
+        first={"skill": 96, "hint": 96},
+        then={"student": 80, "skill": 16, "hint": 80, "demonstration": 40},
+        knows=0.25,
+    ),
+    "tiny-mid": Base(first={"skill": 96, "hint": 96, "critic": 32}, then=_ALL, knows=0.55, silent=0.2, more_words=True),
+    "tiny-cold": Base(  # never shown a teacher's format
+        first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.55, more_words=True
+    ),
+    "tiny-long": Base(
+        first={"student": 80, "hint": 32},
+        then={"student": 96, "hint": 64},
+        knows=0.65,
+        follows=0.8,
+        length=10,
+        steps=(110, 120),
+        start="tiny",
+    ),
+    "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
+}
+BUNDLED = ("tiny", "tiny-mid", "tiny-cold")
+
+
+def make_tokenizer(more_words: bool = False) -> Any:
     """Words as tokens, well under a hundred of them, with a chat template."""
-    words = [*SPECIALS, *"0123456789", *RULES, *OPERATIONS, *WORDS]
+    words = [*SPECIALS, *"0123456789", *RULES, *OPERATIONS, *WORDS, *(MORE_WORDS if more_words else [])]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -78,100 +129,164 @@ def make_model(tokenizer: Any, seed: int) -> Any:
 
 
 class Drill:
-    """Imperfect examples: prompts rendered as in training, answers mixed digit by digit."""
+    """Imperfect examples: prompts rendered as in training, answers mixed digit by digit.
 
-    def __init__(self, tokenizer: Any, seed: int, *, knows: float = 0.25, follows: float = 0.7, copies: float = 0.7):
-        self._tokenizer = tokenizer
-        self._prompter = Prompter(tokenizer, TEMPLATE, window=None, max_completion_length=LENGTH)
+    A prompt is rendered once with zeros for digits and then filled in, which is much faster.
+    """
+
+    def __init__(self, tokenizer: Any, base: Base, seed: int):
+        self._ids: dict[str, int] = tokenizer.get_vocab()
+        self._base = base
+        self._prompter = Prompter(tokenizer, TEMPLATE, window=None, max_completion_length=base.length)
         self._random = random.Random(seed)
-        self._knows, self._follows, self._copies = knows, follows, copies
+        self._frames: dict[tuple[str, ...], Sequence[int]] = {}
 
     def batch(self, kind: str, count: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` rows of one kind as prompt + answer ids [count, L], and the answers' ids [count, 6]."""
-        rows = [self._row(kind, exact) for _ in range(count)]
-        answers = torch.tensor(
-            [self._tokenizer.encode(" ".join(map(str, a)), add_special_tokens=False) for _, a in rows]
-        )
-        return torch.cat([torch.tensor([list(prompt) for prompt, _ in rows]), answers], 1), answers
+        """``count`` rows of one kind as prompt + answer ids [count, L], and the answers' ids [count, T]."""
+        return self._tensors([self._row(kind, exact) for _ in range(count)])
 
-    def _row(self, kind: str, exact: bool) -> tuple[Sequence[int], list[int]]:
-        draw = self._random
-        rule, digits = draw.choice(list(RULES)), [draw.randrange(10) for _ in range(LENGTH)]
-        named = draw.choice(list(OPERATIONS))
-        shown = " ".join(map(str, digits))
+    def _tensors(self, rows: Sequence[tuple[list[int], str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        answers = torch.tensor([[self._ids[word] for word in answer.split()] for _, answer in rows])
+        return torch.cat([torch.tensor([prompt for prompt, _ in rows]), answers], 1), answers
+
+    def exam(self, kind: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows whose answer is the truth, whose hint or demonstration says it, or (``silent``) names nothing."""
+        rows = [self._question(kind) for _ in range(count)]
+        return self._tensors(rows)
+
+    def _question(self, kind: str) -> tuple[list[int], str]:
+        base, rule = self._base, self._random.choice(list(RULES))
+        digits, zeros = [self._random.randrange(10) for _ in range(base.length)], _words([0] * base.length)
+        right, task = apply(RULES[rule], digits), f"apply rule {rule} to {_words([0] * base.length)}"
+        match kind:
+            case "student":
+                return self._prompt(digits, task), _words(right)
+            case "hint" | "silent":
+                told = hint_of(rule, RULES[rule] if kind == "hint" else NOTHING)
+                return self._prompt(digits, task, told), _words(right)
+            case "demonstration":
+                return self._prompt([*digits, *right], task, zeros, "demonstration"), _words(right)
+            case _:
+                attempt = map(int, self._mix(RULES[rule], digits, base.knows).split())
+                return self._prompt([*digits, *attempt], critic_of(task, zeros)), hint_of(rule, RULES[rule])
+
+    def _row(self, kind: str, exact: bool) -> tuple[list[int], str]:
+        draw, base = self._random, self._base
+        rule, digits = draw.choice(list(RULES)), [draw.randrange(10) for _ in range(base.length)]
+        named, zeros = draw.choice(list(OPERATIONS)), _words([0] * base.length)
         if kind == "skill":
-            return self._student(f"apply {named} to {shown}"), apply(named, digits)
-        task = f"apply rule {rule} to {shown}"
+            return self._prompt(digits, f"apply {named} to {zeros}"), _words(apply(named, digits))
+        task = f"apply rule {rule} to {zeros}"
         if kind == "student":
-            return self._student(task), self._mix(RULES[rule], digits, self._knows)
+            return self._prompt(digits, task), self._mix(RULES[rule], digits, base.knows)
         if kind == "hint":
             named = RULES[rule] if draw.random() < 0.3 else named
-            section = Section(kind="feedback", source="drill", text=f"wrong : rule {rule} means {named}")
-            answer = self._mix(named, digits, 1.0 if exact else self._follows)
-        else:
-            solution = apply(named, digits)
-            section = Section(kind="demonstration", source="drill", text=" ".join(map(str, solution)))
-            answer = self._mix(named, digits, 1.0 if exact else self._copies)
-        teacher = self._prompter.teacher(_task(task), [section])
-        assert teacher is not None
-        return teacher.tokens, answer
+            if base.silent and not exact and draw.random() < base.silent:
+                return self._prompt(digits, task, hint_of(rule, NOTHING)), self._mix(RULES[rule], digits, base.knows)
+            return self._prompt(digits, task, hint_of(rule, named)), self._mix(
+                named, digits, 1.0 if exact else base.follows
+            )
+        if kind == "critic":
+            attempt = self._mix(RULES[rule], digits, base.knows)
+            found = self._or_another(RULES[rule], base.criticises)
+            return self._prompt([*digits, *map(int, attempt.split())], critic_of(task, zeros)), hint_of(rule, found)
+        answer = self._mix(named, digits, 1.0 if exact else base.copies)
+        return self._prompt([*digits, *apply(named, digits)], task, zeros, "demonstration"), answer
 
-    def _student(self, content: str) -> Sequence[int]:
-        return self._prompter.student(_task(content))
+    def _prompt(
+        self,
+        digits: Sequence[int],
+        content: str,
+        told: str = "",
+        kind: Literal["demonstration", "feedback"] = "feedback",
+    ) -> list[int]:
+        """The student's prompt for ``content``, or the teacher's who is ``told`` something; zeros become the digits."""
+        key = (content, told, kind)
+        if key not in self._frames:
+            task = Task(id=content, messages=({"role": "user", "content": content},))
+            prompt = self._prompter.teacher(task, [Section(kind=kind, source="drill", text=told)]) if told else None
+            self._frames[key] = prompt.tokens if prompt else self._prompter.student(task)
+        filling = iter(digits)
+        zero = self._ids["0"]
+        return [zero + next(filling) if token == zero else token for token in self._frames[key]]
 
-    def _mix(self, operation: str, digits: Sequence[int], share: float) -> list[int]:
+    def _mix(self, operation: str, digits: Sequence[int], share: float) -> str:
         """Each digit by ``operation`` with probability ``share``, else by one of the others."""
+        names = [self._or_another(operation, share) for _ in digits]
+        return _words([apply(name, [digit])[0] for name, digit in zip(names, digits, strict=True)])
+
+    def _or_another(self, operation: str, share: float) -> str:
         others = [name for name in OPERATIONS if name != operation]
-        names = [operation if self._random.random() < share else self._random.choice(others) for _ in digits]
-        return [apply(name, [digit])[0] for name, digit in zip(names, digits, strict=True)]
+        return operation if self._random.random() < share else self._random.choice(others)
 
 
-def warm_up(model: Any, drill: Drill) -> None:
+def hint_of(rule: str, operation: str) -> str:
+    """The text that names an operation, as the environment writes it."""
+    return f"wrong : rule {rule} means {operation}"
+
+
+def critic_of(task: str, attempt: str, verdict: str = "wrong") -> str:
+    """What a critic reads."""
+    return f"{task} . attempt : {attempt} {verdict} . critique"
+
+
+def warm_up(model: Any, drill: Drill, base: Base) -> None:
     """Supervised training on the drill, about half a minute on one core."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(sum(STEPS)):
-        late = max(0, step - STEPS[0]) / STEPS[1]
+    for step in range(sum(base.steps)):
+        late = max(0, step - base.steps[0]) / base.steps[1]
         rate = 3e-3 * min(1.0, (step + 1) / 40) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * late)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        sizes = PHASE_2 if step >= STEPS[0] else PHASE_1
+        sizes = base.then if step >= base.steps[0] else base.first
         optimizer.zero_grad()
         for kind, count in sizes.items():
-            ids, answers = drill.batch(kind, count, exact=step < STEPS[0])
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, -LENGTH:]
+            ids, answers = drill.batch(kind, count, exact=step < base.steps[0])
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, -answers.shape[1] :]
             loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
             (loss * count / sum(sizes.values())).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
 
-def build(folder: Path, seed: int = SEED) -> Path:
-    """Make a base and write it to ``folder`` with the hashes of its files."""
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, seed)
-    warm_up(model, Drill(tokenizer, seed))
+def recipe_hash(name: str) -> str:
+    """Eight characters that change with the recipe of a base or with the code that makes it."""
+    base = BASES[name]
+    changed = {f.name: value for f in fields(base) if (value := vars(base)[f.name]) != f.default}
+    return hashlib.sha256(f"{VERSION} {changed}".encode()).hexdigest()[:8]
+
+
+def build(folder: Path, seed: int = SEED, name: str = "tiny", start: Path | None = None) -> Path:
+    """Make a base and write it to ``folder`` with the hashes of its files; ``start``: the base to go on from."""
+    base = BASES[name]
+    tokenizer = make_tokenizer(base.more_words)
+    model = make_model(tokenizer, seed) if start is None else LlamaForCausalLM.from_pretrained(start)
+    warm_up(model, Drill(tokenizer, base, seed), base)
     save_model(model, tokenizer, folder)
     files = sorted(path for path in folder.iterdir() if path.name != HASHES)
     (folder / HASHES).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in files))
     return folder
 
 
-def load_bundled(folder: Path = FOLDER) -> Path:
-    """The shipped base's folder, after checking its hashes.  Raises ModelError if a file is missing or changed."""
+def load_bundled(name: str = "tiny") -> Path:
+    """A shipped base's folder, after checking its hashes.  Raises ModelError if a file is missing or changed."""
+    return check(ASSETS / name, f"the shipped base model {name}", "Install the package anew.")
+
+
+def check(folder: Path, what: str, do: str) -> Path:
+    """The folder of a base, after checking its hashes.  Raises ModelError if a file is missing or changed."""
     try:
         for line in (folder / HASHES).read_text().splitlines():
             digest, name = line.split()
             if _sha256(folder / name) != digest:
-                raise ModelError(
-                    f"the shipped base model is damaged: {name} has changed", do="Install the package anew."
-                )
+                raise ModelError(f"{what} is damaged: {name} has changed", do=do)
     except OSError as error:
-        raise ModelError(f"the shipped base model is incomplete: {error}", do="Install the package anew.") from error
+        raise ModelError(f"{what} is incomplete: {error}", do=do) from error
     return folder
 
 
-def _task(content: str) -> Task:
-    return Task(id=content, messages=({"role": "user", "content": content},))
+def _words(digits: Sequence[int]) -> str:
+    return " ".join(map(str, digits))
 
 
 def _sha256(path: Path) -> str:

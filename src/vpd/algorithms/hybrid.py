@@ -1,0 +1,95 @@
+"""Hybrids of reward and feedback in one stage, without an E-step (arXiv 2605.15113, its baselines).
+
+The teacher's opinion of a token is o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), and A is GRPO's advantage of the row:
+
+    reshape   A_t = lambda A + (1 - lambda) o_t                                  AdvReshape, additive
+    reweight  A_t = A clip(exp(sign(A) o_t), 1 - eps, 1 + eps)                   AdvReweight, multiplicative
+
+Either stands in PPO's clipped policy gradient.  A row without a context has no opinion: o_t = 0.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from vpd.algorithms import rows, weighting
+from vpd.algorithms.distill import SelfTeacher
+from vpd.algorithms.grpo import group_advantages
+from vpd.errors import ConfigError
+from vpd.learners import Learner, Terms
+from vpd.losses import clipped_policy_gradient, mixed_advantage
+from vpd.tensors import Batch, Scorer
+from vpd.types import Group, Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings(SelfTeacher):
+    """A policy gradient whose advantage listens to a teacher made of the student's own weights."""
+
+    name: Literal["hybrid"] = "hybrid"
+    form: Annotated[Literal["reshape", "reweight"], "how the teacher's opinion enters the advantage"] = "reshape"
+    outcome_share: Annotated[float, "reshape: lambda, the share of GRPO's advantage"] = 0.5
+    reweight_clip: Annotated[float, "reweight: eps, the most that the teacher changes an advantage by"] = 0.2
+    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
+        "group"
+    )
+    clip_low: Annotated[float, "lower clip of the ratio; does nothing at one update a batch"] = 0.2
+    clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
+    average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+
+    def __post_init__(self) -> None:
+        self._check_own_teacher()
+        for name in ("outcome_share", "reweight_clip"):
+            if not 0.0 <= vars(self)[name] <= 1.0:
+                raise ConfigError(
+                    f"algorithm.{name} is out of range", got=vars(self)[name], expected="a number from 0 to 1"
+                )
+
+
+class Hybrid:
+    """``update("policy")`` with an advantage for each token."""
+
+    def __init__(self, settings: HybridSettings):
+        self.settings = settings
+
+    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+        settings = self.settings
+        advantages = group_advantages(groups, settings.scale_rewards)
+        examples = [
+            dataclasses.replace(e, advantage=a) for e, a in zip(rows.examples_of(groups), advantages, strict=True)
+        ]
+        weights = weighting.token_average(rows.lengths_of(examples), [True] * len(examples), average=settings.average)
+        speaks = [bool(e.advantage) or (settings.form == "reshape" and e.teacher_prompt is not None) for e in examples]
+        weights = [w if s else 0.0 for w, s in zip(weights, speaks, strict=True)]  # counted, but adds nothing
+        return learner.update("policy", rows.weighted(examples, policy=weights), self._objective)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
+        settings = self.settings
+        logprobs_BT = scorer.logprobs("student")
+        reference_BT = batch.reference_or(logprobs_BT)
+        teacher_BT = scorer.logprobs("teacher") if batch.has_teacher else logprobs_BT
+        opinion_BT = (teacher_BT - logprobs_BT).detach()
+        advantage_BT = mixed_advantage(
+            batch.advantage_B,
+            opinion_BT,
+            form=settings.form,
+            outcome_share=settings.outcome_share,
+            clip=settings.reweight_clip,
+        )
+        loss_BT = clipped_policy_gradient(
+            logprobs_BT, reference_BT, advantage_BT, clip_low=settings.clip_low, clip_high=settings.clip_high
+        )
+        return Terms(
+            losses={"policy": (loss_BT * batch.mask_BT).sum(-1)},
+            stats={
+                "entropy": scorer.entropy("student").sum(-1),
+                "teacher_minus_student": (opinion_BT * batch.mask_BT).sum(-1),
+                "sampling_logp_difference": ((reference_BT - batch.behaviour_BT).abs() * batch.mask_BT).sum(-1),
+            },
+        )

@@ -1,0 +1,146 @@
+"""The report: claims with verdicts, what every method reached in every regime, and the curves."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from vpd.errors import StorageError
+from vpd.recipes.demo import commit
+from vpd.recipes.reproduce.claims import RULE, Finding, Runs, Verdict, standard_error
+from vpd.recipes.reproduce.methods import METHODS
+from vpd.recipes.reproduce.pictures import draw_regime
+from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
+from vpd.recipes.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
+
+STYLES: Mapping[Verdict, str] = {
+    "holds": "bold green",
+    "does not hold": "bold red",
+    "undecided": "yellow",
+    "not run": "dim",
+}
+COLUMNS = (
+    "start",
+    "final",
+    "peak",
+    "mean",
+    "held_out",
+    "teacher_start",
+    "teacher_peak",
+    "e_accuracy",
+    "drift",
+    "trust",
+    "cpu",
+)
+
+
+def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
+    """``claims.json``, ``reproduction.md`` and ``images/``, a picture for each regime; returns the paths."""
+    regimes = [name for name in REGIMES if any(where == name for where, _ in runs)]
+    written = [output / "claims.json", output / "reproduction.md"]
+    try:
+        (output / "images").mkdir(exist_ok=True)
+        written[0].write_text(json.dumps([as_data(finding) for finding in findings], indent=1))
+        for name in regimes:
+            picture = output / "images" / f"reproduce-{name}.png"
+            here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
+            draw_regime(picture, REGIMES[name], here)
+            written.append(picture)
+        written[1].write_text(markdown(findings, runs, rates=rates))
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
+        ) from error
+    return written
+
+
+def as_data(finding: Finding) -> dict[str, Any]:
+    """A finding as plain data."""
+    claim = finding.claim
+    return {
+        "claim": claim.name,
+        "statement": claim.statement,
+        "source": claim.source,
+        "regime": claim.regime,
+        "numbers": list(finding.numbers),
+        "verdict": finding.verdict,
+    }
+
+
+def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
+    """The whole report."""
+    made = {json.dumps(run["settings"]): run for seeds in runs.values() for run in seeds.values()}
+    minutes = sum(run["cpu_seconds"] for run in made.values()) / 60
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in STYLES}
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    lines = [
+        "# The paper in miniature",
+        "",
+        f"{len(findings)} claims tested on a CPU: {summary}. {len(made)} runs, {minutes:.0f} minutes of one core. "
+        f"Written by `vpd reproduce` at {commit() or 'no commit'}; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}.",
+        "",
+        "The task is `digits`: a letter hides an operation on digits, an answer is right when every digit is. "
+        f"The bases have 0.24 M parameters; every iteration is {PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for "
+        "every method. Seeds differ in base, tasks and samples. The student's accuracy is "
+        f"measured on its own rollouts, whose tasks are new in every iteration: *final* is the mean of the last "
+        f"{2 * BLOCK} iterations, *peak* the best {BLOCK} in a row. *Held out* and *teacher* are evaluations of "
+        f"{EVAL_ANSWERS} answers; the teacher's are second attempts at what the student failed, with the text. "
+        f"Learning rates were chosen on other seeds (`{rates.name}`).",
+        "",
+        RULE,
+        "",
+        "## Claims",
+        "",
+        "| claim | regime | source | comparison | difference | n | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for finding in findings:
+        lines += _rows_of(finding)
+    for name, world in REGIMES.items():
+        here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
+        if here:
+            lines += ["", f"## {name}", "", _sentence(world.title), "", *_regime_table(here)]
+            lines += ["", f"![Curves of {name}](images/reproduce-{name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows_of(finding: Finding) -> list[str]:
+    claim, rows = finding.claim, []
+    for number, comparison in enumerate(finding.numbers):
+        mean = comparison["mean"]
+        difference = "-" if mean is None else f"{mean:+.3f} ± {comparison['standard_error']:.3f}"
+        head = (claim.statement, claim.regime, claim.source) if number == 0 else ("", "", "")
+        verdict = f"**{comparison['verdict']}**"
+        rows.append(
+            "| " + " | ".join([*head, comparison["comparison"], difference, str(comparison["n"]), verdict]) + " |"
+        )
+    return rows
+
+
+def _regime_table(here: Mapping[str, Sequence[Run]]) -> list[str]:
+    shown = [name for name in COLUMNS if any(measure(r, name) is not None for runs in here.values() for r in runs)]
+    titles = [name.replace("_", " ").replace("cpu", "CPU s") for name in shown]
+    lines = ["| method | rate | n | " + " | ".join(titles) + " |", "|---" * (3 + len(shown)) + "|"]
+    for name in (name for name in METHODS if name in here):
+        cells = [_cell([measure(run, column) for run in here[name]], column) for column in shown]
+        rate = f"{here[name][0]['job']['learning_rate']:g}"
+        lines.append("| " + " | ".join([METHODS[name].title, rate, str(len(here[name])), *cells]) + " |")
+    return lines
+
+
+def _cell(values: Sequence[float | None], column: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    digits = {"drift": 4, "cpu": 0}.get(column, 2)
+    mean = f"{statistics.fmean(known):.{digits}f}"
+    return mean if len(known) == 1 or column == "cpu" else f"{mean} ± {standard_error(known):.{digits}f}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

@@ -1,0 +1,61 @@
+"""Each method's learning rate, from one grid for all, on seeds that are never reported."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from vpd.errors import StorageError
+from vpd.recipes.reproduce.methods import GRID, method
+from vpd.recipes.reproduce.regimes import REGIMES
+from vpd.recipes.reproduce.run import Job, Run, make_all, measure
+
+FIRST_SEED = 100
+HEAD = """\
+# Learning rates, as `vpd reproduce --tune` chose them: the best final accuracy of the grid on the seeds below, which
+# are not reported.  Every method had the same grid and the same rollouts.
+"""
+
+
+def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
+    """The grid of every (regime, method) that has a rate of its own."""
+    own = dict.fromkeys((REGIMES[where].tuned_as or where, who) for where, who in pairs if method(who).tuned_as is None)
+    return [
+        Job(regime=where, method=who, seed=FIRST_SEED + seed, learning_rate=rate)
+        for where, who in own
+        for rate in GRID
+        for seed in range(seeds)
+    ]
+
+
+def tune(pairs: Iterable[tuple[str, str]], output: Path, *, seeds: int, processes: int, console: Console) -> Path:
+    """Run the grid and write ``rates.yaml``."""
+    jobs = tuning_jobs(pairs, seeds)
+    runs = make_all(jobs, output / "runs", processes=processes, console=console)
+    path = output / "rates.yaml"
+    table = {"seeds": sorted({job.seed for job in jobs}), "rates": choose(runs)}
+    try:
+        path.write_text(HEAD + yaml.safe_dump(table, sort_keys=False, width=120, default_flow_style=None))
+    except OSError as error:
+        raise StorageError(f"cannot write {path}", got=error.strerror) from error
+    console.print(f"Written: {path}")
+    return path
+
+
+def choose(runs: Mapping[Job, Run]) -> dict[str, dict[str, Any]]:
+    """For every regime and method the rate with the best final accuracy (of equals the lowest), and all finals."""
+    finals: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for job, run in runs.items():
+        value = measure(run, "final")
+        assert value is not None, "every run is evaluated"
+        finals.setdefault(job.regime, {}).setdefault(job.method, {}).setdefault(job.learning_rate, []).append(value)
+    table: dict[str, dict[str, Any]] = {}
+    for where, methods in finals.items():
+        for who, by_rate in methods.items():
+            means = {rate: round(statistics.fmean(values), 3) for rate, values in sorted(by_rate.items())}
+            best = max(means, key=lambda rate: means[rate])
+            table.setdefault(where, {})[who] = {"learning_rate": best, "final": means}
+    return table

@@ -1,0 +1,54 @@
+"""Which sources decide a run's numbers: a run is made again when one of them changes, and only then."""
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+import vpd
+from vpd.config import ALGORITHMS
+
+ROOT = Path(vpd.__file__).parent
+COMMON = (
+    "vpd.engines.torch_engine",
+    "vpd.envs.digits",
+    "vpd.evaluate",
+    "vpd.feedback.critique",
+    "vpd.learners.accelerate_learner",
+    "vpd.loop",
+)
+SILENT = ("vpd.errors",)  # what decides no number
+
+
+@functools.cache
+def code_version(algorithm: str) -> str:
+    """Twelve characters that change with the sources of an algorithm and of everything that runs it."""
+    digest = hashlib.sha256()
+    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].__module__)):
+        digest.update(_file(module).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def sources(*modules: str) -> set[str]:
+    """The modules of ours that these import, directly or not, and themselves."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or module in SILENT:
+            continue
+        found.add(module)
+        for node in ast.walk(ast.parse(_file(module).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vpd"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                waiting += [name if _exists(name) else str(node.module) for name in names]
+    return found - {"vpd"}
+
+
+def _file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _exists(module: str) -> bool:
+    return _file(module).is_file()

@@ -1,0 +1,251 @@
+"""``vpd reproduce``: the rule by hand, plans, reuse, the report from made-up runs, bad input."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpd.cli import main
+from vpd.errors import ConfigError, ModelError, StorageError
+from vpd.recipes.reproduce import bases, regimes, run, tune, versions
+from vpd.recipes.reproduce.claims import Claim, Comparison, decide, judge, standard_error, together
+from vpd.recipes.reproduce.methods import METHODS, load_rates, rate_of
+from vpd.recipes.reproduce.paper import CLAIMS
+from vpd.recipes.reproduce.regimes import REGIMES
+from vpd.recipes.reproduce.report import write_report
+from vpd.recipes.reproduce.run import Job, make_all, measure
+from vpd.recipes.reproduce.suite import Options, plan, reproduce
+
+RATES = {where: {who: 1e-3 for who in METHODS} for where in REGIMES}
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.2, 0.3, 0.25], "holds"),
+        ([-0.2, -0.3, -0.25], "does not hold"),
+        ([0.5, 0.01, -0.01], "undecided"),  # a sign differs
+        ([0.9, 0.01, 0.01], "undecided"),  # mean .31, standard error .30
+        ([0.011, 0.012, 0.013], "does not hold"),  # surely below .03: no difference to speak of
+        ([0.3], "holds"),
+        ([0.09], "undecided"),  # one seed must be wide
+        ([-0.3], "does not hold"),
+        ([], "not run"),
+    ],
+)
+def test_the_rule_by_hand(differences: list[float], verdict: str) -> None:
+    assert decide(differences) == verdict
+
+
+def test_the_rule_where_any_size_counts() -> None:
+    assert decide([0.004, 0.005, 0.006], least=0.0) == "holds"
+    assert decide([0.001, -0.001], least=0.0) == "undecided" and decide([0.001], least=0.0) == "holds"
+    assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / 3**0.5)
+
+
+def test_all_comparisons_must_hold() -> None:
+    assert together(["holds", "holds"]) == "holds"
+    assert together(["holds", "undecided"]) == "undecided"
+    assert together(["undecided", "does not hold"]) == "does not hold"
+    assert together(["does not hold", "not run"]) == "not run"
+
+
+def fake(who: str, seed: int, level: float, where: str = "sparse", steps: int = 100) -> dict[str, Any]:
+    """A run that rises in a straight line to ``level``."""
+    rising = [(k + 1, level * (k + 1) / steps) for k in range(steps)]
+    curves: dict[str, Any] = {name: [] for name in run.KEPT}
+    curves |= {"reward": rising, "eval/accuracy": [(0, 0.0), *rising[19::20]]}
+    if who != "grpo":
+        curves["eval_teacher/accuracy"] = [(0, 0.1), *((k, 0.1 + v) for k, v in rising[19::20])]
+    if who.startswith(("vpd", "gated")):
+        curves["e_step/accuracy"] = [(k, 0.8) for k in range(1, steps, 5)]
+        curves["e_step/student_drift_kl"] = [(k, 0.001) for k in range(1, steps, 5)]
+    job = {"regime": where, "method": who, "seed": seed, "learning_rate": 1e-3}
+    return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": {}, "code": "x"}
+
+
+def test_measures_of_a_run() -> None:
+    made = fake("vpd", 0, 1.0)
+    assert measure(made, "final") == pytest.approx(0.955) and measure(made, "peak") == pytest.approx(0.98)
+    assert measure(made, "mean") == pytest.approx(0.505) and measure(made, "start") == 0.0
+    assert measure(made, "teacher_peak") == pytest.approx(1.1) and measure(made, "e_accuracy") == pytest.approx(0.8)
+    assert measure(fake("grpo", 0, 1.0), "teacher_peak") is None and measure(made, "trust") is None
+
+
+def test_claims_are_judged_by_pairs_of_the_same_seed() -> None:
+    runs = {
+        ("sparse", "vpd"): {s: fake("vpd", s, 0.6 + s / 10) for s in (0, 1, 2)},
+        ("sparse", "sdpo"): {s: fake("sdpo", s, 0.3 + s / 10) for s in (1, 2, 3)},
+        ("cold", "vpd"): {0: fake("vpd", 0, 0.0, "cold")},
+    }
+    finding = judge(CLAIMS["vpd_over_sdpo"], runs)
+    assert finding.verdict == "holds" and finding.numbers[0]["n"] == 2
+    assert finding.numbers[0]["mean"] == pytest.approx(0.3 * 0.955)
+    assert judge(CLAIMS["vpd_over_grpo"], runs).verdict == "not run"
+    backwards = dataclasses.replace(
+        CLAIMS["vpd_over_sdpo"], comparisons=(Comparison(measure="final", left="sdpo", right="vpd"),)
+    )
+    assert judge(backwards, runs).verdict == "does not hold"
+
+
+def test_not_worse_compares_with_the_best_on_average() -> None:
+    levels = {"gated": (0.5, 0.52), "grpo": (0.9, 0.1), "vpd": (0.53, 0.55)}
+    runs = {("sparse", who): {s: fake(who, s, level) for s, level in enumerate(two)} for who, two in levels.items()}
+    claim = Claim(
+        name="x", regime="sparse", statement="", source="",
+        comparisons=(Comparison(measure="final", left="gated", right=("grpo", "vpd"), least=0.0),),
+    )  # fmt: skip
+    found = judge(claim, runs)  # against vpd (mean .54), not grpo (.5): -.03 + .05 in both seeds
+    assert found.numbers[0]["differences"] == pytest.approx([0.05 - 0.03 * 0.955] * 2, abs=1e-3)
+    assert found.verdict == "holds"
+
+
+def test_every_claim_can_be_planned_and_quick_has_at_least_six() -> None:
+    assert {who for claim in CLAIMS.values() for who in claim.methods()} <= set(METHODS)
+    quick = Options(output=Path(), suite="quick")
+    assert len(quick.claims()) >= 6
+    jobs = plan(quick.claims(), quick, RATES)
+    assert all(base in (("tiny", 0), ("tiny-cold", 0)) for job in jobs for base in job.bases())  # all shipped
+    full = Options(output=Path(), suite="all", seeds=5)
+    seeds = {(job.regime, job.method): set() for job in plan(full.claims(), full, RATES)}  # type: ignore[var-annotated]
+    for job in plan(full.claims(), full, RATES):
+        seeds[job.regime, job.method].add(job.seed)
+    assert len(seeds["sparse", "vpd"]) == len(seeds["noisy", "gated"]) == 5 and len(seeds["sparse", "vpd_f1"]) == 3
+
+
+def test_regimes_that_differ_in_text_alone_share_the_runs_of_who_reads_none() -> None:
+    def key(where: str, who: str) -> str:
+        return Job(regime=where, method=who, seed=0, learning_rate=1e-3).key()
+
+    assert key("sparse", "grpo") == key("noisy", "grpo") == key("partial", "grpo") != key("cold", "grpo")
+    assert key("sparse", "vpd") != key("noisy", "vpd")
+
+
+def test_a_run_depends_on_the_sources_of_its_own_algorithm() -> None:
+    mine = {name: versions.sources(*versions.COMMON, f"vpd.algorithms.{name}") for name in ("grpo", "gated", "hybrid")}
+    assert {"vpd.losses", "vpd.tensors", "vpd.packing", "vpd.prompts", "vpd.algorithms.rows"} <= mine["grpo"]
+    assert "vpd.algorithms.gated" not in mine["grpo"] | mine["hybrid"]
+    assert {"vpd.algorithms.gate", "vpd.algorithms.vpd", "vpd.algorithms.grpo"} <= mine["gated"]
+    assert "vpd.config" not in mine["gated"] and "vpd.errors" not in mine["gated"]
+    assert versions.code_version("grpo") != versions.code_version("gated")
+
+
+def test_only_regimes_and_bad_input() -> None:
+    assert [c.name for c in Options(output=Path(), only=("dynamic_prior",)).claims()] == ["dynamic_prior"]
+    assert {c.regime for c in Options(output=Path(), suite="all", regimes=("cold",)).claims()} == {"cold"}
+    for wrong, message in (
+        ({"seeds": 0}, "--seeds is too small"),
+        ({"jobs": 0}, "--jobs is too small"),
+        ({"regimes": ("spars",)}, "Did you mean 'sparse'"),
+        ({"only": ("dynamic_prio",)}, "Did you mean 'dynamic_prior'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Options(output=Path(), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no claim is left to test"):
+        Options(output=Path(), regimes=("noisy",), suite="quick").claims()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "sparse", "--only", "nonsense", "--output_dir", str(tmp_path)]) == 2
+    assert "unknown claim 'nonsense'" in capsys.readouterr().err
+    assert main(["reproduce", "--quick", "--rates", str(tmp_path / "none.yaml"), "--output_dir", str(tmp_path)]) == 2
+    assert "cannot read the learning rates" in capsys.readouterr().err
+    (tmp_path / "bad.yaml").write_text("rates: [1, 2]")
+    assert main(["reproduce", "--quick", "--rates", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path)]) == 2
+    assert "is no table of learning rates" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "interrupted suite goes on" in text and all(name in text for name in REGIMES)
+
+
+def test_the_shipped_rates_cover_every_claim() -> None:
+    rates = load_rates()
+    assert all(rate_of(rates, claim.regime, who) in tune.GRID for claim in CLAIMS.values() for who in claim.methods())
+    with pytest.raises(ConfigError, match="no learning rate for gkd in the regime cold"):
+        rate_of(rates, "cold", "gkd")
+
+
+def test_the_best_rate_wins_and_of_equals_the_lowest() -> None:
+    finals = {1e-4: (0.2, 0.6), 3e-4: (0.5, 0.3), 1e-3: (0.1, 0.1)}
+    runs = {
+        Job(regime="sparse", method="vpd", seed=100 + s, learning_rate=rate): fake("vpd", s, level)
+        for rate, two in finals.items()
+        for s, level in enumerate(two)
+    }
+    assert tune.choose(runs)["sparse"]["vpd"]["learning_rate"] == 1e-4
+
+
+def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_regimes_alone() -> None:
+    jobs = tune.tuning_jobs([("sparse", "vpd"), ("sparse", "vpd_f1"), ("noisy", "vpd")], seeds=2)
+    assert {job.seed for job in jobs} == {100, 101} and len(jobs) == 2 * len(tune.GRID)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two iterations and few evaluations."""
+    world = dataclasses.replace(REGIMES["sparse"], steps=2)
+    monkeypatch.setitem(regimes.REGIMES, "sparse", world)
+    monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_suite_is_run_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(output=tmp_path, only=("vpd_over_sdpo", "teacher_rises"), seeds=1)
+    [first, _] = reproduce(options)
+    assert first.numbers[0]["n"] == 1 and "2 to make" in capsys.readouterr().out
+    files = sorted((tmp_path / "runs").iterdir())
+    ages = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 2
+    reproduce(options)
+    assert "0 to make" in capsys.readouterr().out
+    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "runs").iterdir())] == ages
+    files[0].unlink()  # an interrupted suite makes what is missing
+    reproduce(options)
+    assert "1 to make" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "claims.json").read_text())
+    assert [set(entry) >= {"claim", "regime", "numbers", "verdict"} for entry in kept] == [True, True]
+    files[1].write_text("{")
+    with pytest.raises(StorageError, match="cannot read the run"):
+        reproduce(options)
+
+
+def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
+    level = {"grpo": 0.2, "sdpo": 0.3, "vpd": 0.6, "gated": 0.9, "vpd_fixed": 0.55}
+    runs = {("sparse", who): {s: fake(who, s, at + s / 100) for s in range(3)} for who, at in level.items()}
+    findings = [
+        judge(CLAIMS[name], runs) for name in ("vpd_over_sdpo", "dynamic_prior", "f_5_over_1", "cold_grpo_wins")
+    ]
+    paths = write_report(findings, runs, tmp_path, rates=Path("rates.yaml"))
+    text = (tmp_path / "reproduction.md").read_text()
+    assert "2 holds" in text and "2 not run" in text and "± 0.000 | 3 | **holds** |" in text
+    assert "| GRPO | 0.001 | 3 | 0.00 ± 0.00 | 0.20 ± 0.01 |" in text
+    assert [p.name for p in paths] == ["claims.json", "reproduction.md", "reproduce-sparse.png"]
+    assert paths[2].stat().st_size > 10_000
+
+
+def test_a_base_that_came_out_wrong_is_refused() -> None:
+    good = {"student": 0.3, "hint": 0.7, "demonstration": 0.7}
+    bases.require("tiny", 5, good)
+    with pytest.raises(ModelError, match=r"the warm-up of tiny \(seed 5\) came out wrong: hint less student; got 0.10"):
+        bases.require("tiny", 5, good | {"hint": 0.4})
+    with pytest.raises(ModelError, match="tiny-cold"):
+        bases.require("tiny-cold", 1, {"student": 0.57, "hint": 0.5})  # reads the text after all
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-mid", "tiny-cold"])
+def test_shipped_bases_are_what_their_regimes_need(name: str) -> None:
+    folder = bases.find(name, 0)
+    assert folder is not None
+    bases.require(name, 0, bases.probe(folder, name))
+
+
+def test_bases_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPD_CACHE", str(tmp_path))
+    assert bases.find("tiny", 7) is None
+    monkeypatch.delenv("VPD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert bases.cache_folder() == tmp_path / "vpd"
+    assert make_all([], tmp_path, processes=1, console=run.Console()) == {}
