@@ -1,0 +1,62 @@
+"""What the benchmarks measure with: this process's memory, exactly, and where it is told to start counting anew.
+
+Linux only: the kernel keeps a process's peak resident size (``VmHWM``) and resets it on request.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")
+
+
+def resident() -> int:
+    """Bytes resident now."""
+    return _field("VmRSS")
+
+
+def peak() -> int:
+    """The most bytes resident at once since the start, or since :func:`reset_peak`."""
+    return _field("VmHWM")
+
+
+def reset_peak() -> None:
+    """Count the peak from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _field(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
+    assert found is not None, f"{STATUS} has no {name}"
+    return int(found[1]) * 1024
+
+
+def fixed_bytes(model: Any, *, teacher_copy: bool) -> int:
+    """Bytes that training holds whatever the batch: weights, gradients, AdamW's two moments, a teacher's copy."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights * (5 if teacher_copy else 4)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range: ``0.41 (0.39-0.44)``."""
+    ordered = sorted(values)
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    if len(ordered) == 1:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} ({ordered[0]:.{digits}f}-{ordered[-1]:.{digits}f})"
+
+
+def commit() -> str:
+    """The commit measured, with a + where the tree differs from it."""
+    here = Path(__file__).resolve().parent
+    words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def progress(*words: object) -> None:
+    """A line for the reader, apart from the results on stdout."""
+    print(*words, file=sys.stderr, flush=True)

@@ -1,0 +1,112 @@
+"""One side of ``vs_trl.py``: our iterations on recorded rollouts, in a process of its own.  Prints one line of JSON."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from material import Shape, groups_of, load, prompter_of, record
+from meters import fixed_bytes, peak, reset_peak, resident
+
+from vpd.algorithms import rows
+from vpd.algorithms.distill import Distill, SDPOSettings
+from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.engines.torch_engine import TorchEngine
+from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
+from vpd.learners.teachers import TeacherSettings
+
+
+class Clocked:
+    """A learner whose verbs add up their seconds."""
+
+    def __init__(self, learner: AccelerateLearner):
+        self._learner = learner
+        self.seconds = {"score_s": 0.0, "update_s": 0.0}
+
+    def score(self, *given: Any, **named: Any) -> Any:
+        return self._clock("score_s", self._learner.score, given, named)
+
+    def update(self, *given: Any, **named: Any) -> Any:
+        return self._clock("update_s", self._learner.update, given, named)
+
+    def _clock(self, name: str, verb: Any, given: Any, named: Any) -> Any:
+        started = time.perf_counter()
+        result = verb(*given, **named)
+        self.seconds[name] += time.perf_counter() - started
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--make", nargs=2, metavar=("MODEL", "SHAPE"), help="write the record (SHAPE as JSON) and stop")
+    parser.add_argument("--method", choices=["vpd", "sdpo", "grpo"])
+    parser.add_argument("--micro_batch_size", type=int, default=16)
+    options = parser.parse_args()
+    if options.make:
+        name, shape = options.make
+        options.record.write_text(json.dumps(record(name, Shape(**json.loads(shape)))))
+        return
+    imported = resident()
+    recorded = json.loads(options.record.read_text())
+    print(json.dumps({"imported": imported} | measure(recorded, options.method, options.micro_batch_size)))
+
+
+def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dict[str, Any]:
+    shape = Shape(**recorded["shape"])
+    model, tokenizer, _ = load(recorded["model"])
+    prompter = prompter_of(recorded["model"], tokenizer, shape)
+    groups = groups_of(recorded, prompter)
+    like_trl = {"distillation_alpha": 0.5, "distillation_topk": recorded["top_k"], "distillation_tail": True}
+    if method == "vpd":
+        settings: Any = VPDSettings(e_every=2, **like_trl)
+        algorithm: Any = VPD(settings, prompter)
+    elif method == "sdpo":
+        settings = SDPOSettings(**like_trl)
+        algorithm = Distill(settings)
+    else:
+        settings = GRPOSettings()
+        algorithm = GRPO(settings)
+    teacher = TeacherSettings(kind="live") if method == "grpo" else settings.teacher_settings()
+    optim = OptimSettings(learning_rate=1e-5, micro_batch_size=micro_batch_size)
+    learner = AccelerateLearner(model, optim, teacher=teacher)
+    result: dict[str, Any] = {"fixed": fixed_bytes(model, teacher_copy=method != "grpo"), "steps": []}
+    prompts = [r.prompt for group in groups for r in group.rollouts]
+    engine = TorchEngine(tokenizer, eos_ids=(), autocast=learner.accelerator.autocast)
+    for _ in range(4 if method == "vpd" else 2):
+        engine.load(learner.weights(), 0)
+        reset_peak()
+        started = time.perf_counter()
+        engine.generate(prompts, seeds=list(range(len(prompts))), max_tokens=shape.completion)
+        rolled_out, rollout_peak = time.perf_counter(), peak()
+        reset_peak()
+        clocked = Clocked(learner)
+        metrics = algorithm.step(groups, clocked)
+        learner.end_iteration()
+        done = time.perf_counter()
+        name = "policy" if method == "grpo" else "m_step"
+        result["steps"].append(
+            {
+                "e_step": bool(metrics.get("e_step/rows", 0)),
+                "rollout_s": rolled_out - started,
+                "train_s": done - rolled_out,
+                **clocked.seconds,
+                "rollout_peak": rollout_peak,
+                "train_peak": peak(),
+                "loss": metrics[f"{name}/loss"],
+                "grad_norm": metrics[f"{name}/grad_norm"],
+            }
+        )
+    reset_peak()
+    started = time.perf_counter()
+    scores = learner.score(rows.examples_of(groups), rows.student_logprobs)
+    result |= {"score_s": time.perf_counter() - started, "score_peak": peak(), "logprob": sum(map(sum, scores))}
+    return result
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

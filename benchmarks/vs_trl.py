@@ -1,0 +1,152 @@
+"""VPD, SDPO and GRPO against TRL's SDPO and GRPO: seconds and memory of one iteration, on the same recorded tokens.
+
+    python benchmarks/vs_trl.py --model smollm2 --trl_python trlvenv/bin/python --repeats 3 --output vs_trl.json
+
+Both sides train on the same prompts, completions and teacher's prompts, token for token (``trl_side.py`` says what is
+overridden for that: generation alone), in fp32, with the same rows per micro-batch, top-k 100 + tail, Jensen-Shannon,
+an EMA teacher, AdamW, one thread.  That they do the same work is checked: loss and gradient norm must agree.
+
+Each measurement is a process of its own; repeats alternate.  What is reported is a process's last iteration of a kind
+(the first has no optimiser state yet).  A ratio is ours / TRL's of the same repeat; printed are median and range.
+
+=========== ==========================================================================================
+rollout     sampling the completions, exactly the shape's tokens, each side with its own generation
+train       everything after: teacher's prompts, scoring, forward, backward, optimiser, EMA teacher
+score       log-probs of the completions without gradient
+above       peak memory above weights + gradients + AdamW's moments + the teacher's copy
+=========== ==========================================================================================
+
+VPD takes an E-step in every fifth iteration: its average is four iterations without and one with.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from material import SHAPES
+from meters import commit, progress, spread
+
+HERE = Path(__file__).resolve().parent
+MIB = 1 << 20
+SIDES = {"sdpo": ("vpd", "trl-sdpo", "sdpo"), "grpo": ("grpo", "trl-grpo")}
+LIKE = {"sdpo": "trl-sdpo", "vpd": "trl-sdpo", "grpo": "trl-grpo"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder, or tiny")
+    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["prompt-heavy", "completion-heavy"])
+    parser.add_argument("--methods", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--micro_batch_size", type=int, default=16, help="rows per forward pass, on both sides")
+    parser.add_argument("--trl_python", default=sys.executable, help="interpreter that has trl")
+    parser.add_argument("--trl_flags", default="{}", help="more settings of TRL's config, as JSON")
+    parser.add_argument("--output", type=Path, help="write every measurement here, as JSON")
+    options = parser.parse_args()
+    shown = {k: str(v) for k, v in vars(options).items() if k not in ("trl_python", "output")}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for shape in options.shape:
+        with tempfile.TemporaryDirectory() as folder:
+            runs[shape] = measure(shape, Path(folder) / "record.json", options)
+        if options.output:
+            options.output.write_text(json.dumps({"commit": commit(), "options": shown, "runs": runs}, indent=1))
+    for shape, repeats in runs.items():
+        print(f"\n{shape}: {dataclasses.asdict(SHAPES[shape])}, {options.model}, {len(repeats)} repeats, {commit()}\n")
+        print("\n".join(table(repeats)))
+
+
+def measure(shape: str, record: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One dict of results by side for each repeat."""
+    size = SHAPES[shape]
+    ours = [sys.executable, str(HERE / "ours.py"), "--record", str(record)]
+    _run([*ours, "--make", options.model, json.dumps(dataclasses.asdict(size))])
+    rows = ["--micro_batch_size", str(min(options.micro_batch_size, size.rows))]
+    theirs = [options.trl_python, str(HERE / "trl_side.py"), "--record", str(record), "--flags", options.trl_flags]
+    repeats = []
+    for number in range(options.repeats):
+        results: dict[str, Any] = {}
+        for side in (side for method in options.methods for side in SIDES[method]):
+            start = theirs if side.startswith("trl-") else ours
+            results[side] = json.loads(_run([*start, *rows, "--method", side.removeprefix("trl-")]))
+            last = results[side]["steps"][-1]
+            said = {k: round(last[k], 2) for k in ("rollout_s", "train_s")} | {"peak_mib": last["train_peak"] // MIB}
+            progress(f"{shape}, repeat {number + 1}, {side}: {said}")
+        same_work(results)
+        repeats.append(results)
+    return repeats
+
+
+def _run(words: Sequence[str]) -> str:
+    """The last line that a side prints; one thread, no hub."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | threads)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-3000:]}")
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+def same_work(results: dict[str, Any], tolerance: float = 1e-3) -> None:
+    """Both sides' gradient norms of every step, and SDPO's losses, must agree."""
+    for ours, theirs in (pair for pair in LIKE.items() if pair[0] in results and pair[0] != "vpd"):
+        for mine, other in zip(results[ours]["steps"], results[theirs]["steps"], strict=True):
+            for key in ("grad_norm", "loss") if ours == "sdpo" else ("grad_norm",):
+                if abs(mine[key] - other[key]) > tolerance * abs(other[key]):
+                    raise SystemExit(f"{ours} and {theirs} did different work: {key} {mine[key]} and {other[key]}")
+
+
+def last(result: dict[str, Any], *, e_step: bool = False) -> dict[str, float]:
+    """The last iteration with or without an E-step; whole = rollout + train, above = peak less the fixed part."""
+    step = dict([s for s in result["steps"] if s["e_step"] == e_step][-1])
+    step["whole_s"] = step["rollout_s"] + step["train_s"]
+    peak = max(step["rollout_peak"], step["train_peak"])
+    return step | {"score_s": result["score_s"], "peak": peak, "above": peak - result["fixed"]}
+
+
+def average(result: dict[str, Any]) -> dict[str, float]:
+    """VPD's mean iteration: seconds 4:1, memory of the larger."""
+    without, with_e = last(result), last(result, e_step=True)
+    return {
+        k: max(without[k], with_e[k]) if k in ("peak", "above") else (4 * without[k] + with_e[k]) / 5 for k in without
+    }
+
+
+def table(repeats: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: a row for each of our methods beside TRL's, then the ratios."""
+    names = {"whole_s": "whole s", "train_s": "train s", "rollout_s": "rollout s", "score_s": "score s"}
+    lines = [f"| | {' | '.join(names.values())} | peak MiB | above MiB |", "|---|" + "---|" * (len(names) + 2)]
+    kinds = {
+        "VPD, no E-step": ("vpd", last),
+        "VPD, E-step": ("vpd", lambda result: last(result, e_step=True)),
+        "VPD, average": ("vpd", average),
+        "SDPO": ("sdpo", last),
+        "TRL SDPO": ("trl-sdpo", last),
+        "GRPO": ("grpo", last),
+        "TRL GRPO": ("trl-grpo", last),
+    }
+    for label, (side, read) in kinds.items():
+        if side in repeats[0]:
+            found = [read(results[side]) for results in repeats]
+            cells = [spread([f[k] for f in found], 1) for k in names]
+            cells += [spread([f[k] / MIB for f in found], 0) for k in ("peak", "above")]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    for label, (side, read) in kinds.items():
+        if side in LIKE and side in repeats[0]:
+            pairs = [(read(results[side]), last(results[LIKE[side]])) for results in repeats]
+            cells = [spread([a[k] / b[k] for a, b in pairs]) for k in (*names, "peak", "above")]
+            lines.append(f"| {label} / {LIKE[side].replace('trl-', 'TRL ').upper()} | {' | '.join(cells)} |")
+    if "vpd" in repeats[0]:
+        added = [average(r["vpd"])["whole_s"] / last(r["vpd"])["whole_s"] - 1 for r in repeats]
+        lines += ["", f"The E-step adds {statistics.median(added):.0%} to the average iteration."]
+    return lines
+
+
+if __name__ == "__main__":
+    main()
