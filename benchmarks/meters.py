@@ -3,6 +3,7 @@
 Linux only: the kernel keeps a process's peak resident size (``VmHWM``) and resets it on request.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(ordered) == 1:
         return f"{middle:.{digits}f}"
     return f"{middle:.{digits}f} ({ordered[0]:.{digits}f}-{ordered[-1]:.{digits}f})"
+
+
+def last_line(words: Sequence[str]) -> str:
+    """The last line that a measuring process prints ("" for none): one thread, no hub; ends the run if it fails."""
+    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | one)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\nended with {done.returncode}\n{done.stderr[-3000:]}")
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
 def commit() -> str:

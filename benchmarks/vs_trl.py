@@ -22,9 +22,7 @@ VPD takes an E-step in every fifth iteration: its average is four iterations wit
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from material import SHAPES
-from meters import commit, progress, spread
+from meters import commit, last_line, progress, spread
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
@@ -67,7 +65,7 @@ def measure(shape: str, record: Path, options: argparse.Namespace) -> list[dict[
     """One dict of results by side for each repeat."""
     size = SHAPES[shape]
     ours = [sys.executable, str(HERE / "ours.py"), "--record", str(record)]
-    _run([*ours, "--make", options.model, json.dumps(dataclasses.asdict(size))])
+    last_line([*ours, "--make", options.model, json.dumps(dataclasses.asdict(size))])
     rows = ["--micro_batch_size", str(min(options.micro_batch_size, size.rows))]
     theirs = [options.trl_python, str(HERE / "trl_side.py"), "--record", str(record), "--flags", options.trl_flags]
     repeats = []
@@ -75,22 +73,13 @@ def measure(shape: str, record: Path, options: argparse.Namespace) -> list[dict[
         results: dict[str, Any] = {}
         for side in (side for method in options.methods for side in SIDES[method]):
             start = theirs if side.startswith("trl-") else ours
-            results[side] = json.loads(_run([*start, *rows, "--method", side.removeprefix("trl-")]))
+            results[side] = json.loads(last_line([*start, *rows, "--method", side.removeprefix("trl-")]))
             last = results[side]["steps"][-1]
             said = {k: round(last[k], 2) for k in ("rollout_s", "train_s")} | {"peak_mib": last["train_peak"] // MIB}
             progress(f"{shape}, repeat {number + 1}, {side}: {said}")
         same_work(results)
         repeats.append(results)
     return repeats
-
-
-def _run(words: Sequence[str]) -> str:
-    """The last line that a side prints; one thread, no hub."""
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | threads)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-3000:]}")
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
 def same_work(results: dict[str, Any], tolerance: float = 1e-3) -> None:
