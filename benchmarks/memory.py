@@ -15,7 +15,6 @@ import dataclasses
 import json
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import matplotlib
 import torch
 from floor import floor, measure
 from material import Shape
-from meters import commit, fixed_bytes, last_line, peak, progress, reset_peak, resident
+from meters import commit, cpu_seconds, fixed_bytes, last_line, peak, progress, reset_peak, resident
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd.algorithms.distill import Distill, SDPOSettings
@@ -112,10 +111,10 @@ def cost_curves(repeats: int, points: int | None) -> dict[str, list[tuple[int, f
 
 
 def seconds(learner: AccelerateLearner, groups: Sequence[Group]) -> float:
-    started = time.perf_counter()
+    started = cpu_seconds()
     Distill(SDPOSettings()).step(groups, learner)
     learner.end_iteration()
-    return time.perf_counter() - started
+    return cpu_seconds() - started
 
 
 class Kept:
@@ -206,7 +205,7 @@ def draw_costs(path: Path, costs: dict[str, list[tuple[int, float, float, float]
         xs, shared, alone, low = zip(*points, strict=True)
         for (label, style, colour), ys in zip(looks, (alone, shared, low), strict=True):
             panel.plot(xs, ys, style, color=colour, label=label, marker="o", markersize=3)
-        fixed = [f"{k[0].upper()} {v}" for k, v in dataclasses.asdict(BASE).items() if k in COST and k != name]
+        fixed = [f"{AXES[k].split('(')[1][0]} {getattr(BASE, k)}" for k in COST if k != name]
         panel.set_title(", ".join(fixed), fontsize=11)
         _finish(panel, AXES[name])
     panels[0].set_ylabel("seconds of an M-step")

@@ -1,17 +1,25 @@
-"""What the benchmarks measure with: this process's memory, exactly, and where it is told to start counting anew.
+"""What the benchmarks measure with.
 
-Linux only: the kernel keeps a process's peak resident size (``VmHWM``) and resets it on request.
+Seconds are CPU seconds of this process (user + system), which with one thread are those of an idle machine, whatever
+else runs beside it.  Memory is the kernel's own count of this process's peak resident size (``VmHWM``; Linux only),
+which it resets on request.
 """
 
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 STATUS = Path("/proc/self/status")
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far."""
+    return time.process_time()
 
 
 def resident() -> int:

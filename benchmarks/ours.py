@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from material import Shape, groups_of, load, prompter_of, record
-from meters import fixed_bytes, peak, reset_peak, resident
+from meters import cpu_seconds, fixed_bytes, peak, reset_peak, resident
 
 from vpd.algorithms import rows
 from vpd.algorithms.distill import Distill, SDPOSettings
@@ -33,9 +33,9 @@ class Clocked:
         return self._clock("update_s", self._learner.update, given, named)
 
     def _clock(self, name: str, verb: Any, given: Any, named: Any) -> Any:
-        started = time.perf_counter()
+        started = cpu_seconds()
         result = verb(*given, **named)
-        self.seconds[name] += time.perf_counter() - started
+        self.seconds[name] += cpu_seconds() - started
         return result
 
 
@@ -79,20 +79,21 @@ def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dic
     for _ in range(4 if method == "vpd" else 2):
         engine.load(learner.weights(), 0)
         reset_peak()
-        started = time.perf_counter()
+        started, begun = cpu_seconds(), time.perf_counter()
         engine.generate(prompts, seeds=list(range(len(prompts))), max_tokens=shape.completion)
-        rolled_out, rollout_peak = time.perf_counter(), peak()
+        rolled_out, rollout_peak = cpu_seconds(), peak()
         reset_peak()
         clocked = Clocked(learner)
         metrics = algorithm.step(groups, clocked)
         learner.end_iteration()
-        done = time.perf_counter()
+        done = cpu_seconds()
         name = "policy" if method == "grpo" else "m_step"
         result["steps"].append(
             {
                 "e_step": bool(metrics.get("e_step/rows", 0)),
                 "rollout_s": rolled_out - started,
                 "train_s": done - rolled_out,
+                "wall_s": time.perf_counter() - begun,
                 **clocked.seconds,
                 "rollout_peak": rollout_peak,
                 "train_peak": peak(),
@@ -101,9 +102,9 @@ def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dic
             }
         )
     reset_peak()
-    started = time.perf_counter()
+    started = cpu_seconds()
     scores = learner.score(rows.examples_of(groups), rows.student_logprobs)
-    result |= {"score_s": time.perf_counter() - started, "score_peak": peak(), "logprob": sum(map(sum, scores))}
+    result |= {"score_s": cpu_seconds() - started, "score_peak": peak(), "logprob": sum(map(sum, scores))}
     return result
 
 

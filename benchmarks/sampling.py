@@ -9,12 +9,11 @@ tokens.  The engine's log-probs are compared with a plain forward pass over each
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import torch
 from material import SHAPES, load, prompter_of
-from meters import commit, progress, spread
+from meters import commit, cpu_seconds, progress, spread
 
 from vpd.engines.torch_engine import TorchEngine
 from vpd.losses import token_logprobs
@@ -48,12 +47,12 @@ def main() -> None:
     rates: dict[str, list[float]] = {"generate": [], "engine": []}
     apart: list[float] = []
     for repeat in range(options.repeats):
-        started = time.perf_counter()
+        started = cpu_seconds()
         lengths = generate(model, tokenizer, prompts, options.max_tokens, seed=options.seed + repeat)
-        middle = time.perf_counter()
+        middle = cpu_seconds()
         seeds = [options.seed + 1000 * repeat + row for row in range(len(prompts))]
         completions = engine.generate(prompts, seeds=seeds, max_tokens=lengths)
-        ended = time.perf_counter()
+        ended = cpu_seconds()
         useful = sum(lengths)
         assert [len(c.tokens) for c in completions] == lengths
         rates["generate"].append(useful / (middle - started))

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from meters import fixed_bytes, peak, reset_peak, resident
+from meters import cpu_seconds, fixed_bytes, peak, reset_peak, resident
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
@@ -40,12 +40,18 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         reset_peak()
-        self.started = time.perf_counter()
+        self.started, self.begun = cpu_seconds(), time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        whole = time.perf_counter() - self.started
+        whole = cpu_seconds() - self.started
         self.steps.append(
-            self.rollout | {"e_step": False, "train_s": whole - self.rollout["rollout_s"], "train_peak": peak()}
+            self.rollout
+            | {
+                "e_step": False,
+                "train_s": whole - self.rollout["rollout_s"],
+                "wall_s": time.perf_counter() - self.begun,
+                "train_peak": peak(),
+            }
         )
 
     def on_teacher_context_built(
@@ -61,9 +67,9 @@ class Clock(TrainerCallback):
     def roll_out(self, sample: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
         """Run TRL's own generation, time it, and answer with the recorded completions."""
         assert prompt_ids == [row["prompt"] for row in self.recorded["rows"]], "TRL's student reads other tokens"
-        started = time.perf_counter()
+        started = cpu_seconds()
         sample()
-        self.rollout = {"rollout_s": time.perf_counter() - started, "rollout_peak": peak()}
+        self.rollout = {"rollout_s": cpu_seconds() - started, "rollout_peak": peak()}
         reset_peak()
         return [row["completion"] for row in self.recorded["rows"]]
 
@@ -133,10 +139,10 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace, folder: str) 
     for step, line in zip(clock.steps, logs, strict=True):
         step |= {"loss": line["loss"], "grad_norm": line["grad_norm"]}
     reset_peak()
-    started = time.perf_counter()
+    started = cpu_seconds()
     with torch.no_grad():
         total = float(trainer.score().double().sum())
-    seconds = time.perf_counter() - started
+    seconds = cpu_seconds() - started
     fixed = fixed_bytes(trainer.model, teacher_copy=options.method == "sdpo")
     return {"fixed": fixed, "steps": clock.steps, "score_s": seconds, "score_peak": peak(), "logprob": total}
 

@@ -7,10 +7,13 @@ overridden for that: generation alone), in fp32, with the same rows per micro-ba
 an EMA teacher, AdamW, one thread.  That they do the same work is checked: loss and gradient norm must agree.
 
 Each measurement is a process of its own; repeats alternate.  What is reported is a process's last iteration of a kind
-(the first has no optimiser state yet).  A ratio is ours / TRL's of the same repeat; printed are median and range.
+(the first has no optimiser state yet).  Seconds are the process's CPU seconds, so that other work on the machine
+counts little; ``wall`` is what a clock on the wall showed.  A ratio is ours / TRL's of the same repeat; printed are
+median and range.
 
 =========== ==========================================================================================
 rollout     sampling the completions, exactly the shape's tokens, each side with its own generation
+whole       the iteration: rollout + train
 train       everything after: teacher's prompts, scoring, forward, backward, optimiser, EMA teacher
 score       log-probs of the completions without gradient
 above       peak memory above weights + gradients + AdamW's moments + the teacher's copy
@@ -109,7 +112,13 @@ def average(result: dict[str, Any]) -> dict[str, float]:
 
 def table(repeats: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: a row for each of our methods beside TRL's, then the ratios."""
-    names = {"whole_s": "whole s", "train_s": "train s", "rollout_s": "rollout s", "score_s": "score s"}
+    names = {
+        "whole_s": "whole s",
+        "train_s": "train s",
+        "rollout_s": "rollout s",
+        "score_s": "score s",
+        "wall_s": "wall s",
+    }
     lines = [f"| | {' | '.join(names.values())} | peak MiB | above MiB |", "|---|" + "---|" * (len(names) + 2)]
     kinds = {
         "VPD, no E-step": ("vpd", last),
