@@ -2,8 +2,8 @@
 
 What is overridden, and nothing else:
 
-* generation (``SDPOTrainer._generate``, ``GRPOTrainer._generate_single_turn``): TRL's own runs and is timed; what it
-  sampled is thrown away for the recorded completions, so that both sides train on the same tokens;
+* generation (``SDPOTrainer._generate``, ``GRPOTrainer._generate_single_turn``): the recorded completions are returned,
+  so that both sides train on the same tokens; in the last step TRL's own runs first and is timed;
 * ``SDPOTrainer._prepare_training_batch`` is handed each attempt's own feedback, because TRL reads feedback from a
   column of the data set, one for a whole group.
 
@@ -15,7 +15,6 @@ trl; prints one line of JSON.
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +35,15 @@ class Clock(TrainerCallback):
     def __init__(self, recorded: dict[str, Any]):
         self.recorded = recorded
         self.steps: list[dict[str, Any]] = []
-        self.rollout: dict[str, float] = {}
+        self.rollout: dict[str, float] = {"rollout_s": 0.0}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         reset_peak()
-        self.started, self.begun = cpu_seconds(), time.perf_counter()
+        self.started = cpu_seconds()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        whole = cpu_seconds() - self.started
-        self.steps.append(
-            self.rollout
-            | {
-                "e_step": False,
-                "train_s": whole - self.rollout["rollout_s"],
-                "wall_s": time.perf_counter() - self.begun,
-                "train_peak": peak(),
-            }
-        )
+        spent = cpu_seconds() - self.started - self.rollout["rollout_s"]
+        self.steps.append({"e_step": False, "train_s": spent, "train_peak": peak()})
 
     def on_teacher_context_built(
         self, teacher_input_ids: torch.Tensor, teacher_attention_mask: torch.Tensor, **_: Any
@@ -65,12 +56,13 @@ class Clock(TrainerCallback):
             assert kept == row["teacher"] + row["completion"], "TRL's teacher reads other tokens"
 
     def roll_out(self, sample: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """Run TRL's own generation, time it, and answer with the recorded completions."""
+        """The recorded completions; in the last step after running and timing TRL's own generation."""
         assert prompt_ids == [row["prompt"] for row in self.recorded["rows"]], "TRL's student reads other tokens"
-        started = cpu_seconds()
-        sample()
-        self.rollout = {"rollout_s": cpu_seconds() - started, "rollout_peak": peak()}
-        reset_peak()
+        if len(self.steps) == STEPS - 1:
+            started = cpu_seconds()
+            sample()
+            self.rollout = {"rollout_s": cpu_seconds() - started, "rollout_peak": peak()}
+            reset_peak()
         return [row["completion"] for row in self.recorded["rows"]]
 
 
@@ -144,7 +136,8 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace, folder: str) 
         total = float(trainer.score().double().sum())
     seconds = cpu_seconds() - started
     fixed = fixed_bytes(trainer.model, teacher_copy=options.method == "sdpo")
-    return {"fixed": fixed, "steps": clock.steps, "score_s": seconds, "score_peak": peak(), "logprob": total}
+    scored = {"score_s": seconds, "score_peak": peak(), "logprob": total}
+    return {"fixed": fixed, "steps": clock.steps} | clock.rollout | scored
 
 
 def make_trainer(recorded: dict[str, Any], options: argparse.Namespace, folder: str) -> Any:

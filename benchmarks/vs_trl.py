@@ -1,6 +1,6 @@
 """VPD, SDPO and GRPO against TRL's SDPO and GRPO: seconds and memory of one iteration, on the same recorded tokens.
 
-    python benchmarks/vs_trl.py --model smollm2 --trl_python trlvenv/bin/python --repeats 3 --output vs_trl.json
+    python benchmarks/vs_trl.py --model smollm2 --trl_python trlvenv/bin/python --repeats 3 --output .
 
 Both sides train on the same prompts, completions and teacher's prompts, token for token (``trl_side.py`` says what is
 overridden for that: generation alone), in fp32, with the same rows per micro-batch, top-k 100 + tail, Jensen-Shannon,
@@ -8,8 +8,7 @@ an EMA teacher, AdamW, one thread.  That they do the same work is checked: loss 
 
 Each measurement is a process of its own; repeats alternate.  What is reported is a process's last iteration of a kind
 (the first has no optimiser state yet).  Seconds are the process's CPU seconds, so that other work on the machine
-counts little; ``wall`` is what a clock on the wall showed.  A ratio is ours / TRL's of the same repeat; printed are
-median and range.
+counts little.  A ratio is ours / TRL's of the same repeat; printed are median and range.
 
 =========== ==========================================================================================
 rollout     sampling the completions, exactly the shape's tokens, each side with its own generation
@@ -43,46 +42,54 @@ LIKE = {"sdpo": "trl-sdpo", "vpd": "trl-sdpo", "grpo": "trl-grpo"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, or tiny")
+    parser.add_argument("--model", default="smollm2", help="a folder, or tiny")
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["prompt-heavy", "completion-heavy"])
     parser.add_argument("--methods", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--micro_batch_size", type=int, default=16, help="rows per forward pass, on both sides")
     parser.add_argument("--trl_python", default=sys.executable, help="interpreter that has trl")
     parser.add_argument("--trl_flags", default="{}", help="more settings of TRL's config, as JSON")
-    parser.add_argument("--output", type=Path, help="write every measurement here, as JSON")
+    parser.add_argument("--output", type=Path, help="folder for every measurement, as JSON")
+    parser.add_argument("--table", type=Path, nargs="+", help="measure nothing: print what such files hold, together")
     options = parser.parse_args()
-    shown = {k: str(v) for k, v in vars(options).items() if k not in ("trl_python", "output")}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for shape in options.shape:
-        with tempfile.TemporaryDirectory() as folder:
-            runs[shape] = measure(shape, Path(folder) / "record.json", options)
-        if options.output:
-            options.output.write_text(json.dumps({"commit": commit(), "options": shown, "runs": runs}, indent=1))
-    for shape, repeats in runs.items():
-        print(f"\n{shape}: {dataclasses.asdict(SHAPES[shape])}, {options.model}, {len(repeats)} repeats, {commit()}\n")
+    if options.table:
+        said = [json.loads(path.read_text()) for path in options.table]
+    else:
+        said = [measure(shape, options) for shape in options.shape]
+    for shape in dict.fromkeys(part["shape"] for part in said):
+        parts = [part for part in said if part["shape"] == shape]
+        repeats = [repeat for part in parts for repeat in part["repeats"]]
+        about = ", ".join(
+            dict.fromkeys(f"{part['model']}, {part['rows']} rows a batch, {part['commit']}" for part in parts)
+        )
+        print(f"\n{shape}: {dataclasses.asdict(SHAPES[shape])}, {about}, {len(repeats)} repeats\n")
         print("\n".join(table(repeats)))
 
 
-def measure(shape: str, record: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One dict of results by side for each repeat."""
-    size = SHAPES[shape]
-    ours = [sys.executable, str(HERE / "ours.py"), "--record", str(record)]
-    last_line([*ours, "--make", options.model, json.dumps(dataclasses.asdict(size))])
-    rows = ["--micro_batch_size", str(min(options.micro_batch_size, size.rows))]
-    theirs = [options.trl_python, str(HERE / "trl_side.py"), "--record", str(record), "--flags", options.trl_flags]
-    repeats = []
-    for number in range(options.repeats):
-        results: dict[str, Any] = {}
-        for side in (side for method in options.methods for side in SIDES[method]):
-            start = theirs if side.startswith("trl-") else ours
-            results[side] = json.loads(last_line([*start, *rows, "--method", side.removeprefix("trl-")]))
-            last = results[side]["steps"][-1]
-            said = {k: round(last[k], 2) for k in ("rollout_s", "train_s")} | {"peak_mib": last["train_peak"] // MIB}
-            progress(f"{shape}, repeat {number + 1}, {side}: {said}")
-        same_work(results)
-        repeats.append(results)
-    return repeats
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All repeats of one shape, each a dict of results by side; written to ``--output`` after each."""
+    shape = SHAPES[name]
+    rows = min(options.micro_batch_size, shape.rows)
+    said = {"shape": name, "model": options.model, "rows": rows, "commit": commit(), "flags": options.trl_flags}
+    said["repeats"] = []
+    with tempfile.TemporaryDirectory() as folder:
+        record = str(Path(folder) / "record.json")
+        ours = [sys.executable, str(HERE / "ours.py"), "--record", record, "--micro_batch_size", str(rows)]
+        last_line([*ours, "--make", options.model, json.dumps(dataclasses.asdict(shape))])
+        theirs = [options.trl_python, str(HERE / "trl_side.py"), *ours[2:], "--flags", options.trl_flags]
+        for number in range(options.repeats):
+            results: dict[str, Any] = {}
+            for side in (side for method in options.methods for side in SIDES[method]):
+                start = theirs if side.startswith("trl-") else ours
+                results[side] = json.loads(last_line([*start, "--method", side.removeprefix("trl-")]))
+                found = last(results[side])
+                shown = {k: round(found[k], 2) for k in ("rollout_s", "train_s")} | {"peak_mib": found["peak"] // MIB}
+                progress(f"{name}, repeat {number + 1}, {side}: {shown}")
+            same_work(results)
+            said["repeats"].append(results)
+            if options.output:
+                (options.output / f"vs_trl-{name}.json").write_text(json.dumps(said, indent=1))
+    return said
 
 
 def same_work(results: dict[str, Any], tolerance: float = 1e-3) -> None:
@@ -97,9 +104,9 @@ def same_work(results: dict[str, Any], tolerance: float = 1e-3) -> None:
 def last(result: dict[str, Any], *, e_step: bool = False) -> dict[str, float]:
     """The last iteration with or without an E-step; whole = rollout + train, above = peak less the fixed part."""
     step = dict([s for s in result["steps"] if s["e_step"] == e_step][-1])
-    step["whole_s"] = step["rollout_s"] + step["train_s"]
-    peak = max(step["rollout_peak"], step["train_peak"])
-    return step | {"score_s": result["score_s"], "peak": peak, "above": peak - result["fixed"]}
+    step |= {key: result[key] for key in ("rollout_s", "score_s")}
+    peak = max(step["train_peak"], result["rollout_peak"])
+    return step | {"whole_s": step["rollout_s"] + step["train_s"], "peak": peak, "above": peak - result["fixed"]}
 
 
 def average(result: dict[str, Any]) -> dict[str, float]:
@@ -117,7 +124,6 @@ def table(repeats: Sequence[dict[str, Any]]) -> list[str]:
         "train_s": "train s",
         "rollout_s": "rollout s",
         "score_s": "score s",
-        "wall_s": "wall s",
     }
     lines = [f"| | {' | '.join(names.values())} | peak MiB | above MiB |", "|---|" + "---|" * (len(names) + 2)]
     kinds = {
