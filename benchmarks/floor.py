@@ -49,10 +49,11 @@ class Machine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, or tiny")
+    parser.add_argument("--model", default="smollm2", help="a folder, or tiny")
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["prompt-heavy", "completion-heavy"])
     parser.add_argument("--micro_batch_size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--profile", action="store_true", help="print what the operators of an M-step cost")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, _, _ = load(options.model)
@@ -63,18 +64,23 @@ def main() -> None:
             ours = [sys.executable, str(HERE / "ours.py"), "--record", str(record)]
             last_line([*ours, "--make", options.model, json.dumps(dataclasses.asdict(SHAPES[name]))])
             recorded = json.loads(record.read_text())
+            rows = ["--micro_batch_size", str(options.micro_batch_size)]
             for _ in range(options.repeats):
                 machine = measure(model)
                 floors.append(floor(model, recorded, machine))
-                rows = ["--micro_batch_size", str(options.micro_batch_size)]
                 found.append(parts(json.loads(last_line([*ours, *rows, "--method", "vpd"]))))
                 progress(f"{name}: {machine.rate / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s, {found[-1]}")
+            words = [*ours, *rows, "--method", "sdpo", "--profile"]
+            profiled = json.loads(last_line(words))["profile"] if options.profile else []
         print(f"\n{name}: {SHAPES[name]}, {options.model}, {options.repeats} repeats, {commit()}\n")
         print("| | floor s | measured s | measured / floor |\n|---|---|---|---|")
         for part in floors[0]:
             low, real = [f[part] for f in floors], [f[part] for f in found]
             ratio = [b / a for a, b in zip(low, real, strict=True)]
             print(f"| {part} | {spread(low)} | {spread(real)} | {spread(ratio)} |")
+        if profiled:
+            print("\nOperators of an M-step, by the time they spend themselves:\n\n| | share |\n|---|---|")
+            print("\n".join(f"| {operator} | {share:.0%} |" for operator, share in profiled))
 
 
 def parts(result: dict[str, Any]) -> dict[str, float]:

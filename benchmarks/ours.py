@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--make", nargs=2, metavar=("MODEL", "SHAPE"), help="write the record (SHAPE as JSON) and stop")
     parser.add_argument("--method", choices=["vpd", "sdpo", "grpo"])
     parser.add_argument("--micro_batch_size", type=int, default=16)
+    parser.add_argument("--profile", action="store_true", help="add what the operators of the last M-step cost")
     options = parser.parse_args()
     if options.make:
         name, shape = options.make
@@ -51,10 +53,11 @@ def main() -> None:
         return
     imported = resident()
     recorded = json.loads(options.record.read_text())
-    print(json.dumps({"imported": imported} | measure(recorded, options.method, options.micro_batch_size)))
+    print(json.dumps({"imported": imported} | measure(recorded, options)))
 
 
-def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dict[str, Any]:
+def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    method = options.method
     shape = Shape(**recorded["shape"])
     model, tokenizer, _ = load(recorded["model"])
     prompter = prompter_of(recorded["model"], tokenizer, shape)
@@ -70,7 +73,7 @@ def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dic
         settings = GRPOSettings()
         algorithm = GRPO(settings)
     teacher = TeacherSettings(kind="live") if method == "grpo" else settings.teacher_settings()
-    optim = OptimSettings(learning_rate=1e-5, micro_batch_size=micro_batch_size)
+    optim = OptimSettings(learning_rate=1e-5, micro_batch_size=options.micro_batch_size)
     learner = AccelerateLearner(model, optim, teacher=teacher)
     result: dict[str, Any] = {"fixed": fixed_bytes(model, teacher_copy=method != "grpo"), "steps": []}
     prompts = [r.prompt for group in groups for r in group.rollouts]
@@ -101,7 +104,18 @@ def measure(recorded: dict[str, Any], method: str, micro_batch_size: int) -> dic
     started = cpu_seconds()
     scores = learner.score(rows.examples_of(groups), rows.student_logprobs)
     result |= {"score_s": cpu_seconds() - started, "score_peak": peak(), "logprob": sum(map(sum, scores))}
+    if options.profile:
+        result["profile"] = profile(lambda: Distill(settings).step(groups, learner))
     return result
+
+
+def profile(step: Callable[[], Any], most: int = 12) -> list[tuple[str, float]]:
+    """(operator, its share of the CPU time it spent itself) of one call, the costliest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as taken:
+        step()
+    spent = sorted(((e.self_cpu_time_total, e.key) for e in taken.key_averages()), reverse=True)
+    whole = sum(time for time, _ in spent)
+    return [(name, time / whole) for time, name in spent[:most]]
 
 
 if __name__ == "__main__":

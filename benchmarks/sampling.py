@@ -32,7 +32,7 @@ QUESTIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, or tiny")
+    parser.add_argument("--model", default="smollm2", help="a folder, or tiny")
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--max_tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
