@@ -2,12 +2,14 @@
 
     python benchmarks/sampling.py --model smollm2 --repeats 3
 
-4 prompts, 8 answers each, one batch of 32.  ``generate`` samples answers that end where the model ends them, at most
-``--max_tokens``; the engine then samples answers of exactly those lengths, so both make the same number of useful
-tokens.  The engine's log-probs are compared with a plain forward pass over each answer alone.
+4 prompts, 8 answers each, one batch of 32; ``--sentences`` makes the prompts longer.  ``generate`` samples answers that
+end where the model ends them, at most ``--max_tokens``; the engine then samples answers of exactly those lengths, so
+both make the same number of useful tokens.  The engine's log-probs are compared with a plain forward pass over each
+answer alone.
 """
 
 import argparse
+import copy
 import statistics
 from typing import Any
 
@@ -19,21 +21,16 @@ from vpd.engines.torch_engine import TorchEngine
 from vpd.losses import token_logprobs
 from vpd.types import Completion, Task, Tokens
 
-QUESTIONS = {
-    "smollm2": (
-        "Name the capital of Portugal and one river that flows through it.",
-        "Write two sentences about why bread rises.",
-        "List three animals that sleep through the winter.",
-        "A train leaves at 14:20 and arrives at 16:05. How long is the journey?",
-    ),
-    "tiny": ("apply rule A to 1 2 3 4 5 6", "apply rule B to 6 5 4", "apply half to 1 2", "apply rule C to 9 9 9 9"),
-}
+TOPICS = ("rivers", "prime numbers", "bread", "the moon")
+TEXT = " Answer in a few short sentences, name one fact, give an example, and say where one could read more about it."
+TINY = ("apply rule A to 1 2 3 4 5 6", "apply rule B to 6 5 4", "apply half to 1 2", "apply rule C to 9 9 9 9")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="a folder, or tiny")
     parser.add_argument("--generations", type=int, default=8)
+    parser.add_argument("--sentences", type=int, default=1, help="length of a prompt: about 24 tokens each, and 40")
     parser.add_argument("--max_tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -41,6 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer, _ = load(options.model)
     model.eval()
+    plain = copy.deepcopy(model)  # an engine may switch the attention of the model it loads
     prompts = student_prompts(options, tokenizer)
     engine = TorchEngine(tokenizer, eos_ids=())
     engine.load(model, 0)
@@ -48,7 +46,7 @@ def main() -> None:
     apart: list[float] = []
     for repeat in range(options.repeats):
         started = cpu_seconds()
-        lengths = generate(model, tokenizer, prompts, options.max_tokens, seed=options.seed + repeat)
+        lengths = generate(plain, tokenizer, prompts, options.max_tokens, seed=options.seed + repeat)
         middle = cpu_seconds()
         seeds = [options.seed + 1000 * repeat + row for row in range(len(prompts))]
         completions = engine.generate(prompts, seeds=seeds, max_tokens=lengths)
@@ -57,11 +55,14 @@ def main() -> None:
         assert [len(c.tokens) for c in completions] == lengths
         rates["generate"].append(useful / (middle - started))
         rates["engine"].append(useful / (ended - middle))
-        apart += differences(model, prompts, completions)
+        apart += differences(plain, prompts, completions)
         said = {name: round(values[-1], 1) for name, values in rates.items()}
         progress(f"repeat {repeat + 1}: {useful} tokens, longest {max(lengths)}, {said} tokens/s")
     ratios = [a / b for a, b in zip(rates["engine"], rates["generate"], strict=True)]
-    print(f"{options.model}, {len(prompts)} rows, at most {options.max_tokens} tokens, {commit()}\n")
+    sizes = (
+        f"prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, answers of at most {options.max_tokens}"
+    )
+    print(f"{options.model}, {len(prompts)} rows, {sizes}, {commit()}\n")
     print("| | useful tokens / s |\n|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {spread(values, 0)} |")
@@ -71,7 +72,8 @@ def main() -> None:
 
 def student_prompts(options: argparse.Namespace, tokenizer: Any) -> list[Tokens]:
     prompter = prompter_of(options.model, tokenizer, SHAPES["smoke"])
-    questions = QUESTIONS["tiny" if options.model == "tiny" else "smollm2"]
+    asked = [f"Tell me about {topic}." + TEXT * options.sentences for topic in TOPICS]
+    questions = TINY if options.model == "tiny" else asked
     tasks = [Task(id=text, messages=({"role": "user", "content": text},)) for text in questions]
     return [prompter.student(task) for task in tasks for _ in range(options.generations)]
 

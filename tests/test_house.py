@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "vpd"
 FLOORS = {
     "cli": 7, "recipes": 7, "config": 6, "loop": 5, "evaluate": 4, "checkpoint": 4, "report": 4, "monitor": 4,
     "algorithms": 3, "feedback": 3, "rollout": 3, "learners": 2, "engines": 2,
-    "losses": 1, "head": 1, "tensors": 1, "packing": 1, "attention": 1, "prompts": 1, "envs": 1, "sandbox": 1, "types": 0, "errors": 0,
+    "losses": 1, "head": 1, "tensors": 1, "packing": 1, "attention": 1, "prompts": 1,
+    "envs": 1, "sandbox": 1, "types": 0, "errors": 0,
 }  # fmt: skip
 SAME_FLOOR = {
     ("report", "monitor"),
@@ -18,6 +19,7 @@ SAME_FLOOR = {
     ("tensors", "losses"),
     ("tensors", "head"),
     ("tensors", "packing"),
+    ("tensors", "attention"),
     ("packing", "attention"),
     ("types", "errors"),
 }

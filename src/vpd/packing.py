@@ -1,7 +1,7 @@
 """Rows that begin alike share one pass over their beginning.
 
-The G completions of a task have one prompt, and their teacher's prompts begin with the same task.  A *pack* holds such a
-beginning once and after it the rows' own rests as branches, each of which sees the beginning and itself:
+The G completions of a task have one prompt, and their teacher's prompts begin with the same task.  A *pack* holds such
+a beginning once and after it the rows' own rests as branches, each of which sees the beginning and itself:
 
     beginning | rest of prompt 1, completion 1 | rest of prompt 2, completion 2 | ...
 

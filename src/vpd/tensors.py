@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vpd import head, losses
+from vpd import attention, head, losses
 from vpd.packing import Layout, lay_out
 from vpd.types import Example
 
@@ -244,11 +244,12 @@ class Scorer:
         if len(known) != len(prompts):
             raise ValueError("a row without a teacher's prompt reached a teacher pass; leave it out of the update")
         weight = next(model.parameters())
+        shares = self._share_prefixes and attention.is_installed(model)
         return lay_out(
             known,
             [example.completion for example in examples],
             [example.mask for example in examples],
-            hidden_size=model.config.get_text_config().hidden_size if self._share_prefixes else None,
+            hidden_size=model.config.get_text_config().hidden_size if shares else None,
             device=weight.device,
             dtype=weight.dtype,
         )
