@@ -24,9 +24,13 @@ from vpd.algorithms.distill import GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.envs.adapters.verifiers import Verifiers
+from vpd.envs.code import Code
+from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
 from vpd.envs.math import Math
+from vpd.envs.reasoning_gym import ReasoningGym
 from vpd.envs.science import Science
 from vpd.envs.tooluse import ToolUse
 from vpd.errors import ConfigError, nearest
@@ -86,11 +90,15 @@ ALGORITHMS: dict[str, type] = {
     "grpo": GRPOSettings,
 }
 ENVS: dict[str, type] = {
+    "code": Code,
     "digits": Digits,
     "instructions": Instructions,
     "math": Math,
     "science": Science,
     "tooluse": ToolUse,
+    "reasoning_gym": ReasoningGym,
+    "dataset": Dataset,
+    "verifiers": Verifiers,
 }
 SOURCES: dict[str, type] = {
     "environment": Environment,
@@ -188,6 +196,8 @@ def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
+        if first["type"] == "missing":
+            raise ConfigError(f"{place} is missing", do=f"Set it in the file, or as --{place} VALUE.") from error
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
 
