@@ -1,5 +1,6 @@
 """Hostile programs: each tries one harm.  What is harmless outside is tried there too, to see that it would work."""
 
+import contextlib
 import ctypes
 import os
 import random
@@ -21,7 +22,7 @@ import pytest
 from vpd.errors import ConfigError, SandboxError
 from vpd.sandbox import Limits, Outcome, Program, Sandbox, ScriptedSandbox, strongest, syscalls
 from vpd.sandbox.jail import descendants
-from vpd.sandbox.local import LocalSandbox, _prove, choose
+from vpd.sandbox.local import PATIENCE, LocalSandbox, _prove, choose
 
 PR_SET_CHILD_SUBREAPER = 36
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the local sandbox needs Linux")
@@ -73,7 +74,7 @@ def run(sandbox: Sandbox, source: str, *, stdin: str = "", files: dict[str, str]
     bounds = Limits(**{"seconds": 10.0, **limits})
     began = time.monotonic()
     [outcome] = sandbox.run([Program(source=source, stdin=stdin, files=files or {}, limits=bounds)])
-    assert time.monotonic() - began < bounds.seconds + 10
+    assert time.monotonic() - began < (1 + PATIENCE) * bounds.seconds + 10
     assert max(len(outcome.stdout), len(outcome.stderr)) <= bounds.output_kb << 10
     return outcome
 
@@ -471,8 +472,9 @@ print("alive")
     assert limits == Path("/proc/self/limits").read_text() and os.getpriority(os.PRIO_PROCESS, 0) < 19
     killer = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {killer!r}]); print('alive')"
+    before = set(descendants(os.getpid()))
     assert unprotected(parent) == ""
-    _reap()
+    _reap(before)
 
 
 def test_a_fork_bomb_is_bounded_and_leaves_nothing(sandbox: LocalSandbox) -> None:
@@ -536,8 +538,10 @@ def test_all_dies_with_the_caller_and_no_file_stays(protection: str) -> None:
     before = set(descendants(os.getpid()))
     source = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(99)"  # takes no death signal
     script = f"""
+import threading, time
 from vpd.sandbox import Limits, Program
 from vpd.sandbox.local import LocalSandbox
+for _ in range(50): threading.Thread(target=time.sleep, args=(99,)).start()  # each of them dies for itself
 program = Program(source={source!r}, limits=Limits(seconds=90))
 LocalSandbox(protection={protection!r}, workers=2).run([program] * 2)
 """
@@ -557,7 +561,7 @@ LocalSandbox(protection={protection!r}, workers=2).run([program] * 2)
     living, files = _living(set(descendants(os.getpid())) - before), _temporary()
     for process in living:
         os.kill(process, signal.SIGKILL)
-    _reap()
+    _reap(before)
     assert (living, files) == ([], [])
 
 
@@ -576,12 +580,13 @@ def _living(processes: set[int]) -> list[int]:
     return living
 
 
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+def _reap(before: set[int]) -> None:
+    """Wait for orphans that are ending."""
+    deadline = time.monotonic() + 10
+    while not set(descendants(os.getpid())) <= before and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.01)
 
 
 def test_it_may_stop_itself_but_not_its_clock(sandbox: LocalSandbox) -> None:
@@ -816,12 +821,15 @@ def test_a_flood_does_not_fill_our_memory(sandbox: LocalSandbox) -> None:
 
 
 def test_the_pool_keeps_order_and_works_in_parallel(sandbox: LocalSandbox) -> None:
-    sleepers = [Program(source=f"import time; time.sleep(1); print({n})") for n in range(4)]
-    began = time.monotonic()
-    outcomes = sandbox.run(sleepers)
-    taken = time.monotonic() - began
-    assert [outcome.stdout for outcome in outcomes] == ["0\n", "1\n", "2\n", "3\n"]
-    assert 2 <= taken < 4 * min(outcome.seconds for outcome in outcomes)
+    source = "import time; print({n}); print(time.monotonic()); time.sleep(1); print(time.monotonic())"
+    outcomes = sandbox.run([Program(source=source.format(n=n)) for n in range(4)])
+    spans = []
+    for n, outcome in enumerate(outcomes):
+        number, began, ended = outcome.stdout.split()
+        assert number == str(n)
+        spans.append((float(began), float(ended)))
+    at_once = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
+    assert max(at_once) == 2, spans
     assert sandbox.run([]) == []
 
 
@@ -892,7 +900,7 @@ def test_even_bare_everything_ends_and_nothing_stays() -> None:
     assert run(bare, daemon).status == "ok"
     assert run(bare, daemon + "time.sleep(99)", seconds=1).status == "timeout"
     assert run(bare, "bytearray(10**10)").status == "memory"
-    deep = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')"
+    deep = "import os\nfor _ in range(1100): os.mkdir('d'); os.chdir('d')"
     assert run(bare, deep).status == "ok"
 
 

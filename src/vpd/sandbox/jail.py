@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes longer to import than all the rest
     from typing import Any
 
-SIGINT, SIGKILL, SIG_IGN = 2, 9, 1
+SIGINT, SIGKILL, SIGTERM, SIG_IGN = 2, 9, 15, 1
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
 MNT_DETACH = 2
 AT_RECURSIVE, ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 0x8000, 1, 2, 4
@@ -56,8 +56,8 @@ def main(report: int) -> None:
     if not order["namespaces"]:  # then no kernel clears away what is left
         import signal  # takes a while
 
-        signal.signal(signal.SIGTERM, lambda number, frame: clear_away(order["home"]))
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        signal.signal(SIGTERM, lambda number, frame: clear_away(order["home"]))
+        call("prctl", PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
     if os.getppid() != order["parent"]:
         os._exit(1)  # it was gone before prctl
     with open("/proc/self/oom_score_adj", "w") as file:
@@ -290,7 +290,12 @@ def kill_descendants() -> None:
 
 
 def clear_away(home: str) -> None:
-    """The caller is gone: end everything, then become the command that removes the folder."""
+    """The caller is gone: end everything, then become the command that removes the folder.
+
+    Each of the caller's threads that ends after another sends the signal again, and that command would die of it.
+    """
+    libc.signal(SIGTERM, SIG_IGN)
+    call("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
     kill_descendants()
     os.execve("/bin/sh", ["sh", "-c", REMOVE, "sh", home], {})
 
