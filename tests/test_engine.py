@@ -1,11 +1,15 @@
 """The embedded engine: its log-probs are the learner's, and a row's sample is its own."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from helpers import VOCABULARY, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd.engines import ScriptedEngine
+from vpd.engines.decoding import can_share, decoder_for
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.recipes import tiny
@@ -19,6 +23,17 @@ class Words:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
+
+
+def grouped_heads(dtype: torch.dtype) -> Any:
+    """A model in which several heads of queries share one of keys and values."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 PROMPTS = [(1, 2, 3), (4,), (1, 2, 3), (5, 6, 7, 8, 9, 10), (4,), (2, 2)]
@@ -63,6 +78,39 @@ def test_equal_prompts_are_prefilled_once() -> None:
     assert seen[0] == 2 and seen[1] <= 6
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> None:
+    model = grouped_heads(dtype)
+    assert can_share(model)
+    decoders = [decoder_for(model, PROMPTS, shared=shared) for shared in (False, True)]
+    assert [type(d).__name__ for d in decoders] == ["PaddedDecoder", "SharedDecoder"]
+    draw_tokens = torch.Generator().manual_seed(0)
+    keep = {3: [0, 2, 3, 5], 40: [1, 2], 45: [1]}  # prompts lose some rows, then all; room for the rows' own grows
+    rows = len(PROMPTS)
+    with torch.no_grad():
+        for step in range(50):
+            if step in keep:
+                for decoder in decoders:
+                    decoder.keep(torch.tensor(keep[step]))
+                rows = len(keep[step])
+            chosen = torch.randint(VOCABULARY, (rows,), generator=draw_tokens)
+            padded, shared = (decoder.step(chosen) for decoder in decoders)
+            tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+            assert (padded - shared).norm() <= tolerance * padded.norm()
+
+
+def test_a_model_that_takes_no_branches_decodes_from_padded_rows() -> None:
+    model = grouped_heads(torch.float32)
+    model.set_attn_implementation("eager")
+    made = TorchEngine(Words(), eos_ids=[0, 3])
+    made.load(model, 0)
+    eager = made.generate(PROMPTS, seeds=SEEDS, max_tokens=6)
+    assert not can_share(model) and model.config._attn_implementation == "eager"
+    made.load(grouped_heads(torch.float32), 0)
+    for ours, theirs in zip(made.generate(PROMPTS, seeds=SEEDS, max_tokens=6), eager, strict=True):
+        assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
 def test_greedy_and_top_k_1_agree() -> None:
     greedy = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, temperature=0.0)
     first = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, top_k=1)
@@ -74,6 +122,10 @@ def test_draw_follows_the_probabilities_and_never_takes_an_impossible_token() ->
     uniform = torch.tensor(np.random.default_rng(0).random(20_000))
     counts = torch.bincount(draw(logp, uniform), minlength=4) / 20_000
     assert counts.tolist() == pytest.approx([0.1, 0.0, 0.6, 0.3], abs=0.015) and counts[1] == 0
+    wide = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(3).log_softmax(-1)
+    u = torch.rand(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = torch.searchsorted(wide.exp().cumsum(-1), u[:, None], right=True)[:, 0]
+    assert draw(wide, u).tolist() == whole.tolist()  # as if all of the vocabulary were cumulated
     edge = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
     assert draw(torch.tensor([[0.0, 0.5, 0.5]] * 2).log(), edge).tolist() == [1, 2]
 

@@ -14,6 +14,7 @@ from helpers import VOCABULARY, flat, tiny_learner, tiny_model
 from test_invariance import METHODS, random_groups
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from vpd import attention
 from vpd.packing import Pack, lay_out, plan
 from vpd.types import Group, Tokens
 
@@ -35,7 +36,6 @@ def test_the_plan_by_hand() -> None:
     completions: list[Tokens] = [(4,), (4, 4), (4,), (6,), (6,)]
     # the third row shares two tokens: it takes the prefix down to two; the fourth shares nothing
     assert plan(prompts, completions, BIG) == [Pack((0, 1, 2), 2), Pack((3, 4), 1)]
-    assert plan(prompts, completions, None) == [Pack((row,), 0) for row in range(5)]
     # attention over a pack of two long completions costs more than a short prompt saves
     long = tuple(range(50))
     assert plan([(1,), (1,)], [long, long], 16) == [Pack((0,), 0), Pack((1,), 0)]
@@ -56,11 +56,12 @@ def test_hidden_states_and_gradients_are_those_of_rows_alone(seed: int) -> None:
     completions = [ids(1, 6) for _ in prompts]
     mask = [[draw.random() < 0.7 for _ in completion] for completion in completions]
     model = gpt2()
+    assert attention.install(model)
     device, results = torch.device("cpu"), []
     weigh = torch.randn(sum(map(sum, mask)), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     for size in (None, BIG):
         layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=torch.float64)
-        hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state[layout.pack_N, layout.place_N]
+        hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state[layout.row_N, layout.place_N]
         model.zero_grad()
         (hidden * weigh).sum().backward()
         results.append((hidden.detach(), torch.cat([p.grad.flatten() for p in model.base_model.parameters()])))
@@ -120,7 +121,7 @@ def test_sharing_computes_fewer_tokens() -> None:
     assert tokens(True) < 0.8 * tokens(False)
 
 
-def test_a_model_that_takes_no_tree_is_computed_plainly_and_says_so() -> None:
+def test_a_model_that_takes_no_branches_is_computed_plainly_and_says_so() -> None:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

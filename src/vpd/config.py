@@ -25,9 +25,13 @@ from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.hybrid import HybridSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.envs.adapters.verifiers import Verifiers
+from vpd.envs.code import Code
+from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
 from vpd.envs.math import Math
+from vpd.envs.reasoning_gym import ReasoningGym
 from vpd.envs.science import Science
 from vpd.envs.tooluse import ToolUse
 from vpd.errors import ConfigError, nearest
@@ -88,11 +92,15 @@ ALGORITHMS: dict[str, type] = {
     "hybrid": HybridSettings,
 }
 ENVS: dict[str, type] = {
+    "code": Code,
     "digits": Digits,
     "instructions": Instructions,
     "math": Math,
     "science": Science,
     "tooluse": ToolUse,
+    "reasoning_gym": ReasoningGym,
+    "dataset": Dataset,
+    "verifiers": Verifiers,
 }
 SOURCES: dict[str, type] = {
     "environment": Environment,
@@ -190,6 +198,8 @@ def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
+        if first["type"] == "missing":
+            raise ConfigError(f"{place} is missing", do=f"Set it in the file, or as --{place} VALUE.") from error
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
 

@@ -8,6 +8,7 @@ pi is the student pi(y|x), q the teacher q(y|x,C).  Source: arXiv 2605.15113 (VP
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +44,80 @@ def divergence(
     ``top_k`` compares on the student's K most likely tokens: with ``tail`` the rest is one bucket,
     log(1 - sum), without it both are renormalised.  K >= V is exact and has no tail.
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must lie in [0, 1]; got {alpha}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None; got {top_k}")
+    _check_divergence(alpha, top_k)
     student_logp = torch.log_softmax(student_logits_BTV, -1)
     teacher_logp = torch.log_softmax(teacher_logits_BTV, -1)
     if top_k is not None and top_k < student_logp.shape[-1]:
         support_BTK = student_logp.detach().topk(top_k, dim=-1).indices
         student_logp = _restrict(student_logp.gather(-1, support_BTK), tail)
         teacher_logp = _restrict(teacher_logp.gather(-1, support_BTK), tail)
+    return _jensen_shannon(student_logp, teacher_logp, alpha)
+
+
+class Slope(NamedTuple):
+    """A measure of N next-token distributions, its gradient in the logits [N,V], and by-products [N].
+
+    Each token's gradient is its own value's alone: ``gradient_NV[n] = d value_N[n] / d logits_NV[n]``.
+    """
+
+    value_N: Tensor
+    gradient_NV: Tensor
+    by_products: tuple[Tensor, ...]
+
+
+def logprobs_slope(logits_NV: Tensor, tokens_N: Tensor) -> Slope:
+    """:func:`token_logprobs` and its gradient, onehot - p; by-product: the entropy."""
+    logp_NV = torch.log_softmax(logits_NV, -1)
+    p_NV = logp_NV.exp()
+    entropy_N = -torch.linalg.vecdot(p_NV, logp_NV)
+    slope_NV = p_NV.neg_()
+    slope_NV.scatter_add_(1, tokens_N[:, None], slope_NV.new_ones(len(tokens_N), 1))
+    return Slope(logp_NV.gather(1, tokens_N[:, None])[:, 0], slope_NV, (entropy_N,))
+
+
+def divergence_slope(
+    student_logits_NV: Tensor,
+    teacher_logits_NV: Tensor,
+    tokens_N: Tensor,
+    *,
+    alpha: float,
+    top_k: int | None = None,
+    tail: bool = True,
+) -> Slope:
+    """:func:`divergence` and its gradient in the student's logits.
+
+    By-products: log-probs of the tokens under student and teacher, entropies of student and teacher.  With s = log p,
+    t = log q and m the mixture, the gradient is p (s - t - KL) at alpha 1, p - q at alpha 0, and between
+    (1 - alpha) p (s - m - KL(p || m)): what the mixture itself moves cancels out.
+    """
+    _check_divergence(alpha, top_k)
+    s_NV, t_NV = torch.log_softmax(student_logits_NV, -1), torch.log_softmax(teacher_logits_NV, -1)
+    p_NV, q_NV = s_NV.exp(), t_NV.exp()
+    by_products = (
+        s_NV.gather(1, tokens_N[:, None])[:, 0],
+        t_NV.gather(1, tokens_N[:, None])[:, 0],
+        -torch.linalg.vecdot(p_NV, s_NV),
+        -torch.linalg.vecdot(q_NV, t_NV),
+    )
+    if top_k is not None and top_k < s_NV.shape[1]:
+        support_NK = s_NV.topk(top_k, dim=-1).indices
+        with torch.enable_grad():  # on K tokens autograd is cheap, and the mathematics stands in one place
+            s_NK = s_NV.gather(1, support_NK).requires_grad_()
+            value_N = _jensen_shannon(_restrict(s_NK, tail), _restrict(t_NV.gather(1, support_NK), tail), alpha)
+            (slope_NK,) = torch.autograd.grad(value_N.sum(), s_NK)
+        slope_NV = p_NV.mul_(-slope_NK.sum(-1, keepdim=True)).scatter_add_(1, support_NK, slope_NK)
+        return Slope(value_N.detach(), slope_NV, by_products)
     if alpha == 0.0:
-        return _kl(teacher_logp, student_logp)
+        return Slope(torch.linalg.vecdot(q_NV, t_NV.sub_(s_NV)), p_NV.sub_(q_NV), by_products)
     if alpha == 1.0:
-        return _kl(student_logp, teacher_logp)
-    mixture_logp = torch.logaddexp(student_logp + math.log1p(-alpha), teacher_logp + math.log(alpha))
-    return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
+        gap_NV = s_NV.sub_(t_NV)
+        value_N = torch.linalg.vecdot(p_NV, gap_NV)
+        return Slope(value_N, p_NV.mul_(gap_NV.sub_(value_N[:, None])), by_products)
+    m_NV = p_NV.lerp(q_NV, alpha).clamp_(min=torch.finfo(p_NV.dtype).tiny).log_()
+    above_NV = s_NV.sub_(m_NV)
+    above_N = torch.linalg.vecdot(p_NV, above_NV)
+    value_N = (1 - alpha) * above_N + alpha * torch.linalg.vecdot(q_NV, t_NV.sub_(m_NV))
+    return Slope(value_N, p_NV.mul_(above_NV.sub_(above_N[:, None])).mul_(1 - alpha), by_products)
 
 
 def sampled_divergence(student_logprobs_BT: Tensor, teacher_logprobs_BT: Tensor) -> Tensor:
@@ -134,6 +193,22 @@ def mixed_advantage(advantage_B: Tensor, opinion_BT: Tensor, *, form: str, outco
     if form == "reweight":
         return advantage_B1 * (advantage_B1.sign() * opinion_BT).exp().clamp(1 - clip, 1 + clip)
     raise ValueError(f"form must be 'reshape' or 'reweight'; got {form!r}")
+
+
+def _check_divergence(alpha: float, top_k: int | None) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1]; got {alpha}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1 or None; got {top_k}")
+
+
+def _jensen_shannon(student_logp: Tensor, teacher_logp: Tensor, alpha: float) -> Tensor:
+    if alpha == 0.0:
+        return _kl(teacher_logp, student_logp)
+    if alpha == 1.0:
+        return _kl(student_logp, teacher_logp)
+    mixture_logp = torch.logaddexp(student_logp + math.log1p(-alpha), teacher_logp + math.log(alpha))
+    return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
 
 
 def _kl(left_logp: Tensor, right_logp: Tensor) -> Tensor:

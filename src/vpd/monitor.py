@@ -186,6 +186,11 @@ RULES = (
         _above("e_step/kind_predicts_success", 0.6, "the kind of context alone tells successes from failures"),
         "Use algorithm.success_context: matched, or a source that speaks about both.",
     ),
+    Rule(
+        "grader_failed",
+        _above("env/grader_failed", 0.0, "some answers could not be graded and count as failures"),
+        "The warnings name the rows. Mend the grader, or set env.max_failed to 0 to stop at the first.",
+    ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
 )

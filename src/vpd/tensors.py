@@ -5,7 +5,7 @@ Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, N c
 of the batch that count (the mask's ones, in row-major order).
 
 The hidden state at the token before completion token ``t`` predicts it (:mod:`vpd.packing` says where that is).  Only
-those N states reach the head, in chunks, so that no [B,T,V] tensor is ever whole.
+those N states reach the head, in chunks (:mod:`vpd.head`), so that no [B,T,V] tensor is ever whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vpd import losses
+from vpd import attention, head, losses
 from vpd.packing import Layout, lay_out
 from vpd.types import Example
 
@@ -87,9 +87,10 @@ class Scorer:
     """All that an objective sees of the model: log-probs, entropies and divergences of the batch's own tokens.
 
     ``student`` and ``teacher`` are casts (see :data:`Cast`).  Gradient flows through the role in ``train`` and
-    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all); with a gradient
-    each chunk is recomputed in the backward pass, so its logits are never kept.  With ``share_prefixes`` rows that
-    begin alike share one pass over their beginning; without it each row is computed alone, which is the reference.
+    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two things are
+    faster and equal: ``analytic`` gradients of the head (:mod:`vpd.head`), and with ``share_prefixes`` one pass over
+    what rows begin with alike.  Without them autograd recomputes each chunk and each row is computed alone, which is
+    the reference.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Scorer:
         temperature: float,
         chunk_tokens: int | None,
         share_prefixes: bool = False,
+        analytic: bool = False,
     ):
         self._batch = batch
         self._cast: dict[Role, Cast] = {"student": student, "teacher": teacher}
@@ -109,6 +111,7 @@ class Scorer:
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
         self._share_prefixes = share_prefixes
+        self._analytic = analytic
         self._hidden: dict[Role, list[Tensor]] = {}
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
 
@@ -120,39 +123,107 @@ class Scorer:
         """Entropy [B,T] in nats under a role, without gradient, 0 where masked."""
         return self._token_scores(role)[1]
 
-    def divergence(self, *, alpha: float, top_k: int | None = None, tail: bool = True) -> Divergence:
-        """:func:`vpd.losses.divergence` between student and teacher [B,T], and what falls off on the way."""
+    def divergence(
+        self,
+        *,
+        alpha: float,
+        top_k: int | None = None,
+        tail: bool = True,
+        term: str | None = None,
+        clip: float | None = None,
+    ) -> Divergence:
+        """:func:`vpd.losses.divergence` between student and teacher [B,T], and what falls off on the way.
 
-        def compare(tokens_N: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
-            split = len(self._cast["student"])
-            student_NV = self._logits("student", hidden[:split])
-            teacher_NV = self._logits("teacher", hidden[split:])
-            value_N = losses.divergence(student_NV, teacher_NV, alpha=alpha, top_k=top_k, tail=tail)
+        ``term`` and ``clip`` announce what the loss will multiply the value by, so that the gradient can be formed in
+        the forward pass: the row's weight of that term and the importance ratio clipped there.  A loss that weighs
+        otherwise is right too, but its logits are made twice.
+        """
+        options: dict[str, Any] = {"alpha": alpha, "top_k": top_k, "tail": tail}
+        hidden = [*self._states("student"), *self._states("teacher")]
+        split = len(self._cast["student"])
+        tokens_N = self._tokens()
+
+        def compare(tokens_n: Tensor, *hidden_n: Tensor) -> tuple[Tensor, ...]:
+            student_nV, teacher_nV = (
+                self._logits("student", hidden_n[:split]),
+                self._logits("teacher", hidden_n[split:]),
+            )
+            value_n = losses.divergence(student_nV, teacher_nV, **options)
             with torch.no_grad():
                 by_products = (
-                    losses.token_logprobs(student_NV, tokens_N),
-                    losses.token_logprobs(teacher_NV, tokens_N),
-                    losses.entropy(student_NV),
-                    losses.entropy(teacher_NV),
+                    losses.token_logprobs(student_nV, tokens_n),
+                    losses.token_logprobs(teacher_nV, tokens_n),
+                    losses.entropy(student_nV),
+                    losses.entropy(teacher_nV),
                 )
-            return (value_N, *by_products)
+            return (value_n, *by_products)
 
-        hidden = [*self._states("student"), *self._states("teacher")]
-        value, *by_products = self._in_chunks(compare, hidden)
+        def open_chunk(rows: slice) -> head.MeasureBlock:
+            teacher_nV = self._logits("teacher", [states[rows] for states in hidden[split:]])
+
+            def measure(student_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
+                got = losses.divergence_slope(student_nV, teacher_nV[place], tokens_N[rows][place], **options)
+                weight_n = None if announced is None else announced(got.by_products[0], rows, place)
+                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.by_products, weight_n)
+
+            return measure
+
+        if self._analytic and self._train != "teacher":
+            announced = None if term is None else self._announced(term, clip)
+            value, *by_products = self._by_head("student", open_chunk, foreseen=term is not None)
+        else:
+            value, *by_products = self._in_chunks(compare, hidden)
         return Divergence(value, *(tensor.detach() for tensor in by_products))
 
     def _token_scores(self, role: Role) -> tuple[Tensor, Tensor]:
-        if role not in self._scores:
+        if role in self._scores:
+            return self._scores[role]
+        tokens_N = self._tokens()
 
-            def score(tokens_N: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
-                logits_NV = self._logits(role, hidden)
-                with torch.no_grad():
-                    entropy_N = losses.entropy(logits_NV)
-                return losses.token_logprobs(logits_NV, tokens_N), entropy_N
+        def score(tokens_n: Tensor, *hidden_n: Tensor) -> tuple[Tensor, ...]:
+            logits_nV = self._logits(role, hidden_n)
+            with torch.no_grad():
+                entropy_n = losses.entropy(logits_nV)
+            return losses.token_logprobs(logits_nV, tokens_n), entropy_n
 
+        def open_chunk(rows: slice) -> head.MeasureBlock:
+            def measure(logits_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
+                got = losses.logprobs_slope(logits_nV, tokens_N[rows][place])
+                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.by_products)
+
+            return measure
+
+        if self._analytic and len(self._cast[role]) == 1:
+            logprobs_BT, entropy_BT = self._by_head(role, open_chunk, foreseen=False)
+        else:
             logprobs_BT, entropy_BT = self._in_chunks(score, self._states(role))
-            self._scores[role] = (logprobs_BT, entropy_BT.detach())
+        self._scores[role] = (logprobs_BT, entropy_BT.detach())
         return self._scores[role]
+
+    def _by_head(self, role: Role, open_chunk: head.MeasureChunk, *, foreseen: bool) -> tuple[Tensor, ...]:
+        """:func:`vpd.head.measure` on the one module that plays ``role``, results as [B,T]."""
+        ((model, share),) = self._cast[role]
+        (states_NH,) = self._states(role)
+        weight_VH = model.get_output_embeddings().weight
+        if not torch.is_grad_enabled() or role != self._train:
+            states_NH, weight_VH = states_NH.detach(), weight_VH.detach()
+        chunk, scale = self._chunk_tokens or max(len(states_NH), 1), share / self._temperature
+        results = head.measure(states_NH, weight_VH, open_chunk, chunk=chunk, scale=scale, foreseen=foreseen)
+        return tuple(self._spread(column_N) for column_N in results)
+
+    def _announced(self, term: str, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
+        """What the loss multiplies the divergence of some tokens by, from their log-probs under the student."""
+        batch = self._batch
+        weight_B = torch.tensor([example.weights.get(term, 0.0) for example in batch.examples])
+        row_N = batch.mask_BT.nonzero()[:, 0]
+        weight_N = weight_B.to(batch.reference_BT)[row_N]
+        reference_N, has_reference_N = batch.reference_BT[batch.mask_BT], batch.has_reference_B[row_N]
+
+        def weigh(logprobs_n: Tensor, rows: slice, place: slice) -> Tensor:
+            reference_n = torch.where(has_reference_N[rows][place], reference_N[rows][place], logprobs_n)
+            return weight_N[rows][place] * losses.importance_ratio(logprobs_n, reference_n, clip=clip)
+
+        return weigh
 
     def _states(self, role: Role) -> list[Tensor]:
         """The N hidden states that predict the batch's tokens, [N,H] for each module of the role's cast."""
@@ -162,7 +233,7 @@ class Scorer:
                 layout = self._layout(role, model)
                 with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
                     hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-                    states.append(hidden[layout.pack_N, layout.place_N])
+                    states.append(hidden[layout.row_N, layout.place_N])
             self._hidden[role] = states
         return self._hidden[role]
 
@@ -173,11 +244,12 @@ class Scorer:
         if len(known) != len(prompts):
             raise ValueError("a row without a teacher's prompt reached a teacher pass; leave it out of the update")
         weight = next(model.parameters())
+        shares = self._share_prefixes and attention.is_installed(model)
         return lay_out(
             known,
             [example.completion for example in examples],
             [example.mask for example in examples],
-            hidden_size=model.config.get_text_config().hidden_size if self._share_prefixes else None,
+            hidden_size=model.config.get_text_config().hidden_size if shares else None,
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -193,9 +265,13 @@ class Scorer:
         assert total is not None, "a role has no model"
         return total
 
+    def _tokens(self) -> Tensor:
+        """The N tokens that count."""
+        return self._batch.tokens_BT[self._batch.mask_BT]
+
     def _in_chunks(self, function: Callable[..., tuple[Tensor, ...]], hidden: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Apply ``function(tokens_n, *hidden_n)`` to chunks of the N tokens and put the results back as [B,T]."""
-        tokens_N = self._batch.tokens_BT[self._batch.mask_BT]
+        """Apply ``function(tokens_n, *hidden_n)`` to chunks of the N tokens; results as [B,T]."""
+        tokens_N = self._tokens()
         size = self._chunk_tokens or max(len(tokens_N), 1)
         keep = torch.is_grad_enabled() and self._train is not None
         parts = []
@@ -205,11 +281,9 @@ class Scorer:
                 parts.append(checkpoint(function, *arguments, use_reentrant=False))
             else:
                 parts.append(function(*arguments))
+        return tuple(self._spread(torch.cat(column)) for column in zip(*parts, strict=True))
+
+    def _spread(self, flat_N: Tensor) -> Tensor:
+        """Numbers of the N tokens back in their places [B,T], 0 elsewhere."""
         mask_BT = self._batch.mask_BT
-        results = []
-        for column in zip(*parts, strict=True):
-            flat_N = torch.cat(column)
-            results.append(
-                torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device).masked_scatter(mask_BT, flat_N)
-            )
-        return tuple(results)
+        return torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device).masked_scatter(mask_BT, flat_N)

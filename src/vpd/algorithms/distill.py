@@ -175,7 +175,11 @@ class Distill:
             student_BT = student_BT.detach()
         else:
             compared = scorer.divergence(
-                alpha=settings.distillation_alpha, top_k=settings.distillation_topk, tail=settings.distillation_tail
+                alpha=settings.distillation_alpha,
+                top_k=settings.distillation_topk,
+                tail=settings.distillation_tail,
+                term="distill",
+                clip=settings.importance_clip,
             )
             value_BT, student_BT, teacher_BT = compared.value, compared.student_logprobs, compared.teacher_logprobs
             entropies = {"entropy": compared.student_entropy, "teacher_entropy": compared.teacher_entropy}

@@ -1,9 +1,10 @@
 """The embedded engine: samples on the learner's own model, so that its log-probs are the learner's.
 
-Each distinct prompt is prefilled once, finished rows leave the batch, and a token is drawn by inverse CDF from a
-uniform number that belongs to its row alone: what a row says does not depend on which rows stand beside it.
+Each distinct prompt is read once and, where the model allows it, kept once (:mod:`vpd.engines.decoding`); finished rows
+leave the batch; a token is drawn by inverse CDF from a uniform number that belongs to its row alone: what a row says
+does not depend on which rows stand beside it.
 
-Dimension legend: B rows still running, U distinct prompts, P longest prompt, V vocabulary.
+Dimension legend: B rows still running, V vocabulary, M blocks of the vocabulary, W tokens of a block.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
 from vpd.engines import limits_of
+from vpd.engines.decoding import can_share, decoder_for
 from vpd.types import Completion, Tokens
+
+BLOCK = 128  # tokens of a block of the vocabulary
+KEEP = 0.9  # finished rows leave as soon as no more than this share still runs
 
 
 class TorchEngine:
@@ -40,8 +45,13 @@ class TorchEngine:
         self._autocast = autocast
         self.version = -1
         self._model: Any = None
+        self._shares = False
 
+    @torch.no_grad()
     def load(self, weights: Any, version: int) -> None:
+        if weights is not self._model:
+            with self._autocast():
+                self._shares = can_share(weights)
         self._model = weights
         self.version = version
 
@@ -78,7 +88,8 @@ class TorchEngine:
         top_k: int | None,
     ) -> list[Completion]:
         device = next(self._model.parameters()).device
-        logits_BV, cache, attention_BP = self._prefill(prompts, device)
+        decoder = decoder_for(self._model, prompts, shared=self._shares)
+        logits_BV = decoder.logits_BV
         width = max(limits)
         uniform = torch.tensor(np.stack([uniforms(seed, width) for seed in seeds]), device=device)
         eos = torch.tensor(self.eos_ids, dtype=torch.long, device=device)
@@ -98,42 +109,12 @@ class TorchEngine:
             running = running & ~ended & (length[rows] > step + 1)
             if not bool(running.any()):
                 break
-            if int(running.sum()) <= 0.8 * len(running):
+            if int(running.sum()) <= KEEP * len(running):
                 keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                rows, chosen_B, attention_BP, running = rows[keep], chosen_B[keep], attention_BP[keep], running[keep]
-            attention_BP = torch.cat([attention_BP, attention_BP.new_ones(len(rows), 1)], 1)
-            logits_BV = self._decode(chosen_B, attention_BP, cache)
+                decoder.keep(keep)
+                rows, chosen_B, running = rows[keep], chosen_B[keep], running[keep]
+            logits_BV = decoder.step(chosen_B)
         return self._completions(tokens, logprobs, length)
-
-    def _prefill(self, prompts: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Any, Tensor]:
-        """Logits after each prompt [B,V], the cache and the attention mask [B,P]; equal prompts are computed once."""
-        distinct = list(dict.fromkeys(prompts))
-        position = {prompt: index for index, prompt in enumerate(distinct)}
-        longest = max(map(len, distinct))
-        ids_UP = torch.tensor([[0] * (longest - len(p)) + list(p) for p in distinct], device=device)
-        seen_UP = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in distinct], device=device)
-        cache = DynamicCache(config=self._model.config)
-        places_UP = (seen_UP.cumsum(1) - 1).clamp(min=0)
-        hidden = self._model.base_model(
-            input_ids=ids_UP, attention_mask=seen_UP, position_ids=places_UP, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        logits_UV = self._model.get_output_embeddings()(hidden)
-        spread = torch.tensor([position[prompt] for prompt in prompts], device=device)
-        cache.batch_select_indices(spread)
-        return logits_UV[spread], cache, seen_UP[spread]
-
-    def _decode(self, chosen_B: Tensor, attention_BP: Tensor, cache: Any) -> Tensor:
-        """Logits [B,V] after one more token of each row."""
-        hidden = self._model.base_model(
-            input_ids=chosen_B[:, None],
-            attention_mask=attention_BP,
-            position_ids=attention_BP.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits
 
     def _completions(self, tokens: Tensor, logprobs: Tensor, length: Tensor) -> list[Completion]:
         completions = []
@@ -159,13 +140,27 @@ def uniforms(seed: int, count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
 
 
 def draw(logp_BV: Tensor, uniform_B: Tensor, *, greedy: bool = False) -> Tensor:
-    """One token of each row [B] by inverse CDF, in fp64: the first whose cumulative probability exceeds u."""
+    """One token of each row [B] by inverse CDF: the first whose cumulative probability exceeds u.
+
+    First the block of the vocabulary is found, then the token in it: only sums of blocks, and one block, are cumulated
+    (in fp64), where cumulating all of V would take longer than the rest.
+    """
     if greedy:
         return logp_BV.argmax(-1)
-    cumulative_BV = logp_BV.double().exp().cumsum(-1)
-    target_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
-    index_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
-    return index_B.clamp(max=logp_BV.shape[1] - 1)
+    rows, vocabulary = logp_BV.shape
+    p_BMW = F.pad(logp_BV.exp(), (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    cumulative_BM = p_BMW.sum(-1).double().cumsum(-1)
+    target_B1 = _below(uniform_B[:, None] * cumulative_BM[:, -1:], cumulative_BM[:, -1:])
+    block_B1 = torch.searchsorted(cumulative_BM, target_B1, right=True)
+    before_B1 = F.pad(cumulative_BM, (1, 0)).gather(1, block_B1)
+    inside_BW = p_BMW.gather(1, block_B1[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
+    rest_B1 = _below(target_B1 - before_B1, inside_BW[:, -1:])
+    return (block_B1 * BLOCK + torch.searchsorted(inside_BW, rest_B1, right=True))[:, 0]
+
+
+def _below(target: Tensor, total: Tensor) -> Tensor:
+    """The target, but less than the total: rounding must not lead past the last possible token."""
+    return torch.minimum(target, total * (1 - 2**-52))
 
 
 def truncate(logp_BV: Tensor, top_p: float, top_k: int | None) -> Tensor:

@@ -78,9 +78,17 @@ class Conversational(Protocol):
 
 @runtime_checkable
 class Solvable(Protocol):
-    """An environment that can answer its own tasks rightly; :func:`vpd.envs.check.check_env` uses it."""
+    """An environment that can answer its own tasks rightly, or some of them (None: not this one);
+    :func:`vpd.envs.check.check_env` uses it."""
 
-    def solution(self, task: Task) -> str: ...
+    def solution(self, task: Task) -> str | None: ...
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """An environment that has something to say when a run starts, such as how it runs programs; a line each."""
+
+    def announce(self) -> Sequence[str]: ...
 
 
 @runtime_checkable
@@ -150,7 +158,10 @@ def replies_of(
     return messages
 
 
-def guarded(call: Callable[[], Result], what: str) -> Result:
+MEND = "Mend the environment; nothing was trained on this batch."
+
+
+def guarded(call: Callable[[], Result], what: str, *, do: str | None = MEND) -> Result:
     """The one way an environment's own exception is reported: its type, message, file and line, as an EnvError."""
     try:
         return call()
@@ -161,5 +172,5 @@ def guarded(call: Callable[[], Result], what: str) -> Result:
         raise EnvError(
             f"{what} raised {type(error).__name__} at {frame.filename}:{frame.lineno}",
             got=" ".join(str(error).split())[:200] or "no message",
-            do="Mend the environment; nothing was trained on this batch.",
+            do=do,
         ) from error

@@ -150,10 +150,11 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     solutions = _solutions(env, drawn)
     for number, task in enumerate(drawn):
         texts = dict(ANSWERS) if number < 4 else {"wrong": ANSWERS["wrong"]}
-        if solutions:
-            texts |= {"right": solutions[number], OTHER: solutions[number - 1]}
-        if OTHER in texts and texts[OTHER] == texts["right"]:
-            del texts[OTHER]
+        own, other = solutions[number], solutions[number - 1]
+        if own is not None:
+            texts["right"] = own
+        if other is not None and other != own:
+            texts[OTHER] = other
         for kind, text in texts.items():
             started = time.perf_counter()
             [grade] = grade_texts(env, [task], [text])
@@ -179,7 +180,7 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     yield _check(
         "its own solution is a success",
         failed and f"{failed[0].text[:80]!r} fails {failed[0].task.id!r}: {failed[0].grade.feedback}",
-        warning=not right and "not known: the environment has no method solution(task)",
+        warning=not right and "not known: the environment has no solution(task), or it gives none",
         ok=f"{len(right)} solved",
     )
     wrong = [attempt for attempt in attempts if attempt.kind != "right"]
@@ -214,7 +215,7 @@ def _look_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
     if isinstance(env, Revealing) and env.reveals_answer:
         return _check(name, ok="it reveals the answer and says so (reveals_answer)")
     answers = reference_answers({a.task.id: a.text for a in attempts if a.kind == "right"})
-    wrong = [a for a in attempts if a.kind != "right" and not a.success]
+    wrong = [a for a in attempts if a.kind != "right" and not a.success and a.task.id in answers]
     if len(set(answers.values())) < 2 or not wrong:
         return _check(name, warning="not known: it takes solution(task) and two tasks with different answers")
     looked_at, revealed = 0, []
@@ -273,10 +274,10 @@ def _held_out(env: Env, limit: int | None) -> list[Task]:
     return list(guarded(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
 
 
-def _solutions(env: Env, tasks: Sequence[Task]) -> list[str]:
-    """A right answer to each task; none where the environment gives none."""
+def _solutions(env: Env, tasks: Sequence[Task]) -> list[str | None]:
+    """A right answer to each task; None where the environment gives none."""
     if not isinstance(env, Solvable):
-        return []
+        return [None] * len(tasks)
     return [guarded(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
 
 

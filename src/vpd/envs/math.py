@@ -272,14 +272,7 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     found = record.get(field)
     if not isinstance(found, (list, tuple)):
         found = [{"role": "user", "content": records.text(record, field, where)}]
-    messages: list[Message] = []
-    for message in found:
-        message = records.mapping(message, f"{where}: a message of {field!r}")
-        messages.append(
-            {"role": records.text(message, "role", where), "content": records.text(message, "content", where)}
-        )
-    if not messages or messages[-1]["role"] != "user":
-        raise DataError(f"{where}: {field!r} does not end with the user's message")
+    messages = records.messages(found, field, where)
     framed = DAPO.match(messages[-1]["content"])
     content = framed["problem"] if framed else messages[-1]["content"]
     return (*messages[:-1], {"role": "user", "content": content.strip()})

@@ -1,4 +1,4 @@
-"""Data sets as records: read from JSON lines or the Hub, checked field by field, split, walked through in epochs.
+"""Data sets as records: read from JSON lines, parquet or the Hub, checked field by field, split, walked in epochs.
 
 Every error names the file and the line.
 """
@@ -12,15 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow
+import pyarrow.parquet
+
 from vpd.errors import ConfigError, DataError
+from vpd.types import Message
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 Item = TypeVar("Item")
 
 
 def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """(where it stands, its number, record) of every record of a file of JSON lines or of ``owner/name`` on the Hub."""
+    """(where it stands, its number, record) of every record of a file of JSON lines, of a parquet file, or of
+    ``owner/name`` on the Hub."""
     source = Path(path)
+    if source.suffix == ".parquet":
+        yield from ((f"{path} row {number}", number, record) for number, record in enumerate(_parquet(source)))
+        return
     if source.exists() or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
         for number, line in _lines(source):
             where = f"{path} line {number}"
@@ -46,6 +54,18 @@ def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[
         ) from error
     for number, record in enumerate(rows):
         yield f"{path} record {number}", number, record
+
+
+def _parquet(source: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        table = pyarrow.parquet.read_table(source)
+    except (OSError, pyarrow.ArrowException) as error:
+        got = " ".join(str(error).split())[:200]
+        raise DataError(f"cannot read {source}", got=got, expected="a parquet file") from error
+    if not table.num_rows:
+        raise DataError(f"{source} is empty", expected="a row for each task")
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
@@ -74,6 +94,17 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError(f"{where}: {field!r} holds half a surrogate pair", expected="text that UTF-8 can write")
     return value
+
+
+def messages(value: Sequence[Any], field: str, where: str) -> tuple[Message, ...]:
+    """Messages of which the last is the user's."""
+    read: list[Message] = []
+    for message in value:
+        message = mapping(message, f"{where}: a message of {field!r}")
+        read.append({"role": text(message, "role", where), "content": text(message, "content", where)})
+    if not read or read[-1]["role"] != "user":
+        raise DataError(f"{where}: {field!r} does not end with the user's message")
+    return tuple(read)
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from vpd import attention, head
 from vpd.errors import ConfigError, ModelError, TrainingError
 from vpd.learners import Measure, Objective, Terms, Weights
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
@@ -210,6 +211,7 @@ class AccelerateLearner:
             temperature=self.temperature,
             chunk_tokens=self._chunk_tokens,
             share_prefixes=self.shares_prefixes,
+            analytic=head.is_plain(self.model.get_output_embeddings()),
         )
 
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
@@ -253,8 +255,8 @@ class AccelerateLearner:
         """Whether all models compute branches as if they stood alone; where one does not, says so once."""
         for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.cast(w)}.values():
             windowed = "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
-            if windowed or not _tree_equals_chain(model, self.accelerator.device):
-                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no tree mask", stacklevel=2)
+            if windowed or not attention.install(model) or not _tree_equals_chain(model, self.accelerator.device):
+                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no branches", stacklevel=2)
                 return False
         return True
 
@@ -283,7 +285,7 @@ def _tree_equals_chain(model: Any, device: torch.device) -> bool:
     for size in (None, 1 << 20):
         layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=model.dtype)
         states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-        hidden.append(states[layout.pack_N, layout.place_N])
+        hidden.append(states[layout.row_N, layout.place_N])
     return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
 
 

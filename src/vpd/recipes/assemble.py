@@ -1,9 +1,8 @@
 """From settings to objects: the one place that knows every part."""
 
-import importlib.util
 import inspect
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from vpd.config import Config, CustomEnv, ModelSettings
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine
-from vpd.envs import Env, Finite, FixedLength
+from vpd.envs import Announcing, Env, Finite, FixedLength, guarded
+from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, ModelError, nearest
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
@@ -50,6 +50,7 @@ class Parts:
 def assemble(config: Config, *, env: Env | None = None) -> Parts:
     """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit."""
     env = env or make_env(config.env)
+    announce(env)
     model, tokenizer = load_model(config.model)
     prompter = make_prompter(config, model, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
@@ -110,22 +111,18 @@ def make_env(spec: Any) -> Env:
     """A shipped environment as it is; a custom one from its file."""
     if not isinstance(spec, CustomEnv):
         return spec
-    path, _, name = spec.name.rpartition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"env.name: no file {path}", do="Write env.name as path/to/file.py:ClassName.")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    if name not in vars(module):
-        raise ConfigError(f"env.name: {path} has no class {name}", do=nearest(name, vars(module)))
-    kind = vars(module)[name]
+    kind, name = load_object(spec.name, "env.name"), spec.name.rpartition(":")[2]
     known = inspect.signature(kind).parameters
     for key in spec.options:
         if key not in known:
             raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
-    return kind(**spec.options)
+    return guarded(partial(kind, **spec.options), f"{name}(...)")
+
+
+def announce(env: Env) -> None:
+    """Print what the environment has to say at the start."""
+    for line in env.announce() if isinstance(env, Announcing) else ():
+        print(line)
 
 
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
@@ -133,6 +130,8 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     name = settings.name_or_path
     source = str(tiny.load_bundled(name)) if name in tiny.BUNDLED else name
     transformers.utils.logging.disable_progress_bar()
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))

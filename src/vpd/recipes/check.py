@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpd.envs.check import Attempt, Report, check_env
-from vpd.recipes.assemble import make_env
+from vpd.recipes.assemble import announce, make_env
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
@@ -16,7 +16,9 @@ STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -> Report:
     """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
     console = console or Console()
-    report = check_env(make_env(spec), tasks=tasks, seed=seed)
+    env = make_env(spec)
+    announce(env)
+    report = check_env(env, tasks=tasks, seed=seed)
     if report.attempts:
         _show_example([a for a in report.attempts if a.task is report.attempts[0].task], console)
     table = Table("", "promise", "found", title=f"vpd check {spec.name}", title_justify="left")

@@ -22,12 +22,13 @@ Status: TypeAlias = Literal["ok", "error", "timeout", "memory", "output", "kille
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a program may use.  ``memory_mb`` bounds each address space exactly (a larger request raises MemoryError)
-    and what all its processes hold together, which is looked at about twenty times a second."""
+    and what all its processes hold together, which is looked at about twenty times a second.  To ``seconds`` is added
+    what the program waited for busy processors, up to three times as long again."""
 
     seconds: Annotated[float, "wall-clock time"] = 6.0
     cpu_seconds: Annotated[int, "processor time of each process"] = 6
     memory_mb: Annotated[int, "memory, of each process and of all together"] = 512
-    file_mb: Annotated[int, "all files it writes, together"] = 32
+    file_mb: Annotated[int, "its own and all files it writes, together"] = 32
     processes: Annotated[int, "processes and threads at once"] = 16
     output_kb: Annotated[int, "standard output, and as much standard error"] = 64
 

@@ -18,6 +18,7 @@ import marshal
 import os
 import re
 import resource
+import secrets
 import selectors
 import signal
 import socket
@@ -27,12 +28,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 from vpd.errors import ConfigError, SandboxError
 from vpd.sandbox import Limits, Outcome, Program, Status, ran_out_of_memory, syscalls
-from vpd.sandbox.jail import descendants
+from vpd.sandbox.jail import REMOVE, descendants
 from vpd.sandbox.pool import run_each
 
 Protection: TypeAlias = Literal["namespaces", "landlock", "bare"]
@@ -48,6 +49,8 @@ TICK = 0.05  # seconds between looks at the clock and at memory
 SET_UP = 30.0  # seconds until the program must have started
 GRACE = 5.0  # seconds that a killed program may take to be gone
 CHUNK = 1 << 16
+PATIENCE = 3.0  # of its limit of seconds: what a program may wait for a busy processor besides
+PAGE, MOST_NAMES = 4096, 4000  # of the folder in memory; the jail makes it for 4096 names
 RLIMIT_SIGPENDING = 11  # signals waiting and timers; on Linux the same everywhere
 
 
@@ -60,6 +63,8 @@ class LocalSandbox:
         for folder in packages:
             if not os.path.isdir(folder):
                 raise ConfigError("a package folder of the sandbox does not exist", got=folder)
+        if protection != "bare" and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            raise SandboxError("the sandbox cannot see a process's children", expected="CONFIG_PROC_CHILDREN, /proc")
         self.protection = protection
         self.workers = workers
         self.packages = [os.path.realpath(folder) for folder in packages]
@@ -84,6 +89,9 @@ class LocalSandbox:
         return run_each(self._run, programs, self.workers)
 
     def _run(self, program: Program) -> Outcome:
+        excess = _excess(program)
+        if excess:
+            return Outcome(status="error", exit_code=None, stdout="", stderr=f"{excess}\n", seconds=0.0)
         with self._slots, self._home() as home:
             order = {**self._order, "parent": os.getpid(), "home": home, **self._demands(program, home)}
             data = marshal.dumps(order)
@@ -97,11 +105,11 @@ class LocalSandbox:
         if self.protection == "namespaces":
             yield ""
             return
-        home = tempfile.mkdtemp(prefix="vpd-sandbox-")
+        home = f"{tempfile.gettempdir()}/vpd-sandbox-{secrets.token_hex(8)}"  # made by the keeper, which outlives us
         try:
             yield home
         finally:
-            subprocess.run(["rm", "-rf", "--one-file-system", home], check=False)  # unlike rmtree at any depth
+            subprocess.run(["/bin/sh", "-c", REMOVE, "sh", home], check=False, stderr=subprocess.DEVNULL)
 
     def _demands(self, program: Program, home: str) -> dict[str, Any]:
         limits = program.limits
@@ -136,6 +144,18 @@ class LocalSandbox:
             "environment": environment,
             "command": [f"{home}/venv/bin/python", "-s", "-B", "main.py"],
         }
+
+
+def _excess(program: Program) -> str:
+    """What of a program does not fit into its folder, which has memory pages and a stock of names."""
+    texts = [program.source, *program.files.values()]
+    pages = sum(-(-len(text.encode("utf-8", "surrogatepass")) // PAGE) for text in texts)
+    folders = {parent for name in program.files for parent in PurePosixPath(name).parents}
+    if pages * PAGE > program.limits.file_mb << 20:
+        return f"the program and its files are larger than {program.limits.file_mb} MB"
+    if len(texts) + len(folders) > MOST_NAMES:
+        return f"the program has more than {MOST_NAMES} files and folders"
+    return ""
 
 
 class _Run:
@@ -269,7 +289,10 @@ class _Run:
             return "killed" if now > self.ended[3] + GRACE else None
         if self.started is None:
             return "timeout" if now > launched + SET_UP else None
-        if now > self.started + self.limits.seconds:
+        late = now - self.started - self.limits.seconds
+        if late > 0 and (
+            self.init is None or late > _waited(self.init, now - self.started, PATIENCE * self.limits.seconds)
+        ):
             return "timeout"
         if self.init is not None:
             resident, threads = _usage(self.init)
@@ -349,6 +372,20 @@ def _usage(init: int) -> tuple[int, int]:
     return memory, threads
 
 
+def _waited(init: int, elapsed: float, most: float) -> float:
+    """Seconds, up to ``most``, that a program was ready to run and others had the processors: the longest wait of a
+    process below ``init``, less what its processes took from each other.  0 where the kernel does not count it."""
+    ran = longest = 0.0
+    for process in [init, *descendants(init)]:
+        try:
+            took, wait, _ = Path(f"/proc/{process}/schedstat").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        ran += int(took) / 1e9
+        longest = max(longest, int(wait) / 1e9)
+    return max(0.0, min(longest, elapsed - ran, most))
+
+
 PROBE = """
 import socket
 def attempt(deed, harm):
@@ -403,7 +440,7 @@ def _prove(sandbox: LocalSandbox) -> str:
         os.chmod(folder, 0o755)
         secret = Path(folder) / "secret"
         secret.write_text("secret")
-        limits = Limits(memory_mb=128)
+        limits = Limits(memory_mb=128, seconds=30)  # a busy machine is no worse protected
         source = PROBE.format(secret=str(secret), port=server.getsockname()[1], memory=256 << 20)
         [outcome] = sandbox.run([Program(source=source, limits=limits)])
     *harms, last = outcome.stdout.split("\n")[:-1] or [""]

@@ -18,6 +18,10 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # the network, and memory that no limit counts
     "socket": (41, 198), "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194),
     "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "vmsplice": (278, 75),  # a pipe that holds one page of a huge one keeps all of it, unmapped
+    # with an idle priority it would take long to die
+    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
     # what the whole machine, or all of the user's programs, share a stock of
     "io_setup": (206, 0), "inotify_init": (253, None), "inotify_init1": (294, 26), "sync": (162, 81),
     "syncfs": (306, 267),
@@ -43,15 +47,16 @@ SHARED_NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "socketpair": (53, 199),  # a datagram socket of a pair can still be sent elsewhere from
     "fork": (57, None), "vfork": (58, None), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
-    "pidfd_send_signal": (424, 424), "setpriority": (141, 140), "sched_setaffinity": (203, 122),
-    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
-    "ioprio_set": (251, 30), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None),
+    "pidfd_send_signal": (424, 424), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
+    "shmat": (30, 196), "shmctl": (31, 195), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191), "mq_unlink": (241, 181),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None),
     "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
     "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "truncate": (76, 45),
 }  # fmt: skip
-CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261)
+CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT, PRCTL = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261), (157, 167)
 PIVOT_ROOT = NUMBERS["pivot_root"]
 NEWEST = 451  # cachestat, Linux 6.5
 NEWER = (454, 455, 456)  # futex_wake, futex_wait, futex_requeue
@@ -63,6 +68,7 @@ NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 NEW_NAMESPACE = 0x7E020000  # CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS}
 CLONE_THREAD = 0x00010000
 SIGNAL_OWNER = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: would let the kernel signal any process of the user
+SET_DEATH_SIGNAL = (1,)  # PR_SET_PDEATHSIG: would let it outlive its keeper
 TERMINAL = (0x5412, 0x8901, 0x8902)  # TIOCSTI, FIOSETOWN, SIOCSPGRP
 
 
@@ -89,6 +95,7 @@ def seccomp_filter(*, shared: bool) -> bytes:
     if shared:
         code += _when(CLONE[side], 0, [(ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, EPERM)])  # threads, no processes
         code += _when(FCNTL[side], 1, _refuse(SIGNAL_OWNER))
+        code += _when(PRCTL[side], 0, _refuse(SET_DEATH_SIGNAL))
     code.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("HBBI", *line) for line in code)
 

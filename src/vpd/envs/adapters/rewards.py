@@ -1,0 +1,209 @@
+"""Reward functions of other libraries as graders.
+
+TRL's, on a whole batch; every column of the data reaches it by name, and None means "does not apply to this row"::
+
+    def accuracy(prompts, completions, answer, **columns) -> list[float | None]: ...
+
+verl's, on one record of its schema (``data_source``, ``reward_model.ground_truth``, ``extra_info``)::
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict: ...
+
+Which of the two a function is, its parameters tell; either may be ``async``.  For each row it may answer with a
+number or, so that a teacher has something to read, with more: ``(number, feedback)``, a ``Grade``, or a mapping with
+``reward`` or ``score`` and, if it likes, ``feedback``, ``informative``, ``success``; a mapping's other numbers become
+metrics, and its other texts are passed over.  As in TRL, where the prompt is a text the completion is one, and where
+the prompt is a list of messages the completion is a list with one.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, SupportsFloat
+
+from vpd.envs import guarded
+from vpd.envs.adapters.panel import Row
+from vpd.envs.loading import load_object
+from vpd.errors import ConfigError, EnvError
+from vpd.types import Grade
+
+NOT_HERE = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")  # TRL's, about its trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """One reward function and its share in the sum: a callable, or its name (``my_rewards.py:accuracy``)."""
+
+    function: str | Callable[..., Any]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TRLFunction:
+    """``f(prompts, completions, **columns) -> list``."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+    batched: bool = True
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise ConfigError if it needs what the data has not."""
+        columns = dict.fromkeys(column for row in rows for column in row.columns)
+        _wanted(self.name, self.function, ["prompts", "completions", *columns])
+
+    def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Any:
+        names = list(dict.fromkeys(name for row in rows for name in row.columns))
+        given: dict[str, Any] = {name: [row.columns.get(name) for row in rows] for name in names}
+        given["prompts"] = [row.prompt for row in rows]
+        given["completions"] = [
+            text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        wanted = _wanted(self.name, self.function, list(given))
+        return self.function(**{name: copy.deepcopy(given[name]) for name in wanted})
+
+
+@dataclass(frozen=True, slots=True)
+class VerlFunction:
+    """``compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict``."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+    batched: bool = False
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise ConfigError if the function is another, or a record is not in verl's schema."""
+        _wanted(self.name, self.function, ["data_source", "solution_str", "ground_truth", "extra_info"])
+        for number, row in enumerate(rows):
+            model = row.columns.get("reward_model")
+            if "data_source" not in row.columns or not isinstance(model, Mapping) or "ground_truth" not in model:
+                raise ConfigError(
+                    f"{self.name} is verl's, and record {number} is not in its schema",
+                    got=f"the columns {', '.join(row.columns) or 'none'}",
+                    expected="data_source, prompt, reward_model.ground_truth, extra_info",
+                )
+
+    def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Any:
+        [row], [text] = rows, texts
+        given = {
+            "data_source": row.columns["data_source"],
+            "solution_str": text,
+            "ground_truth": row.columns["reward_model"]["ground_truth"],
+            "extra_info": row.columns.get("extra_info"),
+        }
+        wanted = _wanted(self.name, self.function, list(given))
+        answer = self.function(**{name: copy.deepcopy(given[name]) for name in wanted})
+        return _listed(answer) if inspect.isawaitable(answer) else [answer]
+
+
+async def _listed(answer: Awaitable[Any]) -> list[Any]:
+    return [await answer]
+
+
+def _wanted(name: str, function: Callable[..., Any], given: Sequence[str]) -> list[str]:
+    """Which of the given arguments a function takes.  Raises ConfigError if it needs others."""
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.default is parameter.empty and parameter.name not in given:
+            theirs = parameter.name in NOT_HERE
+            raise ConfigError(
+                f"the reward function {name} needs {parameter.name!r}",
+                got=f"the arguments {', '.join(given)}",
+                expected="columns of the data" if not theirs else "a function of texts and columns",
+                do="That argument is about TRL's trainer; give it a default." if theirs else None,
+            )
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return [key for key in given if takes_all or key in parameters]
+
+
+def rewards_of(setting: Any) -> tuple[Reward, ...]:
+    """The setting ``reward`` as a list: a name or callable, ``{function, weight}``, or several.  Raises ConfigError."""
+    entries = setting if isinstance(setting, (list, tuple)) else [setting]
+    rewards = []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            unknown = set(entry) - {"function", "weight"}
+            if unknown or "function" not in entry:
+                raise ConfigError("env.reward has an entry that cannot be read", got=entry, expected=_FORM)
+            entry = Reward(**entry)
+        elif isinstance(entry, str) or callable(entry):
+            entry = Reward(function=entry)
+        if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
+            raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
+        if isinstance(entry.weight, bool) or not isinstance(entry.weight, (int, float)) or entry.weight == 0:
+            raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number but 0")
+        rewards.append(entry)
+    if not rewards:
+        raise ConfigError("env.reward is empty", expected=_FORM)
+    return tuple(rewards)
+
+
+_FORM = "my_rewards.py:name, {function: my_rewards.py:name, weight: 1.0}, or a list of such"
+
+
+def make_grader(function: str | Callable[..., Any]) -> TRLFunction | VerlFunction:
+    """A reward function as a grader; its parameters tell whose it is.  Raises ConfigError if they do not."""
+    found = load_object(function, "env.reward") if isinstance(function, str) else function
+    if not callable(found) or inspect.isclass(found):
+        raise ConfigError(f"env.reward: {function} is no function", got=repr(found)[:80], expected="a reward function")
+    name = found.__name__ if inspect.isroutine(found) else type(found).__name__
+    is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(vars(type(found)).get("__call__"))
+    parameters = inspect.signature(found).parameters
+    if "completions" in parameters:
+        return TRLFunction(name, found, is_async)
+    if "solution_str" in parameters:
+        return VerlFunction(name, found, is_async)
+    raise ConfigError(
+        f"env.reward: {name} is no reward function that is known here",
+        got=f"the parameters {', '.join(parameters) or 'none'}",
+        expected="'completions' among them (TRL's), or 'solution_str' (verl's)",
+    )
+
+
+def read_answer(answer: Any, what: str) -> Grade | None:
+    """What a function said about a row, as a grade.  Raises EnvError, led by ``what``, if it cannot be read."""
+    if answer is None or isinstance(answer, Grade):
+        return answer
+    if isinstance(answer, Mapping):
+        return _from_mapping(dict(answer), what)
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str | None):
+        return Grade(reward=_number(answer[0], what), feedback=answer[1] or None)
+    return Grade(reward=_number(answer, what))
+
+
+def _from_mapping(answer: dict[Any, Any], what: str) -> Grade:
+    names = [name for name in ("reward", "score") if name in answer]
+    if len(names) != 1:
+        raise EnvError(
+            f"{what} returned a mapping without one reward", got=list(answer), expected="'reward' or 'score'"
+        )
+    reward = _number(answer.pop(names[0]), what)
+    feedback, success = answer.pop("feedback", None), answer.pop("success", None)
+    informative = answer.pop("informative", True)
+    for name, value, kind in (("success", success, bool | None), ("informative", informative, bool)):
+        if not isinstance(value, kind):
+            raise EnvError(f"{what} returned a mapping with a wrong {name!r}", got=repr(value), expected="a bool")
+    metrics = {
+        str(key): _number(value, f"{what}, in {key!r},")
+        for key, value in answer.items()
+        if isinstance(value, SupportsFloat)
+    }
+    return Grade(reward=reward, success=success, feedback=feedback or None, informative=informative, metrics=metrics)
+
+
+def _number(value: Any, what: str) -> float:
+    """A finite number of any library's."""
+    if not isinstance(value, SupportsFloat):
+        raise EnvError(
+            f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
+        )
+    number = guarded(partial(float, value), what)
+    if not math.isfinite(number):
+        raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
+    return number

@@ -1,0 +1,101 @@
+"""From an answer's text to its code, and from the faults of a program to words."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from vpd.envs.code.problems import Case
+from vpd.envs.code.run import Fault
+
+FORM = "the whole program must stand in one ```python block"
+FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+PYTHON = ("python", "python3", "py")
+LONGEST = 2000  # characters of one feedback
+PART = 300  # of one input, output or message
+
+
+def read_code(text: str) -> tuple[str | None, str, str]:
+    """The code in the last fenced block that is marked as Python, or in the last one where none is; or None, the kind
+    of fault (``no_code``, ``cut``) and words about it."""
+    blocks = list(_blocks(text))
+    marked = [block for block in blocks if block[0] in PYTHON]
+    if not blocks:
+        empty = "is empty" if not text.strip() else "has no code block"
+        return None, "no_code", f"Your answer {empty}; {FORM}."
+    _, code = (marked or blocks)[-1]
+    if code is None:
+        return None, "cut", f"Your answer is cut off: its last code block is not closed. Be shorter; {FORM}."
+    if not code.strip():
+        return None, "no_code", f"Your last code block is empty; {FORM}."
+    return code, "", ""
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str | None]]:
+    """(language, content) of every fenced block; the content is None where the block is not closed."""
+    opened: re.Match[str] | None = None
+    for fence in FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif fence[1][0] == opened[1][0] and len(fence[1]) >= len(opened[1]) and not fence[2]:
+            yield opened[2].lower(), text[opened.end() + 1 : fence.start()]
+            opened = None
+        elif fence[1] == opened[1] and fence[2].lower() in PYTHON:
+            yield opened[2].lower(), None  # and the next one begins
+            opened = fence
+    if opened is not None:
+        yield opened[2].lower(), None
+
+
+def explain(
+    cases: Sequence[Case], shown: Sequence[bool], faults: Sequence[Fault | None], function: str | None, limits: str
+) -> tuple[str, bool]:
+    """Words about the failed tests, which stand in the order that they were run in, and whether they say more than
+    that some failed.  Of a test that is not ``shown`` nothing is quoted."""
+    failed = [(case, see, fault) for case, see, fault in zip(cases, shown, faults, strict=False) if fault is not None]
+    first = next(fault for fault in faults if fault is not None)
+    if first.kind == "wrong":
+        wrong = [(case, fault) for case, see, fault in failed if fault.kind == "wrong" and see][:2]
+        if not wrong:
+            return "Your program gives a wrong answer to a test that is not shown.", False
+        parts = [_wrong(case, fault, number) for number, (case, fault) in enumerate(wrong, start=1)]
+        return clean("\n".join(["Your program gives a wrong answer.", *parts])), True
+    parts = [_said(first, function, limits), *map(cut, first.lines)]
+    for case, see, _ in failed[:1]:
+        if see and case.kind != "inside" and first.kind not in ("syntax", "missing") and not first.loading:
+            parts.append(f"Input:\n{cut(case.input)}")
+    return clean("\n".join(parts)), True
+
+
+def _said(fault: Fault, function: str | None, limits: str) -> str:
+    if fault.kind == "syntax":
+        return f"Your code is not valid Python. {cut(fault.text)}"
+    if fault.kind == "error":
+        return f"Your program raised an error{' while it was loaded' * fault.loading}. {cut(fault.text)}"
+    if fault.kind == "killed":
+        return f"Your program crashed{f' ({fault.text})' if fault.text else ''}, or started too many processes."
+    return {
+        "missing": f"Your code defines no function {function}, and no class Solution that has it.",
+        "ended": f"Your program ended itself before it gave an answer ({cut(fault.text)}).",
+        "odd": f"Your function returned {cut(fault.text)}; it must return plain values (numbers, text, lists, ...).",
+        "timeout": f"Your program reached the time limit ({limits}).",
+        "memory": f"Your program reached the memory limit ({limits}).",
+        "output": "Your program wrote too much output.",
+    }[fault.kind]
+
+
+def _wrong(case: Case, fault: Fault, number: int) -> str:
+    if case.kind == "inside":
+        return "\n".join([f"Test {number}", *map(cut, fault.lines)])
+    printed = cut(fault.text) or "(nothing)"
+    return f"Test {number}\nInput:\n{cut(case.input)}\nYour output:\n{printed}\nExpected:\n{cut(case.expected)}"
+
+
+def cut(text: str) -> str:
+    """At most PART characters, without the middle of what is longer."""
+    text = text.strip("\n")
+    return text if len(text) <= PART else f"{text[: PART - 105]} [...] {text[-98:]}"
+
+
+def clean(text: str) -> str:
+    """Text that can be written and shown, at most LONGEST characters."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 6] + " [...]"
