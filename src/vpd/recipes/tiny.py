@@ -83,7 +83,7 @@ BASES: dict[str, Base] = {
         knows=0.65,
         follows=0.8,
         length=10,
-        steps=(110, 120),
+        steps=(180, 150),
         start="tiny",
     ),
     "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
