@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All repeats of one shape, each a dict of results by side; written to ``--output`` after each."""
+    """All repeats of one shape, each a dict of results by side; written to ``--output`` after each side."""
     shape = SHAPES[name]
     rows = min(options.micro_batch_size, shape.rows)
     said = {"shape": name, "model": options.model, "rows": rows, "commit": commit(), "flags": options.trl_flags}
@@ -79,22 +79,22 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         theirs = [options.trl_python, str(HERE / "trl_side.py"), *ours[2:], "--flags", options.trl_flags]
         for number in range(options.repeats):
             results: dict[str, Any] = {}
+            said["repeats"].append(results)
             for side in (side for method in options.methods for side in SIDES[method]):
                 start = theirs if side.startswith("trl-") else ours
                 results[side] = json.loads(last_line([*start, "--method", side.removeprefix("trl-")]))
                 found = last(results[side])
                 shown = {k: round(found[k], 2) for k in ("rollout_s", "train_s")} | {"peak_mib": found["peak"] // MIB}
                 progress(f"{name}, repeat {number + 1}, {side}: {shown}")
+                if options.output:
+                    (options.output / f"vs_trl-{name}.json").write_text(json.dumps(said, indent=1))
             same_work(results)
-            said["repeats"].append(results)
-            if options.output:
-                (options.output / f"vs_trl-{name}.json").write_text(json.dumps(said, indent=1))
     return said
 
 
 def same_work(results: dict[str, Any], tolerance: float = 1e-3) -> None:
     """Both sides' gradient norms of every step, and SDPO's losses, must agree."""
-    for ours, theirs in (pair for pair in LIKE.items() if pair[0] in results and pair[0] != "vpd"):
+    for ours, theirs in (pair for pair in LIKE.items() if pair[0] != "vpd" and not set(pair) - set(results)):
         for mine, other in zip(results[ours]["steps"], results[theirs]["steps"], strict=True):
             for key in ("grad_norm", "loss") if ours == "sdpo" else ("grad_norm",):
                 if abs(mine[key] - other[key]) > tolerance * abs(other[key]):
@@ -136,18 +136,19 @@ def table(repeats: Sequence[dict[str, Any]]) -> list[str]:
         "TRL GRPO": ("trl-grpo", last),
     }
     for label, (side, read) in kinds.items():
-        if side in repeats[0]:
-            found = [read(results[side]) for results in repeats]
+        found = [read(results[side]) for results in repeats if side in results]
+        if found:
             cells = [spread([f[k] for f in found], 1) for k in names]
             cells += [spread([f[k] / MIB for f in found], 0) for k in ("peak", "above")]
             lines.append(f"| {label} | {' | '.join(cells)} |")
     for label, (side, read) in kinds.items():
-        if side in LIKE and side in repeats[0]:
-            pairs = [(read(results[side]), last(results[LIKE[side]])) for results in repeats]
+        both = [results for results in repeats if side in LIKE and side in results and LIKE[side] in results]
+        if both:
+            pairs = [(read(results[side]), last(results[LIKE[side]])) for results in both]
             cells = [spread([a[k] / b[k] for a, b in pairs]) for k in (*names, "peak", "above")]
             lines.append(f"| {label} / {LIKE[side].replace('trl-', 'TRL ').upper()} | {' | '.join(cells)} |")
-    if "vpd" in repeats[0]:
-        added = [average(r["vpd"])["whole_s"] / last(r["vpd"])["whole_s"] - 1 for r in repeats]
+    added = [average(r["vpd"])["whole_s"] / last(r["vpd"])["whole_s"] - 1 for r in repeats if "vpd" in r]
+    if added:
         lines += ["", f"The E-step adds {statistics.median(added):.0%} to the average iteration."]
     return lines
 
