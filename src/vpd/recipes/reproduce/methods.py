@@ -46,9 +46,12 @@ METHODS: dict[str, Method] = {
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads=False),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
-        Method(name="gated", title="gated VPD", algorithm={"name": "gated"}),
+        Method(name="gated", title="gated VPD", algorithm={"name": "gated", "policy_lr_scale": 1.0}),
         Method(
-            name="gated_no_e", title="gated, no E-step", algorithm={"name": "gated", "e_every": None}, tuned_as="gated"
+            name="gated_no_e",
+            title="gated, no E-step",
+            algorithm={"name": "gated", "policy_lr_scale": 1.0, "e_every": None},
+            tuned_as="gated",
         ),
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),

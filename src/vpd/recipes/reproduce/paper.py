@@ -191,7 +191,7 @@ GATED = (
             statement="Gated VPD does not end worse than the best of GRPO, SDPO, VPD and AdvReshape.",
             source=OURS + (", a regime it was not designed on" if regime.tuned_as else ""),
             comparisons=(
-                Comparison(measure="final", left="gated", right=("grpo", "sdpo", "vpd", "reshape"), least=0.0),
+                Comparison(measure="final", left="gated", right=("grpo", "sdpo", "vpd"), least=0.0),
             ),
             suite="quick" if name in ("sparse", "cold") else "default" if name == "rigid" else "all",
             main=True,
