@@ -188,11 +188,9 @@ GATED = (
         Claim(
             name=f"gated_{name}",
             regime=name,
-            statement="Gated VPD does not end worse than the best of GRPO, SDPO, VPD and AdvReshape.",
+            statement="Gated VPD does not end worse than the best of GRPO, SDPO and VPD.",
             source=OURS + (", a regime it was not designed on" if regime.tuned_as else ""),
-            comparisons=(
-                Comparison(measure="final", left="gated", right=("grpo", "sdpo", "vpd"), least=0.0),
-            ),
+            comparisons=(Comparison(measure="final", left="gated", right=("grpo", "sdpo", "vpd"), least=0.0),),
             suite="quick" if name in ("sparse", "cold") else "default" if name == "rigid" else "all",
             main=True,
         )
