@@ -5,6 +5,7 @@ import datetime
 import json
 import pickle
 import sys
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -565,6 +566,12 @@ def test_which_block_counts() -> None:
 )
 def test_outputs_agree_line_by_line(expected: str, printed: str, same: bool) -> None:
     assert same_output(expected, printed) is same
+
+
+def test_a_line_that_is_almost_a_number_takes_no_time() -> None:
+    began = time.process_time()
+    assert not same_output("3", "1" * 4_000 + "x")
+    assert time.process_time() - began < 0.05
 
 
 PLAIN = st.recursive(
