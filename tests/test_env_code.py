@@ -570,8 +570,8 @@ def test_outputs_agree_line_by_line(expected: str, printed: str, same: bool) -> 
 
 def test_a_line_that_is_almost_a_number_takes_no_time() -> None:
     began = time.process_time()
-    assert not same_output("3", "1" * 4_000 + "x")
-    assert time.process_time() - began < 0.05
+    assert not same_output("3", "1" * 20_000 + "x")
+    assert time.process_time() - began < 5  # with backtracking about a minute
 
 
 PLAIN = st.recursive(
