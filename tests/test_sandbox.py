@@ -726,7 +726,7 @@ attempt("device", lambda: os.chmod("/dev/null", 0o600))
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a program that runs as root")
 def test_setuid_programs_gain_nothing(request: pytest.FixtureRequest) -> None:
-    folder = Path(tempfile.mkdtemp())  # unlike tmp_path, no folder above it is closed to others
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # no folder above it is closed to others
     request.addfinalizer(lambda: shutil.rmtree(folder))
     folder.chmod(0o755)
     who = folder / "id"
