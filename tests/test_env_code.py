@@ -574,6 +574,16 @@ def test_a_line_that_is_almost_a_number_takes_no_time() -> None:
     assert time.process_time() - began < 5  # with backtracking about a minute
 
 
+def test_keys_that_share_one_hash_are_not_gathered() -> None:
+    same = [index * sys.hash_info.modulus for index in range(65)]
+    assert len({hash(key) for key in same}) == 1
+    for form in (encode(set(same)), encode(dict.fromkeys(same))):
+        with pytest.raises(ValueError, match="share one hash"):
+            decode(form)
+    assert decode(encode(set(same[:64]))) == set(same[:64])
+    assert decode(encode(set(range(1000)))) == set(range(1000))
+
+
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(blacklist_categories=["Cs"])),
     lambda part: (

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+MOST_SHARED = 64  # keys of one hash; made at random, two are rare
 PRELUDE = """
 import bisect, collections, copy, functools, heapq, itertools, math, operator, re, string, sys
 from bisect import bisect, bisect_left, bisect_right, insort
@@ -63,10 +64,21 @@ def decode(form: Any) -> Any:
     if kind == "tuple":
         return tuple(decode(part) for part in parts)
     if kind == "set":
-        return {decode(part) for part in parts}
+        return set(_spread([decode(part) for part in parts]))
     if kind == "dict":
-        return {decode(key): decode(part) for key, part in parts}
+        keys = _spread([decode(key) for key, _ in parts])
+        return dict(zip(keys, [decode(part) for _, part in parts], strict=True))
     raise ValueError(kind)
+
+
+def _spread(keys: list[Any]) -> list[Any]:
+    """The keys; raises ValueError where many share one hash, as a set of them would take quadratic time to build."""
+    shared: dict[int, int] = {}
+    for key in keys:
+        shared[hash(key)] = shared.get(hash(key), 0) + 1
+    if max(shared.values(), default=0) > MOST_SHARED:
+        raise ValueError("keys that share one hash")
+    return keys
 
 
 def main() -> None:
