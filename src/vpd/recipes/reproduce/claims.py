@@ -20,7 +20,7 @@ A comparison is a list of differences, one for each seed: two methods from the s
 and a bound. It **holds** if the mean is positive, larger than two standard errors and than {SMALLEST}, and every seed
 agrees in sign; it **does not hold** if the same is true of the negative mean, or if mean plus two standard errors is
 below {NEGLIGIBLE} (there is no difference to speak of); else it is **undecided**. With one seed a difference must reach
-{WIDE}. A claim of several comparisons holds if all of them do, and does not if one does not. *Not worse* means: not
+{WIDE}; where the bound itself allows a margin (*not worse*, the drift) the sign decides. A claim of several comparisons holds if all of them do, and does not if one does not. *Not worse* means: not
 more than {NOT_WORSE} below the best of the others, by the same rule."""
 
 
@@ -38,19 +38,25 @@ class Comparison:
     sign: int = 1
     least: float = SMALLEST
 
+    @property
+    def allowed(self) -> float:
+        """How far below the other side still supports the claim."""
+        return NOT_WORSE if isinstance(self.right, tuple) else 0.0
+
     def methods(self) -> tuple[str, ...]:
         """Everyone who must have run."""
         others = (self.right,) if isinstance(self.right, str) else self.right
         return (self.left, *(others if isinstance(others, tuple) else ()))
 
     def differences(self, runs: Mapping[str, Mapping[int, Run]]) -> list[float]:
-        """One number for each seed that all sides have; the sign is such that positive supports the claim."""
+        """One number for each seed that all sides have; the sign is such that positive, or above minus
+        :attr:`allowed`, supports the claim."""
         sides = [runs.get(name, {}) for name in self.methods()]
         seeds = sorted(set.intersection(*(set(side) for side in sides)))
         if isinstance(self.right, tuple):
             rivals = [name for name in self.right if seeds]
             best = max(rivals, key=lambda n: statistics.fmean(self._value(runs[n][s]) for s in seeds), default="")
-            return [self._value(runs[self.left][s]) - self._value(runs[best][s]) + NOT_WORSE for s in seeds]
+            return [self._value(runs[self.left][s]) - self._value(runs[best][s]) for s in seeds]
         found = []
         for seed in seeds:
             value = self._value(runs[self.left][seed])
@@ -124,13 +130,20 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
+def shown(mean: float | None, error: float | None, n: int) -> str:
+    """A difference as people read it; one seed has no standard error."""
+    if mean is None:
+        return "-"
+    return f"{mean:+.3f}" if n < 2 else f"{mean:+.3f} ± {error:.3f}"
+
+
 def judge(claim: Claim, runs: Runs) -> Finding:
     """The verdict on a claim, with the numbers that lead to it."""
     here = {who: seeds for (where, who), seeds in runs.items() if where == claim.regime}
     numbers, verdicts = [], []
     for comparison in claim.comparisons:
         differences = comparison.differences(here)
-        verdicts.append(decide(differences, comparison.least))
+        verdicts.append(decide([d + comparison.allowed for d in differences], comparison.least))
         numbers.append(
             {
                 "comparison": comparison.text(),

@@ -123,8 +123,7 @@ def table(findings: Sequence[Finding]) -> Table:
     shown = Table("regime", "claim", "difference", "n", "verdict", title="Claims", title_justify="left")
     for finding in findings:
         for number, comparison in enumerate(finding.numbers):
-            mean, error = comparison["mean"], comparison["standard_error"]
-            difference = "-" if mean is None else f"{mean:+.3f} ± {error:.3f}"
+            difference = shown(comparison["mean"], comparison["standard_error"], comparison["n"])
             verdict = comparison["verdict"]
             first = number == 0
             shown.add_row(
