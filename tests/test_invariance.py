@@ -281,7 +281,8 @@ def test_a_reference_is_scored_whoever_sampled_the_row() -> None:
     """GKD's rows come from two engines: no log-prob of a sampler may pass for the learner's."""
     learner = tiny_learner(tiny_model())
     examples = rows.examples_of(random_groups(3, groups=2, size=3))
-    foreign = [dataclasses.replace(e, behaviour=tuple(-9.0 for _ in e.behaviour)) for e in examples[1:]]
-    found = rows.with_reference([examples[0], *foreign], learner)
     scored = learner.score(examples, rows.student_logprobs)
+    own = dataclasses.replace(examples[0], behaviour=tuple(scored[0]))
+    foreign = [dataclasses.replace(e, behaviour=tuple(-9.0 for _ in e.behaviour)) for e in examples[1:]]
+    found = rows.with_reference([own, *foreign], learner)
     assert [list(e.reference or ()) for e in found] == scored

@@ -10,7 +10,7 @@ import pytest
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.recipes.reproduce import bases, regimes, run, tune, versions
-from vpd.recipes.reproduce.claims import Claim, Comparison, decide, judge, shown, standard_error, together
+from vpd.recipes.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.recipes.reproduce.methods import METHODS, load_rates, rate_of
 from vpd.recipes.reproduce.paper import CLAIMS
 from vpd.recipes.reproduce.regimes import REGIMES
@@ -102,7 +102,11 @@ def test_not_worse_compares_with_the_best_on_average() -> None:
     assert found.verdict == "holds"
     runs["sparse", "gated"] = {s: fake("gated", s, level) for s, level in enumerate((0.42, 0.44))}
     assert judge(claim, runs).verdict == "does not hold"
-    assert shown(0.5, 0.0, 1) == "+0.500" and shown(-0.03, 0.01, 2) == "-0.030 ± 0.010" and shown(None, None, 0) == "-"
+    assert (
+        difference_text(0.5, 0.0, 1) == "+0.500"
+        and difference_text(-0.03, 0.01, 2) == "-0.030 ± 0.010"
+        and difference_text(None, None, 0) == "-"
+    )
 
 
 def test_every_claim_can_be_planned_and_quick_has_at_least_six() -> None:

@@ -20,8 +20,9 @@ A comparison is a list of differences, one for each seed: two methods from the s
 and a bound. It **holds** if the mean is positive, larger than two standard errors and than {SMALLEST}, and every seed
 agrees in sign; it **does not hold** if the same is true of the negative mean, or if mean plus two standard errors is
 below {NEGLIGIBLE} (there is no difference to speak of); else it is **undecided**. With one seed a difference must reach
-{WIDE}; where the bound itself allows a margin (*not worse*, the drift) the sign decides. A claim of several comparisons holds if all of them do, and does not if one does not. *Not worse* means: not
-more than {NOT_WORSE} below the best of the others, by the same rule."""
+{WIDE}; where the bound itself allows a margin (*not worse*, the drift) the sign decides. A claim of several comparisons
+holds if all of them do, and does not if one does not. *Not worse* means: not more than {NOT_WORSE} below the best of the
+others, by the same rule; the difference is shown without that margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def shown(mean: float | None, error: float | None, n: int) -> str:
+def difference_text(mean: float | None, error: float | None, n: int) -> str:
     """A difference as people read it; one seed has no standard error."""
     if mean is None:
         return "-"

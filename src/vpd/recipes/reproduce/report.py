@@ -11,7 +11,7 @@ import transformers
 
 from vpd.errors import StorageError
 from vpd.recipes.demo import commit
-from vpd.recipes.reproduce.claims import RULE, Finding, Runs, Verdict, shown, standard_error
+from vpd.recipes.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.recipes.reproduce.methods import METHODS
 from vpd.recipes.reproduce.pictures import draw_regime
 from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
@@ -112,7 +112,7 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
 def _rows_of(finding: Finding) -> list[str]:
     claim, rows = finding.claim, []
     for number, comparison in enumerate(finding.numbers):
-        difference = shown(comparison["mean"], comparison["standard_error"], comparison["n"])
+        difference = difference_text(comparison["mean"], comparison["standard_error"], comparison["n"])
         head = (claim.statement, claim.regime, claim.source) if number == 0 else ("", "", "")
         verdict = f"**{comparison['verdict']}**"
         rows.append(

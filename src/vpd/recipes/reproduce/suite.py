@@ -123,7 +123,7 @@ def table(findings: Sequence[Finding]) -> Table:
     shown = Table("regime", "claim", "difference", "n", "verdict", title="Claims", title_justify="left")
     for finding in findings:
         for number, comparison in enumerate(finding.numbers):
-            difference = shown(comparison["mean"], comparison["standard_error"], comparison["n"])
+            difference = difference_text(comparison["mean"], comparison["standard_error"], comparison["n"])
             verdict = comparison["verdict"]
             first = number == 0
             shown.add_row(
