@@ -21,8 +21,8 @@ and a bound. It **holds** if the mean is positive, larger than two standard erro
 agrees in sign; it **does not hold** if the same is true of the negative mean, or if mean plus two standard errors is
 below {NEGLIGIBLE} (there is no difference to speak of); else it is **undecided**. With one seed a difference must reach
 {WIDE}; where the bound itself allows a margin (*not worse*, the drift) the sign decides. A claim of several comparisons
-holds if all of them do, and does not if one does not. *Not worse* means: not more than {NOT_WORSE} below the best of the
-others, by the same rule; the difference is shown without that margin."""
+holds if all of them do, and does not if one does not. *Not worse* means: not more than {NOT_WORSE} below the best of
+the others, by the same rule; the difference is shown without that margin."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpd.errors import ConfigError, StorageError, nearest
-from vpd.recipes.reproduce.claims import Claim, Finding, Suite, judge
+from vpd.recipes.reproduce.claims import Claim, Finding, Suite, difference_text, judge
 from vpd.recipes.reproduce.methods import RATES, load_rates, rate_of
 from vpd.recipes.reproduce.paper import CLAIMS
 from vpd.recipes.reproduce.regimes import regime
