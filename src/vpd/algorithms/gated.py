@@ -34,7 +34,7 @@ class GatedSettings(VPDSettings):
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
     policy_weight: Annotated[float, "weight of the policy gradient beside the distillation"] = 1.0
-    policy_lr_scale: Annotated[float, "the policy gradient's learning rate, as a multiple of the distillation's"] = 2.5
+    policy_lr_scale: Annotated[float, "the policy gradient's learning rate, as a multiple of the distillation's"] = 1.0
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )

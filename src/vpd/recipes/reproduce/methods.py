@@ -13,7 +13,7 @@ import yaml
 from vpd.errors import ConfigError, nearest
 from vpd.recipes.reproduce.regimes import REGIMES
 
-GRID = (1e-4, 3e-4, 1e-3)
+GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = Path(__file__).with_name("rates.yaml")
 
 
@@ -46,11 +46,11 @@ METHODS: dict[str, Method] = {
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads=False),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
-        Method(name="gated", title="gated VPD", algorithm={"name": "gated", "policy_lr_scale": 1.0}),
+        Method(name="gated", title="gated VPD", algorithm={"name": "gated"}),
         Method(
             name="gated_no_e",
             title="gated, no E-step",
-            algorithm={"name": "gated", "policy_lr_scale": 1.0, "e_every": None},
+            algorithm={"name": "gated", "e_every": None},
             tuned_as="gated",
         ),
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),

@@ -14,6 +14,7 @@ from vpd.recipes.reproduce.paper import CLAIMS
 from vpd.recipes.reproduce.regimes import regime
 from vpd.recipes.reproduce.report import STYLES, write_report
 from vpd.recipes.reproduce.run import Job, Run, make_all
+from vpd.recipes.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.recipes.reproduce.tune import tune
 
 LEVEL: Mapping[Suite, int] = {"quick": 0, "default": 1, "all": 2}
@@ -100,7 +101,9 @@ def tune_rates(options: Options, console: Console | None = None) -> Path:
     """Choose the learning rates of everything that the options' claims compare."""
     prepare(options.output)
     pairs = [(claim.regime, who) for claim in options.claims() for who in claim.methods()]
-    return tune(pairs, options.output, seeds=options.seeds or 1, processes=options.jobs, console=console or Console())
+    return tune(
+        pairs, options.output, seeds=options.seeds or TUNING_SEEDS, processes=options.jobs, console=console or Console()
+    )
 
 
 def prepare(output: Path) -> Path:
