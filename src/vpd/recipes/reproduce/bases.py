@@ -1,7 +1,8 @@
 """The bases that runs start from: shipped for seed 0, made on first use and kept for other seeds.
 
 A base is only used if it is what its regime needs: told what is right, it must do much better than untold (or, cold,
-much worse), else a "sparse reward" run would secretly be a cold start.
+much worse), else a "sparse reward" run would secretly be a cold start.  A warm-up that comes out wrong is repeated from
+another seed (:data:`TRIES`, :data:`NEXT`), before any method has run on it.
 """
 
 import json
@@ -19,6 +20,7 @@ from vpd.recipes import tiny
 
 PROBE = "PROBE.json"
 ROWS = 512
+TRIES, NEXT = 4, 1000  # warm-ups of a base, and how far apart their seeds are
 #: name of the base -> (probe, lowest, highest): share of digits right, teachers' less the student's
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "tiny": {"student": (0.2, 0.4), "hint": (0.3, 1.0), "demonstration": (0.2, 1.0)},
@@ -48,7 +50,7 @@ def find(name: str, seed: int) -> Path | None:
 
 
 def ensure(name: str, seed: int) -> Path:
-    """The folder of a base, made if it is not there yet (about a minute).  Raises ModelError if it came out wrong."""
+    """The folder of a base, made if it is not there yet (about a minute).  Raises ModelError if it never comes out."""
     found = find(name, seed)
     if found is not None:
         return found
@@ -63,8 +65,15 @@ def ensure(name: str, seed: int) -> Path:
         ) from error
     try:
         start = tiny.BASES[name].start
-        tiny.build(draft, seed, name, None if start is None else ensure(start, seed))
-        require(name, seed, probe(draft, name))
+        origin = None if start is None else ensure(start, seed)
+        for number in range(TRIES):
+            tiny.build(draft, seed + NEXT * number, name, origin)
+            try:
+                require(name, seed, probe(draft, name))
+                break
+            except ModelError:
+                if number == TRIES - 1:
+                    raise
         if not folder.exists():
             draft.rename(folder)
     finally:
@@ -78,7 +87,7 @@ def require(name: str, seed: int, shares: Mapping[str, float]) -> None:
         value = shares[what] - (0.0 if what == "student" else shares["student"])
         if not low <= value <= high:
             raise ModelError(
-                f"the warm-up of {name} (seed {seed}) came out wrong: {what}"
+                f"the warm-up of {name} (seed {seed}) came out wrong {TRIES} times: {what}"
                 + ("" if what == "student" else " less student"),
                 got=f"{value:.2f}",
                 expected=f"{low} to {high}",
