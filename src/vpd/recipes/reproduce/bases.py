@@ -87,7 +87,7 @@ def require(name: str, seed: int, shares: Mapping[str, float]) -> None:
         value = shares[what] - (0.0 if what == "student" else shares["student"])
         if not low <= value <= high:
             raise ModelError(
-                f"the warm-up of {name} (seed {seed}) came out wrong {TRIES} times: {what}"
+                f"the warm-up of {name} (seed {seed}) came out wrong: {what}"
                 + ("" if what == "student" else " less student"),
                 got=f"{value:.2f}",
                 expected=f"{low} to {high}",
