@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--make", nargs=2, metavar=("MODEL", "SHAPE"), help="write the record (SHAPE as JSON) and stop")
     parser.add_argument("--method", choices=["vpd", "sdpo", "grpo"])
     parser.add_argument("--micro_batch_size", type=int, default=16)
+    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="selective")
     parser.add_argument("--profile", action="store_true", help="add what the operators of the last M-step cost")
     options = parser.parse_args()
     if options.make:
@@ -73,7 +74,12 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         settings = GRPOSettings()
         algorithm = GRPO(settings)
     teacher = TeacherSettings(kind="live") if method == "grpo" else settings.teacher_settings()
-    optim = OptimSettings(learning_rate=1e-5, micro_batch_size=options.micro_batch_size)
+    optim = OptimSettings(
+        learning_rate=1e-5,
+        micro_batch_size=options.micro_batch_size,
+        gradient_checkpointing=options.checkpointing,
+        max_tokens_per_microbatch=None,
+    )
     learner = AccelerateLearner(model, optim, teacher=teacher)
     result: dict[str, Any] = {"fixed": fixed_bytes(model, teacher_copy=method != "grpo"), "steps": []}
     prompts = [r.prompt for group in groups for r in group.rollouts]

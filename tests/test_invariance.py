@@ -194,7 +194,7 @@ def e_examples(seed: int) -> list[Example]:
 
 
 def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
-    examples, objective = e_examples(0), e_step_objective(VPDSettings(), shift=0.05)
+    examples, objective = e_examples(0), e_step_objective(VPDSettings(), lambda *_: 0.05)
     learner = tiny_learner(tiny_model(), learning_rate=0.01)
     first, second = (learner.update("e", examples, objective, train="teacher")["e/loss"] for _ in range(2))
     assert second < first
@@ -203,7 +203,9 @@ def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
 def test_a_teacher_with_the_students_prompt_starts_the_e_step_at_two_log_two() -> None:
     examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in e_examples(0)]
     assert {e.success for e in examples} == {True, False}
-    loss = tiny_learner(tiny_model()).update("e", examples, e_step_objective(VPDSettings(), 0.0), train="teacher")
+    loss = tiny_learner(tiny_model()).update(
+        "e", examples, e_step_objective(VPDSettings(), lambda *_: 0.0), train="teacher"
+    )
     assert loss["e/loss"] == pytest.approx(2 * math.log(2), abs=1e-12)
 
 

@@ -11,7 +11,7 @@ M-step: :class:`vpd.algorithms.distill.Distill`.  With ``e_every: null`` nothing
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -142,24 +142,32 @@ class VPD:
         if not examples:
             return {"e_step/rows": 0.0, "e_step/skipped": 1.0}
         settings = self.settings
-        scores = learner.score(examples, rows.teacher_logprobs)
-        rewards = torch.stack([self._implicit_reward(e, s) for e, s in zip(examples, scores, strict=True)])
-        success = torch.tensor([e.success for e in examples])
-        target = float(losses.midpoint_shift(rewards, success))
-        memory = 0.0 if self._shift is None else settings.shift_momentum
-        self._shift = memory * (self._shift or 0.0) + (1 - memory) * target
-        weights = weighting.class_mean([e.success for e in examples])
+        measured: Metrics = {}
+
+        def measure(reward_B: torch.Tensor, success_B: torch.Tensor) -> float:
+            """Of the first pass over all rows: the shift moves, and stays for the whole E-step."""
+            if not measured:
+                self._move_shift(reward_B, success_B)
+                measured.update(e_step_metrics(reward_B, success_B, self._shift or 0.0))
+            return self._shift or 0.0
+
+        if not learner.in_one_pass(examples):
+            scores = learner.score(examples, rows.teacher_logprobs)
+            rewards = [self._implicit_reward(e, s) for e, s in zip(examples, scores, strict=True)]
+            measure(torch.stack(rewards), torch.tensor([e.success for e in examples]))
+        weighted = rows.weighted(examples, bco=weighting.class_mean([e.success for e in examples]))
         metrics: Metrics = {}
         for _ in range(settings.e_epochs):
             update = learner.update(
-                "e_step",
-                rows.weighted(examples, bco=weights),
-                e_step_objective(settings, self._shift),
-                train="teacher",
-                lr_scale=settings.e_lr_scale,
+                "e_step", weighted, e_step_objective(settings, measure), train="teacher", lr_scale=settings.e_lr_scale
             )
             metrics = update | metrics  # of several epochs, the first is reported
-        return metrics | e_step_metrics(rewards, success, self._shift)
+        return metrics | measured
+
+    def _move_shift(self, reward_B: torch.Tensor, success_B: torch.Tensor) -> None:
+        target = float(losses.midpoint_shift(reward_B, success_B))
+        memory = 0.0 if self._shift is None else self.settings.shift_momentum
+        self._shift = memory * (self._shift or 0.0) + (1 - memory) * target
 
     def _implicit_reward(self, example: Example, teacher_logprobs: Sequence[float]) -> torch.Tensor:
         return losses.implicit_reward(
@@ -171,8 +179,8 @@ class VPD:
         )
 
 
-def e_step_objective(settings: VPDSettings, shift: float) -> Objective:
-    """L_E of each row, with the batch's reference as the prior."""
+def e_step_objective(settings: VPDSettings, shift: Callable[[torch.Tensor, torch.Tensor], float]) -> Objective:
+    """L_E of each row, with the batch's reference as the prior; ``shift`` is asked with rewards and successes [B]."""
 
     def objective(scorer: Scorer, batch: Batch) -> Terms:
         reward_B = losses.implicit_reward(
@@ -182,7 +190,7 @@ def e_step_objective(settings: VPDSettings, shift: float) -> Objective:
             beta=settings.teacher_beta,
             log_ratio=settings.log_ratio,
         )
-        return Terms(losses={"bco": losses.bco(reward_B, batch.success_B, shift)})
+        return Terms(losses={"bco": losses.bco(reward_B, batch.success_B, shift(reward_B.detach(), batch.success_B))})
 
     return objective
 

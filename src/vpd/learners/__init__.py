@@ -58,6 +58,10 @@ class Learner(Protocol):
         """
         ...
 
+    def in_one_pass(self, examples: Sequence[Example]) -> bool:
+        """Whether an update would hand all of these rows to its objective at once, as one batch."""
+        ...
+
     def end_iteration(self) -> None:
         """Called once per iteration by the loop: the schedule and an EMA teacher move here."""
         ...

@@ -21,6 +21,7 @@ from transformers import get_scheduler
 from vpd import attention, head
 from vpd.errors import ConfigError, ModelError, TrainingError
 from vpd.learners import Measure, Objective, Terms, Weights
+from vpd.learners.recompute import Checkpointing, active, enable
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.packing import lay_out, tokens_of
 from vpd.tensors import Batch, Cast, Role, Scorer, collate
@@ -52,6 +53,10 @@ class OptimSettings:
     share_prefixes: Annotated[
         bool, "rows that begin alike share one pass over their beginning, where the model allows it"
     ] = True
+    gradient_checkpointing: Annotated[
+        Checkpointing,
+        "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
+    ] = "none"
     mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
 
     def __post_init__(self) -> None:
@@ -109,6 +114,7 @@ class AccelerateLearner:
             teacher or TeacherSettings(), self.model, external=external, keep_initial=keep_initial
         )
         self.temperature = temperature
+        enable(self.model, settings.gradient_checkpointing)
         self._check_head()
         self.shares_prefixes = settings.share_prefixes and self._can_share()
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // model.config.get_text_config().vocab_size, 1)
@@ -154,7 +160,8 @@ class AccelerateLearner:
         micro_batches = list(self._micro_batches(entering))
         self._optimizer.zero_grad()
         for number, (rows, batch) in enumerate(micro_batches, 1):
-            with self._no_sync_until_last(number == len(micro_batches)), self.accelerator.autocast():
+            last = number == len(micro_batches)
+            with self._no_sync_until_last(last), self.accelerator.autocast(), active(self.model):
                 scorer = self._scorer(batch, student=self.teacher.cast("live"), teacher=teacher, train=train)
                 terms = self._root(objective, scorer, batch)
                 loss = _weigh(terms, [example for _, example in rows], totals)
@@ -167,6 +174,9 @@ class AccelerateLearner:
         metrics[f"{name}/padding"] = totals.pop("padding") / max(totals.pop("computed"), 1.0)
         metrics |= {f"{name}/{stat}": total / max(tokens, 1) for stat, total in totals.items()}
         return metrics
+
+    def in_one_pass(self, examples: Sequence[Example]) -> bool:
+        return self.accelerator.num_processes == 1 and sum(map(len, self._parts(list(enumerate(examples))))) == 1
 
     def end_iteration(self) -> None:
         with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
@@ -235,17 +245,22 @@ class AccelerateLearner:
         of each kind, so that collectives match: a share that comes out short is filled up with batches of one row of no
         weight and position -1.
         """
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        for parts in self._parts(rows):
+            for part in parts:
+                yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
+
+    def _parts(self, rows: Sequence[tuple[int, Example]]) -> Iterator[list[list[tuple[int, Example]]]]:
+        """The micro-batches of :meth:`_micro_batches` as rows, for each of the two kinds."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for told in (True, False):
             kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
             ordered = sorted(kind, key=self._neighbours)
             size = -(-len(ordered) // world)
             shares = [self._split(ordered[start : start + size]) for start in range(0, size * world, size or 1)]
-            for number in range(max(map(len, shares), default=0)):
-                filler = [(-1, dataclasses.replace(ordered[0][1], weights={}))]
-                part = shares[rank][number] if number < len(shares[rank]) else filler
-                yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
+            most = max(map(len, shares), default=0)
+            filler = [[(-1, dataclasses.replace(row[1], weights={}))] for row in ordered[:1]]
+            yield shares[rank] + filler * (most - len(shares[rank])) if shares else []
 
     def _split(self, rows: Sequence[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
         """Rows as micro-batches within the bounds; those of one prompt stay together where they fit into one."""

@@ -1,0 +1,66 @@
+"""Gradient checkpointing changes what is kept, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from vpd.algorithms import rows
+from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.errors import ConfigError
+from vpd.learners import Terms, recompute
+
+
+def trained(kind: str, **changes: Any) -> tuple[Any, torch.Tensor]:
+    settings = VPDSettings(e_every=2, teacher_ema_rate=0.5)
+    learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings(), gradient_checkpointing=kind, **changes)
+    algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
+    for seed in range(3):
+        algorithm.step(random_groups(seed), learner)
+        learner.end_iteration()
+    return learner, flat(learner.weights())
+
+
+@pytest.mark.parametrize("share_prefixes", [False, True])
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_gradients_are_the_same(kind: str, share_prefixes: bool) -> None:
+    _, plain = trained("none", share_prefixes=share_prefixes)
+    learner, other = trained(kind, share_prefixes=share_prefixes)
+    assert torch.equal(plain, other) and not torch.equal(plain, flat(tiny_model()))
+    assert not any(module.training for module in learner.weights().modules())  # dropout stays off
+
+
+def test_selective_repeats_no_matrix_product() -> None:
+    operations, activations = {}, {}
+    made = rows.examples_of(random_groups(0))
+    for kind in ("none", "selective", "full"):
+        learner = tiny_learner(tiny_model(), gradient_checkpointing=kind)
+        calls: list[str] = []
+        for layer in learner.weights().model.layers:
+            layer.mlp.act_fn.register_forward_hook(lambda *_, to=calls: to.append("act"))
+        with FlopCounterMode(display=False) as counter:
+            learner.update(
+                "m",
+                rows.weighted(made, policy=[1.0] * len(made)),
+                lambda scorer, batch: Terms(losses={"policy": scorer.logprobs("student").sum(-1)}),
+            )
+        operations[kind], activations[kind] = counter.get_total_flops(), len(calls)
+    assert operations["none"] == operations["selective"] < operations["full"]
+    assert activations["none"] < activations["selective"] == activations["full"]
+
+
+def test_a_model_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match="LlamaForCausalLM has no gradient checkpointing"):
+        recompute.enable(model, "full")
+
+
+def test_sampling_keeps_its_cache_within_an_active_block() -> None:
+    model = tiny_model()
+    recompute.enable(model, "full")
+    ids = torch.arange(5)[None]
+    with recompute.active(model), torch.no_grad():
+        assert model(input_ids=ids, use_cache=True).past_key_values.get_seq_length() == 5
