@@ -32,6 +32,9 @@ class Clocked:
     def update(self, *given: Any, **named: Any) -> Any:
         return self._clock("update_s", self._learner.update, given, named)
 
+    def in_one_pass(self, examples: Any) -> bool:
+        return self._learner.in_one_pass(examples)
+
     def _clock(self, name: str, verb: Any, given: Any, named: Any) -> Any:
         started = cpu_seconds()
         result = verb(*given, **named)
