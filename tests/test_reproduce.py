@@ -11,12 +11,13 @@ from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.recipes.reproduce import bases, regimes, run, tune, versions
 from vpd.recipes.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
-from vpd.recipes.reproduce.methods import METHODS, load_rates, rate_of
+from vpd.recipes.reproduce.methods import METHODS, load_rates, load_table, rate_of
+from vpd.recipes.reproduce.methods import RATES as RATES_FILE
 from vpd.recipes.reproduce.paper import CLAIMS
 from vpd.recipes.reproduce.regimes import REGIMES
 from vpd.recipes.reproduce.report import write_report
 from vpd.recipes.reproduce.run import Job, make_all, measure
-from vpd.recipes.reproduce.suite import Options, plan, reproduce
+from vpd.recipes.reproduce.suite import Options, plan, reproduce, tune_rates
 
 RATES = {where: {who: 1e-3 for who in METHODS} for where in REGIMES}
 
@@ -189,7 +190,8 @@ def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, 
         for rate, two in finals.items()
         for s, level in enumerate(two)
     }
-    assert tune.choose(runs)["sparse"]["vpd"]["learning_rate"] == chosen
+    row = tune.choose(runs)["sparse"]["vpd"]
+    assert row["learning_rate"] == chosen and row["seeds"] == [100, 101]
 
 
 def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_regimes_alone() -> None:
@@ -238,6 +240,18 @@ def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
     assert "| GRPO | 0.001 | 3 | 0.00 ± 0.00 | 0.20 ± 0.01 |" in text
     assert [p.name for p in paths] == ["claims.json", "reproduction.md", "reproduce-sparse.png"]
     assert paths[2].stat().st_size > 10_000
+
+
+def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "FIRST_SEED", 0)  # its base is shipped
+    monkeypatch.setattr(tune, "GRID", (2e-4,))
+    path = tune_rates(Options(output=tmp_path, regimes=("sparse",), only=("vpd_over_sdpo",), seeds=1))
+    before, after = load_table(RATES_FILE), load_table(path)
+    changed = {(where, who) for where, rows in after.items() for who in rows if rows[who] != before[where][who]}
+    assert changed == {("sparse", "vpd"), ("sparse", "sdpo")} and after.keys() == before.keys()
+    assert after["sparse"]["vpd"] == {"learning_rate": 2e-4, "seeds": [0], "final": {2e-4: pytest.approx(0, abs=0.02)}}
 
 
 def test_a_base_that_came_out_wrong_is_refused() -> None:

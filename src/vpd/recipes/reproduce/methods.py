@@ -69,10 +69,17 @@ def method(name: str) -> Method:
 
 def load_rates(path: Path = RATES) -> dict[str, dict[str, float]]:
     """Learning rates by regime and method.  Raises ConfigError."""
+    return {
+        regime: {name: row["learning_rate"] for name, row in rows.items()} for regime, rows in load_table(path).items()
+    }
+
+
+def load_table(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The table of rates as it was chosen: regime -> method -> learning_rate, and what it was chosen from."""
     try:
         table = yaml.safe_load(path.read_text())
         return {
-            regime: {name: float(row["learning_rate"]) for name, row in rows.items()}
+            regime: {name: {**row, "learning_rate": float(row["learning_rate"])} for name, row in rows.items()}
             for regime, rows in table["rates"].items()
         }
     except OSError as error:

@@ -102,7 +102,12 @@ def tune_rates(options: Options, console: Console | None = None) -> Path:
     prepare(options.output)
     pairs = [(claim.regime, who) for claim in options.claims() for who in claim.methods()]
     return tune(
-        pairs, options.output, seeds=options.seeds or TUNING_SEEDS, processes=options.jobs, console=console or Console()
+        pairs,
+        options.output,
+        known=options.rates,
+        seeds=options.seeds or TUNING_SEEDS,
+        processes=options.jobs,
+        console=console or Console(),
     )
 
 
