@@ -3,6 +3,10 @@
 ``live`` the student's own, at this moment; ``ema`` an exponential moving average that moves once per iteration;
 ``frozen`` the initial ones; ``trust_region`` the lerp of initial and live *logits* (SDPO, arXiv 2601.20802);
 ``external`` another model (GKD, arXiv 2306.13649).
+
+An average and the initial weights are a copy of the whole model each.  Of a model with LoRA they are the same base seen
+with another adapter and with none (:mod:`vpd.learners.lora`), and cost nothing but that adapter.  The average is then
+taken of A and of B, as is commonly done; it is not the average of B A.
 """
 
 import copy
@@ -12,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 
 from vpd.errors import ConfigError
+from vpd.learners import lora
 from vpd.tensors import Cast
 
 TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
@@ -40,9 +45,9 @@ class TeacherWeights:
         self.settings = settings
         self._live = live
         self._external = _freeze(external) if external is not None else None
-        self._average = _freeze(copy.deepcopy(live)) if settings.kind == "ema" else None
+        self._average = _averaged(live) if settings.kind == "ema" else None
         keep_initial = keep_initial or settings.kind in ("frozen", "trust_region")
-        self._initial = _freeze(copy.deepcopy(live)) if keep_initial else None
+        self._initial = _initial(live) if keep_initial else None
 
     def cast(self, weights: Literal["live", "initial", "teacher"]) -> Cast:
         """The modules that play a role, with their share in the logits."""
@@ -69,9 +74,7 @@ class TeacherWeights:
     def end_iteration(self) -> None:
         """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
         if self._average is not None:
-            torch._foreach_lerp_(
-                list(self._average.parameters()), list(self._live.parameters()), self.settings.ema_rate
-            )
+            torch._foreach_lerp_(_moving(self._average), _moving(self._live), self.settings.ema_rate)
 
     def state(self) -> dict[str, Any]:
         """What must outlive a restart: the average and the initial weights (an external model has its own file)."""
@@ -83,6 +86,21 @@ class TeacherWeights:
         for name, module in {"average": self._average, "initial": self._initial}.items():
             if module is not None:
                 module.load_state_dict(state[name])
+
+
+def _averaged(live: Any) -> Any:
+    return lora.average(live) if lora.is_attached(live) else _freeze(copy.deepcopy(live))
+
+
+def _initial(live: Any) -> Any:
+    return lora.View(live, None) if lora.is_attached(live) else _freeze(copy.deepcopy(live))
+
+
+def _moving(module: Any) -> list[torch.Tensor]:
+    """What is trained of the live weights, and what follows it in their average."""
+    if isinstance(module, lora.View):
+        return list(module.state_dict().values())
+    return list(lora.state(module).values() if lora.is_attached(module) else module.parameters())
 
 
 def _freeze(module: Any) -> Any:
