@@ -387,6 +387,14 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.
     assert "does not fit this model" in capsys.readouterr().err
     with pytest.raises(StorageError, match="does not fit"):
         lora.restore(adapted(), {})
+    with pytest.warns(UserWarning, match="tiny-cold"):
+        more = short | {"run__max_steps": 3, "model__name_or_path": "tiny-cold"}
+        assert vpd_train(tmp_path / "lora", **more, model__lora="{r: 4}") == 0
+
+
+def test_no_copy_has_no_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "run", algorithm__teacher_dtype="float32", model__lora="{}") == 2
+    assert "with model.lora there is none" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_settings_nest_on_the_command_line_and_come_back_from_the_file(tmp_path: Path) -> None:

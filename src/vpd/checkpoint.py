@@ -9,6 +9,7 @@ under that name.
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def _weights(folder: Path, live: Any) -> dict[str, Tensor]:
             do="Set model.lora to what it was, or start anew in another run.output_dir.",
         )
     if adapted:
+        trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
+        if trained_on != live.name_or_path:
+            warnings.warn(
+                f"the adapter of {folder} was trained on {trained_on!r} and goes on with {live.name_or_path!r}",
+                stacklevel=2,
+            )
         return lora.read(folder)
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=live.dtype)
     return {f"model.{name}": tensor for name, tensor in saved.state_dict().items()}
