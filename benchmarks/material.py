@@ -32,6 +32,8 @@ class Shape:
         return self.prompts * self.generations
 
 
+LEARNING_RATE = 1e-8  # the same rollouts are trained on several times: they must stay those of the weights at hand
+
 SHAPES = {
     "prompt-heavy": Shape(prompts=4, generations=4, prompt=250, feedback=64, completion=64),
     "completion-heavy": Shape(prompts=4, generations=4, prompt=64, feedback=64, completion=256),
@@ -97,6 +99,7 @@ def record(name: str, shape: Shape, seed: int = 0) -> dict[str, Any]:
         "model": name,
         "folder": folder,
         "seed": seed,
+        "learning_rate": LEARNING_RATE,
         "top_k": min(100, len(tokenizer) // 2),
         "shape": asdict(shape),
         "rows": rows,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import Shape, groups_of, load, prompter_of, record
+from material import LEARNING_RATE, Shape, groups_of, load, prompter_of, record
 from meters import cpu_seconds, fixed_bytes, peak, reset_peak, resident
 
 from vpd.algorithms import rows
@@ -32,6 +32,9 @@ class Clocked:
     def update(self, *given: Any, **named: Any) -> Any:
         return self._clock("update_s", self._learner.update, given, named)
 
+    def in_one_pass(self, examples: Any) -> bool:
+        return self._learner.in_one_pass(examples)
+
     def _clock(self, name: str, verb: Any, given: Any, named: Any) -> Any:
         started = cpu_seconds()
         result = verb(*given, **named)
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--make", nargs=2, metavar=("MODEL", "SHAPE"), help="write the record (SHAPE as JSON) and stop")
     parser.add_argument("--method", choices=["vpd", "sdpo", "grpo"])
     parser.add_argument("--micro_batch_size", type=int, default=16)
+    parser.add_argument("--token_budget", type=int, help="most tokens per forward pass (default: any number)")
     parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="selective")
     parser.add_argument("--profile", action="store_true", help="add what the operators of the last M-step cost")
     options = parser.parse_args()
@@ -75,10 +79,10 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         algorithm = GRPO(settings)
     teacher = TeacherSettings(kind="live") if method == "grpo" else settings.teacher_settings()
     optim = OptimSettings(
-        learning_rate=1e-5,
+        learning_rate=LEARNING_RATE,
         micro_batch_size=options.micro_batch_size,
         gradient_checkpointing=options.checkpointing,
-        max_tokens_per_microbatch=None,
+        max_tokens_per_microbatch=options.token_budget,
     )
     learner = AccelerateLearner(model, optim, teacher=teacher)
     result: dict[str, Any] = {"fixed": fixed_bytes(model, teacher_copy=method != "grpo"), "steps": []}

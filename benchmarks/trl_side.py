@@ -153,7 +153,7 @@ def make_trainer(recorded: dict[str, Any], options: argparse.Namespace, folder: 
         "generation_kwargs": {"min_new_tokens": shape["completion"]},
         "shuffle_dataset": False,
         "max_steps": STEPS,
-        "learning_rate": 1e-5,
+        "learning_rate": recorded["learning_rate"],
         "lr_scheduler_type": "constant",
         "weight_decay": 0.01,
         "optim": "adamw_torch_fused",

@@ -5,8 +5,8 @@
 Both sides train on the same prompts, completions and teacher's prompts, token for token (``trl_side.py`` says what is
 overridden for that: generation alone), in fp32, with the same rows per micro-batch, top-k 100 + tail, Jensen-Shannon,
 an EMA teacher, AdamW, one thread.  That they do the same work is checked: loss and gradient norm must agree.  Ours has
-no token budget here, which would make smaller micro-batches, and selective gradient checkpointing unless
-``--checkpointing`` says otherwise; TRL has none, because its own repeats whole layers.
+no token budget, which would make smaller micro-batches, and selective gradient checkpointing, unless options say
+otherwise; TRL has no checkpointing, because its own repeats whole layers.
 
 Each measurement is a process of its own; repeats alternate.  What is reported is a process's last iteration of a kind
 (the first has no optimiser state yet).  Seconds are the process's CPU seconds, so that other work on the machine
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--micro_batch_size", type=int, default=16, help="rows per forward pass, on both sides")
     parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="selective", help="ours")
+    parser.add_argument("--token_budget", type=int, help="most tokens of ours per forward pass (default: any number)")
     parser.add_argument("--trl_python", default=sys.executable, help="interpreter that has trl")
     parser.add_argument("--trl_flags", default="{}", help="more settings of TRL's config, as JSON")
     parser.add_argument("--output", type=Path, help="folder for every measurement, as JSON")
@@ -74,7 +75,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     shape = SHAPES[name]
     rows = min(options.micro_batch_size, shape.rows)
     said = {"shape": name, "model": options.model, "rows": rows, "commit": commit(), "flags": options.trl_flags}
-    said |= {"checkpointing": options.checkpointing}
+    said |= {"checkpointing": options.checkpointing, "token_budget": options.token_budget}
     said["repeats"] = []
     with tempfile.TemporaryDirectory() as folder:
         record = str(Path(folder) / "record.json")
@@ -82,6 +83,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         last_line([*ours, "--make", options.model, json.dumps(dataclasses.asdict(shape))])
         theirs = [options.trl_python, str(HERE / "trl_side.py"), *ours[2:], "--flags", options.trl_flags]
         ours += ["--checkpointing", options.checkpointing]
+        ours += ["--token_budget", str(options.token_budget)] * bool(options.token_budget)
         for number in range(options.repeats):
             results: dict[str, Any] = {}
             said["repeats"].append(results)

@@ -175,14 +175,21 @@ def test_the_shipped_rates_cover_every_claim() -> None:
         rate_of(rates, "cold", "gkd")
 
 
-def test_the_best_rate_wins_and_of_equals_the_lowest() -> None:
-    finals = {1e-4: (0.2, 0.6), 3e-4: (0.5, 0.3), 1e-3: (0.1, 0.1)}
+@pytest.mark.parametrize(
+    ("finals", "chosen"),
+    [
+        ({1e-4: (0.2, 0.6), 3e-4: (0.5, 0.3), 1e-3: (0.1, 0.1)}, 1e-4),
+        ({1e-4: (0.5, 0.5), 3e-4: (0.7, 0.9), 1e-3: (0.81, 0.81)}, 3e-4),  # .80 and .81 are as good
+        ({1e-4: (0.5, 0.5), 3e-4: (0.7, 0.9), 1e-3: (0.83, 0.83)}, 1e-3),
+    ],
+)
+def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, float]], chosen: float) -> None:
     runs = {
         Job(regime="sparse", method="vpd", seed=100 + s, learning_rate=rate): fake("vpd", s, level)
         for rate, two in finals.items()
         for s, level in enumerate(two)
     }
-    assert tune.choose(runs)["sparse"]["vpd"]["learning_rate"] == 1e-4
+    assert tune.choose(runs)["sparse"]["vpd"]["learning_rate"] == chosen
 
 
 def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_regimes_alone() -> None:
@@ -240,6 +247,25 @@ def test_a_base_that_came_out_wrong_is_refused() -> None:
         bases.require("tiny", 5, good | {"hint": 0.4})
     with pytest.raises(ModelError, match="tiny-cold"):
         bases.require("tiny-cold", 1, {"student": 0.57, "hint": 0.5})  # reads the text after all
+
+
+def test_a_warm_up_that_came_out_wrong_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPD_CACHE", str(tmp_path))
+    seeds: list[int] = []
+    good = {"student": 0.3, "hint": 0.7, "demonstration": 0.7}
+
+    def build(folder: Path, seed: int, name: str, start: Path | None) -> Path:
+        seeds.append(seed)
+        (folder / "made").write_text(str(seed))
+        return folder
+
+    monkeypatch.setattr(bases.tiny, "build", build)
+    monkeypatch.setattr(bases, "probe", lambda *_: good | {"hint": 0.4 if len(seeds) < 3 else 0.7})
+    assert (bases.ensure("tiny", 5) / "made").read_text() == "2005" and seeds == [5, 1005, 2005]
+    monkeypatch.setattr(bases, "probe", lambda *_: good | {"hint": 0.4})
+    with pytest.raises(ModelError, match="seed 6"):
+        bases.ensure("tiny", 6)
+    assert len(seeds) == 3 + bases.TRIES and not list(tmp_path.glob("draft-*"))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-mid", "tiny-cold"])
