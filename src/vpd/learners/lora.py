@@ -4,8 +4,8 @@ peft puts the adapters into the model, which stays what it was to everyone else 
 5.24 refuses peft 0.21 in its own methods for this).  One base then serves all roles: the live policy wears the adapter
 that is trained, an averaged teacher wears another one of the same shape, and the initial policy wears none, which is
 exact because B begins at 0.  Nobody but a :class:`View` changes what the model wears, and it does so for the length of
-one forward pass: between passes, and in the backward pass, where a layer that was forgotten is computed again, the model
-wears the live adapter.
+one forward pass: between passes, and in the backward pass, where a layer that was forgotten is computed again, the
+model wears the live adapter.
 """
 
 import contextlib
