@@ -1,28 +1,34 @@
 """Checkpoints that are whole or not there, and a resume that continues as if nothing had happened.
 
-``checkpoint-N/`` holds the model in ``from_pretrained`` form, ``state.pt`` (optimiser, scheduler, teacher weights) and
-``trainer.json`` (step, data cursor, algorithm, and the size and SHA-256 of every other file).  It is written to a
-temporary folder and renamed, so a full disk or a kill leaves no half checkpoint under that name.
+``checkpoint-N/`` holds the model in ``from_pretrained`` form (with LoRA the adapter alone, in peft's), ``state.pt``
+(optimiser, scheduler, teacher weights) and ``trainer.json`` (step, data cursor, algorithm, and the size and SHA-256 of
+every other file).  It is written to a temporary folder and renamed, so a full disk or a kill leaves no half checkpoint
+under that name.
 """
 
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
-from vpd.learners import Learner
+from vpd.learners import Learner, lora
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer, loadable with ``from_pretrained``."""
+    """Model and tokenizer, loadable with ``from_pretrained``; of a model with LoRA the adapter, loadable with peft."""
     try:
-        model.save_pretrained(folder, max_shard_size="1000GB")
+        if lora.is_attached(model):
+            lora.save(model, folder)
+        else:
+            model.save_pretrained(folder, max_shard_size="1000GB")
         tokenizer.save_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(folder, error) from error
@@ -79,11 +85,29 @@ def load(folder: Path, learner: Learner) -> dict[str, Any]:
     """Restore a learner and give back the progress that was saved with it."""
     progress: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    live = learner.weights()
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=live.dtype)
-    root = {f"model.{name}": tensor for name, tensor in saved.state_dict().items()}
-    learner.restore({"model": root, **state})
+    learner.restore({"model": _weights(folder, learner.weights()), **state})
     return progress
+
+
+def _weights(folder: Path, live: Any) -> dict[str, Tensor]:
+    """The saved weights as ``learner.restore`` takes them.  Raises StorageError if ``live`` is of the other kind."""
+    adapted = (folder / lora.WEIGHTS_FILE).exists()
+    if adapted != lora.is_attached(live):
+        raise StorageError(
+            f"{folder} was not saved with this model.lora",
+            got="an adapter" if adapted else "a whole model",
+            do="Set model.lora to what it was, or start anew in another run.output_dir.",
+        )
+    if adapted:
+        trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
+        if trained_on != live.name_or_path:
+            warnings.warn(
+                f"the adapter of {folder} was trained on {trained_on!r} and goes on with {live.name_or_path!r}",
+                stacklevel=2,
+            )
+        return lora.read(folder)
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=live.dtype)
+    return {f"model.{name}": tensor for name, tensor in saved.state_dict().items()}
 
 
 def _fault(folder: Path) -> str | None:

@@ -181,6 +181,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _settings_help() -> str:
     """Every setting with its default and meaning, read off the dataclasses themselves."""
     from vpd.config import ALGORITHMS, ENVS, PLAIN, SOURCES
+    from vpd.learners.lora import LoraSettings
 
     lines = ["settings (in the file, or as --section.key value):"]
     named = [
@@ -188,7 +189,7 @@ def _settings_help() -> str:
         for section, kinds in (("env", ENVS), ("feedback", SOURCES), ("algorithm", ALGORITHMS))
         for name, kind in kinds.items()
     ]
-    for title, kind in [*PLAIN.items(), *named]:
+    for title, kind in [*PLAIN.items(), ("model.lora", LoraSettings), *named]:
         lines.append(f"\n  {title}")
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):

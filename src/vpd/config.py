@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +38,7 @@ from vpd.errors import ConfigError, nearest
 from vpd.feedback import Environment, Sibling
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.learners.accelerate_learner import OptimSettings
+from vpd.learners.lora import LoraSettings
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
 
@@ -50,6 +51,7 @@ class ModelSettings:
 
     name_or_path: Annotated[str, "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "of the weights"] = "float32"
+    lora: Annotated[LoraSettings | None, "train adapters of this kind; null: all weights"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +195,9 @@ def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings
     for key in data:
         if key not in known:
             raise ConfigError(f"unknown key {where}.{key}", do=nearest(str(key), known))
+    data = {key: _nested(kind, key, value, where) for key, value in data.items()}
     try:
-        return TypeAdapter(kind).validate_python(dict(data))
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
@@ -202,6 +205,12 @@ def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings
             raise ConfigError(f"{place} is missing", do=f"Set it in the file, or as --{place} VALUE.") from error
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
+
+
+def _nested(kind: type, key: str, value: Any, where: str) -> Any:
+    """A mapping as the settings dataclass that the field ``key`` takes, if it takes one; else the value itself."""
+    inner = [option for option in get_args(get_type_hints(kind)[key]) if dataclasses.is_dataclass(option)]
+    return build(inner[0], value, f"{where}.{key}") if inner and isinstance(value, Mapping) else value  # type: ignore[arg-type]
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -240,7 +249,12 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     target = data.setdefault(section, {})
     if rest == "name" and isinstance(target, dict) and target.get("name") not in (None, value):
         target.clear()  # another algorithm or environment: the file's options belong to the old one
-    target[rest] = value
+    *path, last = rest.split(".")
+    for part in path:
+        if not isinstance(target.get(part), dict):
+            target[part] = {}
+        target = target[part]
+    target[last] = value
 
 
 def _env(data: Mapping[str, Any]) -> Any:

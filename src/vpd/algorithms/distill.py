@@ -17,7 +17,7 @@ from vpd import losses
 from vpd.algorithms import rows, weighting
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
-from vpd.learners.teachers import TeacherKind, TeacherSettings
+from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
 from vpd.tensors import Batch, Scorer
 from vpd.types import Example, Group, Metrics
 
@@ -68,18 +68,34 @@ class SelfTeacher:
     teacher: Annotated[TeacherKind, "live, ema, frozen or trust_region weights"] = "ema"
     teacher_ema_rate: Annotated[float, "share of the student that enters an EMA teacher each iteration"] = 0.05
     teacher_trust_region_mix: Annotated[float, "share of the live logits in a trust_region teacher"] = 0.05
+    teacher_dtype: Annotated[
+        CopyType | None,
+        "of the teacher's or a fixed prior's copy of the weights; null: the model's (ema: not bfloat16)",
+    ] = None
 
     def teacher_settings(self) -> TeacherSettings:
         """The learner's side of the choice."""
         return TeacherSettings(
-            kind=self.teacher, ema_rate=self.teacher_ema_rate, trust_region_mix=self.teacher_trust_region_mix
+            kind=self.teacher,
+            ema_rate=self.teacher_ema_rate,
+            trust_region_mix=self.teacher_trust_region_mix,
+            dtype=self.teacher_dtype,
         )
+
+    def _keeps_a_copy(self) -> bool:
+        return self.teacher != "live"
 
     def _check_own_teacher(self) -> None:
         self.teacher_settings()
         if self.teacher == "external":
             raise ConfigError(
                 "algorithm.teacher 'external' belongs to GKD", do="Use algorithm.name gkd and teacher_model."
+            )
+        if self.teacher_dtype is not None and not self._keeps_a_copy():
+            raise ConfigError(
+                "algorithm.teacher_dtype is of a copy of the weights, and a live teacher keeps none",
+                got=self.teacher_dtype,
+                do="Set it to null.",
             )
 
 

@@ -68,6 +68,9 @@ class VPDSettings(SelfTeacher, DistillSettings):
                 do="Use ema (rate above 0), live or trust_region, or set e_every to null (SDPO).",
             )
 
+    def _keeps_a_copy(self) -> bool:
+        return super()._keeps_a_copy() or self.prior == "fixed"
+
 
 class VPD:
     """E-step when due, then the M-step.  ``prompter`` builds the E-step's own teacher prompts."""

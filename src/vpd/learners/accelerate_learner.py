@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from vpd import attention, head
 from vpd.errors import ConfigError, ModelError, TrainingError
-from vpd.learners import Measure, Objective, Terms, Weights
+from vpd.learners import Measure, Objective, Terms, Weights, lora
 from vpd.learners.recompute import Checkpointing, active, enable
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.packing import lay_out, tokens_of
@@ -87,7 +87,7 @@ class _Root(nn.Module):
 
 
 class AccelerateLearner:
-    """Trains a causal language model of transformers.
+    """Trains a causal language model of transformers: all of it, or the adapter that :func:`lora.attach` put into it.
 
     ``temperature`` is the rollouts': every log-prob is of logits / temperature.  ``external`` is GKD's teacher;
     ``keep_initial`` keeps the initial weights (fixed prior).  ``total_iterations`` is for decaying schedules.
@@ -108,6 +108,7 @@ class AccelerateLearner:
         self.settings = settings
         self.accelerator = accelerator or Accelerator(mixed_precision=settings.mixed_precision)
         self.model = model.eval().to(self.accelerator.device)  # no dropout: a policy is one distribution
+        self._adapted = lora.is_attached(model)
         if external is not None:
             external.to(self.accelerator.device)
         self.teacher = TeacherWeights(
@@ -194,14 +195,17 @@ class AccelerateLearner:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": self.accelerator.get_state_dict(self._root),
+            "model": lora.state(self.model) if self._adapted else self.accelerator.get_state_dict(self._root),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "teacher": self.teacher.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.accelerator.unwrap_model(self._root).load_state_dict(state["model"])
+        if self._adapted:
+            lora.restore(self.model, state["model"])
+        else:
+            self.accelerator.unwrap_model(self._root).load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.teacher.restore(state["teacher"])

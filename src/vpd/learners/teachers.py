@@ -3,6 +3,10 @@
 ``live`` the student's own, at this moment; ``ema`` an exponential moving average that moves once per iteration;
 ``frozen`` the initial ones; ``trust_region`` the lerp of initial and live *logits* (SDPO, arXiv 2601.20802);
 ``external`` another model (GKD, arXiv 2306.13649).
+
+An average and the initial weights are a copy of the whole model each.  Of a model with LoRA they are the same base seen
+with another adapter and with none (:mod:`vpd.learners.lora`), and cost nothing but that adapter.  The average is then
+taken of A and of B, as is commonly done; it is not the average of B A.
 """
 
 import copy
@@ -12,9 +16,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 
 from vpd.errors import ConfigError
+from vpd.learners import lora
 from vpd.tensors import Cast
 
 TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
+CopyType: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +30,18 @@ class TeacherSettings:
     kind: Annotated[TeacherKind, "whose weights play the teacher"] = "ema"
     ema_rate: Annotated[float, "share of the live weights that enters the average at the end of an iteration"] = 0.05
     trust_region_mix: Annotated[float, "share of the live logits in a trust-region teacher"] = 0.05
+    dtype: Annotated[CopyType | None, "of a copy of the weights; null: the live ones'"] = None
 
     def __post_init__(self) -> None:
         for name in ("ema_rate", "trust_region_mix"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="a number from 0 to 1")
+        if self.kind == "ema" and self.dtype == "bfloat16":
+            raise ConfigError(
+                "a teacher that is an average needs more than bfloat16: its steps would round to nothing",
+                got=f"teacher ema, rate {self.ema_rate}, teacher_dtype bfloat16",
+                do="Take float32 or null, or a frozen or trust_region teacher.",
+            )
 
 
 class TeacherWeights:
@@ -38,11 +51,13 @@ class TeacherWeights:
         if (settings.kind == "external") != (external is not None):
             raise ValueError("an external teacher and kind='external' go together")
         self.settings = settings
+        if settings.dtype is not None and lora.is_attached(live):
+            raise ConfigError("teacher_dtype is of a copy, and with model.lora there is none", got=settings.dtype)
         self._live = live
         self._external = _freeze(external) if external is not None else None
-        self._average = _freeze(copy.deepcopy(live)) if settings.kind == "ema" else None
+        self._average = self._averaged() if settings.kind == "ema" else None
         keep_initial = keep_initial or settings.kind in ("frozen", "trust_region")
-        self._initial = _freeze(copy.deepcopy(live)) if keep_initial else None
+        self._initial = self._unmoved() if keep_initial else None
 
     def cast(self, weights: Literal["live", "initial", "teacher"]) -> Cast:
         """The modules that play a role, with their share in the logits."""
@@ -69,9 +84,9 @@ class TeacherWeights:
     def end_iteration(self) -> None:
         """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
         if self._average is not None:
-            torch._foreach_lerp_(
-                list(self._average.parameters()), list(self._live.parameters()), self.settings.ema_rate
-            )
+            average = _moving(self._average)
+            live = [new.to(old.dtype) for old, new in zip(average, _moving(self._live), strict=True)]
+            torch._foreach_lerp_(average, live, self.settings.ema_rate)
 
     def state(self) -> dict[str, Any]:
         """What must outlive a restart: the average and the initial weights (an external model has its own file)."""
@@ -83,6 +98,24 @@ class TeacherWeights:
         for name, module in {"average": self._average, "initial": self._initial}.items():
             if module is not None:
                 module.load_state_dict(state[name])
+
+    def _averaged(self) -> Any:
+        return lora.average(self._live) if lora.is_attached(self._live) else self._copied()
+
+    def _unmoved(self) -> Any:
+        return lora.View(self._live, None) if lora.is_attached(self._live) else self._copied()
+
+    def _copied(self) -> Any:
+        """The weights as they are at this moment, a second time."""
+        copied = _freeze(copy.deepcopy(self._live))
+        return copied if self.settings.dtype is None else copied.to(getattr(torch, self.settings.dtype))
+
+
+def _moving(module: Any) -> list[torch.Tensor]:
+    """What is trained of the live weights, and what follows it in their average."""
+    if isinstance(module, lora.View):
+        return list(module.state_dict().values())
+    return list(lora.state(module).values() if lora.is_attached(module) else module.parameters())
 
 
 def _freeze(module: Any) -> Any:

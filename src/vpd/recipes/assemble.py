@@ -23,6 +23,7 @@ from vpd.engines.torch_engine import TorchEngine
 from vpd.envs import Announcing, Env, Finite, FixedLength, guarded
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, ModelError, nearest
+from vpd.learners import lora
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
 from vpd.prompts import Prompter, PromptSettings
@@ -52,6 +53,8 @@ def assemble(config: Config, *, env: Env | None = None) -> Parts:
     env = env or make_env(config.env)
     announce(env)
     model, tokenizer = load_model(config.model)
+    if config.model.lora is not None:
+        lora.attach(model, config.model.lora, seed=config.run.seed)
     prompter = make_prompter(config, model, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
     algorithm = config.algorithm

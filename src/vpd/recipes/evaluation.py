@@ -14,7 +14,9 @@ from vpd.types import Metrics
 
 def run_eval(config: Config, settings: EvalSettings, *, limit: int | None, teacher: bool) -> Evaluation:
     """Evaluate ``config.model`` on the held-out tasks of ``config.env``."""
-    parts = assemble(dataclasses.replace(config, run=dataclasses.replace(config.run, eval_limit=limit)))
+    model = dataclasses.replace(config.model, lora=None)  # a run's model/ has its adapter in its weights
+    run = dataclasses.replace(config.run, eval_limit=limit)
+    parts = assemble(dataclasses.replace(config, model=model, run=run))
     tasks = parts.env.eval_tasks(limit)
     feedback = config.feedback if teacher else None
     return evaluate(parts.env, parts.engine, parts.prompter, tasks, settings, feedback=feedback)

@@ -10,6 +10,7 @@ from vpd.config import Config
 from vpd.envs import Env
 from vpd.errors import StorageError
 from vpd.evaluate import EvalSettings, evaluate
+from vpd.learners import lora
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.recipes.assemble import Parts, assemble
@@ -43,7 +44,11 @@ def train(config: Config, *, env: Env | None = None) -> Path:
     loop.observers = [folder, progress, trackers, monitor]
     with progress, trackers:
         loop.run()
-    checkpoint.save_model(parts.learner.weights(), parts.tokenizer, output / "model")
+    model = parts.learner.weights()
+    if lora.is_attached(model):
+        checkpoint.save_model(model, parts.tokenizer, output / "adapter")
+        model = lora.merged(model)
+    checkpoint.save_model(model, parts.tokenizer, output / "model")
     print(f"Done: {output}/metrics.jsonl, {output}/rollouts/, {output}/model/")
     return output
 

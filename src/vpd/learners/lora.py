@@ -1,0 +1,241 @@
+"""LoRA (Hu et al., arXiv 2106.09685): the weights stay as they are, and small adapters beside them are trained.
+
+peft puts the adapters into the model, which stays what it was to everyone else (by ``peft.functional``, as transformers
+5.24 refuses peft 0.21 in its own methods for this).  One base then serves all roles: the live policy wears the adapter
+that is trained, an averaged teacher wears another one of the same shape, and the initial policy wears none, which is
+exact because B begins at 0.  Nobody but a :class:`View` changes what the model wears, and it does so for the length of
+one forward pass: between passes, and in the backward pass, where a layer that was forgotten is computed again, the
+model wears the live adapter.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vpd.errors import ConfigError, StorageError, nearest
+
+LIVE, AVERAGE = "default", "average"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # what peft's files put before each name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """An adapter, in the words of peft's LoraConfig.  There is no dropout: a policy is one distribution."""
+
+    r: Annotated[int, "rank"] = 16
+    lora_alpha: Annotated[int, "the adapter's output is scaled by lora_alpha / r"] = 32
+    target_modules: Annotated[
+        tuple[str, ...] | Literal["all-linear"] | None,
+        "names of the layers that get one; all-linear: all but the head; null: what peft takes for the architecture",
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("r", self.r), ("lora_alpha", self.lora_alpha)):
+            if value < 1:
+                raise ConfigError(f"model.lora.{name} is too small", got=value, expected="at least 1")
+        if self.target_modules == ():
+            raise ConfigError("model.lora.target_modules is empty", do="Name layers, or take null or all-linear.")
+
+
+def attach(model: Any, settings: LoraSettings, *, seed: int) -> None:
+    """Freeze ``model`` and put an adapter into it that changes nothing yet; ``seed`` draws its A.
+
+    The adapter of a 16-bit model is kept in fp32, where small steps do not round to nothing.  Raises ConfigError: no
+    peft, or a target that is not there, or one that every role shares (the head, the embedding).
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("model.lora needs the package peft", do="pip install peft (or 'vpd-rl[lora]').")
+    from peft import LoraConfig
+
+    targets = settings.target_modules
+    if isinstance(targets, tuple):
+        _check_targets(model, targets)
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        target_modules=list(targets) if isinstance(targets, tuple) else targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        _inject(model, config, LIVE)
+
+
+def is_attached(model: Any) -> bool:
+    """Whether ``model`` has adapters in it."""
+    return "peft_config" in vars(model)
+
+
+def average(model: Any) -> "View":
+    """``model`` with a second adapter, of which this is the view; it begins as a copy of the live one."""
+    _inject(model, copy.deepcopy(model.peft_config[LIVE]), AVERAGE)
+    view = View(model, AVERAGE)
+    view.load_state_dict(state(model))
+    return view
+
+
+def weights(model: Any, adapter: str = LIVE) -> dict[str, nn.Parameter]:
+    """A and B of one adapter, under names in which the adapter's own does not occur."""
+    mark = re.compile(rf"\.(lora_[AB])\.{adapter}\.")
+    return {mark.sub(r".\1.", name): value for name, value in model.named_parameters() if mark.search(name)}
+
+
+def state(model: Any, adapter: str = LIVE) -> dict[str, Tensor]:
+    """The tensors of one adapter, as they are at this moment and not copied."""
+    return {name: value.detach() for name, value in weights(model, adapter).items()}
+
+
+@torch.no_grad()
+def restore(model: Any, saved: Mapping[str, Tensor], adapter: str = LIVE) -> None:
+    """Take back what :func:`state` gave.  Raises StorageError if it is of another shape."""
+    own = weights(model, adapter)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in saved.items()}:
+        raise StorageError(
+            f"the saved adapter {adapter!r} does not fit this model",
+            got=f"{len(saved)} tensors, {sum(value.numel() for value in saved.values())} numbers",
+            expected=f"{len(own)} tensors, {sum(value.numel() for value in own.values())} numbers",
+            do="Set model.name_or_path, r and target_modules of model.lora to what they were when it was saved.",
+        )
+    for name, value in own.items():
+        value.copy_(saved[name])
+
+
+def save(model: Any, folder: Path) -> None:
+    """The live adapter as a folder that peft loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.peft_config[LIVE].save_pretrained(folder)
+    tensors = {PREFIX + name: value.cpu().contiguous() for name, value in state(model).items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors that :func:`save` wrote, for :func:`restore`."""
+    return {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS_FILE).items()}
+
+
+def merged(model: Any) -> Any:
+    """A plain model that computes what ``model`` does, made in main memory; ``model`` is left as it is.
+
+    B A is added to the weights in their own dtype, so that a 16-bit model's result is rounded once more.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
+    memo |= {id(p): nn.Parameter(memo[id(p)]) for p in model.parameters()}
+    plain = copy.deepcopy(model, memo)
+    for name, module in list(plain.named_modules()):
+        if _is_layer(module):
+            module.merge(adapter_names=[LIVE])
+            plain.set_submodule(name, module.get_base_layer())
+    del plain.peft_config
+    return plain
+
+
+class View:
+    """A model as it is with another adapter, or with none (None): as much of a module as a cast is asked for.
+
+    Its ``state_dict`` is the adapter's alone, as the base is not its own.
+    """
+
+    def __init__(self, model: Any, adapter: str | None):
+        self.model = model
+        self.adapter = adapter
+        self._layers = [module for module in model.modules() if _is_layer(module)]
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of the model's: whoever asks wants to know where it lies and of what dtype it is."""
+        return self.model.parameters()
+
+    def get_output_embeddings(self) -> Any:
+        return self.model.get_output_embeddings()
+
+    def base_model(self, **inputs: Any) -> Any:
+        with self._worn():
+            return self.model.base_model(**inputs)
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self._worn():
+            return self.model(**inputs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.adapter is None else state(self.model, self.adapter)
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        if self.adapter is not None:
+            restore(self.model, saved, self.adapter)
+
+    @contextlib.contextmanager
+    def _worn(self) -> Iterator[None]:
+        """Here the model wears this adapter, and no adapter asks for a gradient."""
+        try:
+            for layer in self._layers:
+                if self.adapter is None:
+                    layer.enable_adapters(False)
+                else:
+                    layer.set_adapter(self.adapter, inference_mode=True)
+            yield
+        finally:
+            _wear_live(self._layers)
+
+
+def _inject(model: Any, config: Any, adapter: str) -> None:
+    """Put one adapter in; afterwards the live one is worn and nothing else has a gradient."""
+    from peft.functional import cast_adapter_dtype, inject_adapter_in_model
+
+    try:
+        with warnings.catch_warnings():  # a second adapter is what is meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.lora cannot be put into {type(model).__name__}",
+            got=" ".join(str(error).split())[:160],
+            do="Name layers of its own in model.lora.target_modules.",
+        ) from error
+    if _is_layer(model.get_output_embeddings()) or _is_layer(model.get_input_embeddings()):
+        raise ConfigError(
+            "model.lora.target_modules names the head or the embedding, which all roles share",
+            expected="layers between the two",
+        )
+    cast_adapter_dtype(model, adapter)
+    _wear_live([module for module in model.modules() if _is_layer(module)])
+
+
+def _wear_live(layers: list[Any]) -> None:
+    for layer in layers:
+        layer.set_adapter(LIVE)
+        layer.enable_adapters(True)
+
+
+def _is_layer(module: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
+def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    """Every name must fit a layer: peft passes over one that fits none if another does."""
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            known = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+            raise ConfigError(f"model.lora.target_modules: no layer is named {target!r}", do=nearest(target, known))
