@@ -22,8 +22,8 @@ PANELS = (
 )
 COLOURS = {
     "grpo": "#7f7f7f", "sdpo": "#e69f00", "sdpo_live": "#f0c75e", "vpd": "#0072b2", "vpd_paper": "#56b4e9",
-    "gkd": "#8c564b", "reshape": "#cc79a7", "reweight": "#7b3294", "gated": "#009e73", "gated_no_e": "#7fc97f", "gated_f1": "#006d4f",
-    "vpd_f1": "#4a90c2", "vpd_f10": "#1b3f8b", "vpd_fixed": "#00b4c4",
+    "gkd": "#8c564b", "reshape": "#cc79a7", "reweight": "#7b3294", "gated": "#009e73", "gated_no_e": "#7fc97f",
+    "gated_f1": "#006d4f", "vpd_f1": "#4a90c2", "vpd_f10": "#1b3f8b", "vpd_fixed": "#00b4c4",
 }  # fmt: skip
 DASHES = {"vpd_f1": (1, 1), "vpd_f10": (4, 1.5), "vpd_fixed": (4, 1, 1, 1), "gated_no_e": (4, 1.5), "gated_f1": (1, 1)}
 
