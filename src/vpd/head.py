@@ -81,8 +81,8 @@ class _Sweep:
         wide = torch.promote_types(self.dtype, torch.float32)
         hidden_grad = torch.empty_like(hidden_NH) if needs[0] else None
         head_grad = torch.zeros_like(weight_VH, dtype=wide) if needs[1] else None
-        columns: list[tuple[Tensor, ...]] = []
-        weights: list[Tensor] = []
+        kept_N: list[Tensor] = []  # values, by-products, weights: one tensor each, since what is kept between blocks
+        # would pin the memory that blocks leave behind
         for start in range(0, max(tokens, 1), self.chunk):
             rows = slice(start, min(start + self.chunk, tokens))
             logits_nV = self.logits(hidden_NH, head_VH, rows)
@@ -92,12 +92,15 @@ class _Sweep:
                 block_nV = logits_nV[low : low + step]
                 place = slice(low, low + len(block_nV))
                 got = measure_block(block_nV, place, any(needs))
-                columns.append((got.value_n, *got.by_products))
+                columns_n = [got.value_n, *got.by_products]
                 if got.gradient_nV is not None:
                     weight_n = got.weight_n if weight_N is None else weight_N[rows][place]
                     assert weight_n is not None, "a measure that foresees its weights has none"
-                    weights.append(weight_n)
+                    columns_n.append(weight_n)
                     torch.mul(got.gradient_nV, weight_n[:, None] * self.scale, out=block_nV)
+                kept_N = kept_N or [column_n.new_empty(tokens) for column_n in columns_n]
+                for column_N, column_n in zip(kept_N, columns_n, strict=True):
+                    column_N[start + low : start + low + len(column_n)] = column_n
             slope_nV = logits_nV.to(self.dtype)
             if hidden_grad is not None:
                 hidden_grad[rows] = (slope_nV @ head_VH).to(hidden_grad.dtype)
@@ -107,9 +110,9 @@ class _Sweep:
                     head_grad.addmm_(slope_nV.T, rows_nH)
                 else:
                     head_grad += slope_nV.T @ rows_nH
-        results = tuple(torch.cat(column) for column in zip(*columns, strict=True))
+        weight_N = kept_N.pop() if any(needs) else None
         narrow = None if head_grad is None else head_grad.to(weight_VH.dtype)
-        return results, torch.cat(weights) if weights else None, [hidden_grad, narrow]
+        return tuple(kept_N), weight_N, [hidden_grad, narrow]
 
 
 class _Measure(torch.autograd.Function):
