@@ -1,7 +1,10 @@
 """The analytic head: value and gradient of the plain form, whether the weights are announced, unknown or wrong."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +165,42 @@ def test_far_apart_distributions_stay_finite() -> None:
         got = losses.divergence_slope(student, teacher, torch.tensor([0]), alpha=alpha)
         assert got.gradient_NV.isfinite().all()
         assert got.value_N.item() == pytest.approx(losses.divergence(student, teacher, alpha=alpha).item(), rel=1e-5)
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import torch
+from vpd import head, losses
+
+def held(name):
+    return int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+torch.set_num_threads(1)
+N, V, H = map(int, sys.argv[1:])
+states_NH, weight_VH = torch.randn(N, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
+other_VH, tokens_N = torch.randn(V, H), torch.randint(0, V, (N,))
+
+def open_chunk(rows):
+    teacher_nV = states_NH.detach()[rows] @ other_VH.T
+
+    def measure(block_nV, place, wanted):
+        got = losses.divergence_slope(block_nV, teacher_nV[place], tokens_N[rows][place], alpha=0.5)
+        return head.Measured(got.value_N, got.gradient_NV, got.by_products, torch.ones(len(block_nV)))
+
+    return measure
+
+before = held("VmRSS")
+value_N = head.measure(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, foreseen=True)[0]
+value_N.sum().backward()
+print(held("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's count of memory")
+def test_memory_stays_below_one_tensor_of_all_logits() -> None:
+    tokens, vocabulary = 1536, 120_000
+    words = [sys.executable, "-c", MEMORY, str(tokens), str(vocabulary), "8"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 4 * tokens * vocabulary
