@@ -32,7 +32,7 @@ quick: $(VENV)/ready
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
 
-# About an hour on one core (not run whole yet): TRL in an environment of its own, a 135M model from a package.
+# Over an hour on one core: TRL in an environment of its own, a 135M model from a package.  See docs/performance.md.
 bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 	mkdir -p out/bench
 	$(ONE) benchmarks/floor.py --model smollm2
