@@ -3,6 +3,7 @@
 ``full`` keeps each layer's input and repeats the whole layer (Chen et al., arXiv 1604.06174).  ``selective`` keeps the
 results of matrix products and attention, which cost the time, and repeats what lies between them (norms, activations,
 rotations, copies), which takes the memory.  Gradients are the same either way.
+Of the operators of attention below only the CPU's was run here.
 """
 
 import contextlib
