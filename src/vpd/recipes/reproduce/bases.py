@@ -5,7 +5,6 @@ much worse), else a "sparse reward" run would secretly be a cold start.  A warm-
 another seed (:data:`TRIES`, :data:`NEXT`), before any method has run on it.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vpd.errors import ModelError, StorageError
 from vpd.recipes import tiny
 
-PROBE = "PROBE.json"
 ROWS = 512
 TRIES, NEXT = 4, 1000  # warm-ups of a base, and how far apart their seeds are
 #: name of the base -> (probe, lowest, highest): share of digits right, teachers' less the student's
@@ -110,8 +108,3 @@ def probe(folder: Path, name: str) -> dict[str, float]:
         right = logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0].exp()
         shares[what] = float((right[:, -1] if what == "critic" else right).mean())
     return shares
-
-
-def describe(folder: Path, name: str) -> str:
-    """The probe as one line."""
-    return json.dumps({what: round(share, 3) for what, share in probe(folder, name).items()})
