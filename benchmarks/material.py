@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vpd.bundled import load_bundled
 from vpd.config import ModelSettings
 from vpd.engines.torch_engine import TorchEngine
+from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
-from vpd.recipes import tiny
 from vpd.recipes.assemble import load_model
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task
 
@@ -44,7 +45,7 @@ SHAPES = {
 def load(name: str) -> tuple[Any, Any, str]:
     """Model, tokenizer and folder of a model by folder or ``tiny``."""
     model, tokenizer = load_model(ModelSettings(name_or_path=name))
-    return model, tokenizer, str(tiny.load_bundled()) if name == "tiny" else name
+    return model, tokenizer, str(load_bundled()) if name == "tiny" else name
 
 
 def prompter_of(name: str, tokenizer: Any, shape: Shape) -> Prompter:
@@ -62,7 +63,7 @@ def draw(tokenizer: Any, prompter: Prompter, shape: Shape, seed: int) -> list[Gr
         rollouts = [
             Rollout(
                 task=task,
-                prompt=prompter.student(task),
+                prompt=prompter.build_student_prompt(task),
                 completion=Completion(tokens=(), sampled=(), logprobs=(), text="", finish="length"),
                 grade=Grade(reward=float(index % 2), success=bool(index % 2)),
                 context=(Section(kind="feedback", source="environment", text=words.text(shape.feedback)),),
@@ -89,7 +90,7 @@ def record(name: str, shape: Shape, seed: int = 0) -> dict[str, Any]:
             "feedback": rollout.context[0].text,
             "reward": rollout.grade.reward,
             "prompt": rollout.prompt,
-            "teacher": rollout.teacher.tokens if rollout.teacher else None,
+            "teacher": rollout.teacher_prompt.tokens if rollout.teacher_prompt else None,
             "completion": completion.tokens,
             "logprobs": completion.logprobs,
         }
@@ -133,7 +134,7 @@ def groups_of(recorded: dict[str, Any], prompter: Prompter) -> list[Group]:
     groups = [Group(rollouts=tuple(rollouts[start : start + size])) for start in range(0, len(rollouts), size)]
     attached = prompter.attach(groups)
     for rollout, row in zip((r for g in attached for r in g.rollouts), rows, strict=True):
-        assert rollout.teacher is not None and list(rollout.teacher.tokens) == list(row["teacher"])
+        assert rollout.teacher_prompt is not None and list(rollout.teacher_prompt.tokens) == list(row["teacher"])
     return attached
 
 
@@ -155,7 +156,7 @@ class Words:
         words = self.text(length).split()
         while True:
             task = Task(id=name, messages=({"role": "user", "content": " ".join(words)},))
-            over = len(prompter.student(task)) - length
+            over = len(prompter.build_student_prompt(task)) - length
             if over <= 0:
                 return task
             if over >= len(words):

@@ -98,10 +98,10 @@ def cost_curves(repeats: int, points: int | None) -> dict[str, list[tuple[int, f
             groups = random_groups(shape, vocabulary)
             found = [min(seconds(learner, groups) for _ in range(repeats)) for learner in learners]
             rows = [
-                {"prompt": r.prompt, "teacher": r.teacher.tokens, "completion": r.completion.tokens}
+                {"prompt": r.prompt, "teacher": r.teacher_prompt.tokens, "completion": r.completion.tokens}
                 for group in groups
                 for r in group.rollouts
-                if r.teacher is not None
+                if r.teacher_prompt is not None
             ]
             recorded = {"shape": dataclasses.asdict(shape), "rows": rows}
             low = floor(learners[0].model, recorded, machine)["M-step"]
@@ -167,7 +167,7 @@ def random_groups(shape: Shape, vocabulary: int) -> list[Group]:
                     ),
                     grade=Grade(reward=float(index % 2), success=bool(index % 2)),
                     context=(Section(kind="feedback", source="environment", text="x"),),
-                    teacher=TeacherPrompt(tokens=prompt + ids(shape.feedback), sources=("environment",)),
+                    teacher_prompt=TeacherPrompt(tokens=prompt + ids(shape.feedback), sources=("environment",)),
                 )
             )
         groups.append(Group(rollouts=tuple(rollouts)))

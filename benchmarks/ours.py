@@ -10,8 +10,8 @@ import torch
 from material import LEARNING_RATE, Shape, groups_of, load, prompter_of, record
 from meters import cpu_seconds, fixed_bytes, peak, reset_peak, resident
 
-from vpd.algorithms import rows
 from vpd.algorithms.distill import Distill, SDPOSettings
+from vpd.algorithms.examples import student_logprobs, to_examples
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.engines.torch_engine import TorchEngine
@@ -112,7 +112,7 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     result |= {"rollout_s": cpu_seconds() - started, "rollout_peak": peak()}
     reset_peak()
     started = cpu_seconds()
-    scores = learner.score(rows.examples_of(groups), rows.student_logprobs)
+    scores = learner.score(to_examples(groups), student_logprobs)
     result |= {"score_s": cpu_seconds() - started, "score_peak": peak(), "logprob": sum(map(sum, scores))}
     if options.profile:
         result["profile"] = profile(lambda: Distill(settings).step(groups, learner))

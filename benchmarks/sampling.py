@@ -75,7 +75,7 @@ def student_prompts(options: argparse.Namespace, tokenizer: Any) -> list[Tokens]
     asked = [f"Tell me about {topic}." + TEXT * options.sentences for topic in TOPICS]
     questions = TINY if options.model == "tiny" else asked
     tasks = [Task(id=text, messages=({"role": "user", "content": text},)) for text in questions]
-    return [prompter.student(task) for task in tasks for _ in range(options.generations)]
+    return [prompter.build_student_prompt(task) for task in tasks for _ in range(options.generations)]
 
 
 @torch.no_grad()

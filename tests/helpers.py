@@ -54,10 +54,10 @@ class TokenPrompter:
 
     def _attach(self, rollout: Rollout) -> Rollout:
         if not rollout.context:
-            return dataclasses.replace(rollout, teacher=None)
+            return dataclasses.replace(rollout, teacher_prompt=None)
         ids = tuple(int(word) for section in rollout.context for word in section.text.split())
         sources = tuple(section.source for section in rollout.context)
-        return dataclasses.replace(rollout, teacher=TeacherPrompt(tokens=ids + rollout.prompt, sources=sources))
+        return dataclasses.replace(rollout, teacher_prompt=TeacherPrompt(tokens=ids + rollout.prompt, sources=sources))
 
 
 def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:

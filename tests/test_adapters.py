@@ -234,7 +234,11 @@ def test_a_row_that_failed_is_asked_again_only_if_it_is_set(tmp_path: Path) -> N
         calls.append(len(completions))
         return [math.nan if text == "bad" and len(calls) < 3 else 1.0 for text in completions]
 
-    assert [g.reward for g in graded(tmp_path, unsure, ["a", "bad"], retries=2)] == [1.0, 1.0] and calls == [2, 1, 1]
+    assert [g.reward for g in graded(tmp_path, unsure, ["a", "bad"], retries=2)] == [1.0, 1.0] and calls == [
+        2,
+        1,
+        1,
+    ]
 
 
 def test_a_batch_that_fails_while_no_row_does_is_graded_row_by_row(

@@ -13,11 +13,11 @@ from helpers import metrics_of, vpd_train
 
 from vpd.engines import ScriptedEngine
 from vpd.errors import ConfigError, FeedbackError, ModelError
-from vpd.feedback import Environment, ScriptedWriter, Sibling
+from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.feedback.writers import EndpointWriter, ModelWriter
+from vpd.lab import tiny
 from vpd.prompts import Prompter
-from vpd.recipes import tiny
 from vpd.types import Completion, Grade, Group, Rollout, Task
 
 TASK = Task(id="t", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}))
@@ -57,14 +57,14 @@ def test_successes_are_criticised_on_request_and_an_empty_critique_is_no_context
 def test_sources_join_or_serve_as_fallback() -> None:
     group = Group(rollouts=(rollout(False, "5", "No unit."), rollout(False, "6", "wrong", informative=False)))
     writer = ScriptedWriter(["Think."])
-    [told] = Environment()([group], writer)
+    [told] = GraderFeedback()([group], writer)
     [joined] = SelfCritique()([told], writer)
     assert said(joined) == [[("environment", "No unit."), ("self_critique", "Think.")], [("self_critique", "Think.")]]
     writer.asked.clear()
     [fallback] = SelfCritique(when="missing")([told], writer)
     assert said(fallback) == [[("environment", "No unit.")], [("self_critique", "Think.")]]
     assert len(writer.asked) == 1  # a critique that nobody would read is not written
-    [sibling] = Sibling(when="missing")([Group(rollouts=(*told.rollouts, rollout(True, "4")))], writer)
+    [sibling] = SiblingDemonstration(when="missing")([Group(rollouts=(*told.rollouts, rollout(True, "4")))], writer)
     assert said(sibling) == [[("environment", "No unit.")], [("sibling", "4")], []]
 
 

@@ -8,11 +8,12 @@ import torch
 from helpers import VOCABULARY, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vpd.bundled import check_hashes, load_bundled
 from vpd.engines import ScriptedEngine
-from vpd.engines.decoding import can_share, decoder_for
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
-from vpd.recipes import tiny
+from vpd.lab import tiny
+from vpd.model.decoding import can_share, decoder_for
 
 
 class Words:
@@ -162,7 +163,7 @@ def test_the_shipped_base_follows_hints() -> None:
     from vpd.feedback import Section
     from vpd.prompts import Prompter
 
-    folder = tiny.load_bundled()
+    folder = load_bundled()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) < 100 and tokenizer.decode(tokenizer.encode("apply rule B to 3 1")) == "apply rule B to 3 1"
     prompter = Prompter(tokenizer, tiny.TEMPLATE, window=96, max_completion_length=6)
@@ -183,10 +184,10 @@ def test_the_shipped_base_follows_hints() -> None:
     for task in tasks:
         [grade] = env.grade([task], ["0"])
         section = Section(kind="feedback", source="environment", text=grade.feedback or "")
-        prompt = prompter.teacher(task, [section])
+        prompt = prompter.build_teacher_prompt(task, [section])
         assert prompt is not None
         told.append(prompt.tokens)
-    assert per_digit(told) - per_digit([prompter.student(task) for task in tasks]) >= 0.3
+    assert per_digit(told) - per_digit([prompter.build_student_prompt(task) for task in tasks]) >= 0.3
 
 
 def test_a_damaged_base_is_refused(tmp_path: object) -> None:
@@ -202,4 +203,4 @@ def test_a_damaged_base_is_refused(tmp_path: object) -> None:
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with pytest.raises(ModelError, match=r"model.safetensors has changed"):
-        tiny.check(copy, "the base", "Copy it anew.")
+        check_hashes(copy, "the base", "Copy it anew.")

@@ -100,14 +100,14 @@ def test_all_rows_are_scored_in_one_context_and_quoted_rows_are_left_out() -> No
     told = dataclasses.replace(
         mixed[first_failure],
         context=(Section(kind="demonstration", source="sibling", text="1", quotes=0),),
-        teacher=TeacherPrompt(tokens=(1, 2, 3), sources=("sibling",)),
+        teacher_prompt=TeacherPrompt(tokens=(1, 2, 3), sources=("sibling",)),
     )
     rollouts = tuple(told if i == first_failure else r for i, r in enumerate(mixed))
     assert shared_context([Group(rollouts=rollouts)]) == {0: ((1, 2, 3), (0,))}
     all_failed = tuple(
         dataclasses.replace(r, grade=dataclasses.replace(r.grade, success=False)) for r in random_groups(0)[0].rollouts
     )
-    bare = tuple(dataclasses.replace(r, context=(), teacher=None) for r in mixed)
+    bare = tuple(dataclasses.replace(r, context=(), teacher_prompt=None) for r in mixed)
     assert shared_context([Group(rollouts=all_failed), Group(rollouts=bare)]) == {}
 
 
@@ -138,7 +138,7 @@ def test_without_trust_it_is_the_policy_gradient_at_its_own_rate() -> None:
 def test_the_learning_rate_follows_trust_and_the_share_of_told_rows() -> None:
     groups = random_groups(0)
     rows = [rollout for group in groups for rollout in group.rollouts]
-    share = sum(r.teacher is not None for r in rows) / len(rows)
+    share = sum(r.teacher_prompt is not None for r in rows) / len(rows)
     metrics = gated(e_every=None, policy_lr_scale=3.0).step(groups, tiny_learner(tiny_model()))
     heard = metrics["gate/trust"] * share
     assert 0.0 < heard < 1.0 and metrics["gate/lr_scale"] == pytest.approx(heard + 3.0 * (1.0 - heard))
@@ -147,7 +147,7 @@ def test_the_learning_rate_follows_trust_and_the_share_of_told_rows() -> None:
 def test_where_nobody_has_a_context_it_is_the_policy_gradient_whatever_the_trust() -> None:
     def bare(seed: int) -> list[Group]:
         return [
-            Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher=None) for r in group.rollouts))
+            Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher_prompt=None) for r in group.rollouts))
             for group in random_groups(seed)
         ]
 

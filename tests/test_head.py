@@ -13,9 +13,10 @@ from helpers import VOCABULARY, random_groups
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vpd import head, losses
-from vpd.algorithms import rows
-from vpd.tensors import Batch, Scorer, collate
+from vpd import losses
+from vpd.algorithms.examples import to_examples
+from vpd.model import head
+from vpd.model.scorer import Batch, Scorer, collate
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -45,11 +46,11 @@ def model_of(dtype: torch.dtype, tied: bool, seed: int = 0) -> Any:
 
 def batch_of(dtype: torch.dtype) -> Batch:
     examples = []
-    for number, example in enumerate(e for e in rows.examples_of(random_groups(0)) if e.teacher_prompt):
+    for number, example in enumerate(e for e in to_examples(random_groups(0)) if e.teacher_prompt):
         mask = tuple(number % 3 != 1 or place % 2 == 0 for place in range(len(example.completion)))
         reference = tuple(-2.0 - 0.3 * place for place in range(len(mask))) if number % 2 else None
         weights = {"distill": 0.1 * (number + 1)}
-        examples.append(dataclasses.replace(example, mask=mask, reference=reference, weights=weights))
+        examples.append(dataclasses.replace(example, mask=mask, reference=reference, loss_weights=weights))
     return collate(examples, device=CPU, dtype=torch.promote_types(dtype, torch.float32))
 
 
@@ -82,7 +83,7 @@ def weighted(options: dict[str, Any], announce: dict[str, Any], factor: float = 
         compared = scorer.divergence(**options, **announce)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=1.1)
-        weight_B = torch.tensor([e.weights["distill"] for e in batch.examples], dtype=compared.value.dtype)
+        weight_B = torch.tensor([e.loss_weights["distill"] for e in batch.examples], dtype=compared.value.dtype)
         return factor * (weight_B[:, None] * ratio_BT * compared.value * batch.mask_BT).sum()
 
     return loss
@@ -110,7 +111,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 def test_announced_weights_spare_the_second_logits() -> None:
     def made(announce: dict[str, Any]) -> int:
         calls = 0
-        whole = head._Sweep.logits
+        whole = head._ChunkedHead.logits
 
         def count(self: Any, *args: Any) -> Tensor:
             nonlocal calls
@@ -118,7 +119,7 @@ def test_announced_weights_spare_the_second_logits() -> None:
             return whole(self, *args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(head._Sweep, "logits", count)
+            patch.setattr(head._ChunkedHead, "logits", count)
             result(weighted({"alpha": 0.5}, announce), torch.float32, analytic=True)
         return calls
 
@@ -151,18 +152,18 @@ def test_the_slope_is_the_gradient(options: dict[str, Any]) -> None:
     student.requires_grad_()
     value = losses.divergence(student, teacher, **options)
     (expected,) = torch.autograd.grad(value.sum(), student)
-    got = losses.divergence_slope(student.detach(), teacher, tokens, **options)
+    got = losses.divergence_and_grad(student.detach(), teacher, tokens, **options)
     assert torch.allclose(got.value_N, value) and torch.allclose(got.gradient_NV, expected, atol=1e-12)
     logp = losses.token_logprobs(student, tokens)
     (expected,) = torch.autograd.grad(logp.sum(), student)
-    scored = losses.logprobs_slope(student.detach(), tokens)
+    scored = losses.logprobs_and_grad(student.detach(), tokens)
     assert torch.allclose(scored.value_N, logp) and torch.allclose(scored.gradient_NV, expected, atol=1e-12)
 
 
 def test_far_apart_distributions_stay_finite() -> None:
     student, teacher = torch.tensor([[200.0, 0.0, -200.0]]), torch.tensor([[-200.0, 0.0, 200.0]])
     for alpha in (0.0, 0.5, 1.0):
-        got = losses.divergence_slope(student, teacher, torch.tensor([0]), alpha=alpha)
+        got = losses.divergence_and_grad(student, teacher, torch.tensor([0]), alpha=alpha)
         assert got.gradient_NV.isfinite().all()
         assert got.value_N.item() == pytest.approx(losses.divergence(student, teacher, alpha=alpha).item(), rel=1e-5)
 
@@ -171,7 +172,8 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch
-from vpd import head, losses
+from vpd import losses
+from vpd.model import head
 
 def held(name):
     return int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -185,13 +187,13 @@ def open_chunk(rows):
     teacher_nV = states_NH.detach()[rows] @ other_VH.T
 
     def measure(block_nV, place, wanted):
-        got = losses.divergence_slope(block_nV, teacher_nV[place], tokens_N[rows][place], alpha=0.5)
-        return head.Measured(got.value_N, got.gradient_NV, got.by_products, torch.ones(len(block_nV)))
+        got = losses.divergence_and_grad(block_nV, teacher_nV[place], tokens_N[rows][place], alpha=0.5)
+        return head.Measured(got.value_N, got.gradient_NV, got.aux, torch.ones(len(block_nV)))
 
     return measure
 
 before = held("VmRSS")
-value_N = head.measure(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, foreseen=True)[0]
+value_N = head.measure(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, weights_known=True)[0]
 value_N.sum().backward()
 print(held("VmHWM") - before)
 """

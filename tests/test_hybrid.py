@@ -70,7 +70,7 @@ def test_reshape_learns_from_text_where_all_rewards_are_equal_and_reweight_does_
         )
         for group in random_groups(0)
     ]
-    told = sum(r.teacher is not None for group in failed for r in group.rollouts)
+    told = sum(r.teacher_prompt is not None for group in failed for r in group.rollouts)
     for form, rows in (("reshape", told), ("reweight", 0)):
         learner = tiny_learner(tiny_model(), teacher=TeacherSettings())
         assert Hybrid(HybridSettings(form=form)).step(failed, learner)["policy/rows"] == rows  # type: ignore[arg-type]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
-from vpd.algorithms import Algorithm, rows, weighting
+from vpd.algorithms import Algorithm, weighting
 from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
+from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights, with_reference
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
@@ -19,7 +20,7 @@ from vpd.algorithms.vpd import VPD, VPDSettings, e_step_objective
 from vpd.errors import TrainingError
 from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.tensors import Batch, Scorer
+from vpd.model.scorer import Batch, Scorer
 from vpd.types import Example, Group
 
 Make = Callable[[], Algorithm]
@@ -87,7 +88,7 @@ def test_restore_continues_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ["vpd", "sdpo"])
 def test_rows_without_context_change_nothing_and_make_no_pass(name: str) -> None:
     bare = [
-        dataclasses.replace(r, context=(), teacher=None, grade=dataclasses.replace(r.grade, success=False))
+        dataclasses.replace(r, context=(), teacher_prompt=None, grade=dataclasses.replace(r.grade, success=False))
         for r in random_groups(9, groups=1)[0].rollouts
     ]
     groups = random_groups(0, groups=2)
@@ -113,7 +114,7 @@ def test_rows_without_context_change_nothing_and_make_no_pass(name: str) -> None
 
 def test_an_iteration_without_any_context_trains_nothing() -> None:
     groups = [
-        Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher=None) for r in group.rollouts))
+        Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher_prompt=None) for r in group.rollouts))
         for group in random_groups(0)
     ]
     learner, algorithm = learner_of("vpd"), METHODS["vpd"][0]()
@@ -126,8 +127,8 @@ def test_an_iteration_without_any_context_trains_nothing() -> None:
 
 def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_step() -> None:
     examples = [
-        dataclasses.replace(e, weights={"x": 1.0}, reference=(0.0,) * len(e.completion))
-        for e in rows.examples_of(random_groups(0))
+        dataclasses.replace(e, loss_weights={"x": 1.0}, reference=(0.0,) * len(e.completion))
+        for e in to_examples(random_groups(0))
         if e.teacher_prompt
     ]
     learner = learner_of("sdpo")
@@ -141,23 +142,23 @@ def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_st
 
     for train in ("student", "teacher"):
         learner.update("x", examples, both, train=train)
-    assert all(p.grad is None for p in learner.teacher.cast("teacher")[0][0].parameters())
+    assert all(p.grad is None for p in learner.teacher.mixture("teacher")[0][0].parameters())
 
 
 def test_teacher_with_the_students_prompt_is_the_student() -> None:
-    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in rows.examples_of(random_groups(0))]
+    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in to_examples(random_groups(0))]
     learner = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=5)
-    student, teacher = (learner.score(examples, m) for m in (rows.student_logprobs, rows.teacher_logprobs))
+    student, teacher = (learner.score(examples, m) for m in (student_logprobs, teacher_logprobs))
     assert student == teacher  # equal shapes: bit for bit
-    alone = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=1).score(examples, rows.student_logprobs)
+    alone = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=1).score(examples, student_logprobs)
     for padded, unpadded in zip(student, alone, strict=True):
         assert padded == pytest.approx(unpadded, abs=1e-5)
 
 
 def test_scores_equal_an_unpadded_forward_at_the_temperature() -> None:
     model = tiny_model()
-    examples = rows.examples_of(random_groups(3))
-    scores = tiny_learner(model, temperature=0.7).score(examples, rows.student_logprobs)
+    examples = to_examples(random_groups(3))
+    scores = tiny_learner(model, temperature=0.7).score(examples, student_logprobs)
     for example, score in zip(examples, scores, strict=True):
         logits = model(torch.tensor([example.prompt + example.completion])).logits[0] / 0.7
         logp = torch.log_softmax(logits, -1)[len(example.prompt) - 1 : -1]
@@ -173,24 +174,24 @@ def test_ema_rate_1_copies_and_0_is_frozen_and_a_trust_region_mixes() -> None:
             parameter.add_(1.0)
     for rate, teacher in teachers.items():
         teacher.end_iteration()
-        assert torch.allclose(flat(teacher.cast("teacher")[0][0]), start + rate)
-    mixed = TeacherWeights(TeacherSettings(kind="trust_region", trust_region_mix=0.25), live).cast("teacher")
+        assert torch.allclose(flat(teacher.mixture("teacher")[0][0]), start + rate)
+    mixed = TeacherWeights(TeacherSettings(kind="trust_region", trust_region_mix=0.25), live).mixture("teacher")
     assert [share for _, share in mixed] == [0.75, 0.25]
 
 
 def test_an_unknown_weight_and_a_row_without_a_teacher_are_refused() -> None:
-    example = Example(prompt=(1,), completion=(2,), mask=(True,), behaviour=(0.0,), weights={"other": 1.0})
+    example = Example(prompt=(1,), completion=(2,), mask=(True,), behaviour=(0.0,), loss_weights={"other": 1.0})
     learner = learner_of("sdpo")
     with pytest.raises(ValueError, match="other"):
         learner.update("x", [example], lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}))
     with pytest.raises(ValueError, match="without a teacher"):
-        learner.score([example], rows.teacher_logprobs)
+        learner.score([example], teacher_logprobs)
 
 
 def e_examples(seed: int) -> list[Example]:
-    made = [e for e in rows.examples_of(random_groups(seed, groups=4)) if e.teacher_prompt]
+    made = [e for e in to_examples(random_groups(seed, groups=4)) if e.teacher_prompt]
     weights = weighting.class_mean([e.success for e in made])
-    return rows.weighted(rows.with_reference(made, tiny_learner(tiny_model())), bco=weights)
+    return with_loss_weights(with_reference(made, tiny_learner(tiny_model())), bco=weights)
 
 
 def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
@@ -229,8 +230,8 @@ def test_the_samplers_logprobs_stand_in_only_where_they_are_the_learners() -> No
     def step(sampled: Callable[[Example, Sequence[float]], Sequence[float]]) -> tuple[torch.Tensor, dict[str, float]]:
         learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings())
         groups = random_groups(0, groups=6)
-        own = rows.examples_of(groups)
-        scores = iter(zip(own, learner.score(own, rows.student_logprobs), strict=True))
+        own = to_examples(groups)
+        scores = iter(zip(own, learner.score(own, student_logprobs), strict=True))
 
         def told(rollout: Any) -> Any:
             completion = dataclasses.replace(rollout.completion, logprobs=tuple(sampled(*next(scores))))
@@ -282,9 +283,9 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
 def test_a_reference_is_scored_whoever_sampled_the_row() -> None:
     """GKD's rows come from two engines: no log-prob of a sampler may pass for the learner's."""
     learner = tiny_learner(tiny_model())
-    examples = rows.examples_of(random_groups(3, groups=2, size=3))
-    scored = learner.score(examples, rows.student_logprobs)
+    examples = to_examples(random_groups(3, groups=2, size=3))
+    scored = learner.score(examples, student_logprobs)
     own = dataclasses.replace(examples[0], behaviour=tuple(scored[0]))
     foreign = [dataclasses.replace(e, behaviour=tuple(-9.0 for _ in e.behaviour)) for e in examples[1:]]
-    found = rows.with_reference([own, *foreign], learner)
+    found = with_reference([own, *foreign], learner)
     assert [list(e.reference or ()) for e in found] == scored

@@ -16,15 +16,17 @@ from test_oracle import Bare, rows_of
 from transformers import AutoModelForCausalLM
 
 from vpd import config
-from vpd.algorithms import rows
 from vpd.algorithms.distill import Distill, GKDSettings
+from vpd.algorithms.examples import student_logprobs, to_examples, with_loss_weights
 from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.bundled import load_bundled
 from vpd.cli import main
 from vpd.engines.torch_engine import TorchEngine
 from vpd.errors import ConfigError, StorageError
-from vpd.learners import Terms, lora
+from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings
-from vpd.tensors import Batch, Cast, Scorer
+from vpd.model import lora
+from vpd.model.scorer import Batch, LogitMixture, Scorer
 from vpd.types import Example
 
 pytest.importorskip("peft")
@@ -53,9 +55,9 @@ class Copies:
         self.settings, self.live = settings, live
         self.copied, self.initial = copy.deepcopy(live), copy.deepcopy(live)
 
-    def cast(self, weights: str) -> Cast:
+    def mixture(self, weights: str) -> LogitMixture:
         mix = self.settings.trust_region_mix
-        casts: dict[str, Cast] = {
+        casts: dict[str, LogitMixture] = {
             "live": ((self.live, 1.0),),
             "ema": ((self.copied, 1.0),),
             "frozen": ((self.initial, 1.0),),
@@ -152,7 +154,7 @@ def test_only_the_adapter_is_trained_and_the_base_is_there_once() -> None:
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)
         learner.end_iteration()
-    held = [model] + [cast[0] for w in ("live", "initial", "teacher") for cast in learner.teacher.cast(w)]  # type: ignore[arg-type]
+    held = [model] + [cast[0] for w in ("live", "initial", "teacher") for cast in learner.teacher.mixture(w)]  # type: ignore[arg-type]
     stored = {p.data_ptr(): p.numel() for module in held for p in module.parameters()}
     assert sum(stored.values()) == size + 2 * adapter and adapter > 0
     optimised = [p for group in learner._optimizer.param_groups for p in group["params"]]
@@ -195,7 +197,7 @@ def test_a_view_wears_its_adapter_for_one_pass_and_gives_it_back_even_if_the_pas
 
 def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_is() -> None:
     """With layers that are computed again in the backward pass, the live adapter must be worn there."""
-    made = [e for e in rows.examples_of(random_groups(0)) if e.teacher_prompt]
+    made = [e for e in to_examples(random_groups(0)) if e.teacher_prompt]
 
     def gradient(kind: str, order: tuple[Any, ...]) -> torch.Tensor:
         learner = tiny_learner(adapted(), gradient_checkpointing=kind, teacher=TeacherSettings(ema_rate=0.5))
@@ -208,7 +210,7 @@ def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_i
             return Terms(losses={"x": (seen["student"] * seen["teacher"].exp()).sum(-1)})
 
         before = adapter_of(learner.weights())
-        learner.update("x", rows.weighted(made, x=[1.0] * len(made)), objective)
+        learner.update("x", with_loss_weights(made, x=[1.0] * len(made)), objective)
         return adapter_of(learner.weights()) - before
 
     plain = gradient("none", ("teacher", "student"))
@@ -220,7 +222,7 @@ def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_i
 
 def test_an_external_teacher_is_no_lora_model() -> None:
     learner = tiny_learner(adapted(), teacher=TeacherSettings(kind="external"), external=tiny_model(seed=7))
-    external = learner.teacher.cast("teacher")[0][0]
+    external = learner.teacher.mixture("teacher")[0][0]
     before, start = external.state_dict(), adapter_of(learner.weights())
     settings = GKDSettings(teacher_model="given")
     losses = []
@@ -245,8 +247,8 @@ def test_the_engine_samples_from_the_live_adapter() -> None:
         Example(prompt=p, completion=a.tokens, mask=(True,) * len(a.tokens), behaviour=a.logprobs)
         for p, a in zip(PROMPTS, answers, strict=True)
     ]
-    scores = learner.score(examples, rows.student_logprobs)
-    merged = tiny_learner(lora.merged(model)).score(examples, rows.student_logprobs)
+    scores = learner.score(examples, student_logprobs)
+    merged = tiny_learner(lora.merged(model)).score(examples, student_logprobs)
     for answer, score, plain in zip(answers, scores, merged, strict=True):
         assert score == pytest.approx(answer.logprobs, abs=1e-4) and plain == pytest.approx(score, abs=1e-4)
 
@@ -271,9 +273,11 @@ def test_adapters_of_a_16_bit_model_are_fp32_and_move() -> None:
     adapters = [*lora.weights(model).values(), *lora.weights(model, lora.AVERAGE).values()]
     assert {p.dtype for p in adapters} == {torch.float32} and model.dtype == torch.bfloat16
     start = adapter_of(model)
-    made = rows.examples_of(random_groups(0))
+    made = to_examples(random_groups(0))
     learner.update(
-        "x", rows.weighted(made, x=[1.0] * len(made)), lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)})
+        "x",
+        with_loss_weights(made, x=[1.0] * len(made)),
+        lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}),
     )
     learner.end_iteration()
     average = torch.cat([v.double().flatten() for v in lora.state(model, lora.AVERAGE).values()])
@@ -309,11 +313,9 @@ def test_a_run_is_repeatable_and_resume_is_uninterrupted(tmp_path: Path) -> None
 def test_a_run_leaves_a_plain_model_and_an_adapter(tmp_path: Path) -> None:
     from peft import PeftModel
 
-    from vpd.recipes import tiny
-
     assert vpd_train(tmp_path / "run", **(RUN | {"run__eval_steps": 4})) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    base = AutoModelForCausalLM.from_pretrained(tiny.load_bundled())
+    base = AutoModelForCausalLM.from_pretrained(load_bundled())
     ids = torch.arange(8)[None]
     with torch.no_grad():
         plain, ours = base(ids).logits, model(ids).logits

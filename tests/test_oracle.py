@@ -44,11 +44,11 @@ def rows_of(groups: list[Group]) -> list[Any]:
         scratch.Row(
             prompt=list(own.prompt),
             completion=list(own.completion.tokens),
-            teacher_prompt=list(own.teacher.tokens) if own.teacher else None,
+            teacher_prompt=list(own.teacher_prompt.tokens) if own.teacher_prompt else None,
             reward=own.grade.reward,
             success=own.success,
             group=number,
-            e_teacher_prompt=list(other.teacher.tokens) if other.teacher else None,
+            e_teacher_prompt=list(other.teacher_prompt.tokens) if other.teacher_prompt else None,
         )
         for number, own, other in pairs
     ]

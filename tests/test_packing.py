@@ -15,9 +15,9 @@ from helpers import VOCABULARY, flat, tiny_learner, tiny_model
 from test_invariance import METHODS, random_groups
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from vpd import attention
-from vpd.algorithms import rows
-from vpd.packing import Pack, lay_out, plan, tokens_of
+from vpd.algorithms.examples import to_examples
+from vpd.model import attention
+from vpd.model.packing import Pack, lay_out, plan, tokens_of
 from vpd.types import Example, Group, Tokens
 
 BIG = 1 << 20  # a hidden size at which every shared token pays
@@ -94,8 +94,10 @@ def longer(groups: list[Group]) -> list[Group]:
 
     def row(rollout: Any) -> Any:
         prompt = rollout.prompt * 4
-        teacher = rollout.teacher and dataclasses.replace(rollout.teacher, tokens=prompt + rollout.teacher.tokens)
-        return dataclasses.replace(rollout, prompt=prompt, teacher=teacher)
+        teacher = rollout.teacher_prompt and dataclasses.replace(
+            rollout.teacher_prompt, tokens=prompt + rollout.teacher_prompt.tokens
+        )
+        return dataclasses.replace(rollout, prompt=prompt, teacher_prompt=teacher)
 
     return [Group(rollouts=tuple(row(r) for r in group.rollouts)) for group in groups]
 
@@ -126,7 +128,7 @@ def test_sharing_computes_fewer_tokens() -> None:
 
 
 def test_micro_batches_keep_within_their_bounds_and_groups_whole() -> None:
-    examples = rows.examples_of(longer(random_groups(0, groups=6)))
+    examples = to_examples(longer(random_groups(0, groups=6)))
 
     def split(**bounds: Any) -> list[list[Example]]:
         learner = tiny_learner(gpt2(), **bounds)

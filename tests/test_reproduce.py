@@ -9,15 +9,15 @@ import pytest
 
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
-from vpd.recipes.reproduce import bases, regimes, run, tune, versions
-from vpd.recipes.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
-from vpd.recipes.reproduce.methods import METHODS, load_rates, load_table, rate_of
-from vpd.recipes.reproduce.methods import RATES as RATES_FILE
-from vpd.recipes.reproduce.paper import CLAIMS
-from vpd.recipes.reproduce.regimes import REGIMES
-from vpd.recipes.reproduce.report import write_report
-from vpd.recipes.reproduce.run import Job, make_all, measure
-from vpd.recipes.reproduce.suite import Options, plan, reproduce, tune_rates
+from vpd.lab.reproduce import bases, regimes, run, tune, versions
+from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
+from vpd.lab.reproduce.methods import METHODS, load_rates, load_table, rate_of
+from vpd.lab.reproduce.methods import RATES as RATES_FILE
+from vpd.lab.reproduce.paper import CLAIMS
+from vpd.lab.reproduce.regimes import REGIMES
+from vpd.lab.reproduce.report import write_report
+from vpd.lab.reproduce.run import Job, make_all, measure
+from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 
 RATES = {where: {who: 1e-3 for who in METHODS} for where in REGIMES}
 
@@ -133,7 +133,9 @@ def test_regimes_that_differ_in_text_alone_share_the_runs_of_who_reads_none() ->
 
 def test_a_run_depends_on_the_sources_of_its_own_algorithm() -> None:
     mine = {name: versions.sources(*versions.COMMON, f"vpd.algorithms.{name}") for name in ("grpo", "gated", "hybrid")}
-    assert {"vpd.losses", "vpd.tensors", "vpd.packing", "vpd.prompts", "vpd.algorithms.rows"} <= mine["grpo"]
+    assert {"vpd.losses", "vpd.model.scorer", "vpd.model.packing", "vpd.prompts", "vpd.algorithms.examples"} <= mine[
+        "grpo"
+    ]
     assert "vpd.algorithms.gated" not in mine["grpo"] | mine["hybrid"]
     assert {"vpd.algorithms.gate", "vpd.algorithms.vpd", "vpd.algorithms.grpo"} <= mine["gated"]
     assert "vpd.config" not in mine["gated"] and "vpd.errors" not in mine["gated"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, metrics_of, random_groups, tiny_learner, tiny_model, vpd_train
 
-from vpd.algorithms import rows
 from vpd.algorithms.distill import SDPOSettings
+from vpd.algorithms.examples import teacher_logprobs, to_examples
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
@@ -22,15 +22,15 @@ def bytes_of(model: Any) -> int:
 @pytest.mark.parametrize("kind", ["frozen", "trust_region"])
 def test_a_bfloat16_copy_is_half_as_large_and_says_nearly_the_same(kind: Any, share_prefixes: bool) -> None:
     model = tiny_model(dtype=torch.float32)
-    examples = [e for e in rows.examples_of(random_groups(0)) if e.teacher_prompt]
+    examples = [e for e in to_examples(random_groups(0)) if e.teacher_prompt]
     scores, sizes = {}, {}
     for dtype in (None, "bfloat16"):
         teacher = TeacherSettings(kind=kind, dtype=dtype)  # type: ignore[arg-type]
         learner = tiny_learner(model, teacher=teacher, share_prefixes=share_prefixes)
         scores[dtype] = torch.cat(
-            [torch.tensor(row) for row in learner.score(examples, rows.teacher_logprobs, weights="teacher")]
+            [torch.tensor(row) for row in learner.score(examples, teacher_logprobs, model="teacher")]
         )
-        sizes[dtype] = bytes_of(learner.teacher.cast("initial")[0][0])
+        sizes[dtype] = bytes_of(learner.teacher.mixture("initial")[0][0])
     assert sizes["bfloat16"] * 2 == sizes[None] == bytes_of(model) and model.dtype == torch.float32
     error = (scores["bfloat16"] - scores[None]).abs()
     assert error.max() > 0 and error.mean() < 0.05
@@ -64,7 +64,7 @@ def test_an_average_in_bfloat16_stays_behind() -> None:
                 parameter.mul_(1.0625)
         for _ in range(20):
             teacher.end_iteration()
-        way = (flat(teacher.cast("teacher")[0][0]) - start) / (flat(live) - start)
+        way = (flat(teacher.mixture("teacher")[0][0]) - start) / (flat(live) - start)
         reached[dtype] = float(way[start != 0].median())
     assert reached[None] < 0.01 and reached["float32"] == pytest.approx(1 - 0.99**20, abs=1e-3)
 

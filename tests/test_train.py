@@ -43,7 +43,7 @@ def test_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
 def test_same_seed_same_run_and_resume_is_uninterrupted(name: str, tmp_path: Path) -> None:
     extra: dict[str, object] = {"algorithm__name": name, "run__save_steps": 2}
     if name == "gkd":
-        from vpd.recipes import tiny
+        from vpd.lab import tiny
 
         extra |= {"algorithm__teacher_model": tiny.FOLDER, "algorithm__student_fraction": 0.5}
     if name == "vpd":

@@ -11,13 +11,14 @@ from helpers import tiny_learner, vpd_train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vpd.algorithms import rows
+from vpd.algorithms.examples import student_logprobs, to_examples
+from vpd.bundled import load_bundled
 from vpd.engines import ScriptedEngine
 from vpd.engines.torch_engine import TorchEngine
 from vpd.envs import Reply, per_row
 from vpd.errors import EnvError
+from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
-from vpd.recipes import tiny
 from vpd.rollout import Sampling, collect
 from vpd.types import Grade, Message, Task
 
@@ -126,7 +127,7 @@ def test_rows_end_apart_and_each_example_masks_the_environment() -> None:
     assert len(engine.asked) == 5  # finished rows are not asked again
     from vpd.types import Group
 
-    masks = [sum(example.mask) for example in rows.examples_of([Group(rollouts=made)])]
+    masks = [sum(example.mask) for example in to_examples([Group(rollouts=made)])]
     assert masks == [2, 4, 4]
 
 
@@ -157,7 +158,9 @@ def test_a_tool_may_reply_and_a_broken_respond_is_one_error() -> None:
 def test_tools_reach_the_chat_template() -> None:
     prompter = Prompter(chatml(), PromptSettings(), window=None, max_completion_length=8)
     messages: tuple[Message, ...] = ({"role": "user", "content": "hi"},)
-    bare, armed = (prompter.student(Task(id="t", messages=messages, tools=tools)) for tools in ((), ({"name": "f"},)))
+    bare, armed = (
+        prompter.build_student_prompt(Task(id="t", messages=messages, tools=tools)) for tools in ((), ({"name": "f"},))
+    )
     assert prompter.tokenizer.decode(armed) == prompter.tokenizer.decode(bare).replace(
         "<|im_start|>assistant", "tools<|im_start|>assistant"
     )
@@ -165,7 +168,7 @@ def test_tools_reach_the_chat_template() -> None:
 
 def test_the_learner_agrees_with_the_sampler_across_turns() -> None:
     """On a real network: the log-probs of both turns are those of one pass over the whole conversation."""
-    model = AutoModelForCausalLM.from_pretrained(tiny.load_bundled(), dtype=torch.float64).eval()
+    model = AutoModelForCausalLM.from_pretrained(load_bundled(), dtype=torch.float64).eval()
     tokenizer = tiny.make_tokenizer()
     ends = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]  # any digit ends a turn
     engine = TorchEngine(tokenizer, eos_ids=ends)
@@ -177,8 +180,8 @@ def test_the_learner_agrees_with_the_sampler_across_turns() -> None:
         num_generations=6, success_threshold=0.5, stream=(0, "train", 0),
     )  # fmt: skip
     assert max(r.completion.turns for r in groups[0].rollouts) == 2
-    examples = rows.examples_of(groups)
-    scores = tiny_learner(model).score(examples, rows.student_logprobs)
+    examples = to_examples(groups)
+    scores = tiny_learner(model).score(examples, student_logprobs)
     for example, score in zip(examples, scores, strict=True):
         assert torch.allclose(torch.tensor(score), torch.tensor(example.behaviour), atol=1e-9, rtol=0)
         assert all(s == 0 for s, mine in zip(score, example.mask, strict=True) if not mine)
@@ -200,7 +203,7 @@ class Twice(Digits):
 def test_a_run_with_two_turns(tmp_path: Path) -> None:
     """The tiny base rarely ends a turn itself, so its end-of-sequence token is made one that it says often."""
     folder = tmp_path / "model"
-    tiny_folder = tiny.load_bundled()
+    tiny_folder = load_bundled()
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
     tokenizer = tiny.make_tokenizer()
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(d) for d in "01234"]

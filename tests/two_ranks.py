@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from helpers import TokenPrompter, flat, random_groups, tiny_model
 
-from vpd.algorithms import rows
+from vpd.algorithms.examples import student_logprobs, to_examples
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 
@@ -24,7 +24,7 @@ for seed in range(3):
     own = ("time/", "e_step/padding", "m_step/padding")  # of this rank's own micro-batches
     metrics.append({name: value for name, value in told.items() if not name.startswith(own)})
     learner.end_iteration()
-scores = learner.score(rows.examples_of(random_groups(8, groups=1, size=3)), rows.student_logprobs)
+scores = learner.score(to_examples(random_groups(8, groups=1, size=3)), student_logprobs)
 out = {"world": accelerator.num_processes, "weights": flat(learner.weights()), "metrics": metrics, "scores": scores}
 torch.save(out, f"{sys.argv[1]}-{accelerator.process_index}.pt")
 sys.stdout.flush()

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
-from vpd.learners import Learner, lora
+from vpd.learners import Learner
+from vpd.model import lora
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -137,14 +137,14 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.recipes.demo import demo
+    from vpd.lab.demo import demo
 
     demo(Path(options.output_dir), seeds=options.seeds, steps=options.steps, first_seed=options.seed)
 
 
 def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.recipes.reproduce.methods import RATES
-    from vpd.recipes.reproduce.suite import Options, reproduce, tune_rates
+    from vpd.lab.reproduce.methods import RATES
+    from vpd.lab.reproduce.suite import Options, reproduce, tune_rates
 
     chosen = Options(
         output=options.output_dir,
@@ -164,11 +164,11 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _model(options: argparse.Namespace, rest: list[str]) -> None:
     if options.name == "tiny":
-        from vpd.recipes import tiny
+        from vpd.lab import tiny
 
         tiny.build(options.folder, tiny.SEED if options.seed is None else options.seed)
     else:
-        from vpd.recipes import smollm2
+        from vpd.lab import smollm2
 
         smollm2.build(options.folder)
     print(f"{options.folder} is ready: --model.name_or_path {options.folder}")
@@ -181,7 +181,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _settings_help() -> str:
     """Every setting with its default and meaning, read off the dataclasses themselves."""
     from vpd.config import ALGORITHMS, ENVS, PLAIN, SOURCES
-    from vpd.learners.lora import LoraSettings
+    from vpd.model.lora import LoraSettings
 
     lines = ["settings (in the file, or as --section.key value):"]
     named = [

@@ -35,10 +35,10 @@ from vpd.envs.reasoning_gym import ReasoningGym
 from vpd.envs.science import Science
 from vpd.envs.tooluse import ToolUse
 from vpd.errors import ConfigError, nearest
-from vpd.feedback import Environment, Sibling
+from vpd.feedback import GraderFeedback, SiblingDemonstration
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.learners.accelerate_learner import OptimSettings
-from vpd.learners.lora import LoraSettings
+from vpd.model.lora import LoraSettings
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
 
@@ -105,8 +105,8 @@ ENVS: dict[str, type] = {
     "verifiers": Verifiers,
 }
 SOURCES: dict[str, type] = {
-    "environment": Environment,
-    "sibling": Sibling,
+    "environment": GraderFeedback,
+    "sibling": SiblingDemonstration,
     "self_critique": SelfCritique,
     "critic": Critic,
 }
@@ -294,7 +294,7 @@ def _algorithm(data: Mapping[str, Any]) -> Any:
 def _check_together(config: Config) -> None:
     """Combinations that make no sense, found before anything is made."""
     alone = config.rollout.num_generations == 1
-    if alone and any(isinstance(source, Sibling) for source in config.feedback):
+    if alone and any(isinstance(source, SiblingDemonstration) for source in config.feedback):
         raise ConfigError(
             "the sibling source needs other attempts at the same task",
             got="rollout.num_generations 1",

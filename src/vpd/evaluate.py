@@ -14,7 +14,7 @@ from vpd.envs import Env
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter
-from vpd.rollout import Sampling, collect, converse, graded
+from vpd.rollout import Sampling, collect, generate_turns, grade_completions
 from vpd.types import Group, Metrics, Rollout, Task
 
 
@@ -70,7 +70,9 @@ def evaluate(
     for source in feedback:
         groups = source(groups, writer)
     groups = prompter.attach(groups)
-    failed = [(n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher is not None]
+    failed = [
+        (n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher_prompt is not None
+    ]
     retries = _answer_again(env, engine, prompter, [r for _, r in failed], settings)
     by_task: dict[int, list[Rollout]] = {}
     for (number, _), retry in zip(failed, retries, strict=True):
@@ -86,12 +88,12 @@ def _answer_again(
     env: Env, engine: Engine, prompter: Prompter, failed: Sequence[Rollout], settings: EvalSettings
 ) -> list[Rollout]:
     tasks = [rollout.task for rollout in failed]
-    prompts = [rollout.teacher.tokens for rollout in failed if rollout.teacher is not None]
+    prompts = [rollout.teacher_prompt.tokens for rollout in failed if rollout.teacher_prompt is not None]
     if not prompts:
         return []
     stream = (settings.seed, "eval_teacher")
-    completions = converse(env, engine, prompter, tasks, prompts, settings.sampling, stream=stream)
-    return graded(env, tasks, prompts, completions, settings.success_threshold)
+    completions = generate_turns(env, engine, prompter, tasks, prompts, settings.sampling, stream=stream)
+    return grade_completions(env, tasks, prompts, completions, settings.success_threshold)
 
 
 def summarise(answers: Sequence[Sequence[Rollout]], k: int) -> Metrics:

@@ -57,12 +57,12 @@ class Loop:
         """Train until ``max_steps``."""
         self.engine.load(self.learner.weights(), self.step)
         if self.step == 0 and self.measure is not None and self.eval_steps:
-            self._tell(self.measure(), [])
+            self._notify(self.measure(), [])
         while self.step < self.max_steps:
             started = time.perf_counter()
-            groups = self.gather()
+            groups = self.collect_rollouts()
             rolled_out = time.perf_counter()
-            groups = self.explain(groups)
+            groups = self.add_feedback(groups)
             explained = time.perf_counter()
             metrics = self.describe(groups) | {"learning_rate": self.learner.learning_rate}
             metrics |= self.algorithm.step(groups, self.learner)
@@ -75,11 +75,11 @@ class Loop:
             last = self.step == self.max_steps
             if self.measure is not None and self.eval_steps and (last or self.step % self.eval_steps == 0):
                 metrics |= self.measure()
-            self._tell(metrics, groups)
+            self._notify(metrics, groups)
             if self.save is not None and self.save_steps and (last or self.step % self.save_steps == 0):
                 self.save(self)
 
-    def gather(self) -> list[Group]:
+    def collect_rollouts(self) -> list[Group]:
         """The graded rollouts of one iteration."""
         count = self.rollout.prompts_per_step
         tasks = [self.env.task(self.cursor + offset, seed=self.seed) for offset in range(count)]
@@ -95,7 +95,7 @@ class Loop:
             stream=(self.seed, "train", self.step),
         )
 
-    def explain(self, groups: Sequence[Group]) -> list[Group]:
+    def add_feedback(self, groups: Sequence[Group]) -> list[Group]:
         """The rollouts with what every feedback source says about them, and their teacher's prompts."""
         writer = ModelWriter(self.engine, self.prompter, stream=(self.seed, "feedback", self.step))
         for source in self.feedback:
@@ -111,6 +111,6 @@ class Loop:
         self.step, self.cursor = progress["step"], progress["cursor"]
         self.algorithm.restore(progress["algorithm"])
 
-    def _tell(self, metrics: Metrics, groups: Sequence[Group]) -> None:
+    def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         for observer in self.observers:
             observer.on_step(self.step, metrics, groups)

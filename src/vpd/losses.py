@@ -1,7 +1,7 @@
 """The mathematics: tensors in, per-row or per-token tensors out.  Nothing here averages or shifts.
 
 Dimension legend: B rows, T completion tokens, V vocabulary, K top-k support.  ``logits_BTV[b, t]`` are the
-logits that predict ``tokens_BT[b, t]`` (the shift is done by :mod:`vpd.tensors`).  Leading dimensions may be
+logits that predict ``tokens_BT[b, t]`` (the shift is done by :mod:`vpd.model.scorer`).  Leading dimensions may be
 anything: ``[N, V]`` works where ``[B, T, V]`` is written.  All logarithms are natural (nats).
 
 pi is the student pi(y|x), q the teacher q(y|x,C).  Source: arXiv 2605.15113 (VPD) unless said.
@@ -54,7 +54,7 @@ def divergence(
     return _jensen_shannon(student_logp, teacher_logp, alpha)
 
 
-class Slope(NamedTuple):
+class ValueAndGrad(NamedTuple):
     """A measure of N next-token distributions, its gradient in the logits [N,V], and by-products [N].
 
     Each token's gradient is its own value's alone: ``gradient_NV[n] = d value_N[n] / d logits_NV[n]``.
@@ -62,20 +62,20 @@ class Slope(NamedTuple):
 
     value_N: Tensor
     gradient_NV: Tensor
-    by_products: tuple[Tensor, ...]
+    aux: tuple[Tensor, ...]
 
 
-def logprobs_slope(logits_NV: Tensor, tokens_N: Tensor) -> Slope:
+def logprobs_and_grad(logits_NV: Tensor, tokens_N: Tensor) -> ValueAndGrad:
     """:func:`token_logprobs` and its gradient, onehot - p; by-product: the entropy."""
     logp_NV = torch.log_softmax(logits_NV, -1)
     p_NV = logp_NV.exp()
     entropy_N = -torch.linalg.vecdot(p_NV, logp_NV)
     slope_NV = p_NV.neg_()
     slope_NV.scatter_add_(1, tokens_N[:, None], slope_NV.new_ones(len(tokens_N), 1))
-    return Slope(logp_NV.gather(1, tokens_N[:, None])[:, 0], slope_NV, (entropy_N,))
+    return ValueAndGrad(logp_NV.gather(1, tokens_N[:, None])[:, 0], slope_NV, (entropy_N,))
 
 
-def divergence_slope(
+def divergence_and_grad(
     student_logits_NV: Tensor,
     teacher_logits_NV: Tensor,
     tokens_N: Tensor,
@@ -83,7 +83,7 @@ def divergence_slope(
     alpha: float,
     top_k: int | None = None,
     tail: bool = True,
-) -> Slope:
+) -> ValueAndGrad:
     """:func:`divergence` and its gradient in the student's logits.
 
     By-products: log-probs of the tokens under student and teacher, entropies of student and teacher.  With s = log p,
@@ -93,7 +93,7 @@ def divergence_slope(
     _check_divergence(alpha, top_k)
     s_NV, t_NV = torch.log_softmax(student_logits_NV, -1), torch.log_softmax(teacher_logits_NV, -1)
     p_NV, q_NV = s_NV.exp(), t_NV.exp()
-    by_products = (
+    aux = (
         s_NV.gather(1, tokens_N[:, None])[:, 0],
         t_NV.gather(1, tokens_N[:, None])[:, 0],
         -torch.linalg.vecdot(p_NV, s_NV),
@@ -106,18 +106,18 @@ def divergence_slope(
             value_N = _jensen_shannon(_restrict(s_NK, tail), _restrict(t_NV.gather(1, support_NK), tail), alpha)
             (slope_NK,) = torch.autograd.grad(value_N.sum(), s_NK)
         slope_NV = p_NV.mul_(-slope_NK.sum(-1, keepdim=True)).scatter_add_(1, support_NK, slope_NK)
-        return Slope(value_N.detach(), slope_NV, by_products)
+        return ValueAndGrad(value_N.detach(), slope_NV, aux)
     if alpha == 0.0:
-        return Slope(torch.linalg.vecdot(q_NV, t_NV.sub_(s_NV)), p_NV.sub_(q_NV), by_products)
+        return ValueAndGrad(torch.linalg.vecdot(q_NV, t_NV.sub_(s_NV)), p_NV.sub_(q_NV), aux)
     if alpha == 1.0:
         gap_NV = s_NV.sub_(t_NV)
         value_N = torch.linalg.vecdot(p_NV, gap_NV)
-        return Slope(value_N, p_NV.mul_(gap_NV.sub_(value_N[:, None])), by_products)
+        return ValueAndGrad(value_N, p_NV.mul_(gap_NV.sub_(value_N[:, None])), aux)
     m_NV = p_NV.lerp(q_NV, alpha).clamp_(min=torch.finfo(p_NV.dtype).tiny).log_()
     above_NV = s_NV.sub_(m_NV)
     above_N = torch.linalg.vecdot(p_NV, above_NV)
     value_N = (1 - alpha) * above_N + alpha * torch.linalg.vecdot(q_NV, t_NV.sub_(m_NV))
-    return Slope(value_N, p_NV.mul_(above_NV.sub_(above_N[:, None])).mul_(1 - alpha), by_products)
+    return ValueAndGrad(value_N, p_NV.mul_(above_NV.sub_(above_N[:, None])).mul_(1 - alpha), aux)
 
 
 def sampled_divergence(student_logprobs_BT: Tensor, teacher_logprobs_BT: Tensor) -> Tensor:
@@ -198,16 +198,18 @@ def _jensen_shannon(student_logp: Tensor, teacher_logp: Tensor, alpha: float) ->
     return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
 
 
-def mixed_advantage(advantage_B: Tensor, opinion_BT: Tensor, *, form: str, outcome_share: float, clip: float) -> Tensor:
+def mixed_advantage(
+    advantage_B: Tensor, log_ratio_BT: Tensor, *, form: str, outcome_share: float, clip: float
+) -> Tensor:
     """An advantage for each token [B,T] from the outcome's A and the teacher's opinion o = log q - log pi.
 
     ``reshape``: share A + (1 - share) o.  ``reweight``: A clip(exp(sign(A) o), 1 - clip, 1 + clip).
     """
     advantage_B1 = advantage_B[:, None]
     if form == "reshape":
-        return outcome_share * advantage_B1 + (1 - outcome_share) * opinion_BT
+        return outcome_share * advantage_B1 + (1 - outcome_share) * log_ratio_BT
     if form == "reweight":
-        return advantage_B1 * (advantage_B1.sign() * opinion_BT).exp().clamp(1 - clip, 1 + clip)
+        return advantage_B1 * (advantage_B1.sign() * log_ratio_BT).exp().clamp(1 - clip, 1 + clip)
     raise ValueError(f"form must be 'reshape' or 'reweight'; got {form!r}")
 
 

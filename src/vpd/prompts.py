@@ -14,6 +14,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from vpd.errors import ConfigError, ModelError
@@ -42,6 +43,29 @@ class PromptSettings:
                 raise ConfigError(f"prompts.{name} is too small", got=getattr(self, name), expected="at least 1 token")
 
 
+SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
+
+
+def save_settings(settings: PromptSettings, folder: Path) -> None:
+    """Write the settings into a model's folder, so that whoever loads it prompts it in the same way."""
+    (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+
+
+def saved_settings(folder: Path) -> PromptSettings | None:
+    """The settings that a model's folder holds; None without any.  Raises ModelError for a damaged file."""
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return PromptSettings(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path} holds no prompt settings",
+            got=" ".join(str(error).split())[:160],
+            do="Remove the file, or set the section prompts.",
+        ) from error
+
+
 class Prompter:
     """Builds prompts for one tokenizer and one model window.
 
@@ -57,7 +81,7 @@ class Prompter:
         self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
         self._specials = sorted(filter(str.strip, tokenizer.all_special_tokens), key=len, reverse=True)
 
-    def student(self, task: Task) -> Tokens:
+    def build_student_prompt(self, task: Task) -> Tokens:
         """The student's prompt [P]. Raises ModelError if it does not fit the budget or the model's window."""
         tokens = self._render(task.messages, task.tools)
         limit = self.settings.max_prompt_length
@@ -74,7 +98,7 @@ class Prompter:
     def attach(self, groups: Sequence[Group]) -> list[Group]:
         """Give every rollout that has a context its teacher's prompt; the others get None."""
         return [
-            Group(rollouts=tuple(dataclasses.replace(r, teacher=self._teacher_of(r)) for r in group.rollouts))
+            Group(rollouts=tuple(dataclasses.replace(r, teacher_prompt=self._teacher_of(r)) for r in group.rollouts))
             for group in groups
         ]
 
@@ -86,7 +110,7 @@ class Prompter:
             return demonstrations
         return demonstrations + feedback
 
-    def teacher(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
+    def build_teacher_prompt(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
         """The teacher's prompt [Q] for a context, None for an empty one.
 
         With nothing to say the teacher's prompt would be the student's own, and distilling towards it a hidden
@@ -157,7 +181,7 @@ class Prompter:
         return joined, len(tokens) - keep, keep + len(marker)
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
-        return self.teacher(rollout.task, rollout.context)
+        return self.build_teacher_prompt(rollout.task, rollout.context)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Tokens:
         return self._remembered(json.dumps([list(messages), list(tools)]))

@@ -66,14 +66,14 @@ def collect(
 ) -> list[Group]:
     """G graded attempts at each task.  ``stream`` names the randomness: row i samples with (stream, i)."""
     owners = [task for task in tasks for _ in range(num_generations)]
-    prompts = [prompt for task in tasks for prompt in [prompter.student(task)] * num_generations]
-    completions = converse(env, engine, prompter, owners, prompts, sampling, stream=stream)
-    rollouts = graded(env, owners, prompts, completions, success_threshold)
+    prompts = [prompt for task in tasks for prompt in [prompter.build_student_prompt(task)] * num_generations]
+    completions = generate_turns(env, engine, prompter, owners, prompts, sampling, stream=stream)
+    rollouts = grade_completions(env, owners, prompts, completions, success_threshold)
     starts = range(0, len(rollouts), num_generations)
     return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
 
 
-def converse(
+def generate_turns(
     env: Env,
     engine: Engine,
     prompter: Prompter,
@@ -134,7 +134,7 @@ def _joined(attempt: Completion, said: Tokens, answer: Completion) -> Completion
     )
 
 
-def graded(
+def grade_completions(
     env: Env,
     tasks: Sequence[Task],
     prompts: Sequence[tuple[int, ...]],

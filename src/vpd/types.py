@@ -124,7 +124,7 @@ class Rollout:
     completion: Completion
     grade: Grade
     context: tuple[Section, ...] = ()
-    teacher: TeacherPrompt | None = None
+    teacher_prompt: TeacherPrompt | None = None
 
     @property
     def success(self) -> bool:
@@ -146,7 +146,7 @@ class Example:
     """One row of one update.
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
-    (None: the row is scored for the first time, its reference is itself).  ``weights`` holds one number
+    (None: the row is scored for the first time, its reference is itself).  ``loss_weights`` holds one number
     for each term of the loss and carries *all* normalisation.
     """
 
@@ -156,7 +156,7 @@ class Example:
     behaviour: Floats
     reference: Floats | None = None
     teacher_prompt: Tokens | None = None
-    weights: Mapping[str, float] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
     advantage: float = 0.0
     success: bool = False
     group: int = 0

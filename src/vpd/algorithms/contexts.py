@@ -35,8 +35,8 @@ def kind_predicts_success(groups: Sequence[Group]) -> float:
     counts: dict[bool, Counter[tuple[str, ...]]] = {True: Counter(), False: Counter()}
     for group in groups:
         for rollout in group.rollouts:
-            if rollout.teacher is not None:
-                counts[rollout.success][rollout.teacher.sources] += 1
+            if rollout.teacher_prompt is not None:
+                counts[rollout.success][rollout.teacher_prompt.sources] += 1
     wins, failures = counts[True], counts[False]
     if not wins or not failures:
         return 0.5

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 import torch
 
 from vpd import losses
-from vpd.algorithms import rows, weighting
+from vpd.algorithms import weighting
+from vpd.algorithms.examples import split_by_group, to_examples, token_counts, with_loss_weights, with_reference
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
 from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
-from vpd.tensors import Batch, Scorer
+from vpd.model.scorer import Batch, Scorer
 from vpd.types import Example, Group, Metrics
 
 
@@ -145,7 +146,7 @@ class Distill:
         self.own_prompt = own_prompt
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
-        examples = rows.examples_of(groups)
+        examples = to_examples(groups)
         if self.settings.updates_per_batch > 1 and not self.own_prompt:
             examples = self.score_taking_part(examples, learner)
         return self.distil(groups, examples, learner)
@@ -156,17 +157,17 @@ class Distill:
             examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in examples]
         metrics: Metrics = {}
         start = 0
-        for part in rows.parts(groups, self.settings.updates_per_batch):
+        for part in split_by_group(groups, self.settings.updates_per_batch):
             size = sum(len(group.rollouts) for group in part)
             own = examples[start : start + size]
             start += size
             weights = weighting.token_average(
-                rows.lengths_of(own),
+                token_counts(own),
                 [e.teacher_prompt is not None for e in own],
                 average=self.settings.average,
                 denominator=self.settings.denominator,
             )
-            update = learner.update("m_step", rows.weighted(own, distill=weights), self.objective)
+            update = learner.update("m_step", with_loss_weights(own, distill=weights), self.objective)
             metrics = update | metrics if metrics else update  # of several parts, the first is reported
         return metrics
 
@@ -178,7 +179,7 @@ class Distill:
     def score_taking_part(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
         """Reference log-probs for the rows that have a context; the others cost nothing."""
         chosen = [i for i, e in enumerate(examples) if e.teacher_prompt is not None]
-        scored = iter(rows.with_reference([examples[i] for i in chosen], learner) if chosen else ())
+        scored = iter(with_reference([examples[i] for i in chosen], learner) if chosen else ())
         return [next(scored) if e.teacher_prompt is not None else e for e in examples]
 
     def objective(self, scorer: Scorer, batch: Batch) -> Terms:

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from vpd import losses
-from vpd.algorithms import rows, weighting
+from vpd.algorithms import weighting
+from vpd.algorithms.examples import teacher_logprobs, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
+from vpd.model.scorer import Batch, Scorer
 from vpd.prompts import Prompter
-from vpd.tensors import Batch, Scorer
 from vpd.types import Example, Group, Metrics
 
 
@@ -72,7 +73,7 @@ class GatedVPD(VPD):
         trust = self._gate.trust
         distrusted = trust < self.settings.min_trust
         scored, metrics = self._when_due(groups, learner, everyone=True, skip=distrusted)
-        examples = rows.examples_of(groups) if scored is None else scored
+        examples = to_examples(groups) if scored is None else scored
         metrics |= self._update(groups, examples, trust, learner)
         metrics |= {
             "gate/trust": trust,
@@ -96,7 +97,7 @@ class GatedVPD(VPD):
         contexts = shared_context(groups)
         chosen: list[tuple[int, Example]] = []
         start = 0
-        examples = rows.examples_of(groups)
+        examples = to_examples(groups)
         for number, group in enumerate(groups):
             own = examples[start : start + len(group.rollouts)]
             start += len(group.rollouts)
@@ -106,7 +107,7 @@ class GatedVPD(VPD):
                 chosen += [(number, dataclasses.replace(e, teacher_prompt=prompt)) for e in kept]
         if not chosen:
             return weigh([])
-        scores = learner.score([e for _, e in chosen], rows.teacher_logprobs, weights="teacher")
+        scores = learner.score([e for _, e in chosen], teacher_logprobs, model="teacher")
         preferences: dict[int, list[tuple[float, bool]]] = {}
         for (number, example), score in zip(chosen, scores, strict=True):
             pairs = zip(score, example.behaviour, example.mask, strict=True)
@@ -120,7 +121,7 @@ class GatedVPD(VPD):
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # nobody is listened to: no row needs a teacher's pass
             examples = [dataclasses.replace(e, teacher_prompt=None) for e in examples]
-        lengths = rows.lengths_of(examples)
+        lengths = token_counts(examples)
         told = [e.teacher_prompt is not None for e in examples]
         distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
@@ -128,7 +129,7 @@ class GatedVPD(VPD):
         lr_scale = heard + (1.0 - heard) * settings.policy_lr_scale
         metrics = learner.update(
             "m_step",
-            rows.weighted(
+            with_loss_weights(
                 examples,
                 distill=[trust * weight for weight in distill],
                 policy=[

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vpd.algorithms import rows, weighting
+from vpd.algorithms import weighting
+from vpd.algorithms.examples import split_by_group, to_examples, token_counts, with_loss_weights, with_reference
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
 from vpd.losses import clipped_policy_gradient
-from vpd.tensors import Batch, Scorer
+from vpd.model.scorer import Batch, Scorer
 from vpd.types import Group, Metrics
 
 
@@ -47,22 +48,22 @@ class GRPO:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         metrics: Metrics = {"policy/groups_without_signal": _silent_share(groups)}
-        examples = rows.examples_of(groups)
+        examples = to_examples(groups)
         examples = [  # the outcome alone speaks
             dataclasses.replace(e, advantage=a, teacher_prompt=None) for e, a in zip(examples, advantages, strict=True)
         ]
         if settings.updates_per_batch > 1:
-            examples = rows.with_reference(examples, learner)
+            examples = with_reference(examples, learner)
         start = 0
-        for part in rows.parts(groups, settings.updates_per_batch):
+        for part in split_by_group(groups, settings.updates_per_batch):
             size = sum(len(group.rollouts) for group in part)
             own = examples[start : start + size]
             start += size
-            weights = weighting.token_average(rows.lengths_of(own), [True] * size, average=settings.average)
+            weights = weighting.token_average(token_counts(own), [True] * size, average=settings.average)
             weights = [
                 w if e.advantage else 0.0 for w, e in zip(weights, own, strict=True)
             ]  # counted, but adds nothing
-            metrics |= learner.update("policy", rows.weighted(own, policy=weights), self._objective)
+            metrics |= learner.update("policy", with_loss_weights(own, policy=weights), self._objective)
         return metrics
 
     def state(self) -> dict[str, Any]:

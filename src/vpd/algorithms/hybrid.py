@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vpd.algorithms import rows, weighting
+from vpd.algorithms import weighting
 from vpd.algorithms.distill import SelfTeacher
+from vpd.algorithms.examples import to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
 from vpd.losses import clipped_policy_gradient, mixed_advantage
-from vpd.tensors import Batch, Scorer
+from vpd.model.scorer import Batch, Scorer
 from vpd.types import Group, Metrics
 
 
@@ -56,13 +57,11 @@ class Hybrid:
     def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
-        examples = [
-            dataclasses.replace(e, advantage=a) for e, a in zip(rows.examples_of(groups), advantages, strict=True)
-        ]
-        weights = weighting.token_average(rows.lengths_of(examples), [True] * len(examples), average=settings.average)
+        examples = [dataclasses.replace(e, advantage=a) for e, a in zip(to_examples(groups), advantages, strict=True)]
+        weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
         speaks = [bool(e.advantage) or (settings.form == "reshape" and e.teacher_prompt is not None) for e in examples]
         weights = [w if s else 0.0 for w, s in zip(weights, speaks, strict=True)]  # counted, but adds nothing
-        return learner.update("policy", rows.weighted(examples, policy=weights), self._objective)
+        return learner.update("policy", with_loss_weights(examples, policy=weights), self._objective)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -74,10 +73,10 @@ class Hybrid:
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
         teacher_BT = scorer.logprobs("teacher") if batch.has_teacher else logprobs_BT
-        opinion_BT = (teacher_BT - logprobs_BT).detach()
+        log_ratio_BT = (teacher_BT - logprobs_BT).detach()
         advantage_BT = mixed_advantage(
             batch.advantage_B,
-            opinion_BT,
+            log_ratio_BT,
             form=settings.form,
             outcome_share=settings.outcome_share,
             clip=settings.reweight_clip,
@@ -89,7 +88,7 @@ class Hybrid:
             losses={"policy": (loss_BT * batch.mask_BT).sum(-1)},
             stats={
                 "entropy": scorer.entropy("student").sum(-1),
-                "teacher_minus_student": (opinion_BT * batch.mask_BT).sum(-1),
+                "teacher_minus_student": (log_ratio_BT * batch.mask_BT).sum(-1),
                 "sampling_logp_difference": ((reference_BT - batch.behaviour_BT).abs() * batch.mask_BT).sum(-1),
             },
         )

@@ -18,13 +18,20 @@ from typing import Annotated, Any, Literal
 import torch
 
 from vpd import losses
-from vpd.algorithms import rows, weighting
+from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
 from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
+from vpd.algorithms.examples import (
+    reference_logprobs,
+    student_logprobs,
+    teacher_logprobs,
+    to_examples,
+    with_loss_weights,
+)
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Objective, Terms
+from vpd.model.scorer import Batch, Scorer
 from vpd.prompts import Prompter
-from vpd.tensors import Batch, Scorer
 from vpd.types import Example, Group, Metrics
 
 SATURATED = 5.0  # |rt - delta| beyond which the sigmoid's gradient is below 1 %
@@ -111,7 +118,7 @@ class VPD:
         started = time.perf_counter()
         matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
         examples, e_examples, found = self._references(
-            rows.examples_of(groups), rows.examples_of(matched), learner, everyone=everyone
+            to_examples(groups), to_examples(matched), learner, everyone=everyone
         )
         metrics = found | self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
@@ -124,11 +131,11 @@ class VPD:
         """logp_S0 for every row that enters either step, found once; the fixed prior for the E-step's, if asked."""
         pairs = list(zip(own, matched, strict=True))
         enter = [i for i, pair in enumerate(pairs) if everyone or any(e.teacher_prompt is not None for e in pair)]
-        found, how = rows.current_logprobs([own[i] for i in enter], learner) if enter else ([], {})
+        found, how = reference_logprobs([own[i] for i in enter], learner) if enter else ([], {})
         current = dict(zip(enter, found, strict=True))
         prior = current
         if self.settings.prior == "fixed" and enter:
-            initial = learner.score([own[i] for i in enter], rows.student_logprobs, weights="initial")
+            initial = learner.score([own[i] for i in enter], student_logprobs, model="initial")
             prior = dict(zip(enter, map(tuple, initial), strict=True))
 
         def attach(examples: Sequence[Example], reference: Mapping[int, Sequence[float]]) -> list[Example]:
@@ -155,10 +162,10 @@ class VPD:
             return self._shift or 0.0
 
         if not learner.in_one_pass(examples):
-            scores = learner.score(examples, rows.teacher_logprobs)
+            scores = learner.score(examples, teacher_logprobs)
             rewards = [self._implicit_reward(e, s) for e, s in zip(examples, scores, strict=True)]
             measure(torch.stack(rewards), torch.tensor([e.success for e in examples]))
-        weighted = rows.weighted(examples, bco=weighting.class_mean([e.success for e in examples]))
+        weighted = with_loss_weights(examples, bco=weighting.class_mean([e.success for e in examples]))
         metrics: Metrics = {}
         for _ in range(settings.e_epochs):
             update = learner.update(

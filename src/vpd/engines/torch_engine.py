@@ -1,6 +1,6 @@
 """The embedded engine: samples on the learner's own model, so that its log-probs are the learner's.
 
-Each distinct prompt is read once and, where the model allows it, kept once (:mod:`vpd.engines.decoding`); finished rows
+Each distinct prompt is read once and, where the model allows it, kept once (:mod:`vpd.model.decoding`); finished rows
 leave the batch; a token is drawn by inverse CDF from a uniform number that belongs to its row alone: what a row says
 does not depend on which rows stand beside it.
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
-from vpd.engines.decoding import can_share, decoder_for
+from vpd.model.decoding import can_share, decoder_for
 from vpd.types import Completion, Tokens
 
 BLOCK = 128  # tokens of a block of the vocabulary

@@ -109,7 +109,7 @@ def per_row(
         grades = []
         for row, (task, text) in enumerate(zip(tasks, texts, strict=True)):
             call = functools.partial(grade_one, self, task, text)
-            grades.append(guarded(call, f"the grader on row {row} (task {task.id!r})"))
+            grades.append(wrap_user_errors(call, f"the grader on row {row} (task {task.id!r})"))
         return grades
 
     return grade
@@ -120,7 +120,7 @@ def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[G
 
     Raises :class:`EnvError` naming the row; never turns a fault into reward 0.
     """
-    grades = guarded(lambda: env.grade(tasks, texts), f"the grader on a batch of {len(tasks)} rows")
+    grades = wrap_user_errors(lambda: env.grade(tasks, texts), f"the grader on a batch of {len(tasks)} rows")
     if not isinstance(grades, list) or len(grades) != len(tasks):
         got = f"{len(grades)} grades" if isinstance(grades, list) else type(grades).__name__
         raise EnvError(
@@ -140,7 +140,7 @@ def replies_of(
     env: Conversational, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]
 ) -> list[Message | None]:
     """``env.respond`` with its contract enforced; a text becomes a user's message.  Raises EnvError."""
-    replies = guarded(lambda: env.respond(tasks, conversations), f"respond, on {len(tasks)} conversations,")
+    replies = wrap_user_errors(lambda: env.respond(tasks, conversations), f"respond, on {len(tasks)} conversations,")
     if not isinstance(replies, list) or len(replies) != len(tasks):
         got = f"{len(replies)} replies" if isinstance(replies, list) else type(replies).__name__
         raise EnvError("respond returned the wrong number of replies", got=got, expected=f"a list of {len(tasks)}")
@@ -161,7 +161,7 @@ def replies_of(
 MEND = "Mend the environment; nothing was trained on this batch."
 
 
-def guarded(call: Callable[[], Result], what: str, *, do: str | None = MEND) -> Result:
+def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = MEND) -> Result:
     """The one way an environment's own exception is reported: its type, message, file and line, as an EnvError."""
     try:
         return call()

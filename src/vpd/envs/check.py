@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from vpd.envs import Env, Finite, Revealing, Solvable, grade_texts, guarded
+from vpd.envs import Env, Finite, Revealing, Solvable, grade_texts, wrap_user_errors
 from vpd.errors import ConfigError, EnvError, VPDError
 from vpd.types import Grade, Task
 
@@ -132,7 +132,7 @@ def _look_at_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Ch
     repeated = len(held_out) - len(_asked(held_out))
     yield _check("held-out tasks differ", warning=repeated and f"{repeated} of {len(held_out)} ask what another asks")
     if isinstance(env, Finite):
-        train, extent = list(guarded(env.train_tasks, "train_tasks")), "all training tasks"
+        train, extent = list(wrap_user_errors(env.train_tasks, "train_tasks")), "all training tasks"
     else:
         train = [*drawn, *_draw(env, range(len(drawn), SEARCHED), seed)]
         extent = f"{len(train)} training tasks"
@@ -267,18 +267,18 @@ def _check(name: str, fault: Any = None, *, warning: Any = None, ok: str = "") -
 
 
 def _draw(env: Env, indices: Iterable[int], seed: int) -> list[Task]:
-    return [guarded(partial(env.task, index, seed=seed), f"task({index}, seed={seed})") for index in indices]
+    return [wrap_user_errors(partial(env.task, index, seed=seed), f"task({index}, seed={seed})") for index in indices]
 
 
 def _held_out(env: Env, limit: int | None) -> list[Task]:
-    return list(guarded(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
+    return list(wrap_user_errors(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
 
 
 def _solutions(env: Env, tasks: Sequence[Task]) -> list[str | None]:
     """A right answer to each task; None where the environment gives none."""
     if not isinstance(env, Solvable):
         return [None] * len(tasks)
-    return [guarded(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
+    return [wrap_user_errors(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
 
 
 def _well_formed(name: str, tasks: Sequence[Task]) -> Check:

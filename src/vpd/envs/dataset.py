@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import records
-from vpd.envs.adapters.panel import Panel, Patience, Row
+from vpd.envs.adapters.reward_functions import RetryPolicy, RewardFunctions, Row
 from vpd.envs.adapters.rewards import TRLFunction, VerlFunction, make_grader, read_answer, rewards_of
 from vpd.errors import DataError
 from vpd.types import Grade, Message, Task
@@ -48,7 +48,7 @@ class Dataset:
     def __post_init__(self) -> None:
         records.check_share(self.eval_share)
         rewards_of(self.reward)
-        self._patience()
+        self._retry_policy()
 
     def task(self, index: int, *, seed: int) -> Task:
         return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
@@ -65,18 +65,18 @@ class Dataset:
         return records.text(task.payload.columns, self.solution_column, f"task {task.id!r}")
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._panel.grade(tasks, [task.payload for task in tasks], texts)
+        return self._reward_functions.grade(tasks, [task.payload for task in tasks], texts)
 
-    def _patience(self) -> Patience:
-        return Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+    def _retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
 
     @cached_property
     def _graders(self) -> list[tuple[TRLFunction | VerlFunction, float]]:
         return [(make_grader(reward.function), reward.weight) for reward in rewards_of(self.reward)]
 
     @cached_property
-    def _panel(self) -> Panel:
-        return Panel(self._graders, read_answer, self._patience())
+    def _reward_functions(self) -> RewardFunctions:
+        return RewardFunctions(self._graders, read_answer, self._retry_policy())
 
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:

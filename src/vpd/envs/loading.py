@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpd.envs import guarded
+from vpd.envs import wrap_user_errors
 from vpd.errors import ConfigError, nearest
 
 
@@ -37,13 +37,13 @@ def _file(path: str, setting: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    guarded(partial(spec.loader.exec_module, module), f"{path} (named by {setting})")
+    wrap_user_errors(partial(spec.loader.exec_module, module), f"{path} (named by {setting})")
     return module
 
 
 def _module(name: str, setting: str) -> ModuleType:
-    if guarded(partial(importlib.util.find_spec, name.partition(".")[0]), f"{setting}: {name!r}") is None:
+    if wrap_user_errors(partial(importlib.util.find_spec, name.partition(".")[0]), f"{setting}: {name!r}") is None:
         raise ConfigError(
             f"{setting}: no module {name!r}", do="Install its package, or give a file: path/to/file.py:name."
         )
-    return guarded(partial(importlib.import_module, name), f"{name} (named by {setting})")
+    return wrap_user_errors(partial(importlib.import_module, name), f"{name} (named by {setting})")

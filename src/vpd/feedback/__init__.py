@@ -74,7 +74,7 @@ class ScriptedWriter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
+class GraderFeedback:
     """The grader's own text about this attempt."""
 
     name: Literal["environment"] = "environment"
@@ -91,7 +91,7 @@ class Environment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sibling:
+class SiblingDemonstration:
     """The first other success of the group, as a demonstration; groups without one yield nothing."""
 
     name: Literal["sibling"] = "sibling"

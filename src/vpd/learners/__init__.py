@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from vpd.tensors import Batch, Role, Scorer
+from vpd.model.scorer import Batch, Role, Scorer
 from vpd.types import Example, Metrics
 
-Weights: TypeAlias = Literal["live", "initial", "teacher"]
+ModelName: TypeAlias = Literal["live", "initial", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ Measure: TypeAlias = Callable[[Scorer, Batch], Tensor]
 class Learner(Protocol):
     """The seam between algorithms and whatever trains."""
 
-    def score(self, examples: Sequence[Example], measure: Measure, *, weights: Weights = "live") -> list[list[float]]:
+    def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         """A per-token measure of every example, in order, masked tokens included as 0; no gradient.
 
-        ``weights`` play both roles: the ``live`` ones, the ``initial`` ones, or the ``teacher``'s.
+        ``model`` plays both roles: the ``live`` ones, the ``initial`` ones, or the ``teacher``'s.
         """
         ...
 

@@ -18,13 +18,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from vpd import attention, head
 from vpd.errors import ConfigError, ModelError, TrainingError
-from vpd.learners import Measure, Objective, Terms, Weights, lora
-from vpd.learners.recompute import Checkpointing, active, enable
+from vpd.learners import Measure, ModelName, Objective, Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.packing import lay_out, tokens_of
-from vpd.tensors import Batch, Cast, Role, Scorer, collate
+from vpd.model import attention, head, lora
+from vpd.model.activation_checkpointing import Checkpointing, active, enable
+from vpd.model.packing import lay_out, tokens_of
+from vpd.model.scorer import Batch, LogitMixture, Role, Scorer, collate
 from vpd.types import Example, Metrics
 
 Result = TypeVar("Result")
@@ -129,12 +129,12 @@ class AccelerateLearner:
         self._root, self._optimizer = self.accelerator.prepare(_Root(self.model), optimizer)
         self._scheduler = scheduler
 
-    def score(self, examples: Sequence[Example], measure: Measure, *, weights: Weights = "live") -> list[list[float]]:
-        cast = self.teacher.cast(weights)
+    def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
+        mixture = self.teacher.mixture(model)
         mine: list[tuple[int, list[float]]] = []
         with torch.no_grad(), self.accelerator.autocast():
             for rows, batch in self._micro_batches(list(enumerate(examples))):
-                scorer = self._scorer(batch, student=cast, teacher=cast, train=None)
+                scorer = self._scorer(batch, student=mixture, teacher=mixture, train=None)
                 values_BT = self._root(measure, scorer, batch)
                 for (index, example), values in zip(rows, values_BT.tolist(), strict=True):
                     if index >= 0:
@@ -151,19 +151,19 @@ class AccelerateLearner:
         train: Role = "student",
         lr_scale: float = 1.0,
     ) -> Metrics:
-        entering = [(i, example) for i, example in enumerate(examples) if any(example.weights.values())]
+        entering = [(i, example) for i, example in enumerate(examples) if any(example.loss_weights.values())]
         tokens = sum(sum(example.mask) for _, example in entering)
         metrics: Metrics = {f"{name}/rows": float(len(entering)), f"{name}/tokens": float(tokens)}
         if not entering:
             return metrics
-        teacher = self.teacher.cast("live" if train == "teacher" else "teacher")
+        teacher = self.teacher.mixture("live" if train == "teacher" else "teacher")
         totals: dict[str, float] = {"computed": 0.0, "padding": 0.0}
         micro_batches = list(self._micro_batches(entering))
         self._optimizer.zero_grad()
         for number, (rows, batch) in enumerate(micro_batches, 1):
             last = number == len(micro_batches)
             with self._no_sync_until_last(last), self.accelerator.autocast(), active(self.model):
-                scorer = self._scorer(batch, student=self.teacher.cast("live"), teacher=teacher, train=train)
+                scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=teacher, train=train)
                 terms = self._root(objective, scorer, batch)
                 loss = _weigh(terms, [example for _, example in rows], totals)
                 totals["computed"] += scorer.tokens
@@ -230,7 +230,7 @@ class AccelerateLearner:
             group["lr"] = rate
         return norm
 
-    def _scorer(self, batch: Batch, *, student: Cast, teacher: Cast, train: Role | None) -> Scorer:
+    def _scorer(self, batch: Batch, *, student: LogitMixture, teacher: LogitMixture, train: Role | None) -> Scorer:
         return Scorer(
             batch,
             student=student,
@@ -263,7 +263,7 @@ class AccelerateLearner:
             size = -(-len(ordered) // world)
             shares = [self._split(ordered[start : start + size]) for start in range(0, size * world, size or 1)]
             most = max(map(len, shares), default=0)
-            filler = [[(-1, dataclasses.replace(row[1], weights={}))] for row in ordered[:1]]
+            filler = [[(-1, dataclasses.replace(row[1], loss_weights={}))] for row in ordered[:1]]
             yield shares[rank] + filler * (most - len(shares[rank])) if shares else []
 
     def _split(self, rows: Sequence[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
@@ -311,7 +311,7 @@ class AccelerateLearner:
     @torch.no_grad()
     def _can_share(self) -> bool:
         """Whether all models compute branches as if they stood alone; where one does not, says so once."""
-        for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.cast(w)}.values():
+        for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.mixture(w)}.values():
             windowed = "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
             if windowed or not attention.install(model) or not _tree_equals_chain(model, self.accelerator.device):
                 warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no branches", stacklevel=2)
@@ -321,7 +321,7 @@ class AccelerateLearner:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Log-probs are taken from hidden states and the head alone: refuse a model that does more in between."""
-        for name, model in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.cast("teacher"))]:
+        for name, model in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.mixture("teacher"))]:
             ids = torch.arange(4, device=self.accelerator.device)[None]
             whole = model(input_ids=ids, use_cache=False).logits
             ours = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
@@ -352,16 +352,16 @@ def _weigh(terms: Terms, examples: Sequence[Example], totals: dict[str, float]) 
     loss: Tensor | None = None
     for term, value_B in terms.losses.items():
         weight_B = torch.tensor(
-            [e.weights.get(term, 0.0) for e in examples], dtype=value_B.dtype, device=value_B.device
+            [e.loss_weights.get(term, 0.0) for e in examples], dtype=value_B.dtype, device=value_B.device
         )
         part = (weight_B * value_B).sum()
         loss = part if loss is None else loss + part
-    unknown = {term for e in examples for term in e.weights} - set(terms.losses)
+    unknown = {term for e in examples for term in e.loss_weights} - set(terms.losses)
     if loss is None or unknown:
         raise ValueError(f"weights name terms that the objective does not return: {sorted(unknown)}")
     totals["loss"] = totals.get("loss", 0.0) + float(loss.detach())
     for stat, value_B in terms.stats.items():
-        enters_B = torch.tensor([any(e.weights.values()) for e in examples], device=value_B.device)
+        enters_B = torch.tensor([any(e.loss_weights.values()) for e in examples], device=value_B.device)
         totals[stat] = totals.get(stat, 0.0) + float(value_B[enters_B].sum())
     return loss
 

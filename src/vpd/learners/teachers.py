@@ -5,7 +5,7 @@
 ``external`` another model (GKD, arXiv 2306.13649).
 
 An average and the initial weights are a copy of the whole model each.  Of a model with LoRA they are the same base seen
-with another adapter and with none (:mod:`vpd.learners.lora`), and cost nothing but that adapter.  The average is then
+with another adapter and with none (:mod:`vpd.model.lora`), and cost nothing but that adapter.  The average is then
 taken of A and of B, as is commonly done; it is not the average of B A.
 """
 
@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 
 from vpd.errors import ConfigError
-from vpd.learners import lora
-from vpd.tensors import Cast
+from vpd.model import lora
+from vpd.model.scorer import LogitMixture
 
 TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
 CopyType: TypeAlias = Literal["float32", "bfloat16"]
@@ -59,7 +59,7 @@ class TeacherWeights:
         keep_initial = keep_initial or settings.kind in ("frozen", "trust_region")
         self._initial = self._unmoved() if keep_initial else None
 
-    def cast(self, weights: Literal["live", "initial", "teacher"]) -> Cast:
+    def mixture(self, weights: Literal["live", "initial", "teacher"]) -> LogitMixture:
         """The modules that play a role, with their share in the logits."""
         if weights == "live":
             return ((self._live, 1.0),)

@@ -16,18 +16,18 @@ from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, CustomEnv, ModelSettings
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine
-from vpd.envs import Announcing, Env, Finite, FixedLength, guarded
+from vpd.envs import Announcing, Env, Finite, FixedLength, wrap_user_errors
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, ModelError, nearest
-from vpd.learners import lora
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
-from vpd.prompts import Prompter, PromptSettings
-from vpd.recipes import tiny
+from vpd.model import lora
+from vpd.prompts import Prompter, PromptSettings, saved_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def make_env(spec: Any) -> Env:
     for key in spec.options:
         if key not in known:
             raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
-    return guarded(partial(kind, **spec.options), f"{name}(...)")
+    return wrap_user_errors(partial(kind, **spec.options), f"{name}(...)")
 
 
 def announce(env: Env) -> None:
@@ -128,10 +128,15 @@ def announce(env: Env) -> None:
         print(line)
 
 
+def source_of(name: str) -> str:
+    """Where a model is loaded from: a Hub id or folder as it is, a shipped base's folder."""
+    return str(load_bundled(name)) if name in BUNDLED else name
+
+
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """Model and tokenizer of a Hub id, a folder, or the shipped base."""
     name = settings.name_or_path
-    source = str(tiny.load_bundled(name)) if name in tiny.BUNDLED else name
+    source = source_of(name)
     transformers.utils.logging.disable_progress_bar()
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
@@ -142,7 +147,7 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         raise ModelError(
             f"cannot load the model {settings.name_or_path!r}",
             got=str(error).split("\n")[0][:160],
-            expected=f"a Hub id, a folder that from_pretrained loads, or one of {', '.join(tiny.BUNDLED)}",
+            expected=f"a Hub id, a folder that from_pretrained loads, or one of {', '.join(BUNDLED)}",
         ) from error
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -164,8 +169,8 @@ def load_external(settings: GKDSettings, model: ModelSettings, tokenizer: Any) -
 
 
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
-    """The prompter of a config; the shipped bases speak too few words for the default headers and have their own."""
-    settings = config.prompts or (tiny.TEMPLATE if config.model.name_or_path in tiny.BUNDLED else PromptSettings())
+    """The prompter of a config; without a section ``prompts`` the model's folder may say how it was trained."""
+    settings = config.prompts or saved_settings(Path(source_of(config.model.name_or_path))) or PromptSettings()
     window = model.config.get_text_config().max_position_embeddings
     return Prompter(tokenizer, settings, window=window, max_completion_length=config.rollout.max_completion_length)
 
@@ -184,4 +189,4 @@ def check_prompts(env: Env, prompter: Prompter, config: Config) -> None:
     count = config.rollout.prompts_per_step
     tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
     for task in [*tasks, *env.eval_tasks(config.run.eval_limit)]:
-        prompter.student(task)
+        prompter.build_student_prompt(task)

@@ -10,13 +10,13 @@ from vpd.config import Config
 from vpd.envs import Env
 from vpd.errors import StorageError
 from vpd.evaluate import EvalSettings, evaluate
-from vpd.learners import lora
 from vpd.loop import Loop, Observer
+from vpd.model import lora
 from vpd.monitor import Monitor
 from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import ConsoleProgress
-from vpd.report.describe import describer
 from vpd.report.folder import RunFolder
+from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
 from vpd.types import Metrics
 
@@ -69,7 +69,7 @@ def make_loop(parts: Parts, observers: Sequence[Observer], *, output: Path | Non
         feedback=parts.config.feedback,
         prompter=parts.prompter,
         rollout=parts.config.rollout,
-        describe=describer(fixed_length=parts.fixed_length),
+        describe=rollout_metrics_for(fixed_length=parts.fixed_length),
         observers=observers,
         measure=lambda: measure(parts),
         save=None if output is None else save,

@@ -58,7 +58,7 @@ class RunFolder:
                 "group": number,
                 "task": r.task.id,
                 "prompt": self._tokenizer.decode(r.prompt),
-                "teacher_prompt": None if r.teacher is None else self._tokenizer.decode(r.teacher.tokens),
+                "teacher_prompt": None if r.teacher_prompt is None else self._tokenizer.decode(r.teacher_prompt.tokens),
                 "completion": self._transcript(r.completion),
                 "turns": r.completion.turns,
                 "tokens": len(r.completion.tokens),
@@ -67,7 +67,7 @@ class RunFolder:
                 "success": r.success,
                 "feedback": r.grade.feedback,
                 "context": json.dumps([{"source": s.source, "text": s.text} for s in r.context]) if r.context else None,
-                "source": None if r.teacher is None else "+".join(r.teacher.sources),
+                "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
             }
             for number, group in enumerate(groups)
             for r in group.rollouts

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, SupportsFloat
 
-from vpd.envs import guarded
-from vpd.envs.adapters.panel import Row
+from vpd.envs import wrap_user_errors
+from vpd.envs.adapters.reward_functions import Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
 from vpd.types import Grade
@@ -203,7 +203,7 @@ def _number(value: Any, what: str) -> float:
         raise EnvError(
             f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
         )
-    number = guarded(partial(float, value), what)
+    number = wrap_user_errors(partial(float, value), what)
     if not math.isfinite(number):
         raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
     return number

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
-from vpd.envs import guarded, records
-from vpd.envs.adapters.panel import Panel, Patience, Row
+from vpd.envs import records, wrap_user_errors
+from vpd.envs.adapters.reward_functions import RetryPolicy, RewardFunctions, Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, DataError, EnvError
 from vpd.types import Grade, Message, Task
@@ -46,7 +46,7 @@ class Verifiers:
 
     def __post_init__(self) -> None:
         records.check_share(self.eval_share)
-        self._patience()
+        self._retry_policy()
         if importlib.util.find_spec("verifiers") is None:
             raise ConfigError("the package verifiers is missing", do="pip install 'vpd-rl[verifiers]'")
 
@@ -60,14 +60,14 @@ class Verifiers:
         return self._tasks[1][:limit]
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._panel.grade(tasks, [task.payload for task in tasks], texts)
+        return self._reward_functions.grade(tasks, [task.payload for task in tasks], texts)
 
     @cached_property
-    def _panel(self) -> Panel:
-        return Panel([(_Scorer(), 1.0)], _read, self._patience())
+    def _reward_functions(self) -> RewardFunctions:
+        return RewardFunctions([(_Scorer(), 1.0)], _read, self._retry_policy())
 
-    def _patience(self) -> Patience:
-        return Patience(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+    def _retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
 
     @cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
@@ -89,14 +89,16 @@ class Verifiers:
         from verifiers.v1.utils.loaders import taskset_class
 
         kind = load_object(self.taskset, "env.taskset") if ":" in self.taskset else None
-        kind = kind or guarded(partial(taskset_class, self.taskset), f"env.taskset {self.taskset!r}")
-        config = guarded(
+        kind = kind or wrap_user_errors(partial(taskset_class, self.taskset), f"env.taskset {self.taskset!r}")
+        config = wrap_user_errors(
             partial(concrete_type(kind, v1.TasksetConfig) or v1.TasksetConfig, **self.config),
             f"the config of {self.taskset}",
         )
-        if guarded(partial(kind.toolsets, config), f"the taskset {self.taskset}"):
+        if wrap_user_errors(partial(kind.toolsets, config), f"the taskset {self.taskset}"):
             raise ConfigError(f"the taskset {self.taskset} needs tools", expected=ONE)
-        found = guarded(lambda: list(itertools.islice(iter(kind(config)), self.limit)), f"the taskset {self.taskset}")
+        found = wrap_user_errors(
+            lambda: list(itertools.islice(iter(kind(config)), self.limit)), f"the taskset {self.taskset}"
+        )
         if not found:
             raise DataError(f"the taskset {self.taskset} is empty")
         return [_task(task, number, v1.Task) for number, task in enumerate(found)]

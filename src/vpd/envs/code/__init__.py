@@ -29,7 +29,7 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 from vpd.envs import Reply, records
-from vpd.envs.code.feedback import explain, read_code
+from vpd.envs.code.feedback import add_feedback, read_code
 from vpd.envs.code.problems import Case, Problem, problem
 from vpd.envs.code.run import Bounds, Fault, conduct, examine, load
 from vpd.errors import ConfigError, DataError
@@ -195,7 +195,7 @@ class Code:
 
     def _explained(self, exam: Exam, faults: Sequence[Fault | None]) -> tuple[str, bool]:
         limits = f"{self.seconds:g} seconds, {self.memory_mb} MB"
-        return explain(exam.cases, exam.shown, faults, exam.problem.function, limits)
+        return add_feedback(exam.cases, exam.shown, faults, exam.problem.function, limits)
 
     @property
     def _window(self) -> tuple[datetime.date | None, datetime.date | None]:
@@ -249,7 +249,10 @@ class Code:
         return found
 
     def _task(self, part: str, found: Problem) -> Task:
-        graded, hidden = found.private[::2], found.private[1::2]  # the half that training uses, and the other one
+        graded, hidden = (
+            found.private[::2],
+            found.private[1::2],
+        )  # the half that training uses, and the other one
         cases = [(case, True) for case in found.public]
         cases += [(case, self.quote == "graded") for case in graded]
         cases += [(case, False) for case in hidden if part == "eval"]

@@ -45,7 +45,7 @@ def _blocks(text: str) -> Iterator[tuple[str, str | None]]:
         yield opened[2].lower(), None
 
 
-def explain(
+def add_feedback(
     cases: Sequence[Case], shown: Sequence[bool], faults: Sequence[Fault | None], function: str | None, limits: str
 ) -> tuple[str, bool]:
     """Words about the failed tests, which stand in the order that they were run in, and whether they say more than

@@ -2,8 +2,8 @@
 
 They are made here by supervised warm-up on *imperfect* data, so that there is something to learn: the demo's base knows
 the operations by name, follows a hint most of the time, and is right about a rule's letter little more than by chance.
-The others (:data:`BASES`) know more, or less, for ``vpd reproduce``.  ``build`` makes one anew; ``load_bundled`` checks
-the shipped copies against their hashes.
+The others (:data:`BASES`) know more, or less, for ``vpd reproduce``.  ``build`` makes one anew;
+:mod:`vpd.bundled` loads the shipped copies.
 """
 
 import hashlib
@@ -19,15 +19,13 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from vpd.bundled import ASSETS, write_hashes
 from vpd.checkpoint import save_model
 from vpd.envs.digits import LENGTH, NOTHING, OPERATIONS, RULES, apply
-from vpd.errors import ModelError
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter, PromptSettings, save_settings
 from vpd.types import Section, Task
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FOLDER = ASSETS / "tiny"
-HASHES = "SHA256"
 SEED = 0
 VERSION = 1  # of the code that makes bases: raise it when other weights come out of the same recipe
 TEMPLATE = PromptSettings(
@@ -88,7 +86,6 @@ BASES: dict[str, Base] = {
     ),
     "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
 }
-BUNDLED = ("tiny", "tiny-mid", "tiny-cold")
 
 
 def make_tokenizer(more_words: bool = False) -> Any:
@@ -204,8 +201,12 @@ class Drill:
         key = (content, told, kind)
         if key not in self._frames:
             task = Task(id=content, messages=({"role": "user", "content": content},))
-            prompt = self._prompter.teacher(task, [Section(kind=kind, source="drill", text=told)]) if told else None
-            self._frames[key] = prompt.tokens if prompt else self._prompter.student(task)
+            prompt = (
+                self._prompter.build_teacher_prompt(task, [Section(kind=kind, source="drill", text=told)])
+                if told
+                else None
+            )
+            self._frames[key] = prompt.tokens if prompt else self._prompter.build_student_prompt(task)
         filling = iter(digits)
         zero = self._ids["0"]
         return [zero + next(filling) if token == zero else token for token in self._frames[key]]
@@ -263,31 +264,10 @@ def build(folder: Path, seed: int = SEED, name: str = "tiny", start: Path | None
     model = make_model(tokenizer, seed) if start is None else LlamaForCausalLM.from_pretrained(start)
     warm_up(model, Drill(tokenizer, base, seed), base)
     save_model(model, tokenizer, folder)
-    files = sorted(path for path in folder.iterdir() if path.name != HASHES)
-    (folder / HASHES).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in files))
-    return folder
-
-
-def load_bundled(name: str = "tiny") -> Path:
-    """A shipped base's folder, after checking its hashes.  Raises ModelError if a file is missing or changed."""
-    return check(ASSETS / name, f"the shipped base model {name}", "Install the package anew.")
-
-
-def check(folder: Path, what: str, do: str) -> Path:
-    """The folder of a base, after checking its hashes.  Raises ModelError if a file is missing or changed."""
-    try:
-        for line in (folder / HASHES).read_text().splitlines():
-            digest, name = line.split()
-            if _sha256(folder / name) != digest:
-                raise ModelError(f"{what} is damaged: {name} has changed", do=do)
-    except OSError as error:
-        raise ModelError(f"{what} is incomplete: {error}", do=do) from error
+    save_settings(TEMPLATE, folder)
+    write_hashes(folder)
     return folder
 
 
 def _words(digits: Sequence[int]) -> str:
     return " ".join(map(str, digits))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -46,7 +46,7 @@ class _Trace:
             self.teacher.append((step, metrics["eval_teacher/accuracy"]))
         if self.failure is None:
             rollouts = [r for group in groups for r in group.rollouts]
-            self.failure = next((r for r in rollouts if r.teacher is not None and not r.success), None)
+            self.failure = next((r for r in rollouts if r.teacher_prompt is not None and not r.success), None)
 
 
 def settings_of(method: str, seed: int, steps: int) -> Config:
@@ -156,8 +156,8 @@ def _run(method: str, seed: int, steps: int, console: Console, *, introduce: boo
 
 def _introduce(loop: Any, tokenizer: Any, console: Console) -> None:
     """Show one failed attempt as text, before anything is trained."""
-    groups = loop.explain(loop.gather())
-    failure = next(r for group in groups for r in group.rollouts if r.teacher is not None and not r.success)
+    groups = loop.add_feedback(loop.collect_rollouts())
+    failure = next(r for group in groups for r in group.rollouts if r.teacher_prompt is not None and not r.success)
     console.print("One attempt, before training:", style="bold")
     console.print(
         f"  the student reads   {tokenizer.decode(failure.prompt)}", markup=False, highlight=False, soft_wrap=True
@@ -165,7 +165,7 @@ def _introduce(loop: Any, tokenizer: Any, console: Console) -> None:
     console.print(f"  and answers         {failure.completion.text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"  the feedback is     {failure.grade.feedback}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"  the teacher reads   {tokenizer.decode(failure.teacher.tokens)}\n",
+        f"  the teacher reads   {tokenizer.decode(failure.teacher_prompt.tokens)}\n",
         markup=False,
         highlight=False,
         soft_wrap=True,

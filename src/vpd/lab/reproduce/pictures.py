@@ -9,9 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from vpd.recipes.reproduce.methods import METHODS
-from vpd.recipes.reproduce.regimes import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Regime
-from vpd.recipes.reproduce.run import Run, curve
+from vpd.lab.reproduce.methods import METHODS
+from vpd.lab.reproduce.regimes import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Regime
+from vpd.lab.reproduce.run import Run, curve
 from vpd.report.curves import Curve, mean_curve
 
 PANELS = (

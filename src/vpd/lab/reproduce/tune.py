@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 
 from vpd.errors import StorageError
-from vpd.recipes.reproduce.methods import GRID, load_table, method
-from vpd.recipes.reproduce.regimes import REGIMES
-from vpd.recipes.reproduce.run import Job, Run, make_all, measure
+from vpd.lab.reproduce.methods import GRID, load_table, method
+from vpd.lab.reproduce.regimes import REGIMES
+from vpd.lab.reproduce.run import Job, Run, make_all, measure
 
 FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # rates whose finals are this close are equally good: the lowest of them is taken

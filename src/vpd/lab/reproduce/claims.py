@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from vpd.recipes.reproduce.run import Run, measure
+from vpd.lab.reproduce.run import Run, measure
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
 Suite: TypeAlias = Literal["quick", "default", "all"]

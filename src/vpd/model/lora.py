@@ -169,11 +169,11 @@ class View:
         return self.model.get_output_embeddings()
 
     def base_model(self, **inputs: Any) -> Any:
-        with self._worn():
+        with self._active_adapter():
             return self.model.base_model(**inputs)
 
     def __call__(self, **inputs: Any) -> Any:
-        with self._worn():
+        with self._active_adapter():
             return self.model(**inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class View:
             restore(self.model, saved, self.adapter)
 
     @contextlib.contextmanager
-    def _worn(self) -> Iterator[None]:
+    def _active_adapter(self) -> Iterator[None]:
         """Here the model wears this adapter, and no adapter asks for a gradient."""
         try:
             for layer in self._layers:
@@ -194,7 +194,7 @@ class View:
                     layer.set_adapter(self.adapter, inference_mode=True)
             yield
         finally:
-            _wear_live(self._layers)
+            _activate_live(self._layers)
 
 
 def _inject(model: Any, config: Any, adapter: str) -> None:
@@ -217,10 +217,10 @@ def _inject(model: Any, config: Any, adapter: str) -> None:
             expected="layers between the two",
         )
     cast_adapter_dtype(model, adapter)
-    _wear_live([module for module in model.modules() if _is_layer(module)])
+    _activate_live([module for module in model.modules() if _is_layer(module)])
 
 
-def _wear_live(layers: list[Any]) -> None:
+def _activate_live(layers: list[Any]) -> None:
     for layer in layers:
         layer.set_adapter(LIVE)
         layer.enable_adapters(True)

@@ -7,10 +7,11 @@ import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from vpd.algorithms import rows
+from vpd.algorithms.examples import to_examples, with_loss_weights
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
-from vpd.learners import Terms, recompute
+from vpd.learners import Terms
+from vpd.model import activation_checkpointing
 
 
 def trained(kind: str, **changes: Any) -> tuple[Any, torch.Tensor]:
@@ -34,7 +35,7 @@ def test_gradients_are_the_same(kind: str, share_prefixes: bool) -> None:
 
 def test_selective_repeats_no_matrix_product() -> None:
     operations, activations = {}, {}
-    made = rows.examples_of(random_groups(0))
+    made = to_examples(random_groups(0))
     for kind in ("none", "selective", "full"):
         learner = tiny_learner(tiny_model(), gradient_checkpointing=kind)
         calls: list[str] = []
@@ -43,7 +44,7 @@ def test_selective_repeats_no_matrix_product() -> None:
         with FlopCounterMode(display=False) as counter:
             learner.update(
                 "m",
-                rows.weighted(made, policy=[1.0] * len(made)),
+                with_loss_weights(made, policy=[1.0] * len(made)),
                 lambda scorer, batch: Terms(losses={"policy": scorer.logprobs("student").sum(-1)}),
             )
         operations[kind], activations[kind] = counter.get_total_flops(), len(calls)
@@ -55,12 +56,12 @@ def test_a_model_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(ConfigError, match="LlamaForCausalLM has no gradient checkpointing"):
-        recompute.enable(model, "full")
+        activation_checkpointing.enable(model, "full")
 
 
 def test_sampling_keeps_its_cache_within_an_active_block() -> None:
     model = tiny_model()
-    recompute.enable(model, "full")
+    activation_checkpointing.enable(model, "full")
     ids = torch.arange(5)[None]
-    with recompute.active(model), torch.no_grad():
+    with activation_checkpointing.active(model), torch.no_grad():
         assert model(input_ids=ids, use_cache=True).past_key_values.get_seq_length() == 5

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from vpd.envs import guarded
+from vpd.envs import wrap_user_errors
 from vpd.errors import ConfigError, EnvError, VPDError
 from vpd.types import Grade, Task
 
@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long a grader may think about one row (None: for ever), how often a row that failed is asked again, and the
     share of a batch's rows that may fail without an error."""
 
@@ -65,13 +65,13 @@ class Grader(Protocol):
 Reader: TypeAlias = Callable[[Any, str], Grade | None]
 
 
-class Panel:
+class RewardFunctions:
     """Graders with weights.  The grade of a row is the weighted sum over those that apply to it.
 
     ``read`` turns a raw answer into a grade, or None where the grader has nothing to say about a row.
     """
 
-    def __init__(self, graders: Sequence[tuple[Grader, float]], read: Reader, patience: Patience):
+    def __init__(self, graders: Sequence[tuple[Grader, float]], read: Reader, patience: RetryPolicy):
         self.graders, self.read, self.patience = tuple(graders), read, patience
         names = [grader.name for grader, _ in graders]
         self._names = [f"{name}_{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
@@ -178,7 +178,7 @@ def _counted(answers: Any, count: int, what: str) -> list[Any]:
     """Answers as a list of the right length; another length is a mistake that no row is to blame for."""
     if isinstance(answers, (str, Mapping)):
         raise EnvError(f"{what} returned no list", got=type(answers).__name__, expected=f"a list of {count}")
-    listed: list[Any] = guarded(lambda: list(answers), f"{what}: its answer, as a list,")
+    listed: list[Any] = wrap_user_errors(lambda: list(answers), f"{what}: its answer, as a list,")
     if len(listed) != count:
         raise EnvError(f"{what} returned the wrong number of rewards", got=len(listed), expected=count)
     return listed
@@ -196,13 +196,13 @@ def called(grader: Grader, rows: Sequence[Row], texts: Sequence[str], what: str,
         return _awaited(answers, what, seconds) if inspect.isawaitable(answers) else answers
 
     if seconds is None or grader.is_async:
-        return guarded(call, what, do=None)
+        return wrap_user_errors(call, what, do=None)
     answers: list[Any] = []
     faults: list[VPDError] = []
 
     def run() -> None:
         try:
-            answers.append(guarded(call, what, do=None))
+            answers.append(wrap_user_errors(call, what, do=None))
         except VPDError as fault:
             faults.append(fault)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vpd.bundled import BUNDLED, check_hashes, load_bundled
 from vpd.errors import ModelError, StorageError
-from vpd.recipes import tiny
+from vpd.lab import tiny
 
 ROWS = 512
 TRIES, NEXT = 4, 1000  # warm-ups of a base, and how far apart their seeds are
@@ -39,12 +40,12 @@ def cache_folder() -> Path:
 
 def find(name: str, seed: int) -> Path | None:
     """The folder of a base that is there already."""
-    if seed == tiny.SEED and name in tiny.BUNDLED:
-        return tiny.load_bundled(name)
+    if seed == tiny.SEED and name in BUNDLED:
+        return load_bundled(name)
     folder = cache_folder() / f"{name}-{tiny.recipe_hash(name)}-{seed}"
     if not folder.is_dir():
         return None
-    return tiny.check(folder, f"the base {folder}", "Remove the folder; it is made anew.")
+    return check_hashes(folder, f"the base {folder}", "Remove the folder; it is made anew.")
 
 
 def ensure(name: str, seed: int) -> Path:

@@ -4,8 +4,8 @@ the temperature.
 Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, N completion tokens
 of the batch that count (the mask's ones, in row-major order).
 
-The hidden state at the token before completion token ``t`` predicts it (:mod:`vpd.packing` says where that is).  Only
-those N states reach the head, in chunks (:mod:`vpd.head`), so that no [B,T,V] tensor is ever whole.
+The hidden state at the token before completion token ``t`` predicts it (:mod:`vpd.model.packing` says where that is).
+Only those N states reach the head, in chunks (:mod:`vpd.model.head`), so that no [B,T,V] tensor is ever whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vpd import attention, head, losses
-from vpd.packing import Layout, lay_out
+from vpd import losses
+from vpd.model import attention, head
+from vpd.model.packing import Layout, lay_out
 from vpd.types import Example
 
 Role: TypeAlias = Literal["student", "teacher"]
 #: Who plays a role: modules and the share of each in the logits.  One module with share 1, or a lerp of two.
-Cast: TypeAlias = tuple[tuple[Any, float], ...]
+LogitMixture: TypeAlias = tuple[tuple[Any, float], ...]
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,19 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
 class Scorer:
     """All that an objective sees of the model: log-probs, entropies and divergences of the batch's own tokens.
 
-    ``student`` and ``teacher`` are casts (see :data:`Cast`).  Gradient flows through the role in ``train`` and
-    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two things are
-    faster and equal: ``analytic`` gradients of the head (:mod:`vpd.head`), and with ``share_prefixes`` one pass over
-    what rows begin with alike.  Without them autograd recomputes each chunk and each row is computed alone, which is
-    the reference.
+    ``student`` and ``teacher`` are logit mixtures (see :data:`LogitMixture`).  Gradient flows through the role in
+    ``train`` and through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two
+    options are faster and equal: ``analytic`` gradients of the head (:mod:`vpd.model.head`), and ``share_prefixes``,
+    one pass over the tokens that rows begin with alike.  Without them autograd recomputes each chunk and each row is
+    computed alone, which is the reference.
     """
 
     def __init__(
         self,
         batch: Batch,
         *,
-        student: Cast,
-        teacher: Cast,
+        student: LogitMixture,
+        teacher: LogitMixture,
         train: Role | None,
         temperature: float,
         chunk_tokens: int | None,
@@ -106,7 +107,7 @@ class Scorer:
         analytic: bool = False,
     ):
         self._batch = batch
-        self._cast: dict[Role, Cast] = {"student": student, "teacher": teacher}
+        self._mixtures: dict[Role, LogitMixture] = {"student": student, "teacher": teacher}
         self._train = train
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
@@ -141,7 +142,7 @@ class Scorer:
         """
         options: dict[str, Any] = {"alpha": alpha, "top_k": top_k, "tail": tail}
         hidden = [*self._states("student"), *self._states("teacher")]
-        split = len(self._cast["student"])
+        split = len(self._mixtures["student"])
         tokens_N = self._tokens()
 
         def compare(tokens_n: Tensor, *hidden_n: Tensor) -> tuple[Tensor, ...]:
@@ -151,30 +152,30 @@ class Scorer:
             )
             value_n = losses.divergence(student_nV, teacher_nV, **options)
             with torch.no_grad():
-                by_products = (
+                aux = (
                     losses.token_logprobs(student_nV, tokens_n),
                     losses.token_logprobs(teacher_nV, tokens_n),
                     losses.entropy(student_nV),
                     losses.entropy(teacher_nV),
                 )
-            return (value_n, *by_products)
+            return (value_n, *aux)
 
         def open_chunk(rows: slice) -> head.MeasureBlock:
             teacher_nV = self._logits("teacher", [states[rows] for states in hidden[split:]])
 
             def measure(student_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
-                got = losses.divergence_slope(student_nV, teacher_nV[place], tokens_N[rows][place], **options)
-                weight_n = None if announced is None else announced(got.by_products[0], rows, place)
-                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.by_products, weight_n)
+                got = losses.divergence_and_grad(student_nV, teacher_nV[place], tokens_N[rows][place], **options)
+                weight_n = None if announced is None else announced(got.aux[0], rows, place)
+                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.aux, weight_n)
 
             return measure
 
         if self._analytic and self._train != "teacher":
             announced = None if term is None else self._announced(term, clip)
-            value, *by_products = self._by_head("student", open_chunk, foreseen=term is not None)
+            value, *aux = self._by_head("student", open_chunk, weights_known=term is not None)
         else:
-            value, *by_products = self._in_chunks(compare, hidden)
-        return Divergence(value, *(tensor.detach() for tensor in by_products))
+            value, *aux = self._in_chunks(compare, hidden)
+        return Divergence(value, *(tensor.detach() for tensor in aux))
 
     def _token_scores(self, role: Role) -> tuple[Tensor, Tensor]:
         if role in self._scores:
@@ -189,33 +190,33 @@ class Scorer:
 
         def open_chunk(rows: slice) -> head.MeasureBlock:
             def measure(logits_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
-                got = losses.logprobs_slope(logits_nV, tokens_N[rows][place])
-                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.by_products)
+                got = losses.logprobs_and_grad(logits_nV, tokens_N[rows][place])
+                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.aux)
 
             return measure
 
-        if self._analytic and len(self._cast[role]) == 1:
-            logprobs_BT, entropy_BT = self._by_head(role, open_chunk, foreseen=False)
+        if self._analytic and len(self._mixtures[role]) == 1:
+            logprobs_BT, entropy_BT = self._by_head(role, open_chunk, weights_known=False)
         else:
             logprobs_BT, entropy_BT = self._in_chunks(score, self._states(role))
         self._scores[role] = (logprobs_BT, entropy_BT.detach())
         return self._scores[role]
 
-    def _by_head(self, role: Role, open_chunk: head.MeasureChunk, *, foreseen: bool) -> tuple[Tensor, ...]:
-        """:func:`vpd.head.measure` on the one module that plays ``role``, results as [B,T]."""
-        ((model, share),) = self._cast[role]
+    def _by_head(self, role: Role, open_chunk: head.MeasureChunk, *, weights_known: bool) -> tuple[Tensor, ...]:
+        """:func:`vpd.model.head.measure` on the one module that plays ``role``, results as [B,T]."""
+        ((model, share),) = self._mixtures[role]
         (states_NH,) = self._states(role)
         weight_VH = model.get_output_embeddings().weight
         if not torch.is_grad_enabled() or role != self._train:
             states_NH, weight_VH = states_NH.detach(), weight_VH.detach()
         chunk, scale = self._chunk_tokens or max(len(states_NH), 1), share / self._temperature
-        results = head.measure(states_NH, weight_VH, open_chunk, chunk=chunk, scale=scale, foreseen=foreseen)
+        results = head.measure(states_NH, weight_VH, open_chunk, chunk=chunk, scale=scale, weights_known=weights_known)
         return tuple(self._spread(column_N) for column_N in results)
 
     def _announced(self, term: str, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
         """What the loss multiplies the divergence of some tokens by, from their log-probs under the student."""
         batch = self._batch
-        weight_B = torch.tensor([example.weights.get(term, 0.0) for example in batch.examples])
+        weight_B = torch.tensor([example.loss_weights.get(term, 0.0) for example in batch.examples])
         row_N = batch.mask_BT.nonzero()[:, 0]
         weight_N = weight_B.to(batch.reference_BT)[row_N]
         reference_N, has_reference_N = batch.reference_BT[batch.mask_BT], batch.has_reference_B[row_N]
@@ -227,10 +228,10 @@ class Scorer:
         return weigh
 
     def _states(self, role: Role) -> list[Tensor]:
-        """The N hidden states that predict the batch's tokens, [N,H] for each module of the role's cast."""
+        """The N hidden states that predict the batch's tokens, [N,H] for each module of the role."""
         if role not in self._hidden:
             states = []
-            for model, _ in self._cast[role]:
+            for model, _ in self._mixtures[role]:
                 layout = self._layout(role, model)
                 self.tokens += layout.inputs["input_ids"].numel()
                 self.padding += layout.padding
@@ -261,7 +262,7 @@ class Scorer:
         """Logits [n,V] of one chunk in at least fp32, divided by the temperature."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
             total: Tensor | None = None
-            for (model, share), states_NH in zip(self._cast[role], hidden, strict=True):
+            for (model, share), states_NH in zip(self._mixtures[role], hidden, strict=True):
                 logits = model.get_output_embeddings()(states_NH)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * (share / self._temperature)
                 total = logits if total is None else total + logits

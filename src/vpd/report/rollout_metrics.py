@@ -28,8 +28,8 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
         "frac_reward_zero_std": statistics.fmean(spread == 0 for spread in spreads),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/max_length": float(max(lengths)),
-        "teacher/rows_with_context": float(sum(rollout.teacher is not None for rollout in rollouts)),
-        "teacher/tokens_cut": float(sum(rollout.teacher.cut for rollout in rollouts if rollout.teacher)),
+        "teacher/rows_with_context": float(sum(rollout.teacher_prompt is not None for rollout in rollouts)),
+        "teacher/tokens_cut": float(sum(rollout.teacher_prompt.cut for rollout in rollouts if rollout.teacher_prompt)),
     }
     if any(rollout.completion.turns > 1 for rollout in rollouts):
         spoken = sum(sum(rollout.completion.sampled) for rollout in rollouts)
@@ -37,7 +37,7 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
         metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
     if not fixed_length:
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
-    sources = Counter("+".join(r.teacher.sources) for r in rollouts if r.teacher)
+    sources = Counter("+".join(r.teacher_prompt.sources) for r in rollouts if r.teacher_prompt)
     metrics |= {f"teacher/from_{source}": count / len(rollouts) for source, count in sorted(sources.items())}
     written: Counter[str] = Counter()
     for section in (section for rollout in rollouts for section in rollout.context):
@@ -50,7 +50,7 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
     return metrics
 
 
-def describer(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:
+def rollout_metrics_for(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:
     """:func:`describe` for one environment, and the memory that the run has needed so far."""
     return lambda groups: describe(groups, fixed_length=fixed_length) | peak_memory()
 

@@ -1,9 +1,9 @@
-"""Attention over a tree of tokens: branches that each see the beginning they share, and themselves.
+"""Attention over packed segments and over a shared prefix's keys and values.
 
 A model that runs on transformers' attention interface is switched to :func:`attend`, which is its scaled dot-product
-attention unless a pass brings :class:`Branches` or :class:`Stems`.  With branches (training) the one row of tokens is
-cut into pieces and each attends for itself, so nothing is padded and no token meets one that it may not see.  With
-stems (decoding) all rows of a prompt attend to the one copy of its keys and values.
+attention unless a pass brings :class:`PackedSegments` or :class:`SharedPrefixKV`.  In training the one row of tokens is
+cut into segments, each of which attends to itself and to the prefix it continues, so nothing is padded.  In decoding
+all rows of a prompt attend to one copy of its keys and values.
 
 Dimension legend: B rows, U prompts, P longest prompt, T tokens of a row after its prompt, A heads of queries, C heads
 of keys and values, R = A / C, S most rows of one prompt, L tokens of a row of pieces, D size of a head.
@@ -24,7 +24,7 @@ NAME = "vpd_branches"
 
 
 @dataclass(frozen=True)
-class Branches:
+class PackedSegments:
     """The pieces of a row in order: ``sizes`` in tokens, and for each the piece it begins with and its mask.
 
     The mask [1,1,size,size of the beginning + size] is added to the scores; a piece without a beginning is causal.
@@ -36,7 +36,7 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class Stems:
+class SharedPrefixKV:
     """Keys and values [U,C,P,D] of prompts, one pair for each layer, and the mask [U,1,1,P] of their padding.
 
     ``slot_B`` says which of the U x S places each row takes; ``width`` is S.
@@ -48,14 +48,14 @@ class Stems:
     width: int = 0
 
     @classmethod
-    def of(cls, layers: Sequence[tuple[Tensor, Tensor]], seen_UP: Tensor) -> "Stems":
-        """Stems that no row owns yet; ``seen_UP`` is 0 at padding."""
+    def of(cls, layers: Sequence[tuple[Tensor, Tensor]], seen_UP: Tensor) -> "SharedPrefixKV":
+        """SharedPrefixKV that no row owns yet; ``seen_UP`` is 0 at padding."""
         low = torch.finfo(layers[0][0].dtype).min
         mask_UP = torch.zeros(seen_UP.shape, dtype=layers[0][0].dtype, device=seen_UP.device)
         mask_U11P = mask_UP.masked_fill(seen_UP == 0, low)[:, None, None]
         return cls(tuple(layers), mask_U11P, seen_UP.new_zeros(0))
 
-    def owned_by(self, owner_B: Tensor) -> "Stems":
+    def owned_by(self, owner_B: Tensor) -> "SharedPrefixKV":
         """The same stems with the rows' places: those of one prompt stand side by side."""
         order_B = owner_B.argsort(stable=True)
         counts_U = owner_B.bincount(minlength=len(self.mask_U11P))
@@ -65,7 +65,7 @@ class Stems:
         width = int(counts_U.max())
         return dataclasses.replace(self, slot_B=owner_B * width + rank_B, width=width)
 
-    def keep(self, alive_U: Tensor) -> "Stems":
+    def keep(self, alive_U: Tensor) -> "SharedPrefixKV":
         """The stems of some prompts."""
         if len(alive_U) == len(self.mask_U11P):
             return self
@@ -101,18 +101,18 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    branches: Branches | None = None,
-    stems: Stems | None = None,
+    segments: PackedSegments | None = None,
+    prefix_kv: SharedPrefixKV | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: queries [B,A,L,D] to [B,L,A,D]."""
-    if stems is not None:
-        return stems.attend(module.layer_idx, query, key, value, options["scaling"]), None
-    if branches is None:
+    if prefix_kv is not None:
+        return prefix_kv.attend(module.layer_idx, query, key, value, options["scaling"]), None
+    if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    keys, values = key.split(branches.sizes, 2), value.split(branches.sizes, 2)
+    keys, values = key.split(segments.sizes, 2), value.split(segments.sizes, 2)
     outputs = []
-    pieces = zip(query.split(branches.sizes, 2), keys, values, branches.beginnings, branches.masks, strict=True)
+    pieces = zip(query.split(segments.sizes, 2), keys, values, segments.beginnings, segments.masks, strict=True)
     for q, k, v, beginning, mask in pieces:
         if beginning is not None:
             k, v = torch.cat([keys[beginning], k], 2), torch.cat([values[beginning], v], 2)

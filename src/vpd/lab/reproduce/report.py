@@ -10,12 +10,12 @@ import torch
 import transformers
 
 from vpd.errors import StorageError
-from vpd.recipes.demo import commit
-from vpd.recipes.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
-from vpd.recipes.reproduce.methods import METHODS
-from vpd.recipes.reproduce.pictures import draw_regime
-from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
-from vpd.recipes.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
+from vpd.lab.demo import commit
+from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
+from vpd.lab.reproduce.methods import METHODS
+from vpd.lab.reproduce.pictures import draw_regime
+from vpd.lab.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
+from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 
 STYLES: Mapping[Verdict, str] = {
     "holds": "bold green",

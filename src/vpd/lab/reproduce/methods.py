@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vpd.errors import ConfigError, nearest
-from vpd.recipes.reproduce.regimes import REGIMES
+from vpd.lab.reproduce.regimes import REGIMES
 
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = Path(__file__).with_name("rates.yaml")

@@ -20,12 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vpd.config import Config, parse
 from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError, VPDError
-from vpd.recipes import tiny
+from vpd.lab import tiny
+from vpd.lab.reproduce import bases
+from vpd.lab.reproduce.methods import method
+from vpd.lab.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, regime
+from vpd.lab.reproduce.versions import code_version
 from vpd.recipes.assemble import assemble
-from vpd.recipes.reproduce import bases
-from vpd.recipes.reproduce.methods import method
-from vpd.recipes.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, regime
-from vpd.recipes.reproduce.versions import code_version
 from vpd.recipes.train import make_loop
 from vpd.types import Group, Metrics
 

@@ -1,12 +1,12 @@
 """Rows that begin alike share one pass over their beginning.
 
 The G completions of a task have one prompt, and their teacher's prompts begin with the same task.  A *pack* holds such
-a beginning once and after it the rows' own rests as branches, each of which sees the beginning and itself:
+a beginning once and after it the rows' own rests as segments, each of which sees the beginning and itself:
 
     beginning | rest of prompt 1, completion 1 | rest of prompt 2, completion 2 | ...
 
 Positions run on from the beginning in every branch, so each row is computed as if it stood alone.  All packs of a
-micro-batch stand in one row of tokens (:mod:`vpd.attention` keeps them apart), so nothing is padded.
+micro-batch stand in one row of tokens (:mod:`vpd.model.attention` keeps them apart), so nothing is padded.
 
 Dimension legend: K rows of the model's input, L their length, N completion tokens of the batch that count (row-major
 order).
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpd.attention import Branches, branch_mask
+from vpd.model.attention import PackedSegments, branch_mask
 from vpd.types import Tokens
 
 
@@ -97,7 +97,7 @@ def lay_out(
             "input_ids": torch.tensor([ids], device=device),
             "position_ids": torch.tensor([positions], device=device),
             "attention_mask": torch.zeros(1, 1, 1, 1, dtype=dtype, device=device),  # its shape says: make no other
-            "branches": Branches(tuple(sizes), tuple(beginnings), tuple(masks)),
+            "segments": PackedSegments(tuple(sizes), tuple(beginnings), tuple(masks)),
         },
         row_N=torch.zeros_like(place_N),
         place_N=place_N,

@@ -1,8 +1,8 @@
 """Two ways to hold what a batch has read while it decodes.
 
 :class:`PaddedDecoder` takes any model: every row has its own copy of its prompt's keys and values.
-:class:`SharedDecoder` keeps them once for all rows of a prompt and reads them once a step (:mod:`vpd.attention`); what
-a row says itself grows in place.  Both give the same logits.
+:class:`SharedDecoder` keeps them once for all rows of a prompt and reads them once a step
+(:mod:`vpd.model.attention`); what a row says itself grows in place.  Both give the same logits.
 
 Dimension legend: B rows still running, U distinct prompts, P longest prompt, V vocabulary, C heads of keys and values,
 D their size.
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, DynamicLayer
 
-from vpd import attention
+from vpd.model import attention
 from vpd.types import Tokens
 
 
 class PaddedDecoder:
-    """Keys and values of every row alone, padded left: the reference, and for models that take no branches."""
+    """Keys and values of every row alone, padded left: the reference, and for models that take no segments."""
 
     def __init__(self, model: Any, prompts: Sequence[Tokens]):
         self._model = model
@@ -49,8 +49,8 @@ class SharedDecoder:
         logits_UV, cache, seen_UP, self._owner_B = _prefill(model, prompts)
         self.logits_BV = logits_UV[self._owner_B]
         self._position_B1 = seen_UP.sum(1)[self._owner_B][:, None]
-        stems = attention.Stems.of([(layer.keys, layer.values) for layer in cache.layers], seen_UP)
-        self._stems = stems.owned_by(self._owner_B)
+        prefix_kv = attention.SharedPrefixKV.of([(layer.keys, layer.values) for layer in cache.layers], seen_UP)
+        self._stems = prefix_kv.owned_by(self._owner_B)
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=logits_UV.dtype, device=logits_UV.device)
 
@@ -62,7 +62,7 @@ class SharedDecoder:
             attention_mask=self._no_mask,
             position_ids=self._position_B1,
             past_key_values=self._cache,
-            stems=self._stems,
+            prefix_kv=self._stems,
         )
         self._position_B1 = self._position_B1 + 1
         return logits_BV

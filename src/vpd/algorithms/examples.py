@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vpd.learners import Learner
-from vpd.tensors import Batch, Scorer
+from vpd.model.scorer import Batch, Scorer
 from vpd.types import Example, Group, Metrics
 
 PROBE = 16  # one row in so many is scored to see whether the sampler's log-probs are the learner's
 AGREES = 1e-3  # largest difference, in nats, of any token of those rows at which they are
 
 
-def examples_of(groups: Sequence[Group]) -> list[Example]:
+def to_examples(groups: Sequence[Group]) -> list[Example]:
     """Every rollout as an example without weights, in order."""
     return [
         Example(
@@ -22,7 +22,7 @@ def examples_of(groups: Sequence[Group]) -> list[Example]:
             completion=rollout.completion.tokens,
             mask=rollout.completion.sampled,
             behaviour=rollout.completion.logprobs,
-            teacher_prompt=None if rollout.teacher is None else rollout.teacher.tokens,
+            teacher_prompt=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
             success=rollout.success,
             group=number,
         )
@@ -31,15 +31,15 @@ def examples_of(groups: Sequence[Group]) -> list[Example]:
     ]
 
 
-def lengths_of(examples: Sequence[Example]) -> list[int]:
+def token_counts(examples: Sequence[Example]) -> list[int]:
     """Masked tokens of each row."""
     return [sum(example.mask) for example in examples]
 
 
-def weighted(examples: Sequence[Example], **weights: Sequence[float]) -> list[Example]:
+def with_loss_weights(examples: Sequence[Example], **weights: Sequence[float]) -> list[Example]:
     """The examples with one weight for each named term."""
     return [
-        dataclasses.replace(example, weights={term: values[i] for term, values in weights.items()})
+        dataclasses.replace(example, loss_weights={term: values[i] for term, values in weights.items()})
         for i, example in enumerate(examples)
     ]
 
@@ -50,7 +50,7 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
     return [dataclasses.replace(e, reference=tuple(s)) for e, s in zip(examples, scores, strict=True)]
 
 
-def current_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Sequence[float]], Metrics]:
+def reference_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Sequence[float]], Metrics]:
     """logp_S0 of every example that one engine sampled, and how it was come by.
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
@@ -72,7 +72,7 @@ def current_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[lis
     return list(learner.score(examples, student_logprobs)), metrics
 
 
-def parts(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
+def split_by_group(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
     """The batch in ``count`` parts of whole groups (fewer if there are fewer groups)."""
     count = min(count, len(groups))
     edges = [len(groups) * i // count for i in range(count + 1)]

@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
     value_n: Tensor
     gradient_nV: Tensor | None
-    by_products: tuple[Tensor, ...]
+    aux: tuple[Tensor, ...]
     weight_n: Tensor | None = None
 
 
@@ -42,23 +42,24 @@ def is_plain(head: Any) -> bool:
 
 
 def measure(
-    hidden_NH: Tensor, weight_VH: Tensor, function: MeasureChunk, *, chunk: int, scale: float, foreseen: bool
+    hidden_NH: Tensor, weight_VH: Tensor, function: MeasureChunk, *, chunk: int, scale: float, weights_known: bool
 ) -> tuple[Tensor, ...]:
     """``function`` over the logits ``scale * hidden @ weight.T``: the value [N], differentiable, and by-products [N].
 
-    ``foreseen``: the function knows the weights.  If the loss turns out to weigh otherwise, the result is still right.
+    ``weights_known``: the function knows the weights.  If the loss turns out to weigh otherwise, the result is still
+    right.
     """
     dtype = weight_VH.dtype
     if torch.is_autocast_enabled(hidden_NH.device.type):
         dtype = torch.get_autocast_dtype(hidden_NH.device.type)
     results: tuple[Tensor, ...] = _Measure.apply(
-        hidden_NH, weight_VH, _Sweep(function, chunk=chunk, scale=scale, dtype=dtype), foreseen
+        hidden_NH, weight_VH, _ChunkedHead(function, chunk=chunk, scale=scale, dtype=dtype), weights_known
     )
     return results
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class _ChunkedHead:
     function: MeasureChunk
     chunk: int
     scale: float
@@ -92,7 +93,7 @@ class _Sweep:
                 block_nV = logits_nV[low : low + step]
                 place = slice(low, low + len(block_nV))
                 got = measure_block(block_nV, place, any(needs))
-                columns_n = [got.value_n, *got.by_products]
+                columns_n = [got.value_n, *got.aux]
                 if got.gradient_nV is not None:
                     weight_n = got.weight_n if weight_N is None else weight_N[rows][place]
                     assert weight_n is not None, "a measure that foresees its weights has none"
@@ -117,8 +118,10 @@ class _Sweep:
 
 class _Measure(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, sweep: _Sweep, foreseen: bool) -> tuple[Tensor, ...]:
-        needs = ctx.needs_input_grad[:2] if foreseen else (False, False)
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, sweep: _ChunkedHead, weights_known: bool
+    ) -> tuple[Tensor, ...]:
+        needs = ctx.needs_input_grad[:2] if weights_known else (False, False)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             results, weight_N, gradients = sweep.run(hidden_NH, weight_VH, needs)
         ctx.sweep, ctx.weight_N, ctx.gradients = sweep, weight_N, gradients

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpd.envs.digits import LENGTH
 from vpd.errors import ConfigError, nearest
-from vpd.recipes import tiny
+from vpd.lab import tiny
 
 PROMPTS_PER_STEP = 16
 GENERATIONS = 8

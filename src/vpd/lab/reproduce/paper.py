@@ -1,7 +1,7 @@
 """The list of claims."""
 
-from vpd.recipes.reproduce.claims import Claim, Comparison, Suite
-from vpd.recipes.reproduce.regimes import REGIMES
+from vpd.lab.reproduce.claims import Claim, Comparison, Suite
+from vpd.lab.reproduce.regimes import REGIMES
 
 PAPER = "the paper"
 OURS = "ours"

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vpd.errors import ConfigError, StorageError, nearest
-from vpd.recipes.reproduce.claims import Claim, Finding, Suite, difference_text, judge
-from vpd.recipes.reproduce.methods import RATES, load_rates, rate_of
-from vpd.recipes.reproduce.paper import CLAIMS
-from vpd.recipes.reproduce.regimes import regime
-from vpd.recipes.reproduce.report import STYLES, write_report
-from vpd.recipes.reproduce.run import Job, Run, make_all
-from vpd.recipes.reproduce.tune import SEEDS as TUNING_SEEDS
-from vpd.recipes.reproduce.tune import tune
+from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
+from vpd.lab.reproduce.methods import RATES, load_rates, rate_of
+from vpd.lab.reproduce.paper import CLAIMS
+from vpd.lab.reproduce.regimes import regime
+from vpd.lab.reproduce.report import STYLES, write_report
+from vpd.lab.reproduce.run import Job, Run, make_all
+from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
+from vpd.lab.reproduce.tune import tune
 
 LEVEL: Mapping[Suite, int] = {"quick": 0, "default": 1, "all": 2}
 SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3}

@@ -1,0 +1,134 @@
+"""Settings declare their ranges once: one check reads them, and so does ``--help``.
+
+    @dataclass(frozen=True, kw_only=True)
+    class MySettings(Settings, section="algorithm"):
+        temperature: Annotated[float, Gt(0), "sampling temperature"] = 1.0
+        share: Annotated[float, Share, "share of the rows"] = 0.5
+
+        def check(self) -> None:      # rules between fields, if there are any
+            ...
+
+A value out of its range is a :class:`ConfigError` that names ``section.field``, whether the object is made in Python or
+from a file.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from vpd.errors import ConfigError
+
+Share = Interval(ge=0.0, le=1.0)  # a number from 0 to 1, both included
+
+
+class Settings:
+    """Base of all settings dataclasses: construction checks every declared range, then :meth:`check`."""
+
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if section is not None:
+            cls.section = section
+
+    def __post_init__(self) -> None:
+        for name, declared in declarations(type(self)).items():
+            declared.check(getattr(self, name), f"{self.section}.{name}" if self.section else name)
+        self.check()
+
+    def check(self) -> None:
+        """Rules between fields.  Raises ConfigError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What an annotation says of a field: its meaning, its range as words, and the values it may take."""
+
+    meaning: str
+    bounds: tuple[Ge | Gt | Le | Lt, ...]
+    choices: tuple[Any, ...]
+    optional: bool
+
+    @property
+    def range(self) -> str:
+        """``at least 1``, ``from 0 to 1``, ``'sum' or 'mean'``; empty where anything goes."""
+        if self.choices:
+            return " or ".join(map(repr, self.choices)) + (" or null" if self.optional else "")
+        low = next((b for b in self.bounds if isinstance(b, (Ge, Gt))), None)
+        high = next((b for b in self.bounds if isinstance(b, (Le, Lt))), None)
+        words = ""
+        if low and high:
+            words = f"{_edge(low)} to {_edge(high)}"
+        elif low:
+            words = f"at least {low.ge!s}" if isinstance(low, Ge) else f"above {low.gt!s}"
+        elif high:
+            words = f"at most {high.le!s}" if isinstance(high, Le) else f"below {high.lt!s}"
+        return f"{words}, or null" if words and self.optional else words
+
+    def check(self, value: Any, where: str) -> None:
+        """Raise ConfigError unless ``value`` is one of the choices and within the bounds."""
+        if value is None and self.optional:
+            return
+        if self.choices:
+            holds = any(value == choice for choice in self.choices)
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            holds = not self.bounds or (number and all(_within(value, bound) for bound in self.bounds))
+        if not holds:
+            raise ConfigError(f"{where} is out of range", got=repr(value), expected=self.range)
+
+
+@functools.cache
+def declarations(kind: type) -> Mapping[str, Declaration]:
+    """What the annotations of a settings dataclass declare, by field."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: _declared(hints[field.name]) for field in dataclasses.fields(kind) if field.init}
+
+
+def _declared(hint: Any) -> Declaration:
+    annotated = get_origin(hint) is Annotated
+    plain, *metadata = get_args(hint) if annotated else (hint,)
+    optional = type(None) in get_args(plain)
+    alternatives = get_args(plain) if optional else (plain,)
+    literal = [a for a in alternatives if get_origin(a) is Literal]
+    others = [a for a in alternatives if a is not type(None) and get_origin(a) is not Literal]
+    bounds: list[Ge | Gt | Le | Lt] = []
+    for entry in metadata:
+        if isinstance(entry, Interval):
+            bounds += entry  # an Interval is a group of bounds
+        elif isinstance(entry, (Ge, Gt, Le, Lt)):
+            bounds.append(entry)
+    return Declaration(
+        meaning=next((entry for entry in metadata if isinstance(entry, str)), ""),
+        bounds=tuple(bounds),
+        choices=tuple(value for a in literal for value in get_args(a)) if not others else (),
+        optional=optional,
+    )
+
+
+def _edge(bound: Ge | Gt | Le | Lt) -> str:
+    match bound:
+        case Ge():
+            return f"from {bound.ge}"
+        case Gt():
+            return f"above {bound.gt}"
+        case Le():
+            return str(bound.le)
+        case Lt():
+            return f"below {bound.lt}"
+
+
+def _within(value: Any, bound: Ge | Gt | Le | Lt) -> bool:
+    match bound:
+        case Ge():
+            return bool(value >= bound.ge)
+        case Gt():
+            return bool(value > bound.gt)
+        case Le():
+            return bool(value <= bound.le)
+        case Lt():
+            return bool(value < bound.lt)
