@@ -99,7 +99,7 @@ def _declared(hint: Any) -> Declaration:
     bounds: list[Ge | Gt | Le | Lt] = []
     for entry in metadata:
         if isinstance(entry, Interval):
-            bounds += entry  # an Interval is a group of bounds
+            bounds += [bound for bound in entry if isinstance(bound, (Ge, Gt, Le, Lt))]
         elif isinstance(entry, (Ge, Gt, Le, Lt)):
             bounds.append(entry)
     return Declaration(
