@@ -82,9 +82,13 @@ class Declaration:
             raise ConfigError(f"{where} is out of range", got=repr(value), expected=self.range)
 
 
-@functools.cache
-def declarations(kind: type) -> Mapping[str, Declaration]:
+def declarations(kind: Any) -> Mapping[str, Declaration]:
     """What the annotations of a settings dataclass declare, by field."""
+    return _declarations(kind)
+
+
+@functools.cache
+def _declarations(kind: Any) -> Mapping[str, Declaration]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: _declared(hints[field.name]) for field in dataclasses.fields(kind) if field.init}
 
