@@ -92,7 +92,7 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     for _ in range(kinds):
         reset_peak()
         clocked, started = Clocked(learner), cpu_seconds()
-        metrics = algorithm.step(groups, clocked)
+        metrics = algorithm.step(groups, clocked).metrics
         learner.end_iteration()
         name = "policy" if method == "grpo" else "m_step"
         result["steps"].append(
@@ -105,7 +105,7 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
                 "grad_norm": metrics[f"{name}/grad_norm"],
             }
         )
-    engine.load(learner.weights(), 0)
+    engine.load(learner.model, 0)
     reset_peak()
     started = cpu_seconds()
     engine.generate(prompts, seeds=list(range(len(prompts))), max_tokens=shape.completion)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,29 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vpd.algorithms import Algorithm
+from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
+from vpd.algorithms.gated import GatedSettings, GatedVPD
+from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.hybrid import Hybrid, HybridSettings
+from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
-from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
+from vpd.learners.teachers import TeacherSettings
+from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
 
 VOCABULARY = 23
+
+
+def keys(count: int, phase: str = "train") -> list[SampleKey]:
+    """Keys of one attempt at each of so many tasks."""
+    return [SampleKey(phase=phase, step=0, task=task, sample=0) for task in range(count)]
+
+
+def in_turn(texts: Sequence[str]) -> Callable[..., str]:
+    """An answer function of a fake: the texts one after the other, from the front again at the end."""
+    endless = itertools.cycle(texts)
+    return lambda *asked: next(endless)
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
@@ -43,7 +62,8 @@ def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
     known = {f.name for f in dataclasses.fields(OptimSettings)}
     optim = {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0, "max_grad_norm": None}
     optim |= {name: changes.pop(name) for name in list(changes) if name in known}
-    return AccelerateLearner(model, OptimSettings(**optim), accelerator=Accelerator(cpu=True), **changes)
+    accelerator = changes.pop("accelerator", None) or Accelerator(cpu=True)
+    return AccelerateLearner(model, OptimSettings(**optim), accelerator=accelerator, **changes)
 
 
 class TokenPrompter:
@@ -72,12 +92,14 @@ def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
         prompt = ids(2, 6)
         rollouts = []
         for index in range(size):
+            key = SampleKey(phase="train", step=seed, task=number, sample=index)
             tokens = ids(1, 5)
             success = index == 0 or draw.random() < 0.3
             text = " ".join(map(str, ids(1, 4)))
             context = (Section(kind="feedback", source="environment", text=text),)
             rollouts.append(
                 Rollout(
+                    key=key,
                     task=Task(id=str(number), messages=({"role": "user", "content": ""},)),
                     prompt=prompt,
                     completion=Completion(
@@ -93,6 +115,22 @@ def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
             )
         made.append(Group(rollouts=tuple(rollouts)))
     return TokenPrompter().attach(made)
+
+
+Make = Callable[[], Algorithm]
+#: every algorithm with small settings, and the teacher that it wants of its learner
+ALGORITHMS: dict[str, tuple[Make, TeacherSettings]] = {
+    "vpd": (lambda: VPD(VPDSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()), TeacherSettings(ema_rate=0.5)),  # type: ignore[arg-type]
+    "gated": (
+        lambda: GatedVPD(GatedSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()),  # type: ignore[arg-type]
+        TeacherSettings(ema_rate=0.5),
+    ),
+    "sdpo": (lambda: Distill(SDPOSettings(updates_per_batch=2)), TeacherSettings()),
+    "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
+    "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
+    "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
+    "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
+}
 
 
 def flat(model: Any) -> torch.Tensor:

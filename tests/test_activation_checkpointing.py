@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vpd.algorithms.examples import to_examples, with_loss_weights
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
-from vpd.learners import Terms
 from vpd.model import activation_checkpointing
 
 
@@ -21,7 +20,7 @@ def trained(kind: str, **changes: Any) -> tuple[Any, torch.Tensor]:
     for seed in range(3):
         algorithm.step(random_groups(seed), learner)
         learner.end_iteration()
-    return learner, flat(learner.weights())
+    return learner, flat(learner.model)
 
 
 @pytest.mark.parametrize("share_prefixes", [False, True])
@@ -30,7 +29,7 @@ def test_gradients_are_the_same(kind: str, share_prefixes: bool) -> None:
     _, plain = trained("none", share_prefixes=share_prefixes)
     learner, other = trained(kind, share_prefixes=share_prefixes)
     assert torch.equal(plain, other) and not torch.equal(plain, flat(tiny_model()))
-    assert not any(module.training for module in learner.weights().modules())  # dropout stays off
+    assert not any(module.training for module in learner.model.modules())  # dropout stays off
 
 
 def test_selective_repeats_no_matrix_product() -> None:
@@ -39,13 +38,13 @@ def test_selective_repeats_no_matrix_product() -> None:
     for kind in ("none", "selective", "full"):
         learner = tiny_learner(tiny_model(), gradient_checkpointing=kind)
         calls: list[str] = []
-        for layer in learner.weights().model.layers:
+        for layer in learner.model.model.layers:
             layer.mlp.act_fn.register_forward_hook(lambda *_, to=calls: to.append("act"))
         with FlopCounterMode(display=False) as counter:
             learner.update(
                 "m",
                 with_loss_weights(made, policy=[1.0] * len(made)),
-                lambda scorer, batch: Terms(losses={"policy": scorer.logprobs("student").sum(-1)}),
+                {"policy": lambda scorer, batch: scorer.logprobs("student")},
             )
         operations[kind], activations[kind] = counter.get_total_flops(), len(calls)
     assert operations["none"] == operations["selective"] < operations["full"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import metrics_of, vpd_train
+from helpers import in_turn, keys, metrics_of, vpd_train
 
 from vpd.engines import ScriptedEngine
 from vpd.errors import ConfigError, FeedbackError, ModelError
@@ -25,6 +25,7 @@ TASK = Task(id="t", messages=({"role": "system", "content": "Be brief."}, {"role
 
 def rollout(success: bool, text: str, feedback: str | None = None, *, informative: bool = True) -> Rollout:
     return Rollout(
+        key=keys(1)[0],
         task=TASK,
         prompt=(1,),
         completion=Completion(tokens=(5,), sampled=(True,), logprobs=(0.0,), text=text, finish="stop"),
@@ -37,26 +38,26 @@ def said(group: Group) -> list[list[tuple[str, str]]]:
 
 
 def test_each_failure_is_criticised_once_and_nothing_is_leaked() -> None:
-    writer = ScriptedWriter(["You added wrongly.", "<think>hm</think> Count again."])
+    writer = ScriptedWriter(in_turn(["You added wrongly.", "<think>hm</think> Count again."]))
     group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "{verdict}", "gold: four")))
     [made] = SelfCritique()([group], writer)
     assert said(made) == [[("self_critique", "You added wrongly.")], [], [("self_critique", "Count again.")]]
     assert [r.context[0].tokens for r in made.rollouts if r.context] == [3, 3]
-    first, second = (conversation[0]["content"] for conversation in writer.asked)
+    first, second = (conversation[0]["content"] for conversation, _ in writer.asked)
     assert "Be brief.\n\nWhat is 2+2?" in first and "\n\n5\n\n" in first and "the attempt is wrong" in first
     assert "\n\n{verdict}\n\n" in second and "gold" not in second  # an attempt's braces are not filled in
 
 
 def test_successes_are_criticised_on_request_and_an_empty_critique_is_no_context() -> None:
-    writer = ScriptedWriter(["", "Well done."])
+    writer = ScriptedWriter(in_turn(["", "Well done."]))
     [made] = SelfCritique(critique_successes=True)([Group(rollouts=(rollout(False, "5"), rollout(True, "4")))], writer)
     assert said(made) == [[], [("self_critique", "Well done.")]]
-    assert "the attempt is right" in writer.asked[1][0]["content"]
+    assert "the attempt is right" in writer.asked[1][0][0]["content"]
 
 
 def test_sources_join_or_serve_as_fallback() -> None:
     group = Group(rollouts=(rollout(False, "5", "No unit."), rollout(False, "6", "wrong", informative=False)))
-    writer = ScriptedWriter(["Think."])
+    writer = ScriptedWriter(in_turn(["Think."]))
     [told] = GraderFeedback()([group], writer)
     [joined] = SelfCritique()([told], writer)
     assert said(joined) == [[("environment", "No unit."), ("self_critique", "Think.")], [("self_critique", "Think.")]]
@@ -69,9 +70,9 @@ def test_sources_join_or_serve_as_fallback() -> None:
 
 
 def test_a_template_may_show_the_feedback_and_must_show_the_attempt() -> None:
-    writer = ScriptedWriter(["ok"])
+    writer = ScriptedWriter(in_turn(["ok"]))
     SelfCritique(template="{attempt} | {feedback}")([Group(rollouts=(rollout(False, "5", "No unit."),))], writer)
-    assert writer.asked[0][0]["content"] == "5 | No unit."
+    assert writer.asked[0][0][0]["content"] == "5 | No unit."
     with pytest.raises(ConfigError, match="does not show the attempt"):
         SelfCritique(template="{task}")
     with pytest.raises(ConfigError, match="at least 1"):
@@ -80,15 +81,15 @@ def test_a_template_may_show_the_feedback_and_must_show_the_attempt() -> None:
 
 def test_the_model_writes_with_seeds_of_its_own_and_respects_its_window() -> None:
     tokenizer = tiny.make_tokenizer()
-    engine = ScriptedEngine(tokenizer, ["wrong : rule A means swap"])
+    engine = ScriptedEngine(tokenizer, lambda prompt, key: "wrong : rule A means swap")
     prompter = Prompter(tokenizer, tiny.TEMPLATE, window=20, max_completion_length=6)
-    writer = ModelWriter(engine, prompter, stream=(0, "feedback", 1))
-    [text] = writer.write([[{"role": "user", "content": "apply rule A"}]], max_tokens=8, temperature=1.0)
+    writer = ModelWriter(engine, prompter, seed=0)
+    [text] = writer.write([[{"role": "user", "content": "apply rule A"}]], keys=keys(1), max_tokens=8, temperature=1.0)
     assert (text.text, text.tokens) == ("wrong : rule A means swap", 6)
     assert writer.shorten("1 2 3 4 5 6", 4).split() == ["1", "2", "5", "6"] and writer.shorten("1 2", 4) == "1 2"
     with pytest.raises(ModelError, match="max_attempt_length"):
-        writer.write([[{"role": "user", "content": "1 " * 40}]], max_tokens=8, temperature=1.0)
-    assert writer.write([], max_tokens=8, temperature=1.0) == []
+        writer.write([[{"role": "user", "content": "1 " * 40}]], keys=keys(1), max_tokens=8, temperature=1.0)
+    assert writer.write([], keys=[], max_tokens=8, temperature=1.0) == []
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -128,7 +129,7 @@ def test_an_endpoint_criticises(server: tuple[str, Any], monkeypatch: pytest.Mon
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for what is at home
     critic = Critic(endpoint=url, model="judge", api_key_env="CRITIC_KEY", max_critique_length=32)
     group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "6")))
-    [made] = critic([group], ScriptedWriter(["unused"]))
+    [made] = critic([group], ScriptedWriter(in_turn(["unused"])))
     assert said(made) == [[("critic", "Mind the sign.")], [], [("critic", "Mind the sign.")]]
     assert made.rollouts[0].context[0].tokens == 4
     path, body, authorization = kind.asked[-1]
@@ -142,7 +143,7 @@ def test_an_endpoint_that_answers_nonsense_is_one_clear_error(server: tuple[str,
     kind.reply = reply
     writer = EndpointWriter(url, "judge", retries=0)
     with pytest.raises(FeedbackError, match=r"failed 1 times; got .*; expected an OpenAI-compatible"):
-        writer.write([[{"role": "user", "content": "?"}]], max_tokens=8, temperature=0.0)
+        writer.write([[{"role": "user", "content": "?"}]], keys=keys(1), max_tokens=8, temperature=0.0)
 
 
 def test_an_endpoint_that_fails_stops_the_run_with_one_line(

@@ -1,11 +1,12 @@
 """The embedded engine: its log-probs are the learner's, and a row's sample is its own."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import VOCABULARY, tiny_model
+from helpers import VOCABULARY, keys, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd.bundled import check_hashes, load_bundled
@@ -14,6 +15,7 @@ from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.lab import tiny
 from vpd.model.decoding import can_share, decoder_for
+from vpd.policy import FixedPolicy
 
 
 class Words:
@@ -38,18 +40,18 @@ def grouped_heads(dtype: torch.dtype) -> Any:
 
 
 PROMPTS = [(1, 2, 3), (4,), (1, 2, 3), (5, 6, 7, 8, 9, 10), (4,), (2, 2)]
-SEEDS = list(range(100, 106))
+KEYS = keys(len(PROMPTS))
 
 
 def engine(dtype: torch.dtype = torch.float32, **changes: object) -> TorchEngine:
     made = TorchEngine(Words(), eos_ids=[0, 3], **changes)  # type: ignore[arg-type]
-    made.load(tiny_model(dtype=dtype), 7)
+    made.load(FixedPolicy(tiny_model(dtype=dtype), 7))
     return made
 
 
 def test_logprobs_are_those_of_an_unpadded_forward_at_the_temperature() -> None:
     model = tiny_model(dtype=torch.float32)
-    answers = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=12, temperature=0.8)
+    answers = engine().generate(PROMPTS, keys=KEYS, seed=100, max_tokens=12, temperature=0.8)
     assert len({len(answer.tokens) for answer in answers}) > 1  # rows ended at different times
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         logits = model(torch.tensor([prompt + answer.tokens])).logits[0] / 0.8
@@ -61,21 +63,23 @@ def test_logprobs_are_those_of_an_unpadded_forward_at_the_temperature() -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    together = engine(torch.float64).generate(PROMPTS, seeds=SEEDS, max_tokens=12)
+    together = engine(torch.float64).generate(PROMPTS, keys=KEYS, seed=100, max_tokens=12)
     for row in range(len(PROMPTS)):
-        [alone] = engine(torch.float64).generate([PROMPTS[row]], seeds=[SEEDS[row]], max_tokens=12)
+        [alone] = engine(torch.float64).generate([PROMPTS[row]], keys=[KEYS[row]], seed=100, max_tokens=12)
         assert alone.tokens == together[row].tokens
-    assert [a.tokens for a in engine(torch.float64, max_rows=2).generate(PROMPTS, seeds=SEEDS, max_tokens=12)] == [
-        a.tokens for a in together
-    ]
+    assert [
+        a.tokens for a in engine(torch.float64, max_rows=2).generate(PROMPTS, keys=KEYS, seed=100, max_tokens=12)
+    ] == [a.tokens for a in together]
     assert together[0].tokens != together[2].tokens  # the same prompt under another seed
 
 
 def test_equal_prompts_are_prefilled_once() -> None:
-    made = engine()
+    model = tiny_model(dtype=torch.float32)
+    made = TorchEngine(Words(), eos_ids=[0, 3])
+    made.load(FixedPolicy(model))
     seen: list[int] = []
-    made._model.base_model.register_forward_hook(lambda m, a, k, o: seen.append(len(k["input_ids"])), with_kwargs=True)
-    made.generate([(1, 2)] * 5 + [(3, 4)], seeds=range(6), max_tokens=2)  # type: ignore[arg-type]
+    model.base_model.register_forward_hook(lambda m, a, k, o: seen.append(len(k["input_ids"])), with_kwargs=True)
+    made.generate([(1, 2)] * 5 + [(3, 4)], keys=keys(6), seed=0, max_tokens=2)
     assert seen[0] == 2 and seen[1] <= 6
 
 
@@ -104,17 +108,17 @@ def test_a_model_that_takes_no_branches_decodes_from_padded_rows() -> None:
     model = grouped_heads(torch.float32)
     model.set_attn_implementation("eager")
     made = TorchEngine(Words(), eos_ids=[0, 3])
-    made.load(model, 0)
-    eager = made.generate(PROMPTS, seeds=SEEDS, max_tokens=6)
+    made.load(FixedPolicy(model))
+    eager = made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6)
     assert not can_share(model) and model.config._attn_implementation == "eager"
-    made.load(grouped_heads(torch.float32), 0)
-    for ours, theirs in zip(made.generate(PROMPTS, seeds=SEEDS, max_tokens=6), eager, strict=True):
+    made.load(FixedPolicy(grouped_heads(torch.float32)))
+    for ours, theirs in zip(made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6), eager, strict=True):
         assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 def test_greedy_and_top_k_1_agree() -> None:
-    greedy = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, temperature=0.0)
-    first = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, top_k=1)
+    greedy = engine().generate(PROMPTS, keys=KEYS, seed=100, max_tokens=8, temperature=0.0)
+    first = engine().generate(PROMPTS, keys=KEYS, seed=100, max_tokens=8, top_k=1)
     assert [a.tokens for a in greedy] == [a.tokens for a in first]
 
 
@@ -139,19 +143,20 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_p() -> None:
 
 
 def test_misuse_is_refused() -> None:
-    with pytest.raises(ValueError, match="one seed for each prompt"):
-        engine().generate(PROMPTS, seeds=[1], max_tokens=2)
+    with pytest.raises(ValueError, match="one key for each prompt"):
+        engine().generate(PROMPTS, keys=keys(1), seed=0, max_tokens=2)
     with pytest.raises(RuntimeError, match="load"):
-        TorchEngine(Words(), eos_ids=[0]).generate([(1,)], seeds=[1], max_tokens=1)
+        TorchEngine(Words(), eos_ids=[0]).generate([(1,)], keys=keys(1), seed=0, max_tokens=1)
 
 
 def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:
-    first, second = ScriptedEngine(Words(), ["1"]), ScriptedEngine(Words(), ["2"])
+    first, second = (ScriptedEngine(Words(), lambda prompt, key, text=text: text) for text in ("1", "2"))
     mixed = MixedEngine(first, second, first_fraction=0.5)
-    mixed.load(None, 3)
+    mixed.load(FixedPolicy(None, 3))
     assert (first.version, second.version) == (3, -1)
-    prompts = [(n,) for n in range(VOCABULARY) for _ in range(3)]
-    answers = mixed.generate(prompts, seeds=range(len(prompts)), max_tokens=4)  # type: ignore[arg-type]
+    prompts = [(7,)] * 3 * VOCABULARY  # one prompt for all: the task decides, not what it reads
+    asked = [dataclasses.replace(key, sample=sample) for key in keys(VOCABULARY) for sample in range(3)]
+    answers = mixed.generate(prompts, keys=asked, seed=0, max_tokens=4)
     groups = [{answers[row + i].text for i in range(3)} for row in range(0, len(prompts), 3)]
     assert all(len(group) == 1 for group in groups) and {"1", "2"} == set().union(*groups)
 
@@ -168,13 +173,13 @@ def test_the_shipped_base_follows_hints() -> None:
     assert len(tokenizer) < 100 and tokenizer.decode(tokenizer.encode("apply rule B to 3 1")) == "apply rule B to 3 1"
     prompter = Prompter(tokenizer, tiny.TEMPLATE, window=96, max_completion_length=6)
     made = TorchEngine(tokenizer, eos_ids=[tokenizer.eos_token_id], max_rows=512)
-    made.load(AutoModelForCausalLM.from_pretrained(folder).eval(), 0)
+    made.load(FixedPolicy(AutoModelForCausalLM.from_pretrained(folder).eval()))
     env = Digits()
     tasks = list(env.eval_tasks(256))
 
     def per_digit(prompts: list[tuple[int, ...]]) -> float:
         hits = 0
-        for task, answer in zip(tasks, made.generate(prompts, seeds=range(256), max_tokens=6), strict=True):  # type: ignore[arg-type]
+        for task, answer in zip(tasks, made.generate(prompts, keys=keys(256), seed=0, max_tokens=6), strict=True):
             rule, digits, _ = task.payload
             right = [str(d) for d in apply(RULES[rule], digits)]
             hits += sum(a == b for a, b in zip(answer.text.split(), right, strict=False))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from helpers import in_turn, keys
 
 from vpd.algorithms.contexts import e_step_contexts, kind_predicts_success
 from vpd.algorithms.grpo import group_advantages
@@ -13,11 +14,12 @@ from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
 
-WRITER = ScriptedWriter(["unused"])
+WRITER = ScriptedWriter(in_turn(["unused"]))
 
 
 def rollout(success: bool, text: str = "1 2", *, context: tuple[Section, ...] = (), **grade: object) -> Rollout:
     return Rollout(
+        key=keys(1)[0],
         task=Task(id="t", messages=({"role": "user", "content": "apply rule A to 1 2"},)),
         prompt=(1,),
         completion=Completion(tokens=(5,), sampled=(True,), logprobs=(0.0,), text=text, finish="stop"),

@@ -116,7 +116,7 @@ def trained(algorithm: object, kind: str = "ema", **optim: float) -> torch.Tenso
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)  # type: ignore[attr-defined]
         learner.end_iteration()
-    return flat(learner.weights())
+    return flat(learner.model)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -139,7 +139,7 @@ def test_the_learning_rate_follows_trust_and_the_share_of_told_rows() -> None:
     groups = random_groups(0)
     rows = [rollout for group in groups for rollout in group.rollouts]
     share = sum(r.teacher_prompt is not None for r in rows) / len(rows)
-    metrics = gated(e_every=None, policy_lr_scale=3.0).step(groups, tiny_learner(tiny_model()))
+    metrics = gated(e_every=None, policy_lr_scale=3.0).step(groups, tiny_learner(tiny_model())).metrics
     heard = metrics["gate/trust"] * share
     assert 0.0 < heard < 1.0 and metrics["gate/lr_scale"] == pytest.approx(heard + 3.0 * (1.0 - heard))
 
@@ -152,10 +152,10 @@ def test_where_nobody_has_a_context_it_is_the_policy_gradient_whatever_the_trust
         ]
 
     learners = [tiny_learner(tiny_model(), learning_rate=rate) for rate in (0.2, 0.3)]
-    metrics = gated(e_every=1, policy_lr_scale=1.5).step(bare(0), learners[0])
+    metrics = gated(e_every=1, policy_lr_scale=1.5).step(bare(0), learners[0]).metrics
     GRPO(GRPOSettings(average="seq_mean")).step(bare(0), learners[1])
     assert metrics["gate/trust"] == 1.0 and metrics["gate/groups"] == 0
-    assert distance(flat(learners[0].weights()), flat(learners[1].weights())) < 1e-10
+    assert distance(flat(learners[0].model), flat(learners[1].model)) < 1e-10
 
 
 def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:
@@ -170,10 +170,10 @@ def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:
 def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:
     learner = tiny_learner(tiny_model(), teacher=TeacherSettings())
     sceptic = gated(min_trust=1.0, e_every=1)
-    metrics = sceptic.step(random_groups(0), learner)
+    metrics = sceptic.step(random_groups(0), learner).metrics
     assert metrics["e_step/rows"] == 0 and 0 <= metrics["gate/auc"] <= 1 and metrics["gate/groups"] > 0
     assert metrics["gate/trust"] == sceptic._gate.trust and metrics["m_step/rows"] > 0
-    open_minded = gated(e_every=1).step(random_groups(0), tiny_learner(tiny_model(), teacher=TeacherSettings()))
+    open_minded = gated(e_every=1).step(random_groups(0), tiny_learner(tiny_model(), teacher=TeacherSettings())).metrics
     assert open_minded["e_step/rows"] > 0
 
 

@@ -50,7 +50,7 @@ def trained(algorithm: Any, teacher: TeacherSettings | None = None) -> torch.Ten
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)
         learner.end_iteration()
-    return flat(learner.weights())
+    return flat(learner.model)
 
 
 @pytest.mark.parametrize("end", [{"form": "reshape", "outcome_share": 1.0}, {"form": "reweight", "reweight_clip": 0.0}])
@@ -73,7 +73,7 @@ def test_reshape_learns_from_text_where_all_rewards_are_equal_and_reweight_does_
     told = sum(r.teacher_prompt is not None for group in failed for r in group.rollouts)
     for form, rows in (("reshape", told), ("reweight", 0)):
         learner = tiny_learner(tiny_model(), teacher=TeacherSettings())
-        assert Hybrid(HybridSettings(form=form)).step(failed, learner)["policy/rows"] == rows  # type: ignore[arg-type]
+        assert Hybrid(HybridSettings(form=form)).step(failed, learner).metrics["policy/rows"] == rows  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [{"outcome_share": 1.5}, {"reweight_clip": -0.1}])

@@ -8,34 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
+from helpers import ALGORITHMS, TokenPrompter, flat, random_groups, tiny_learner, tiny_model
+from torch import Tensor
 
-from vpd.algorithms import Algorithm, weighting
-from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
+from vpd.algorithms import weighting
+from vpd.algorithms.distill import Distill, SDPOSettings
+from vpd.algorithms.e_step import ShiftedBCO
 from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights, with_reference
-from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
-from vpd.algorithms.hybrid import Hybrid, HybridSettings
-from vpd.algorithms.vpd import VPD, VPDSettings, e_step_objective
+from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import TrainingError
-from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.model.scorer import Batch, Scorer
 from vpd.types import Example, Group
 
-Make = Callable[[], Algorithm]
-METHODS: dict[str, tuple[Make, TeacherSettings]] = {
-    "vpd": (lambda: VPD(VPDSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()), TeacherSettings(ema_rate=0.5)),  # type: ignore[arg-type]
-    "gated": (
-        lambda: GatedVPD(GatedSettings(e_every=2, teacher_ema_rate=0.5), TokenPrompter()),  # type: ignore[arg-type]
-        TeacherSettings(ema_rate=0.5),
-    ),
-    "sdpo": (lambda: Distill(SDPOSettings(updates_per_batch=2)), TeacherSettings()),
-    "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
-    "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
-    "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
-    "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
-}
+METHODS = ALGORITHMS
 
 
 def learner_of(name: str, **changes: Any) -> Any:
@@ -48,7 +35,7 @@ def run(name: str, batches: list[list[Group]], **changes: Any) -> torch.Tensor:
     for groups in batches:
         algorithm.step(groups, learner)
         learner.end_iteration()
-    return flat(learner.weights())
+    return flat(learner.model)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -82,7 +69,7 @@ def test_restore_continues_bit_for_bit(name: str) -> None:
     for groups in batches[2:]:
         resumed.step(groups, second)
         second.end_iteration()
-    assert torch.equal(flat(second.weights()), whole)
+    assert torch.equal(flat(second.model), whole)
 
 
 @pytest.mark.parametrize("name", ["vpd", "sdpo"])
@@ -104,9 +91,9 @@ def test_rows_without_context_change_nothing_and_make_no_pass(name: str) -> None
             nonlocal seen
             seen += len(kwargs["input_ids"])
 
-        learner.weights().base_model.register_forward_hook(count, with_kwargs=True)
+        learner.model.base_model.register_forward_hook(count, with_kwargs=True)
         make().step(batch, learner)
-        return flat(learner.weights()), seen
+        return flat(learner.model), seen
 
     (with_bare, rows_with), (without, rows_without) = trained(more), trained(groups)
     assert torch.equal(with_bare, without) and rows_with == rows_without
@@ -118,11 +105,13 @@ def test_an_iteration_without_any_context_trains_nothing() -> None:
         for group in random_groups(0)
     ]
     learner, algorithm = learner_of("vpd"), METHODS["vpd"][0]()
-    metrics = algorithm.step(groups, learner)
+    metrics = algorithm.step(groups, learner).metrics
     assert metrics["e_step/rows"] == metrics["m_step/rows"] == 0 and metrics["e_step/skipped"] == 1
-    assert torch.equal(flat(learner.weights()), flat(tiny_model()))
-    assert algorithm.step(random_groups(1), learner)["e_step/rows"] == 0  # a skipped E-step does not move the schedule
-    assert algorithm.step(random_groups(2), learner)["e_step/rows"] > 0
+    assert torch.equal(flat(learner.model), flat(tiny_model()))
+    assert (
+        algorithm.step(random_groups(1), learner).metrics["e_step/rows"] == 0
+    )  # a skipped E-step does not move the schedule
+    assert algorithm.step(random_groups(2), learner).metrics["e_step/rows"] > 0
 
 
 def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_step() -> None:
@@ -133,20 +122,20 @@ def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_st
     ]
     learner = learner_of("sdpo")
 
-    def both(scorer: Scorer, batch: Batch) -> Terms:
+    def both(scorer: Scorer, batch: Batch) -> Tensor:
         student, teacher = scorer.logprobs("student"), scorer.logprobs("teacher")
         assert student.requires_grad != teacher.requires_grad
         assert teacher.requires_grad == (train == "teacher")
         value = scorer.divergence(alpha=0.5).value
-        return Terms(losses={"x": value.sum(-1)})
+        return value
 
     for train in ("student", "teacher"):
-        learner.update("x", examples, both, train=train)
+        learner.update("x", examples, {"x": both}, train=train)
     assert all(p.grad is None for p in learner.teacher.mixture("teacher")[0][0].parameters())
 
 
 def test_teacher_with_the_students_prompt_is_the_student() -> None:
-    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in to_examples(random_groups(0))]
+    examples = [dataclasses.replace(e, teacher=e.prompt) for e in to_examples(random_groups(0))]
     learner = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=5)
     student, teacher = (learner.score(examples, m) for m in (student_logprobs, teacher_logprobs))
     assert student == teacher  # equal shapes: bit for bit
@@ -183,7 +172,7 @@ def test_an_unknown_weight_and_a_row_without_a_teacher_are_refused() -> None:
     example = Example(prompt=(1,), completion=(2,), mask=(True,), behaviour=(0.0,), loss_weights={"other": 1.0})
     learner = learner_of("sdpo")
     with pytest.raises(ValueError, match="other"):
-        learner.update("x", [example], lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}))
+        learner.update("x", [example], {"x": lambda scorer, batch: scorer.logprobs("student")})
     with pytest.raises(ValueError, match="without a teacher"):
         learner.score([example], teacher_logprobs)
 
@@ -195,19 +184,18 @@ def e_examples(seed: int) -> list[Example]:
 
 
 def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
-    examples, objective = e_examples(0), e_step_objective(VPDSettings(), lambda *_: 0.05)
+    examples, loss = e_examples(0), ShiftedBCO(VPDSettings(), 0.05)
     learner = tiny_learner(tiny_model(), learning_rate=0.01)
-    first, second = (learner.update("e", examples, objective, train="teacher")["e/loss"] for _ in range(2))
+    first, second = (learner.update("e", examples, {"bco": loss}, train="teacher").metrics["e/loss"] for _ in range(2))
     assert second < first
 
 
 def test_a_teacher_with_the_students_prompt_starts_the_e_step_at_two_log_two() -> None:
-    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in e_examples(0)]
+    examples = [dataclasses.replace(e, teacher=e.prompt) for e in e_examples(0)]
     assert {e.success for e in examples} == {True, False}
-    loss = tiny_learner(tiny_model()).update(
-        "e", examples, e_step_objective(VPDSettings(), lambda *_: 0.0), train="teacher"
-    )
-    assert loss["e/loss"] == pytest.approx(2 * math.log(2), abs=1e-12)
+    loss = ShiftedBCO(VPDSettings(), 0.0)
+    update = tiny_learner(tiny_model()).update("e", examples, {"bco": loss}, train="teacher")
+    assert update.metrics["e/loss"] == pytest.approx(2 * math.log(2), abs=1e-12)
 
 
 def test_fixed_and_dynamic_prior_agree_at_first_and_part_later() -> None:
@@ -218,7 +206,7 @@ def test_fixed_and_dynamic_prior_agree_at_first_and_part_later() -> None:
         for seed in range(steps):
             algorithm.step(random_groups(seed), learner)
             learner.end_iteration()
-        return flat(learner.weights())
+        return flat(learner.model)
 
     assert torch.equal(trained("fixed", 1), trained("dynamic", 1))
     assert not torch.equal(trained("fixed", 2), trained("dynamic", 2))
@@ -238,8 +226,8 @@ def test_the_samplers_logprobs_stand_in_only_where_they_are_the_learners() -> No
             return dataclasses.replace(rollout, completion=completion)
 
         groups = [Group(rollouts=tuple(told(r) for r in group.rollouts)) for group in groups]
-        metrics = VPD(settings, TokenPrompter()).step(groups, learner)  # type: ignore[arg-type]
-        return flat(learner.weights()), metrics
+        metrics = VPD(settings, TokenPrompter()).step(groups, learner).metrics  # type: ignore[arg-type]
+        return flat(learner.model), metrics
 
     scored, far = step(lambda example, scores: [s + 0.01 for s in scores])
     taken, near = step(lambda example, scores: scores)
@@ -253,7 +241,7 @@ def test_e_steps_fall_on_multiples_of_f_and_the_ratio_is_one_elsewhere() -> None
     learner = tiny_learner(tiny_model(), teacher=settings.teacher_settings())
     algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
     for k in range(7):
-        metrics = algorithm.step(random_groups(k), learner)
+        metrics = algorithm.step(random_groups(k), learner).metrics
         learner.end_iteration()
         assert (metrics["e_step/rows"] > 0) == (k % 3 == 0)
         assert (metrics["m_step/importance_ratio"] == 1.0) == (k % 3 != 0)
@@ -268,16 +256,16 @@ def test_grpo_learns_nothing_from_a_group_of_equal_rewards() -> None:
         for g in random_groups(0)
     ]
     learner = learner_of("grpo")
-    metrics = GRPO(GRPOSettings()).step(groups, learner)
-    assert metrics["policy/rows"] == 0 and torch.equal(flat(learner.weights()), flat(tiny_model()))
+    metrics = GRPO(GRPOSettings()).step(groups, learner).metrics
+    assert metrics["policy/rows"] == 0 and torch.equal(flat(learner.model), flat(tiny_model()))
 
 
 def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     learner = tiny_learner(tiny_model())
     examples = e_examples(0)
     with pytest.raises(TrainingError, match="not finite"):
-        learner.update("x", examples, lambda s, b: Terms(losses={"bco": s.logprobs("student").sum(-1) * math.inf}))
-    assert torch.equal(flat(learner.weights()), flat(tiny_model()))
+        learner.update("x", examples, {"bco": lambda scorer, batch: scorer.logprobs("student") * math.inf})
+    assert torch.equal(flat(learner.model), flat(tiny_model()))
 
 
 def test_a_reference_is_scored_whoever_sampled_the_row() -> None:

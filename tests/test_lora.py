@@ -23,7 +23,6 @@ from vpd.bundled import load_bundled
 from vpd.cli import main
 from vpd.engines.torch_engine import TorchEngine
 from vpd.errors import ConfigError, StorageError
-from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings
 from vpd.model import lora
 from vpd.model.scorer import Batch, LogitMixture, Scorer
@@ -77,7 +76,7 @@ def trained(settings: VPDSettings, *, copies: bool = False, **changes: Any) -> A
     fixed = settings.prior == "fixed"
     if copies:
         learner = tiny_learner(adapted(), teacher=TeacherSettings(kind="live"), **changes)
-        learner.teacher = Copies(settings.teacher_settings(), learner.weights())  # type: ignore[assignment]
+        learner.teacher = Copies(settings.teacher_settings(), learner.model)  # type: ignore[assignment]
     else:
         learner = tiny_learner(adapted(), teacher=settings.teacher_settings(), keep_initial=fixed, **changes)
     algorithm = VPD(settings, TokenPrompter())  # type: ignore[arg-type]
@@ -95,8 +94,8 @@ def test_one_base_equals_a_copy_for_each_role(
 ) -> None:
     settings = VPDSettings(e_every=2, teacher=teacher, prior=prior, teacher_ema_rate=0.4, teacher_trust_region_mix=0.3)
     changes = {"share_prefixes": share_prefixes, "micro_batch_size": 5}
-    ours = adapter_of(trained(settings, gradient_checkpointing=checkpointing, **changes).weights())
-    theirs = adapter_of(trained(settings, copies=True, **changes).weights())
+    ours = adapter_of(trained(settings, gradient_checkpointing=checkpointing, **changes).model)
+    theirs = adapter_of(trained(settings, copies=True, **changes).model)
     moved = (theirs - adapter_of(adapted())).norm()
     assert moved > 1e-2 and (ours - theirs).norm() < 1e-10 * moved
 
@@ -104,7 +103,7 @@ def test_one_base_equals_a_copy_for_each_role(
 def test_the_roles_differ() -> None:
     """Else the equality above would say nothing."""
     results = [
-        adapter_of(trained(VPDSettings(e_every=2, teacher=t, prior=p, teacher_ema_rate=0.4)).weights())  # type: ignore[arg-type]
+        adapter_of(trained(VPDSettings(e_every=2, teacher=t, prior=p, teacher_ema_rate=0.4)).model)  # type: ignore[arg-type]
         for t, p in TEACHERS
     ]
     for number, one in enumerate(results):
@@ -137,7 +136,7 @@ def test_vpd_with_lora_equals_the_oracle(prior: Any) -> None:
             alpha=0.5,
             ema_rate=0.3,
         )
-    ours, theirs = adapter_of(learner.weights()), adapter_of(other)
+    ours, theirs = adapter_of(learner.model), adapter_of(other)
     moved = (theirs - adapter_of(adapted())).norm()
     assert moved > 1e-3 and (ours - theirs).norm() < 1e-10 * moved
 
@@ -202,16 +201,16 @@ def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_i
     def gradient(kind: str, order: tuple[Any, ...]) -> torch.Tensor:
         learner = tiny_learner(adapted(), gradient_checkpointing=kind, teacher=TeacherSettings(ema_rate=0.5))
         with torch.no_grad():
-            for n, value in enumerate(lora.weights(learner.weights()).values()):
+            for n, value in enumerate(lora.weights(learner.model).values()):
                 value.add_(0.05 * (n % 3 - 1))
 
-        def objective(scorer: Scorer, batch: Batch) -> Terms:
+        def objective(scorer: Scorer, batch: Batch) -> Any:
             seen = {role: scorer.logprobs(role) for role in order}
-            return Terms(losses={"x": (seen["student"] * seen["teacher"].exp()).sum(-1)})
+            return seen["student"] * seen["teacher"].exp()
 
-        before = adapter_of(learner.weights())
-        learner.update("x", with_loss_weights(made, x=[1.0] * len(made)), objective)
-        return adapter_of(learner.weights()) - before
+        before = adapter_of(learner.model)
+        learner.update("x", with_loss_weights(made, x=[1.0] * len(made)), {"x": objective})
+        return adapter_of(learner.model) - before
 
     plain = gradient("none", ("teacher", "student"))
     assert plain.norm() > 0
@@ -223,18 +222,18 @@ def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_i
 def test_an_external_teacher_is_no_lora_model() -> None:
     learner = tiny_learner(adapted(), teacher=TeacherSettings(kind="external"), external=tiny_model(seed=7))
     external = learner.teacher.mixture("teacher")[0][0]
-    before, start = external.state_dict(), adapter_of(learner.weights())
+    before, start = external.state_dict(), adapter_of(learner.model)
     settings = GKDSettings(teacher_model="given")
     losses = []
     for _ in range(6):
-        losses.append(Distill(settings, own_prompt=True).step(random_groups(0), learner)["m_step/divergence"])
-    assert losses[-1] < losses[0] and not torch.equal(adapter_of(learner.weights()), start)
+        losses.append(Distill(settings, own_prompt=True).step(random_groups(0), learner).metrics["m_step/divergence"])
+    assert losses[-1] < losses[0] and not torch.equal(adapter_of(learner.model), start)
     assert not lora.is_attached(external) and all(torch.equal(before[n], v) for n, v in external.state_dict().items())
 
 
 def test_the_engine_samples_from_the_live_adapter() -> None:
     learner = tiny_learner(adapted(dtype=torch.float32), share_prefixes=True)
-    model = learner.weights()
+    model = learner.model
     engine = TorchEngine(Words(), eos_ids=[0, 3])
     engine.load(model, 0)
     before = engine.generate(PROMPTS, seeds=SEEDS, max_tokens=8)
@@ -277,7 +276,7 @@ def test_adapters_of_a_16_bit_model_are_fp32_and_move() -> None:
     learner.update(
         "x",
         with_loss_weights(made, x=[1.0] * len(made)),
-        lambda s, b: Terms(losses={"x": s.logprobs("student").sum(-1)}),
+        {"x": lambda scorer, batch: scorer.logprobs("student")},
     )
     learner.end_iteration()
     average = torch.cat([v.double().flatten() for v in lora.state(model, lora.AVERAGE).values()])

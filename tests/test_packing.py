@@ -4,21 +4,19 @@ In float64 on GPT-2 (its norms stay in float64) to 1e-10; Llama's norms round to
 """
 
 import dataclasses
-import itertools
 import random
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from helpers import VOCABULARY, flat, tiny_learner, tiny_model
-from test_invariance import METHODS, random_groups
+from helpers import ALGORITHMS as METHODS
+from helpers import VOCABULARY, flat, random_groups, tiny_learner, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from vpd.algorithms.examples import to_examples
 from vpd.model import attention
 from vpd.model.packing import Pack, lay_out, plan, tokens_of
-from vpd.types import Example, Group, Tokens
+from vpd.types import Group, Tokens
 
 BIG = 1 << 20  # a hidden size at which every shared token pays
 
@@ -86,7 +84,7 @@ def trained(name: str, make: Any, **changes: Any) -> torch.Tensor:
     for seed in range(3):
         algorithm.step(longer(random_groups(seed)), learner)
         learner.end_iteration()
-    return flat(learner.weights()) - flat(make(0))
+    return flat(learner.model) - flat(make(0))
 
 
 def longer(groups: list[Group]) -> list[Group]:
@@ -127,35 +125,6 @@ def test_sharing_computes_fewer_tokens() -> None:
     assert tokens(True) < 0.8 * tokens(False)
 
 
-def test_micro_batches_keep_within_their_bounds_and_groups_whole() -> None:
-    examples = to_examples(longer(random_groups(0, groups=6)))
-
-    def split(**bounds: Any) -> list[list[Example]]:
-        learner = tiny_learner(gpt2(), **bounds)
-        return [[example for _, example in part] for part, _ in learner._micro_batches(list(enumerate(examples)))]
-
-    def size(part: list[Example], prompts: list[Tokens]) -> int:
-        return tokens_of(prompts, [e.completion for e in part], 16)
-
-    assert sorted(len(part) for part in split(share_prefixes=True, micro_batch_size=100)) == sorted(
-        sum((e.teacher_prompt is None) == bare for e in examples) for bare in (True, False)
-    )
-    for limit in (40, 80, 160):
-        parts = split(share_prefixes=True, micro_batch_size=100, max_tokens_per_microbatch=limit)
-        assert sum(map(len, parts)) == len(examples)
-        for part in parts:
-            read = [e.prompt for e in part], [e.teacher_prompt or e.prompt for e in part]
-            assert len(part) == 1 or max(size(part, prompts) for prompts in read) <= limit
-    told = [part for part in split(share_prefixes=True, micro_batch_size=5) if part[0].teacher_prompt]
-    groups = [{example.group for example in part} for part in told]
-    assert all(not a & b for a, b in itertools.pairwise(groups))  # rows of at most 4 a group: none is torn
-    padded = split(share_prefixes=False, micro_batch_size=100, max_tokens_per_microbatch=60)
-    assert all(
-        len(part) == 1 or len(part) * max(len(e.teacher_prompt or e.prompt) + len(e.completion) for e in part) <= 60
-        for part in padded
-    )
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_token_budget_changes_nothing(name: str) -> None:
     alone = trained(name, gpt2, share_prefixes=False)
@@ -167,7 +136,7 @@ def test_a_token_budget_changes_nothing(name: str) -> None:
 def test_padding_is_measured() -> None:
     def padding(share: bool) -> float:
         learner = tiny_learner(gpt2(), teacher=METHODS["vpd"][1], share_prefixes=share)
-        return METHODS["vpd"][0]().step(longer(random_groups(0)), learner)["m_step/padding"]
+        return METHODS["vpd"][0]().step(longer(random_groups(0)), learner).metrics["m_step/padding"]
 
     assert padding(True) == 0.0 and 0.05 < padding(False) < 0.6
 

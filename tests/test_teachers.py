@@ -46,8 +46,8 @@ def test_the_live_weights_and_a_live_teacher_are_untouched_by_a_fixed_priors_dty
         )
         for seed in range(2):
             VPD(settings, TokenPrompter()).step(random_groups(seed), learner)  # type: ignore[arg-type]
-        assert {p.dtype for p in learner.weights().parameters()} == {torch.float32}
-        ends.append(flat(learner.weights()))
+        assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
+        ends.append(flat(learner.model))
     moved = (ends[0] - flat(tiny_model(dtype=torch.float32))).norm()
     assert 0 < (ends[0] - ends[1]).norm() < 0.05 * moved
 

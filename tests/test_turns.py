@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import tiny_learner, vpd_train
+from helpers import in_turn, tiny_learner, vpd_train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -18,8 +18,9 @@ from vpd.engines.torch_engine import TorchEngine
 from vpd.envs import Reply, per_row
 from vpd.errors import EnvError
 from vpd.lab import tiny
+from vpd.policy import FixedPolicy
 from vpd.prompts import Prompter, PromptSettings
-from vpd.rollout import Sampling, collect
+from vpd.rollout import RolloutSettings, RolloutSource
 from vpd.types import Grade, Message, Task
 
 CHATML = (
@@ -70,7 +71,7 @@ class Spelling(ScriptedEngine):
     """Scripted answers that end in the end-of-turn token, as a model's do."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]):
-        super().__init__(tokenizer, [text + tokenizer.eos_token for text in texts])
+        super().__init__(tokenizer, in_turn([text + tokenizer.eos_token for text in texts]))
 
     def generate(self, prompts: Any, **sampling: Any) -> Any:
         completions = super().generate(prompts, **sampling)
@@ -86,16 +87,9 @@ def attempts(env: Any, texts: Sequence[str], *, length: int = 200, turns: int = 
     tokenizer = chatml()
     engine = Spelling(tokenizer, texts)
     prompter = Prompter(tokenizer, PromptSettings(), window=None, max_completion_length=length)
-    [made] = collect(
-        env,
-        engine,
-        prompter,
-        [env.task(0, seed=0)],
-        Sampling(max_completion_length=length, max_turns=turns),
-        num_generations=group,
-        success_threshold=0.5,
-        stream=(0, "train", 0),
-    )
+    settings = RolloutSettings(prompts_per_step=1, num_generations=group, max_completion_length=length, max_turns=turns)
+    source = RolloutSource(env=env, engine=engine, prompter=prompter, feedback=[], settings=settings)
+    [made], _ = source.take(0)
     return made.rollouts, tokenizer, engine
 
 
@@ -116,7 +110,7 @@ def test_the_model_goes_on_where_the_template_would_put_it() -> None:
         {"role": "user", "content": "try again"},
     ]
     rendered = tokenizer.apply_chat_template(whole, add_generation_prompt=True, return_dict=False)
-    assert list(engine.asked[1]) == rendered  # token for token what a chat would send
+    assert list(engine.asked[1][0]) == rendered  # token for token what a chat would send
     assert [m["role"] for m in env.seen[0]] == ["user", "assistant"]
     assert [m["content"] for m in env.seen[1]] == ["write b", "a", "try again", "b"]
 
@@ -172,13 +166,12 @@ def test_the_learner_agrees_with_the_sampler_across_turns() -> None:
     tokenizer = tiny.make_tokenizer()
     ends = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]  # any digit ends a turn
     engine = TorchEngine(tokenizer, eos_ids=ends)
-    engine.load(model, 0)
+    engine.load(FixedPolicy(model))
     prompter = Prompter(tokenizer, tiny.TEMPLATE, window=96, max_completion_length=30)
     env = Repair(reply="rule A means swap")
-    groups = collect(
-        env, engine, prompter, [env.task(0, seed=0)], Sampling(max_completion_length=30),
-        num_generations=6, success_threshold=0.5, stream=(0, "train", 0),
-    )  # fmt: skip
+    settings = RolloutSettings(prompts_per_step=1, num_generations=6, max_completion_length=30)
+    source = RolloutSource(env=env, engine=engine, prompter=prompter, feedback=[], settings=settings)
+    groups, _ = source.take(0)
     assert max(r.completion.turns for r in groups[0].rollouts) == 2
     examples = to_examples(groups)
     scores = tiny_learner(model).score(examples, student_logprobs)

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
-from vpd.learners import Learner
 from vpd.model import lora
 
 
@@ -36,7 +35,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def save(
-    output_dir: Path, step: int, learner: Learner, tokenizer: Any, progress: dict[str, Any], *, keep: int | None
+    output_dir: Path, step: int, learner: Any, tokenizer: Any, progress: dict[str, Any], *, keep: int | None
 ) -> Path:
     """Write ``checkpoint-{step}`` atomically, then remove all but the newest ``keep`` (None: keep all).
 
@@ -47,7 +46,7 @@ def save(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_model(learner.weights(), tokenizer, partial)
+        save_model(learner.model, tokenizer, partial)
         state = {name: part for name, part in learner.state().items() if name != "model"}
         torch.save(state, partial / "state.pt")
         files = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(partial.iterdir())}
@@ -82,11 +81,11 @@ def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, faults
 
 
-def load(folder: Path, learner: Learner) -> dict[str, Any]:
+def load(folder: Path, learner: Any) -> dict[str, Any]:
     """Restore a learner and give back the progress that was saved with it."""
     progress: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    learner.restore({"model": _weights(folder, learner.weights()), **state})
+    learner.restore({"model": _weights(folder, learner.model), **state})
     return progress
 
 
@@ -108,7 +107,7 @@ def _weights(folder: Path, live: Any) -> dict[str, Tensor]:
             )
         return lora.read(folder)
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=live.dtype)
-    return {f"model.{name}": tensor for name, tensor in saved.state_dict().items()}
+    return dict(saved.state_dict())
 
 
 def _fault(folder: Path) -> str | None:

@@ -119,8 +119,6 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     settings = EvalSettings(
         sampling=dataclasses.replace(config.rollout.sampling, temperature=options.temperature, top_p=options.top_p),
         num_samples=options.num_samples,
-        success_threshold=config.rollout.success_threshold,
-        seed=config.run.seed,
     )
     result = run_eval(config, settings, limit=options.limit, teacher=options.teacher)
     rows = [("student", result.student)] + ([("teacher", result.teacher)] if options.teacher else [])

@@ -4,28 +4,24 @@ The second number is the method's central quantity: the *teacher's* accuracy.  C
 answers and the same weights answer again with it.
 """
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpd.engines import Engine
-from vpd.envs import Env
-from vpd.feedback import Feedback
-from vpd.feedback.writers import ModelWriter
-from vpd.prompts import Prompter
-from vpd.rollout import Sampling, collect, generate_turns, grade_completions
-from vpd.types import Group, Metrics, Rollout, Task
+from vpd.ranks import divide
+from vpd.rollout import Request, RolloutSource, Sampling
+from vpd.types import Group, Metrics, Rollout, SampleKey, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """k answers per task, sampled in a way of their own."""
+    """k answers per task and how they are sampled; ``teacher``: failed attempts are answered again with their C."""
 
     sampling: Sampling
     num_samples: int = 8
-    success_threshold: float = 0.5
-    seed: int = 0
+    teacher: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,62 +34,55 @@ class Evaluation:
     retries: list[Rollout]
 
 
-def evaluate(
-    env: Env,
-    engine: Engine,
-    prompter: Prompter,
-    tasks: Sequence[Task],
-    settings: EvalSettings,
-    *,
-    feedback: Sequence[Feedback] | None = None,
-) -> Evaluation:
-    """Sample k answers per task; with ``feedback`` also answer every failed attempt again, with its C.
+def evaluate(source: RolloutSource, tasks: Sequence[Task], settings: EvalSettings) -> Evaluation:
+    """Sample k answers per task; with ``settings.teacher`` also answer every failed attempt again, with its C.
 
     Metrics: ``avg@k``, ``pass@k`` (a task counts if any of its k answers passes), each with ``_se``, the standard
     error over tasks, and ``reward``.  The teacher's are over the tasks that have a failed answer with a context;
     its ``student_accuracy`` is the student's avg@k on just these tasks, so that the two can be compared.
     """
-    groups = collect(
-        env,
-        engine,
-        prompter,
-        tasks,
-        settings.sampling,
-        num_generations=settings.num_samples,
-        success_threshold=settings.success_threshold,
-        stream=(settings.seed, "eval"),
-    )
+
+    def work(places: Sequence[int]) -> list[tuple[Group, list[Rollout]]]:
+        return _evaluate_share(source, places, [tasks[place] for place in places], settings)
+
+    pairs = divide(source.ranks, range(len(tasks)), work)
+    groups = [group for group, _ in pairs]
     student = summarise([group.rollouts for group in groups], settings.num_samples)
-    if feedback is None:
-        return Evaluation(student=student, teacher={}, groups=groups, retries=[])
-    writer = ModelWriter(engine, prompter, stream=(settings.seed, "eval_feedback"))
-    for source in feedback:
-        groups = source(groups, writer)
-    groups = prompter.attach(groups)
-    failed = [
-        (n, r) for n, g in enumerate(groups) for r in g.rollouts if not r.success and r.teacher_prompt is not None
+    retried = [(group, retries) for group, retries in pairs if retries]
+    teacher: Metrics = {}
+    if settings.teacher:
+        teacher = summarise([retries for _, retries in retried], settings.num_samples)
+    if retried:
+        same_tasks = [statistics.fmean(r.success for r in group.rollouts) for group, _ in retried]
+        teacher["student_accuracy"] = statistics.fmean(same_tasks)
+    return Evaluation(
+        student=student, teacher=teacher, groups=groups, retries=[r for _, retries in retried for r in retries]
+    )
+
+
+def _evaluate_share(
+    source: RolloutSource, places: Sequence[int], tasks: Sequence[Task], settings: EvalSettings
+) -> list[tuple[Group, list[Rollout]]]:
+    """Each task's attempts and, asked for the teacher, the retries of its failed attempts."""
+    keys = [SampleKey(phase="eval", step=0, task=place, sample=0) for place in places]
+    groups = source.attempt(keys, tasks, settings.sampling, settings.num_samples)
+    if not settings.teacher:
+        return [(group, []) for group in groups]
+    groups = source.add_feedback(groups)
+    requests = [
+        Request(
+            key=dataclasses.replace(rollout.key, phase="eval_retry"),
+            task=rollout.task,
+            prompt=rollout.teacher_prompt.tokens,
+        )
+        for group in groups
+        for rollout in group.rollouts
+        if not rollout.success and rollout.teacher_prompt is not None
     ]
-    retries = _answer_again(env, engine, prompter, [r for _, r in failed], settings)
-    by_task: dict[int, list[Rollout]] = {}
-    for (number, _), retry in zip(failed, retries, strict=True):
-        by_task.setdefault(number, []).append(retry)
-    teacher = summarise(list(by_task.values()), settings.num_samples)
-    if by_task:
-        same = [statistics.fmean(r.success for r in groups[number].rollouts) for number in by_task]
-        teacher["student_accuracy"] = statistics.fmean(same)
-    return Evaluation(student=student, teacher=teacher, groups=groups, retries=retries)
-
-
-def _answer_again(
-    env: Env, engine: Engine, prompter: Prompter, failed: Sequence[Rollout], settings: EvalSettings
-) -> list[Rollout]:
-    tasks = [rollout.task for rollout in failed]
-    prompts = [rollout.teacher_prompt.tokens for rollout in failed if rollout.teacher_prompt is not None]
-    if not prompts:
-        return []
-    stream = (settings.seed, "eval_teacher")
-    completions = generate_turns(env, engine, prompter, tasks, prompts, settings.sampling, stream=stream)
-    return grade_completions(env, tasks, prompts, completions, settings.success_threshold)
+    retries: dict[int, list[Rollout]] = {place: [] for place in places}
+    for retry in source.answer(requests, settings.sampling) if requests else ():
+        retries[retry.key.task].append(retry)
+    return [(group, retries[place]) for place, group in zip(places, groups, strict=True)]
 
 
 def summarise(answers: Sequence[Sequence[Rollout]], k: int) -> Metrics:

@@ -1,15 +1,19 @@
-"""Draw, generate, grade: from tasks to groups of rollouts.  Training and evaluation share this one path."""
+"""Draw, generate, grade, add feedback: from tasks to groups of rollouts, for training and evaluation alike."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
-from vpd.engines import Engine, stream_seed
+from vpd.engines import Engine
 from vpd.envs import Conversational, Env, grade_texts, replies_of
 from vpd.errors import ConfigError
+from vpd.feedback import Feedback
+from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter
-from vpd.types import Completion, Group, Rollout, Task, Tokens
+from vpd.ranks import OneProcess, Ranks, divide
+from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,99 +57,176 @@ class RolloutSettings:
         )
 
 
-def collect(
-    env: Env,
-    engine: Engine,
-    prompter: Prompter,
-    tasks: Sequence[Task],
-    sampling: Sampling,
-    *,
-    num_generations: int,
-    success_threshold: float,
-    stream: tuple[int | str, ...],
-) -> list[Group]:
-    """G graded attempts at each task.  ``stream`` names the randomness: row i samples with (stream, i)."""
-    owners = [task for task in tasks for _ in range(num_generations)]
-    prompts = [prompt for task in tasks for prompt in [prompter.build_student_prompt(task)] * num_generations]
-    completions = generate_turns(env, engine, prompter, owners, prompts, sampling, stream=stream)
-    rollouts = grade_completions(env, owners, prompts, completions, success_threshold)
-    starts = range(0, len(rollouts), num_generations)
-    return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One attempt that is asked for: the task, the prompt that the model reads, and which attempt it is."""
+
+    key: SampleKey
+    task: Task
+    prompt: Tokens
+
+
+class Source(Protocol):
+    """Where the loop's rollouts come from."""
+
+    def start(self, step: int) -> None:
+        """Rollouts of ``step`` will be wanted; a source that works ahead begins with the weights at hand."""
+        ...
+
+    def take(self, step: int) -> tuple[list[Group], Metrics]:
+        """The groups of ``step``, whole on every rank and with their teacher prompts, and what they took (seconds)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSource:
+    """The synchronous source.  It has no memory: the tasks of a step and all randomness follow from (seed, step).
+
+    With several ranks each works on a contiguous share of the tasks, from drawing to teacher prompts, and the groups
+    are gathered; the result is the same for any number of ranks.
+    """
+
+    env: Env
+    engine: Engine
+    prompter: Prompter
+    feedback: Sequence[Feedback]
+    settings: RolloutSettings
+    seed: int = 0
+    ranks: Ranks = dataclasses.field(default_factory=OneProcess)
+
+    def start(self, step: int) -> None:
+        """Nothing: the groups are made when they are taken."""
+
+    def take(self, step: int) -> tuple[list[Group], Metrics]:
+        count = self.settings.prompts_per_step
+        places = range(step * count, (step + 1) * count)
+        seconds: Metrics = {"time/rollout": 0.0, "time/feedback": 0.0}
+
+        def work(share: Sequence[int]) -> list[Group]:
+            started = time.perf_counter()
+            keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
+            tasks = [self.env.task(place, seed=self.seed) for place in share]
+            groups = self.attempt(keys, tasks, self.settings.sampling, self.settings.num_generations)
+            sampled = time.perf_counter()
+            groups = self.add_feedback(groups)
+            seconds["time/rollout"] = sampled - started
+            seconds["time/feedback"] = time.perf_counter() - sampled
+            return groups
+
+        return divide(self.ranks, places, work), seconds
+
+    def attempt(
+        self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
+    ) -> list[Group]:
+        """G graded attempts at each task; ``keys`` are those of each task's first attempt."""
+        requests = [
+            Request(key=dataclasses.replace(key, sample=sample), task=task, prompt=prompt)
+            for key, task in zip(keys, tasks, strict=True)
+            for prompt in [self.prompter.build_student_prompt(task)]
+            for sample in range(num_generations)
+        ]
+        rollouts = self.answer(requests, sampling)
+        starts = range(0, len(rollouts), num_generations)
+        return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """A graded attempt for each request; an undecided ``success`` is resolved here, once."""
+        completions = generate_turns(self.env, self.engine, self.prompter, requests, sampling, seed=self.seed)
+        return grade_completions(self.env, requests, completions, self.settings.success_threshold)
+
+    def add_feedback(self, groups: Sequence[Group]) -> list[Group]:
+        """The rollouts with what every feedback source says about them, and their teacher's prompts."""
+        writer = ModelWriter(self.engine, self.prompter, seed=self.seed)
+        for source in self.feedback:
+            groups = source(groups, writer)
+        return self.prompter.attach(groups)
 
 
 def generate_turns(
     env: Env,
     engine: Engine,
     prompter: Prompter,
-    tasks: Sequence[Task],
-    prompts: Sequence[Tokens],
+    requests: Sequence[Request],
     sampling: Sampling,
     *,
-    stream: tuple[int | str, ...],
+    seed: int,
 ) -> list[Completion]:
-    """One attempt for each prompt; where the environment replies, the model goes on within the same budget."""
+    """One attempt for each request; where the environment replies, the model goes on within the same budget."""
 
-    def generate(rows: Sequence[int], before: Sequence[Tokens], room: Sequence[int], turn: int) -> list[Completion]:
+    def generate(rows: Sequence[int], prompts: Sequence[Tokens], room: Sequence[int], turn: int) -> list[Completion]:
         return engine.generate(
-            before,
-            seeds=[stream_seed(*stream, row, *([turn] if turn else [])) for row in rows],
+            prompts,
+            keys=[dataclasses.replace(requests[row].key, turn=turn) for row in rows],
+            seed=seed,
             max_tokens=room,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
 
-    rows = list(range(len(prompts)))
-    attempts = generate(rows, prompts, [sampling.max_completion_length] * len(prompts), 0)
+    rows = list(range(len(requests)))
+    prompts = [request.prompt for request in requests]
+    attempts = generate(rows, prompts, [sampling.max_completion_length] * len(requests), 0)
     if not isinstance(env, Conversational):
         return attempts
-    conversations = [list(task.messages) for task in tasks]
+    conversations: list[list[Message]] = [list(request.task.messages) for request in requests]
     for turn in range(1, sampling.max_turns):
         rows = [row for row in rows if attempts[row].finish == "stop"]
-        for row in rows:
-            conversations[row].append({"role": "assistant", "content": attempts[row].text})
-        replies = replies_of(env, [tasks[row] for row in rows], [conversations[row] for row in rows])
-        said: dict[int, Tokens] = {}
-        for row, reply in zip(rows, replies, strict=True):
-            if reply is None:
-                continue
-            conversations[row].append(reply)
-            said[row] = prompter.reply(reply, after=attempts[row].tokens[-1] if attempts[row].tokens else None)
-        room = {row: sampling.max_completion_length - len(attempts[row].tokens) - len(said[row]) for row in said}
-        rows = [row for row in said if room[row] > 0]
-        for row in said.keys() - set(rows):
+        replies = _replies(env, prompter, requests, rows, attempts, conversations)
+        room = {row: sampling.max_completion_length - len(attempts[row].tokens) - len(replies[row]) for row in replies}
+        rows = [row for row in replies if room[row] > 0]
+        for row in replies.keys() - set(rows):
             attempts[row] = dataclasses.replace(attempts[row], finish="length")
         if not rows:
             break
-        before = [prompts[row] + attempts[row].tokens + said[row] for row in rows]
-        for row, answer in zip(rows, generate(rows, before, [room[row] for row in rows], turn), strict=True):
-            attempts[row] = _joined(attempts[row], said[row], answer)
+        prompts = [requests[row].prompt + attempts[row].tokens + replies[row] for row in rows]
+        for row, answer in zip(rows, generate(rows, prompts, [room[row] for row in rows], turn), strict=True):
+            attempts[row] = _joined(attempts[row], replies[row], answer)
     return attempts
 
 
-def _joined(attempt: Completion, said: Tokens, answer: Completion) -> Completion:
-    """An attempt, what the environment said to it, and the next answer, as one attempt."""
+def _replies(
+    env: Conversational,
+    prompter: Prompter,
+    requests: Sequence[Request],
+    rows: Sequence[int],
+    attempts: Sequence[Completion],
+    conversations: Sequence[list[Message]],
+) -> dict[int, Tokens]:
+    """What the environment says to the newest answer of each row, as tokens; conversations grow by both."""
+    for row in rows:
+        conversations[row].append({"role": "assistant", "content": attempts[row].text})
+    replies = replies_of(env, [requests[row].task for row in rows], [conversations[row] for row in rows])
+    found: dict[int, Tokens] = {}
+    for row, reply in zip(rows, replies, strict=True):
+        if reply is not None:
+            conversations[row].append(reply)
+            last = attempts[row].tokens[-1] if attempts[row].tokens else None
+            found[row] = prompter.reply(reply, after=last)
+    return found
+
+
+def _joined(attempt: Completion, reply: Tokens, answer: Completion) -> Completion:
+    """An attempt, what the environment replied, and the next answer, as one attempt."""
     return dataclasses.replace(
         answer,
-        tokens=attempt.tokens + said + answer.tokens,
-        sampled=attempt.sampled + (False,) * len(said) + answer.sampled,
-        logprobs=attempt.logprobs + (0.0,) * len(said) + answer.logprobs,
+        tokens=attempt.tokens + reply + answer.tokens,
+        sampled=attempt.sampled + (False,) * len(reply) + answer.sampled,
+        logprobs=attempt.logprobs + (0.0,) * len(reply) + answer.logprobs,
         turns=attempt.turns + 1,
     )
 
 
 def grade_completions(
-    env: Env,
-    tasks: Sequence[Task],
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[Completion],
-    success_threshold: float,
+    env: Env, requests: Sequence[Request], completions: Sequence[Completion], success_threshold: float
 ) -> list[Rollout]:
-    """Rollouts with their grades; an undecided ``success`` is resolved here, once."""
-    grades = grade_texts(env, tasks, [completion.text for completion in completions])
+    """Rollouts with their grades; where the grader leaves ``success`` open, the reward and the threshold decide."""
+    grades = grade_texts(env, [request.task for request in requests], [completion.text for completion in completions])
     rollouts = []
-    for task, prompt, completion, grade in zip(tasks, prompts, completions, grades, strict=True):
+    for request, completion, grade in zip(requests, completions, grades, strict=True):
         if grade.success is None:
             grade = dataclasses.replace(grade, success=grade.reward >= success_threshold)
-        rollouts.append(Rollout(task=task, prompt=prompt, completion=completion, grade=grade))
+        rollouts.append(
+            Rollout(key=request.key, task=request.task, prompt=request.prompt, completion=completion, grade=grade)
+        )
     return rollouts

@@ -9,6 +9,7 @@ method: ``Example.prompt`` is what the student reads, ``Example.teacher_prompt``
 Letters for lengths: P prompt, Q teacher's prompt, T completion, G rollouts of one task.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,31 @@ class Task:
     messages: tuple[Message, ...]
     payload: Any = None
     tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleKey:
+    """Which text of a run this is: together with the run's seed, all that its randomness depends on.
+
+    ``phase``: "train", "eval" or "eval_retry", followed by "/source" for what a feedback source asks a model; ``step``:
+    iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the evaluation set;
+    ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
+
+    >>> SampleKey(phase="train", step=3, task=50, sample=1).seed(0) < 2**63
+    True
+    """
+
+    phase: str
+    step: int
+    task: int
+    sample: int
+    turn: int = 0
+
+    def seed(self, run_seed: int) -> int:
+        """A 63-bit hash of the run's seed and this key (servers take signed 64-bit seeds)."""
+        parts = (run_seed, self.phase, self.step, self.task, self.sample, self.turn)
+        digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +143,9 @@ class TeacherPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One attempt, with everything that is known about it."""
+    """One attempt, with everything that is known about it; ``key`` says which one it is."""
 
+    key: SampleKey
     task: Task
     prompt: Tokens
     completion: Completion
@@ -155,8 +182,13 @@ class Example:
     mask: tuple[bool, ...]
     behaviour: Floats
     reference: Floats | None = None
-    teacher_prompt: Tokens | None = None
+    teacher: Tokens | None = None
+    version: int = 0
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     advantage: float = 0.0
     success: bool = False
     group: int = 0
+
+    @property
+    def teacher_prompt(self) -> Tokens | None:
+        return self.teacher

@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
-
 from vpd import losses
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import split_by_group, to_examples, token_counts, with_loss_weights, with_reference
+from vpd.algorithms.examples import (
+    ImportanceReference,
+    split_by_group,
+    to_examples,
+    token_counts,
+    with_loss_weights,
+    with_reference,
+)
 from vpd.errors import ConfigError
-from vpd.learners import Learner, Terms
+from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
-from vpd.model.scorer import Batch, Scorer
-from vpd.types import Example, Group, Metrics
+from vpd.model.scorer import Batch, Divergence, Scorer
+from vpd.types import Example, Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,9 @@ class DistillSettings:
         Literal["exact", "sampled"], "whole distributions, or the sampled token (alpha 1)"
     ] = "exact"
     importance_clip: Annotated[float | None, "cap of the ratio pi / pi_0 that weighs each token; null: none"] = 2.0
+    importance_reference: Annotated[
+        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+    ] = "own"
     average: Annotated[weighting.Average, "mean of sequence means, or mean over tokens"] = "seq_mean"
     denominator: Annotated[weighting.Denominator, "rows that divide: those with a context, or all (SDPO's code)"] = (
         "active"
@@ -145,73 +153,73 @@ class Distill:
         self.settings = settings
         self.own_prompt = own_prompt
 
-    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
-        examples = to_examples(groups)
-        if self.settings.updates_per_batch > 1 and not self.own_prompt:
-            examples = self.score_taking_part(examples, learner)
-        return self.distil(groups, examples, learner)
+    def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        return self.distil(to_examples(groups, self.settings.importance_reference), learner)
 
-    def distil(self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner) -> Metrics:
+    def distil(self, examples: Sequence[Example], learner: Learner) -> Update:
         """The M-step on examples that may carry a reference, part by part."""
+        settings = self.settings
         if self.own_prompt:
-            examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in examples]
-        metrics: Metrics = {}
-        start = 0
-        for part in split_by_group(groups, self.settings.updates_per_batch):
-            size = sum(len(group.rollouts) for group in part)
-            own = examples[start : start + size]
-            start += size
+            examples = [dataclasses.replace(e, teacher=e.prompt) for e in examples]
+        elif settings.updates_per_batch > 1:
+            examples = self._with_reference(examples, learner)
+        updates = []
+        for part in split_by_group(examples, settings.updates_per_batch):
             weights = weighting.token_average(
-                token_counts(own),
-                [e.teacher_prompt is not None for e in own],
-                average=self.settings.average,
-                denominator=self.settings.denominator,
+                token_counts(part),
+                [e.teacher is not None for e in part],
+                average=settings.average,
+                denominator=settings.denominator,
             )
-            update = learner.update("m_step", with_loss_weights(own, distill=weights), self.objective)
-            metrics = update | metrics if metrics else update  # of several parts, the first is reported
-        return metrics
+            updates.append(learner.update("m_step", with_loss_weights(part, distill=weights), {"distill": self.loss}))
+        return combine(updates)
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
-    def score_taking_part(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
-        """Reference log-probs for the rows that have a context; the others cost nothing."""
-        chosen = [i for i, e in enumerate(examples) if e.teacher_prompt is not None]
-        scored = iter(with_reference([examples[i] for i in chosen], learner) if chosen else ())
-        return [next(scored) if e.teacher_prompt is not None else e for e in examples]
-
-    def objective(self, scorer: Scorer, batch: Batch) -> Terms:
+    def loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """L_M: the divergence of each token times the truncated ratio pi / pi_0."""
         settings = self.settings
-        if settings.distillation_estimator == "sampled":
-            student_BT, teacher_BT = scorer.logprobs("student"), scorer.logprobs("teacher")
-            value_BT = losses.sampled_divergence(student_BT, teacher_BT)
-            entropies = {"entropy": scorer.entropy("student"), "teacher_entropy": scorer.entropy("teacher")}
-            student_BT = student_BT.detach()
-        else:
-            compared = scorer.divergence(
+        compared = self._compare(scorer)
+        reference_BT = batch.reference_or(compared.student_logprobs)
+        ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
+        moved_BT = compared.student_logprobs - reference_BT
+        return TokenLoss(
+            ratio_BT * compared.value,
+            signals={
+                "divergence": compared.value.detach(),
+                "importance_ratio": ratio_BT,
+                "teacher_minus_student": compared.teacher_logprobs - compared.student_logprobs,
+                "student_drift_kl": moved_BT.exp() * moved_BT - moved_BT.exp() + 1,
+                "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
+                "entropy": compared.student_entropy,
+                "teacher_entropy": compared.teacher_entropy,
+            },
+        )
+
+    def _compare(self, scorer: Scorer) -> Divergence:
+        """The divergence between student and teacher of each token, exact or estimated from the sampled token."""
+        settings = self.settings
+        if settings.distillation_estimator == "exact":
+            return scorer.divergence(
                 alpha=settings.distillation_alpha,
                 top_k=settings.distillation_topk,
                 tail=settings.distillation_tail,
-                term="distill",
-                clip=settings.importance_clip,
+                importance_clip=settings.importance_clip,
             )
-            value_BT, student_BT, teacher_BT = compared.value, compared.student_logprobs, compared.teacher_logprobs
-            entropies = {"entropy": compared.student_entropy, "teacher_entropy": compared.teacher_entropy}
-        reference_BT = batch.reference_or(student_BT)
-        ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=settings.importance_clip)
-        moved_BT = student_BT - reference_BT
-        per_token = {
-            "divergence": value_BT.detach(),
-            "importance_ratio": ratio_BT,
-            "teacher_minus_student": teacher_BT - student_BT,
-            "student_drift_kl": moved_BT.exp() * moved_BT - moved_BT.exp() + 1,
-            "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
-            **entropies,
-        }
-        return Terms(
-            losses={"distill": (ratio_BT * value_BT * batch.mask_BT).sum(-1)},
-            stats={name: torch.where(batch.mask_BT, value, 0.0).sum(-1) for name, value in per_token.items()},
+        student_BT, teacher_BT = scorer.logprobs("student"), scorer.logprobs("teacher")
+        return Divergence(
+            losses.sampled_divergence(student_BT, teacher_BT),
+            student_BT.detach(),
+            teacher_BT,
+            scorer.entropy("student"),
+            scorer.entropy("teacher"),
         )
+
+    def _with_reference(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
+        """Reference log-probs for the rows that have a teacher; the others cost nothing."""
+        chosen = [row for row, e in enumerate(examples) if e.teacher is not None]
+        scored = dict(zip(chosen, with_reference([examples[row] for row in chosen], learner), strict=True))
+        return [scored.get(row, e) for row, e in enumerate(examples)]

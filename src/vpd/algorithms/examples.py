@@ -1,28 +1,39 @@
 """From groups to examples: the one place where a rollout becomes a row of an update."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from vpd.learners import Learner
 from vpd.model.scorer import Batch, Scorer
-from vpd.types import Example, Group, Metrics
+from vpd.ranks import share_of
+from vpd.types import Example, Floats, Group, Metrics
+
+#: Whose log-probs the importance ratio is taken against: the learner's own before the update, or the sampler's.
+ImportanceReference: TypeAlias = Literal["own", "sampler"]
 
 PROBE = 16  # one row in so many is scored to see whether the sampler's log-probs are the learner's
 AGREES = 1e-3  # largest difference, in nats, of any token of those rows at which they are
 
 
-def to_examples(groups: Sequence[Group]) -> list[Example]:
-    """Every rollout as an example without weights, in order."""
+def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own") -> list[Example]:
+    """Every rollout as an example without weights, in order.
+
+    With ``reference="sampler"`` the ratio's denominator is the sampler's log-probs, so that stale rows and an engine of
+    another precision are corrected (truncated importance sampling).  With ``"own"`` a row carries no reference yet:
+    unless it is scored before the first update, it is its own reference and its ratio is exactly 1.
+    """
     return [
         Example(
             prompt=rollout.prompt,
             completion=rollout.completion.tokens,
             mask=rollout.completion.sampled,
             behaviour=rollout.completion.logprobs,
-            teacher_prompt=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
+            reference=rollout.completion.logprobs if reference == "sampler" else None,
+            teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
+            version=rollout.completion.version,
             success=rollout.success,
             group=number,
         )
@@ -39,19 +50,26 @@ def token_counts(examples: Sequence[Example]) -> list[int]:
 def with_loss_weights(examples: Sequence[Example], **weights: Sequence[float]) -> list[Example]:
     """The examples with one weight for each named term."""
     return [
-        dataclasses.replace(example, loss_weights={term: values[i] for term, values in weights.items()})
-        for i, example in enumerate(examples)
+        dataclasses.replace(example, loss_weights={term: values[row] for term, values in weights.items()})
+        for row, example in enumerate(examples)
     ]
 
 
 def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
-    """The examples with logp_S0: the learner's own log-probs of their tokens at this moment, whoever sampled them."""
-    scores = learner.score(examples, student_logprobs)
-    return [dataclasses.replace(e, reference=tuple(s)) for e, s in zip(examples, scores, strict=True)]
+    """The examples with the learner's own log-probs at this moment where they carry no reference yet."""
+    missing = [row for row, example in enumerate(examples) if example.reference is None]
+    if not missing:
+        return list(examples)
+    scores = learner.score([examples[row] for row in missing], student_logprobs)
+    found = {row: tuple(score) for row, score in zip(missing, scores, strict=True)}
+    return [
+        dataclasses.replace(example, reference=found[row]) if row in found else example
+        for row, example in enumerate(examples)
+    ]
 
 
-def reference_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Sequence[float]], Metrics]:
-    """logp_S0 of every example that one engine sampled, and how it was come by.
+def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Floats], Metrics]:
+    """logp_S0, the learner's log-probs of every example that one engine sampled, and how they were come by.
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
     are scored for comparison tell; where one of their tokens differs, all rows are scored.
@@ -69,14 +87,18 @@ def reference_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[l
     if apart <= AGREES:
         return [e.behaviour for e in examples], {"sampler_logp_difference": apart, "rows_scored": float(len(probe))}
     metrics = {"sampler_logp_difference": apart, "rows_scored": float(len(probe) + len(examples))}
-    return list(learner.score(examples, student_logprobs)), metrics
+    return [tuple(scores) for scores in learner.score(examples, student_logprobs)], metrics
 
 
-def split_by_group(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
-    """The batch in ``count`` parts of whole groups (fewer if there are fewer groups)."""
+def split_by_group(examples: Sequence[Example], count: int) -> list[list[Example]]:
+    """The batch in ``count`` parts of whole groups (fewer if there are fewer groups), in order."""
+    groups = list(dict.fromkeys(example.group for example in examples))
     count = min(count, len(groups))
-    edges = [len(groups) * i // count for i in range(count + 1)]
-    return [groups[low:high] for low, high in itertools.pairwise(edges)]
+    part_of = {groups[i]: part for part in range(count) for i in share_of(part, count, len(groups))}
+    parts: list[list[Example]] = [[] for _ in range(count)]
+    for example in examples:
+        parts[part_of[example.group]].append(example)
+    return parts
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

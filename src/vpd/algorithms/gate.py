@@ -92,11 +92,11 @@ def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], 
     """
     found = {}
     for number, group in enumerate(groups):
-        told = next((r for r in group.rollouts if not r.success and r.teacher_prompt is not None), None)
-        if told is None or told.teacher_prompt is None or not any(r.success for r in group.rollouts):
+        failure = next((r for r in group.rollouts if not r.success and r.teacher_prompt is not None), None)
+        if failure is None or failure.teacher_prompt is None or not any(r.success for r in group.rollouts):
             continue
-        quoted = tuple(s.quotes for s in told.context if s.quotes is not None)
-        found[number] = (told.teacher_prompt.tokens, quoted)
+        quoted = tuple(s.quotes for s in failure.context if s.quotes is not None)
+        found[number] = (failure.teacher_prompt.tokens, quoted)
     return found
 
 

@@ -12,21 +12,24 @@ while trust is below ``min_trust``; with ``e_every: null`` this is SDPO with the
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from vpd import losses
 from vpd.algorithms import weighting
+from vpd.algorithms.distill import Distill
+from vpd.algorithms.e_step import EStep
 from vpd.algorithms.examples import teacher_logprobs, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
 from vpd.algorithms.grpo import group_advantages
-from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.errors import ConfigError
-from vpd.learners import Learner, Terms
+from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.model.scorer import Batch, Scorer
 from vpd.prompts import Prompter
-from vpd.types import Example, Group, Metrics
+from vpd.types import Example, Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +61,26 @@ class GatedSettings(VPDSettings):
                 raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
 
 
-class GatedVPD(VPD):
-    """E-step when due and trusted, then one update on both terms."""
-
-    settings: GatedSettings
+class GatedVPD:
+    """Evidence first; then the E-step when due and trusted; then one update on both terms."""
 
     def __init__(self, settings: GatedSettings, prompter: Prompter):
-        super().__init__(settings, prompter)
+        self.settings = settings
+        self.e_step = EStep(settings, prompter)
+        self.m_step = Distill(settings)
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
-    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+    def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         evidence = self._evidence(groups, learner)
         self._gate.add(evidence)
         trust = self._gate.trust
-        distrusted = trust < self.settings.min_trust
-        scored, metrics = self._when_due(groups, learner, everyone=True, skip=distrusted)
-        examples = to_examples(groups) if scored is None else scored
-        metrics |= self._update(groups, examples, trust, learner)
-        metrics |= {
+        examples = to_examples(groups, self.settings.importance_reference)
+        if self.e_step.is_due() and trust >= self.settings.min_trust:
+            examples, e_step = self.e_step.run(groups, examples, learner, score_all=True)
+        else:
+            e_step = self.e_step.skip()
+        m_step = self._update(groups, examples, trust, learner)
+        gate = {
             "gate/trust": trust,
             "gate/auc": evidence.auc,
             "gate/auc_mean": self._gate.auc,
@@ -83,72 +88,63 @@ class GatedVPD(VPD):
             "gate/gap": evidence.gap,
             "gate/groups": float(evidence.groups),
         }
-        return metrics
+        return combine([e_step, m_step, drift_of(e_step, m_step), Update(gate)])
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"gate": self._gate.state()}
+        return self.e_step.state() | {"gate": self._gate.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
+        self.e_step.restore(state)
         self._gate.restore(state["gate"])
 
     def _evidence(self, groups: Sequence[Group], learner: Learner) -> Evidence:
         """One pass without gradient over the mixed groups, each in one shared context, with the M-step's teacher."""
         contexts = shared_context(groups)
-        chosen: list[tuple[int, Example]] = []
-        start = 0
-        examples = to_examples(groups)
-        for number, group in enumerate(groups):
-            own = examples[start : start + len(group.rollouts)]
-            start += len(group.rollouts)
-            if number in contexts:
-                prompt, quoted = contexts[number]
+        chosen: list[Example] = []
+        for group, own in enumerate(_by_group(to_examples(groups))):
+            if group in contexts:
+                prompt, quoted = contexts[group]
                 kept = (e for index, e in enumerate(own) if index not in quoted)
-                chosen += [(number, dataclasses.replace(e, teacher_prompt=prompt)) for e in kept]
+                chosen += [dataclasses.replace(e, teacher=prompt) for e in kept]
         if not chosen:
             return weigh([])
-        scores = learner.score([e for _, e in chosen], teacher_logprobs, model="teacher")
+        scores = learner.score(chosen, teacher_logprobs, model="teacher")
         preferences: dict[int, list[tuple[float, bool]]] = {}
-        for (number, example), score in zip(chosen, scores, strict=True):
+        for example, score in zip(chosen, scores, strict=True):
             pairs = zip(score, example.behaviour, example.mask, strict=True)
-            preference = sum(told - untold for told, untold, counts in pairs if counts)
-            preferences.setdefault(number, []).append((preference, example.success))
+            preference = sum(with_context - without for with_context, without, counts in pairs if counts)
+            preferences.setdefault(example.group, []).append((preference, example.success))
         return weigh(list(preferences.values()))
 
-    def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Metrics:
+    def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Update:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
-        if trust == 0.0:  # nobody is listened to: no row needs a teacher's pass
-            examples = [dataclasses.replace(e, teacher_prompt=None) for e in examples]
+        if trust == 0.0:  # the distillation counts nothing: no row needs a teacher's pass
+            examples = [dataclasses.replace(e, teacher=None) for e in examples]
         lengths = token_counts(examples)
-        told = [e.teacher_prompt is not None for e in examples]
-        distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")
+        has_context = [e.teacher is not None for e in examples]
+        distill = weighting.token_average(lengths, has_context, average=settings.average, denominator="all")
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
-        heard = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
-        lr_scale = heard + (1.0 - heard) * settings.policy_lr_scale
-        metrics = learner.update(
-            "m_step",
-            with_loss_weights(
-                examples,
-                distill=[trust * weight for weight in distill],
-                policy=[
-                    settings.policy_weight * w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)
-                ],
-            ),
-            self._objective,
-            lr_scale=lr_scale,
+        distill_share = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
+        lr_scale = distill_share + (1.0 - distill_share) * settings.policy_lr_scale
+        policy = [w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)]
+        rows = with_loss_weights(
+            examples,
+            distill=[trust * weight for weight in distill],
+            policy=[settings.policy_weight * weight for weight in policy],
         )
-        return metrics | {"gate/lr_scale": lr_scale}
+        objectives = {"distill": self.m_step.loss, "policy": self._policy_gradient}
+        update = learner.update("m_step", rows, objectives, lr_scale=lr_scale)
+        return combine([update, Update({"gate/lr_scale": lr_scale})])
 
-    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
-        """Both terms; a micro-batch holds rows with a teacher's prompt or rows without, never both."""
+    def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
+        """-A log pi of each token times the truncated ratio pi / pi_0."""
         student_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(student_BT)
         ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)
-        surrogate_BT = -ratio_BT * batch.advantage_B[:, None] * student_BT
-        policy_B = (surrogate_BT * batch.mask_BT).sum(-1)
-        if not batch.has_teacher:
-            return Terms(losses={"policy": policy_B, "distill": policy_B.new_zeros(policy_B.shape)})
-        told = self.m_step.objective(scorer, batch)
-        return Terms(losses={"policy": policy_B, **told.losses}, stats=told.stats)
+        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
+
+
+def _by_group(examples: Sequence[Example]) -> list[list[Example]]:
+    return [list(own) for _, own in itertools.groupby(examples, key=lambda example: example.group)]

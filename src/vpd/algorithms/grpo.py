@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import split_by_group, to_examples, token_counts, with_loss_weights, with_reference
+from vpd.algorithms.examples import (
+    ImportanceReference,
+    split_by_group,
+    to_examples,
+    token_counts,
+    with_loss_weights,
+    with_reference,
+)
 from vpd.errors import ConfigError
-from vpd.learners import Learner, Terms
+from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.losses import clipped_policy_gradient
 from vpd.model.scorer import Batch, Scorer
-from vpd.types import Group, Metrics
+from vpd.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,9 @@ class GRPOSettings:
     clip_low: Annotated[float, "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
     clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
     average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+    importance_reference: Annotated[
+        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+    ] = "own"
     updates_per_batch: Annotated[int, "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
     def __post_init__(self) -> None:
@@ -44,51 +54,46 @@ class GRPO:
     def __init__(self, settings: GRPOSettings):
         self.settings = settings
 
-    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+    def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
-        metrics: Metrics = {"policy/groups_without_signal": _silent_share(groups)}
-        examples = to_examples(groups)
-        examples = [  # the outcome alone speaks
-            dataclasses.replace(e, advantage=a, teacher_prompt=None) for e, a in zip(examples, advantages, strict=True)
+        examples = to_examples(groups, settings.importance_reference)
+        examples = [  # feedback is not read
+            dataclasses.replace(e, advantage=a, teacher=None) for e, a in zip(examples, advantages, strict=True)
         ]
         if settings.updates_per_batch > 1:
             examples = with_reference(examples, learner)
-        start = 0
-        for part in split_by_group(groups, settings.updates_per_batch):
-            size = sum(len(group.rollouts) for group in part)
-            own = examples[start : start + size]
-            start += size
-            weights = weighting.token_average(token_counts(own), [True] * size, average=settings.average)
+        updates = [Update({"policy/groups_without_signal": _share_of_equal_groups(groups)})]
+        for part in split_by_group(examples, settings.updates_per_batch):
+            weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
             weights = [
-                w if e.advantage else 0.0 for w, e in zip(weights, own, strict=True)
+                w if e.advantage else 0.0 for w, e in zip(weights, part, strict=True)
             ]  # counted, but adds nothing
-            metrics |= learner.update("policy", with_loss_weights(own, policy=weights), self._objective)
-        return metrics
+            updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
+        return combine(updates)
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
-    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
+    def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
-        loss_BT = clipped_policy_gradient(
-            logprobs_BT,
-            reference_BT,
-            batch.advantage_B,
-            clip_low=self.settings.clip_low,
-            clip_high=self.settings.clip_high,
-        )
         ratio_BT = (logprobs_BT.detach() - reference_BT).exp()
         outside_BT = (ratio_BT < 1 - self.settings.clip_low) | (ratio_BT > 1 + self.settings.clip_high)
-        return Terms(
-            losses={"policy": (loss_BT * batch.mask_BT).sum(-1)},
-            stats={
-                "entropy": scorer.entropy("student").sum(-1),
-                "clip_ratio": (outside_BT & batch.mask_BT).double().sum(-1),
-                "sampling_logp_difference": ((reference_BT - batch.behaviour_BT).abs() * batch.mask_BT).sum(-1),
+        return TokenLoss(
+            clipped_policy_gradient(
+                logprobs_BT,
+                reference_BT,
+                batch.advantage_B,
+                clip_low=self.settings.clip_low,
+                clip_high=self.settings.clip_high,
+            ),
+            signals={
+                "entropy": scorer.entropy("student"),
+                "clip_ratio": outside_BT.to(ratio_BT.dtype),
+                "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
             },
         )
 
@@ -110,7 +115,7 @@ def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "
     return advantages
 
 
-def _silent_share(groups: Sequence[Group]) -> float:
+def _share_of_equal_groups(groups: Sequence[Group]) -> float:
     """Share of groups whose rewards are all equal: they teach GRPO nothing."""
     silent = sum(len({rollout.grade.reward for rollout in group.rollouts}) == 1 for group in groups)
     return silent / len(groups)

@@ -1,11 +1,11 @@
 """Hybrids of reward and feedback in one stage, without an E-step (arXiv 2605.15113, its baselines).
 
-The teacher's opinion of a token is o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), and A is GRPO's advantage of the row:
+With o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), the teacher's log-ratio of a token, and A, GRPO's advantage of the row:
 
     reshape   A_t = lambda A + (1 - lambda) o_t                                  AdvReshape, additive
     reweight  A_t = A clip(exp(sign(A) o_t), 1 - eps, 1 + eps)                   AdvReweight, multiplicative
 
-Either stands in PPO's clipped policy gradient.  A row without a context has no opinion: o_t = 0.
+Either stands in PPO's clipped policy gradient.  A row without a context has o_t = 0.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 
 from vpd.algorithms import weighting
 from vpd.algorithms.distill import SelfTeacher
-from vpd.algorithms.examples import to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.errors import ConfigError
-from vpd.learners import Learner, Terms
+from vpd.learners import Learner, TokenLoss, Update
 from vpd.losses import clipped_policy_gradient, mixed_advantage
 from vpd.model.scorer import Batch, Scorer
-from vpd.types import Group, Metrics
+from vpd.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class HybridSettings(SelfTeacher):
     """A policy gradient whose advantage listens to a teacher made of the student's own weights."""
 
     name: Literal["hybrid"] = "hybrid"
-    form: Annotated[Literal["reshape", "reweight"], "how the teacher's opinion enters the advantage"] = "reshape"
+    form: Annotated[Literal["reshape", "reweight"], "how the teacher's log-ratio enters the advantage"] = "reshape"
     outcome_share: Annotated[float, "reshape: lambda, the share of GRPO's advantage"] = 0.5
     reweight_clip: Annotated[float, "reweight: eps, the most that the teacher changes an advantage by"] = 0.2
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
@@ -38,6 +38,9 @@ class HybridSettings(SelfTeacher):
     clip_low: Annotated[float, "lower clip of the ratio; does nothing at one update a batch"] = 0.2
     clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
     average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+    importance_reference: Annotated[
+        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+    ] = "own"
 
     def __post_init__(self) -> None:
         self._check_own_teacher()
@@ -54,21 +57,24 @@ class Hybrid:
     def __init__(self, settings: HybridSettings):
         self.settings = settings
 
-    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
+    def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
-        examples = [dataclasses.replace(e, advantage=a) for e, a in zip(to_examples(groups), advantages, strict=True)]
+        examples = [
+            dataclasses.replace(e, advantage=a)
+            for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
+        ]
         weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        speaks = [bool(e.advantage) or (settings.form == "reshape" and e.teacher_prompt is not None) for e in examples]
-        weights = [w if s else 0.0 for w, s in zip(weights, speaks, strict=True)]  # counted, but adds nothing
-        return learner.update("policy", with_loss_weights(examples, policy=weights), self._objective)
+        counts = [bool(e.advantage) or (settings.form == "reshape" and e.teacher is not None) for e in examples]
+        weights = [w if c else 0.0 for w, c in zip(weights, counts, strict=True)]  # in the mean, but adds nothing
+        return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
-    def _objective(self, scorer: Scorer, batch: Batch) -> Terms:
+    def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         settings = self.settings
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
@@ -81,14 +87,13 @@ class Hybrid:
             outcome_share=settings.outcome_share,
             clip=settings.reweight_clip,
         )
-        loss_BT = clipped_policy_gradient(
-            logprobs_BT, reference_BT, advantage_BT, clip_low=settings.clip_low, clip_high=settings.clip_high
-        )
-        return Terms(
-            losses={"policy": (loss_BT * batch.mask_BT).sum(-1)},
-            stats={
-                "entropy": scorer.entropy("student").sum(-1),
-                "teacher_minus_student": (log_ratio_BT * batch.mask_BT).sum(-1),
-                "sampling_logp_difference": ((reference_BT - batch.behaviour_BT).abs() * batch.mask_BT).sum(-1),
+        return TokenLoss(
+            clipped_policy_gradient(
+                logprobs_BT, reference_BT, advantage_BT, clip_low=settings.clip_low, clip_high=settings.clip_high
+            ),
+            signals={
+                "entropy": scorer.entropy("student"),
+                "teacher_minus_student": log_ratio_BT,
+                "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
             },
         )

@@ -1,40 +1,24 @@
 """Variational Policy Distillation (arXiv 2605.15113): SDPO whose teacher is trained on outcomes.
 
-E-step, every ``e_every`` iterations, before the M-step: the teacher learns to tell successes from failures with the
-current student as reference (a sliding trust region),
+E-step, every ``e_every`` iterations, before the M-step (:mod:`vpd.algorithms.e_step`): the teacher learns to tell
+successes from failures, with the current student as reference.
 
-    rt_i = beta * sum_t (log q(y_t|x,C) - sg log pi(y_t|x))
-    L_E  = - mean_success log sigma(rt - delta) - mean_failure log sigma(-(rt - delta))
-
-M-step: :class:`vpd.algorithms.distill.Distill`.  With ``e_every: null`` nothing but that is left, which is SDPO.
+M-step, always (:mod:`vpd.algorithms.distill`): the student is distilled towards the teacher on its own rollouts.  With
+``e_every: null`` nothing but that is left, which is SDPO.
 """
 
-import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
-
-from vpd import losses
-from vpd.algorithms import weighting
-from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
+from vpd.algorithms.contexts import SuccessContext
 from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
-from vpd.algorithms.examples import (
-    reference_logprobs,
-    student_logprobs,
-    teacher_logprobs,
-    to_examples,
-    with_loss_weights,
-)
+from vpd.algorithms.e_step import EStep
+from vpd.algorithms.examples import to_examples
 from vpd.errors import ConfigError
-from vpd.learners import Learner, Objective, Terms
-from vpd.model.scorer import Batch, Scorer
+from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
-from vpd.types import Example, Group, Metrics
-
-SATURATED = 5.0  # |rt - delta| beyond which the sigmoid's gradient is below 1 %
+from vpd.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,139 +67,27 @@ class VPD:
     """E-step when due, then the M-step.  ``prompter`` builds the E-step's own teacher prompts."""
 
     def __init__(self, settings: VPDSettings, prompter: Prompter):
-        self.settings = settings
+        self.e_step = EStep(settings, prompter)
         self.m_step = Distill(settings)
-        self._prompter = prompter
-        self._iteration = 0
-        self._shift: float | None = None
+        self._reference = settings.importance_reference
 
-    def step(self, groups: Sequence[Group], learner: Learner) -> Metrics:
-        examples, metrics = self._when_due(groups, learner)
-        if examples is None:
-            return metrics | self.m_step.step(groups, learner)
-        metrics |= self.m_step.distil(groups, examples, learner)
-        if metrics["e_step/rows"] and metrics["m_step/rows"]:
-            metrics["e_step/student_drift_kl"] = metrics["m_step/student_drift_kl"]
-        return metrics
+    def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        examples = to_examples(groups, self._reference)
+        if not self.e_step.is_due():
+            return combine([self.e_step.skip(), self.m_step.distil(examples, learner)])
+        examples, e_step = self.e_step.run(groups, examples, learner)
+        m_step = self.m_step.distil(examples, learner)
+        return combine([e_step, m_step, drift_of(e_step, m_step)])
 
     def state(self) -> dict[str, Any]:
-        return {"iteration": self._iteration, "shift": self._shift}
+        return self.e_step.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._iteration, self._shift = state["iteration"], state["shift"]
-
-    def _when_due(
-        self, groups: Sequence[Group], learner: Learner, *, everyone: bool = False, skip: bool = False
-    ) -> tuple[list[Example] | None, Metrics]:
-        """The E-step if it is due: the M-step's examples with their references (None: it was not), and metrics.
-
-        ``everyone``: rows without a context get a reference too; ``skip``: due or not, it does not take place.
-        """
-        due = self.settings.e_every is not None and self._iteration % self.settings.e_every == 0
-        self._iteration += 1
-        if not due or skip:
-            return None, {"e_step/rows": 0.0}
-        started = time.perf_counter()
-        matched = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
-        examples, e_examples, found = self._references(
-            to_examples(groups), to_examples(matched), learner, everyone=everyone
-        )
-        metrics = found | self._e_step([e for e in e_examples if e.teacher_prompt is not None], learner)
-        metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched)
-        metrics["time/e_step"] = time.perf_counter() - started
-        return examples, metrics
-
-    def _references(
-        self, own: Sequence[Example], matched: Sequence[Example], learner: Learner, *, everyone: bool
-    ) -> tuple[list[Example], list[Example], Metrics]:
-        """logp_S0 for every row that enters either step, found once; the fixed prior for the E-step's, if asked."""
-        pairs = list(zip(own, matched, strict=True))
-        enter = [i for i, pair in enumerate(pairs) if everyone or any(e.teacher_prompt is not None for e in pair)]
-        found, how = reference_logprobs([own[i] for i in enter], learner) if enter else ([], {})
-        current = dict(zip(enter, found, strict=True))
-        prior = current
-        if self.settings.prior == "fixed" and enter:
-            initial = learner.score([own[i] for i in enter], student_logprobs, model="initial")
-            prior = dict(zip(enter, map(tuple, initial), strict=True))
-
-        def attach(examples: Sequence[Example], reference: Mapping[int, Sequence[float]]) -> list[Example]:
-            return [
-                dataclasses.replace(e, reference=tuple(reference[i])) if i in reference else e
-                for i, e in enumerate(examples)
-            ]
-
-        metrics = {f"e_step/{name}": value for name, value in how.items()}
-        return attach(own, current), attach(matched, prior), metrics
-
-    def _e_step(self, examples: Sequence[Example], learner: Learner) -> Metrics:
-        """Measure the shift, then ``e_epochs`` updates of the live weights on the teacher's prompt."""
-        if not examples:
-            return {"e_step/rows": 0.0, "e_step/skipped": 1.0}
-        settings = self.settings
-        measured: Metrics = {}
-
-        def measure(reward_B: torch.Tensor, success_B: torch.Tensor) -> float:
-            """Of the first pass over all rows: the shift moves, and stays for the whole E-step."""
-            if not measured:
-                self._move_shift(reward_B, success_B)
-                measured.update(e_step_metrics(reward_B, success_B, self._shift or 0.0))
-            return self._shift or 0.0
-
-        if not learner.in_one_pass(examples):
-            scores = learner.score(examples, teacher_logprobs)
-            rewards = [self._implicit_reward(e, s) for e, s in zip(examples, scores, strict=True)]
-            measure(torch.stack(rewards), torch.tensor([e.success for e in examples]))
-        weighted = with_loss_weights(examples, bco=weighting.class_mean([e.success for e in examples]))
-        metrics: Metrics = {}
-        for _ in range(settings.e_epochs):
-            update = learner.update(
-                "e_step", weighted, e_step_objective(settings, measure), train="teacher", lr_scale=settings.e_lr_scale
-            )
-            metrics = update | metrics  # of several epochs, the first is reported
-        return metrics | measured
-
-    def _move_shift(self, reward_B: torch.Tensor, success_B: torch.Tensor) -> None:
-        target = float(losses.midpoint_shift(reward_B, success_B))
-        memory = 0.0 if self._shift is None else self.settings.shift_momentum
-        self._shift = memory * (self._shift or 0.0) + (1 - memory) * target
-
-    def _implicit_reward(self, example: Example, teacher_logprobs: Sequence[float]) -> torch.Tensor:
-        return losses.implicit_reward(
-            torch.tensor(teacher_logprobs, dtype=torch.float64),
-            torch.tensor(example.reference, dtype=torch.float64),
-            torch.tensor(example.mask),
-            beta=self.settings.teacher_beta,
-            log_ratio=self.settings.log_ratio,
-        )
+        self.e_step.restore(state)
 
 
-def e_step_objective(settings: VPDSettings, shift: Callable[[torch.Tensor, torch.Tensor], float]) -> Objective:
-    """L_E of each row, with the batch's reference as the prior; ``shift`` is asked with rewards and successes [B]."""
-
-    def objective(scorer: Scorer, batch: Batch) -> Terms:
-        reward_B = losses.implicit_reward(
-            scorer.logprobs("teacher"),
-            batch.reference_BT,
-            batch.mask_BT,
-            beta=settings.teacher_beta,
-            log_ratio=settings.log_ratio,
-        )
-        return Terms(losses={"bco": losses.bco(reward_B, batch.success_B, shift(reward_B.detach(), batch.success_B))})
-
-    return objective
-
-
-def e_step_metrics(rewards: torch.Tensor, success: torch.Tensor, shift: float) -> Metrics:
-    """What the E-step saw before its update; accuracy is balanced over the classes that are there."""
-    right = (rewards > shift) == success
-    metrics: Metrics = {
-        "e_step/shift": shift,
-        "e_step/saturation": float(((rewards - shift).abs() > SATURATED).double().mean()),
-        "e_step/accuracy": sum(float(right[c].double().mean()) for c in (success, ~success) if c.any())
-        / sum(bool(c.any()) for c in (success, ~success)),
-    }
-    for name, rows_of_class in (("success", success), ("failure", ~success)):
-        if rows_of_class.any():
-            metrics[f"e_step/implicit_reward_{name}"] = float(rewards[rows_of_class].mean())
-        metrics[f"e_step/rows_{name}"] = float(rows_of_class.sum())
-    return metrics
+def drift_of(e_step: Update, m_step: Update) -> Update:
+    """How far the E-step moved the student, KL(student now || student before it) a token, seen on the M-step's rows."""
+    if not e_step.metrics["e_step/rows"] or "m_step/student_drift_kl" not in m_step.metrics:
+        return Update({})
+    return Update({"e_step/student_drift_kl": m_step.metrics["m_step/student_drift_kl"]})

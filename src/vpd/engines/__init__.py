@@ -1,40 +1,36 @@
 """Engines turn prompts into completions.  The default samples on the learner's own model."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from vpd.types import Completion, Tokens
+from vpd.policy import Policy
+from vpd.types import Completion, SampleKey, Tokens
 
 
 class Engine(Protocol):
     """Samples completions with the weights that were loaded last."""
 
-    def load(self, weights: Any, version: int) -> None:
-        """Take new weights (``Learner.weights()``); ``version`` is stamped on what they sample."""
+    def load(self, policy: Policy) -> None:
+        """Take new weights; ``policy.version`` is stamped on what they sample."""
         ...
 
     def generate(
         self,
         prompts: Sequence[Tokens],
         *,
-        seeds: Sequence[int],
+        keys: Sequence[SampleKey],
+        seed: int,
         max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
-        """One completion for each prompt, in order.  ``seeds[i]`` alone fixes the randomness of row i.
+        """One completion for each prompt, in order.
 
-        ``max_tokens`` is one bound for all rows or one for each.
+        ``keys[i]`` and the run's ``seed`` alone fix the randomness of row i: ``keys[i].seed(seed)``.  ``max_tokens`` is
+        one bound for all rows or one for each.
         """
         ...
-
-
-def stream_seed(*parts: int | str) -> int:
-    """A 64-bit seed that is a pure function of its parts, e.g. ``stream_seed(seed, "train", step, row)``."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def limits_of(max_tokens: int | Sequence[int], rows: int) -> list[int]:
@@ -43,43 +39,44 @@ def limits_of(max_tokens: int | Sequence[int], rows: int) -> list[int]:
 
 
 class ScriptedEngine:
-    """A fake for tests and dry runs: answers from a list of texts, in turn, with log-prob 0 everywhere.
+    """A fake for tests and dry runs: ``answer(prompt, key)`` is the text, with log-prob 0 everywhere.
 
-    ``tokenizer`` needs only ``encode``; ``version`` and ``asked`` (prompts so far) are there to look at.
+    ``tokenizer`` needs only ``encode``; ``version`` and ``asked`` (prompts and keys so far) are there to look at.
     """
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str]):
+    def __init__(self, tokenizer: Any, answer: Callable[[Tokens, SampleKey], str]):
         self.tokenizer = tokenizer
-        self.texts = list(texts)
+        self.answer = answer
         self.version = -1
-        self.asked: list[Tokens] = []
+        self.asked: list[tuple[Tokens, SampleKey]] = []
 
-    def load(self, weights: Any, version: int) -> None:
-        self.version = version
+    def load(self, policy: Policy) -> None:
+        self.version = policy.version
 
     def generate(
         self,
         prompts: Sequence[Tokens],
         *,
-        seeds: Sequence[int],
+        keys: Sequence[SampleKey],
+        seed: int,
         max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
-        completions = []
-        for prompt, limit in zip(prompts, limits_of(max_tokens, len(prompts)), strict=True):
-            text = self.texts[len(self.asked) % len(self.texts)]
-            self.asked.append(tuple(prompt))
-            tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-            completions.append(
-                Completion(
-                    tokens=tokens[:limit],
-                    sampled=(True,) * len(tokens[:limit]),
-                    logprobs=(0.0,) * len(tokens[:limit]),
-                    text=text,
-                    finish="stop" if len(tokens) <= limit else "length",
-                    version=self.version,
-                )
-            )
-        return completions
+        limits = limits_of(max_tokens, len(prompts))
+        self.asked += zip(prompts, keys, strict=True)
+        return [self._complete(*row) for row in zip(prompts, keys, limits, strict=True)]
+
+    def _complete(self, prompt: Tokens, key: SampleKey, limit: int) -> Completion:
+        text = self.answer(prompt, key)
+        tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        cut = tokens[:limit]
+        return Completion(
+            tokens=cut,
+            sampled=(True,) * len(cut),
+            logprobs=(0.0,) * len(cut),
+            text=text,
+            finish="stop" if len(tokens) <= limit else "length",
+            version=self.version,
+        )

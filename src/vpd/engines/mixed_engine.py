@@ -1,18 +1,20 @@
 """Two engines for one stream of prompts: GKD's share of student-generated data."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vpd.engines import Engine, limits_of
-from vpd.types import Completion, Tokens
+from vpd.policy import Policy
+from vpd.types import Completion, SampleKey, Tokens
 
 
 class MixedEngine:
-    """Each distinct prompt goes to ``first`` with probability ``first_fraction``, else to ``second``.
+    """Each task goes to ``first`` with probability ``first_fraction``, else to ``second``, with all its answers.
 
-    The choice is a pure function of the prompt's first seed.  New weights go to ``first`` alone.
+    The choice is a pure function of the task's key and the seed.  New weights go to ``first`` alone.
     """
 
     def __init__(self, first: Engine, second: Engine, *, first_fraction: float):
@@ -20,25 +22,33 @@ class MixedEngine:
         self.second = second
         self.first_fraction = first_fraction
 
-    def load(self, weights: Any, version: int) -> None:
-        self.first.load(weights, version)
+    def load(self, policy: Policy) -> None:
+        self.first.load(policy)
 
     def generate(
-        self, prompts: Sequence[Tokens], *, seeds: Sequence[int], max_tokens: int | Sequence[int], **sampling: Any
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        keys: Sequence[SampleKey],
+        seed: int,
+        max_tokens: int | Sequence[int],
+        **sampling: Any,
     ) -> list[Completion]:
         limits = limits_of(max_tokens, len(prompts))
-        owner: dict[Tokens, bool] = {}
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            if prompt not in owner:
-                owner[prompt] = bool(np.random.default_rng([seed, 1]).random() < self.first_fraction)
+        goes_first = [self._goes_first(key, seed) for key in keys]
         answers: dict[int, Completion] = {}
         for engine, chosen in ((self.first, True), (self.second, False)):
-            rows = [row for row, prompt in enumerate(prompts) if owner[prompt] is chosen]
+            rows = [row for row, first in enumerate(goes_first) if first is chosen]
             made = engine.generate(
                 [prompts[row] for row in rows],
-                seeds=[seeds[row] for row in rows],
+                keys=[keys[row] for row in rows],
+                seed=seed,
                 max_tokens=[limits[row] for row in rows],
                 **sampling,
             )
             answers |= dict(zip(rows, made, strict=True))
         return [answers[row] for row in range(len(prompts))]
+
+    def _goes_first(self, key: SampleKey, seed: int) -> bool:
+        task = dataclasses.replace(key, sample=0, turn=0)
+        return bool(np.random.default_rng([task.seed(seed), 1]).random() < self.first_fraction)

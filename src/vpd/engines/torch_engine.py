@@ -7,9 +7,8 @@ does not depend on which rows stand beside it.
 Dimension legend: B rows still running, V vocabulary, M blocks of the vocabulary, W tokens of a block.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,90 +17,93 @@ from torch import Tensor
 
 from vpd.engines import limits_of
 from vpd.model.decoding import can_share, decoder_for
-from vpd.types import Completion, Tokens
+from vpd.policy import Policy
+from vpd.types import Completion, SampleKey, Tokens
 
 BLOCK = 128  # tokens of a block of the vocabulary
 KEEP = 0.9  # finished rows leave as soon as no more than this share still runs
 
 
+class Requests(NamedTuple):
+    """Rows that decode at once, and how they are sampled."""
+
+    prompts: Sequence[Tokens]
+    seeds: Sequence[int]
+    limits: Sequence[int]
+    temperature: float
+    top_p: float
+    top_k: int | None
+
+
 class TorchEngine:
     """Batched sampling with a KV cache.
 
-    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it; ``autocast`` is the
-    learner's precision.
+    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        eos_ids: Sequence[int],
-        max_rows: int = 64,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ):
+    def __init__(self, tokenizer: Any, *, eos_ids: Sequence[int], max_rows: int = 64):
         self.tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
         self.max_rows = max_rows
-        self._autocast = autocast
         self.version = -1
-        self._model: Any = None
+        self._policy: Policy | None = None
+        self._probed: Any = None
         self._shares = False
 
     @torch.no_grad()
-    def load(self, weights: Any, version: int) -> None:
-        if weights is not self._model:
-            with self._autocast():
-                self._shares = can_share(weights)
-        self._model = weights
-        self.version = version
+    def load(self, policy: Policy) -> None:
+        policy.call(self._probe)
+        self._policy = policy
+        self.version = policy.version
 
     @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Tokens],
         *,
-        seeds: Sequence[int],
+        keys: Sequence[SampleKey],
+        seed: int,
         max_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
-        if len(seeds) != len(prompts):
-            raise ValueError(f"one seed for each prompt; got {len(seeds)} seeds for {len(prompts)} prompts")
-        if self._model is None:
+        if len(keys) != len(prompts):
+            raise ValueError(f"one key for each prompt; got {len(keys)} keys for {len(prompts)} prompts")
+        if self._policy is None:
             raise RuntimeError("the engine has no weights yet: call load() first")
         limits = limits_of(max_tokens, len(prompts))
+        seeds = [key.seed(seed) for key in keys]
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.max_rows):
             rows = slice(start, start + self.max_rows)
-            with self._autocast():
-                completions += self._generate(prompts[rows], seeds[rows], limits[rows], temperature, top_p, top_k)
+            requests = Requests(prompts[rows], seeds[rows], limits[rows], temperature, top_p, top_k)
+            completions += self._policy.call(self._generate, requests)
         return completions
 
-    def _generate(
-        self,
-        prompts: Sequence[Tokens],
-        seeds: Sequence[int],
-        limits: Sequence[int],
-        temperature: float,
-        top_p: float,
-        top_k: int | None,
-    ) -> list[Completion]:
-        device = next(self._model.parameters()).device
-        decoder = decoder_for(self._model, prompts, shared=self._shares)
+    def _probe(self, model: Any) -> None:
+        if model is not self._probed:
+            self._shares = can_share(model)
+            self._probed = model
+
+    def _generate(self, model: Any, asked: Requests) -> list[Completion]:
+        device = next(model.parameters()).device
+        decoder = decoder_for(model, asked.prompts, shared=self._shares)
         logits_BV = decoder.logits_BV
-        width = max(limits)
-        uniform = torch.tensor(np.stack([uniforms(seed, width) for seed in seeds]), device=device)
+        width = max(asked.limits)
+        uniform = torch.tensor(np.stack([uniforms(seed, width) for seed in asked.seeds]), device=device)
         eos = torch.tensor(self.eos_ids, dtype=torch.long, device=device)
-        tokens = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), width, dtype=torch.float64, device=device)
-        length = torch.tensor(limits, dtype=torch.long, device=device)
-        rows = torch.arange(len(prompts), device=device)
-        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        tokens = torch.zeros(len(asked.prompts), width, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(asked.prompts), width, dtype=torch.float64, device=device)
+        length = torch.tensor(asked.limits, dtype=torch.long, device=device)
+        rows = torch.arange(len(asked.prompts), device=device)
+        running = torch.ones(len(asked.prompts), dtype=torch.bool, device=device)
         for step in range(width):
-            logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / max(temperature, 1e-6)
+            logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / max(asked.temperature, 1e-6)
             logp_BV = torch.log_softmax(logits_BV, -1)
-            chosen_B = draw(truncate(logp_BV, top_p, top_k), uniform[rows, step], greedy=temperature == 0.0)
+            chosen_B = draw(
+                truncate(logp_BV, asked.top_p, asked.top_k), uniform[rows, step], greedy=asked.temperature == 0.0
+            )
             tokens[rows[running], step] = chosen_B[running]
             logprobs[rows[running], step] = logp_BV.gather(1, chosen_B[:, None])[running, 0].double()
             ended = running & torch.isin(chosen_B, eos)

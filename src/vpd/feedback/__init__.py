@@ -12,11 +12,11 @@ A source is a function ``(groups, writer) -> groups`` that adds sections to roll
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias
 
-from vpd.types import Group, Message, Rollout, Section
+from vpd.types import Group, Message, Rollout, SampleKey, Section
 
 When: TypeAlias = Literal["always", "missing"]
 
@@ -35,9 +35,14 @@ class Writer(Protocol):
     """A model as an author of text; a source never meets a token."""
 
     def write(
-        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[SampleKey],
+        max_tokens: int,
+        temperature: float,
     ) -> list[Written]:
-        """The next assistant message of each conversation, in order."""
+        """The next assistant message of each conversation, in order; ``keys[i]`` names the randomness of text i."""
         ...
 
     def shorten(self, text: str, max_tokens: int) -> str:
@@ -52,21 +57,24 @@ class Feedback(Protocol):
 
 
 class ScriptedWriter:
-    """A fake for tests and dry runs: answers from a list of texts, in turn, and keeps what it was asked."""
+    """A fake for tests and dry runs: ``answer(conversation, key)`` is the text; keeps what it was asked."""
 
-    def __init__(self, texts: Sequence[str]):
-        self.texts = list(texts)
-        self.asked: list[Sequence[Message]] = []
+    def __init__(self, answer: Callable[[Sequence[Message], SampleKey], str]):
+        self.answer = answer
+        self.asked: list[tuple[Sequence[Message], SampleKey]] = []
 
     def write(
-        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[SampleKey],
+        max_tokens: int,
+        temperature: float,
     ) -> list[Written]:
-        written = []
-        for conversation in conversations:
-            text = self.texts[len(self.asked) % len(self.texts)]
-            self.asked.append(conversation)
-            written.append(Written(text, tokens=len(text.split())))
-        return written
+        asked = list(zip(conversations, keys, strict=True))
+        self.asked += asked
+        texts = [self.answer(conversation, key) for conversation, key in asked]
+        return [Written(text, tokens=len(text.split())) for text in texts]
 
     def shorten(self, text: str, max_tokens: int) -> str:
         words = text.split()

@@ -4,6 +4,7 @@ The gold answer is not shown to the critic, and it writes once for each failed a
 model that is being trained (as the paper does), ``critic`` another one behind an OpenAI-compatible endpoint.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +66,13 @@ class _Critique:
             for index, rollout in enumerate(group.rollouts)
             if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
         ]
-        conversations = [self._conversation(groups[number].rollouts[index], writer) for number, index in asked]
-        written = writer.write(conversations, max_tokens=self.max_critique_length, temperature=self.temperature)
+        rollouts = [groups[number].rollouts[index] for number, index in asked]
+        written = writer.write(
+            [self._conversation(rollout, writer) for rollout in rollouts],
+            keys=[dataclasses.replace(r.key, phase=f"{r.key.phase}/{source}") for r in rollouts],
+            max_tokens=self.max_critique_length,
+            temperature=self.temperature,
+        )
         sections: list[list[list[Section]]] = [[[] for _ in group.rollouts] for group in groups]
         for (number, index), critique in zip(asked, written, strict=True):
             text = without_thinking(critique.text)

@@ -11,33 +11,37 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from vpd.engines import Engine, stream_seed
+from vpd.engines import Engine
 from vpd.errors import FeedbackError
 from vpd.feedback import Written
 from vpd.prompts import Prompter
-from vpd.types import Message
+from vpd.types import Message, SampleKey
 
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English: the endpoint's tokenizer is not known here
 
 
 class ModelWriter:
-    """The current model.  ``stream`` names the randomness: the i-th text of its life samples with (stream, i)."""
+    """The current model; ``seed`` is the run's, and each text samples with it and its own key."""
 
-    def __init__(self, engine: Engine, prompter: Prompter, *, stream: tuple[int | str, ...]):
+    def __init__(self, engine: Engine, prompter: Prompter, *, seed: int):
         self._engine = engine
         self._prompter = prompter
-        self._stream = stream
-        self._written = 0
+        self._seed = seed
 
     def write(
-        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[SampleKey],
+        max_tokens: int,
+        temperature: float,
     ) -> list[Written]:
         if not conversations:
             return []
-        first, self._written = self._written, self._written + len(conversations)
         completions = self._engine.generate(
             [self._prompter.conversation(messages, max_tokens) for messages in conversations],
-            seeds=[stream_seed(*self._stream, first + row) for row in range(len(conversations))],
+            keys=keys,
+            seed=self._seed,
             max_tokens=max_tokens,
             temperature=temperature,
         )
@@ -77,7 +81,12 @@ class EndpointWriter:
         self._concurrency = concurrency
 
     def write(
-        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[SampleKey],
+        max_tokens: int,
+        temperature: float,
     ) -> list[Written]:
         def ask(messages: Sequence[Message]) -> Written:
             body = {

@@ -156,7 +156,7 @@ def _run(method: str, seed: int, steps: int, console: Console, *, introduce: boo
 
 def _introduce(loop: Any, tokenizer: Any, console: Console) -> None:
     """Show one failed attempt as text, before anything is trained."""
-    groups = loop.add_feedback(loop.collect_rollouts())
+    groups, _ = loop.source.take(0)
     failure = next(r for group in groups for r in group.rollouts if r.teacher_prompt is not None and not r.success)
     console.print("One attempt, before training:", style="bold")
     console.print(

@@ -1,44 +1,111 @@
 """Learners hold the weights.  An algorithm is a short program over their two verbs:
 
 * ``score``  measures examples, without gradient;
-* ``update`` takes one optimiser step on an objective.
+* ``update`` takes one optimiser step on a sum of objectives.
+
+An objective computes a loss for each token or row, and nothing else.  The learner masks, sums, weighs by
+``Example.loss_weights[term]`` and differentiates, so an objective cannot get the normalisation wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
 from vpd.model.scorer import Batch, Role, Scorer
+from vpd.policy import Policy
 from vpd.types import Example, Metrics
 
 ModelName: TypeAlias = Literal["live", "initial", "teacher"]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What an objective returns, one number for each row.
+class TokenLoss:
+    """What an objective returns for a micro-batch.
 
-    ``losses`` are masked token *sums* (or a row's own loss), multiplied by ``Example.weights[term]`` and added up:
-    nobody divides afterwards.  ``stats`` are masked token sums without gradient, reported as means per token.
+    ``value``: a loss for each token [B,T] (masked tokens are left out by the learner), or for each row [B].
+    ``signals``: quantities of each token [B,T] without gradient; the learner reports their means over tokens as
+    metrics, and the tokens' own values in ``Update.tokens``.
     """
 
-    losses: dict[str, Tensor]
-    stats: dict[str, Tensor] = field(default_factory=dict)
+    value: Tensor
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Objective: TypeAlias = Callable[[Scorer, Batch], Terms]
+Loss: TypeAlias = Callable[[Scorer, Batch], "TokenLoss | Tensor"]
+#: A quantity of each token [B,T], for ``Learner.score``.
 Measure: TypeAlias = Callable[[Scorer, Batch], Tensor]
+
+
+@runtime_checkable
+class MeasuredLoss(Protocol):
+    """A loss that depends on all rows of the batch through one number for each, such as a shift or a pair's margin.
+
+    The learner measures every row that has weight in the term before it asks for any loss: in the same pass where one
+    micro-batch holds them all, else in a pass before.  So the result is exact for any micro-batch size and rank count.
+    """
+
+    def measure(self, scorer: Scorer, batch: Batch) -> Tensor:
+        """One number for each row [B]."""
+        ...
+
+    def prepare(self, values: Sequence[float], examples: Sequence[Example]) -> Loss:
+        """The loss, now that the numbers of all rows are known; both sequences are in the order of the examples."""
+        ...
+
+
+Objective: TypeAlias = Loss | MeasuredLoss
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimiser step reports.
+
+    ``metrics`` are named ``name/...``; ``values`` holds for each measured term the number of each example (None: it had
+    no weight in the term); ``tokens`` holds for each ``name/signal`` the values [T] of each example's tokens, masked
+    ones included as 0 (None: it was not computed).
+    """
+
+    metrics: Metrics
+    values: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Tensor | None]] = field(default_factory=dict)
+
+
+def combine(updates: Iterable[Update]) -> Update:
+    """The report of several updates of one iteration: the one rule by which metrics add up.
+
+    Rows and tokens add up; every other metric is the mean over the updates that report it, weighted by their tokens.
+    ``name/updates`` counts the updates of that name.  Per-token signals are joined in order.
+    """
+    made = list(updates)
+    metrics: Metrics = {}
+    weight: dict[str, float] = {}
+    for update in made:
+        for name, value in update.metrics.items():
+            prefix, _, rest = name.rpartition("/")
+            if rest in ("rows", "tokens", "updates"):
+                metrics[name] = metrics.get(name, 0.0) + value
+                continue
+            share = update.metrics.get(f"{prefix}/tokens", 1.0)
+            weight[name] = weight.get(name, 0.0) + share
+            old = metrics.get(name, value)
+            metrics[name] = old + (value - old) * (share / weight[name] if weight[name] else 1.0)
+    tokens: dict[str, list[Tensor | None]] = {}
+    for update in made:
+        for name, rows in update.tokens.items():
+            tokens.setdefault(name, []).extend(rows)
+    return Update(metrics, tokens=tokens)
 
 
 class Learner(Protocol):
     """The seam between algorithms and whatever trains."""
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
-        """A per-token measure of every example, in order, masked tokens included as 0; no gradient.
+        """A measure of every token of every example, in order, masked tokens included as 0; no gradient.
 
-        ``model`` plays both roles: the ``live`` ones, the ``initial`` ones, or the ``teacher``'s.
+        ``model`` plays both roles: the ``live`` weights, the ``initial`` ones, or the ``teacher``'s.
         """
         ...
 
@@ -46,20 +113,18 @@ class Learner(Protocol):
         self,
         name: str,
         examples: Sequence[Example],
-        objective: Objective,
+        objectives: Mapping[str, Objective],
         *,
         train: Role = "student",
         lr_scale: float = 1.0,
-    ) -> Metrics:
-        """One optimiser step on the live weights in the role ``train``; metrics are named ``name/...``.
+    ) -> Update:
+        """One optimiser step on the live weights in the role ``train``.
 
-        Training the student, the configured teacher plays the teacher; training the teacher, the live weights do.
-        A row without a non-zero weight does not enter; without any row no step is taken.
+        The loss is the sum over terms and rows of ``loss_weights[term]`` times the term's objective.  Training the
+        student, the configured teacher plays the teacher; training the teacher, the live weights do.  A row without a
+        non-zero weight does not enter; without any row no step is taken.  Raises TrainingError for a loss or gradient
+        that is not finite, and takes no step.
         """
-        ...
-
-    def in_one_pass(self, examples: Sequence[Example]) -> bool:
-        """Whether an update would hand all of these rows to its objective at once, as one batch."""
         ...
 
     def end_iteration(self) -> None:
@@ -71,10 +136,22 @@ class Learner(Protocol):
         """The schedule's rate of the iteration at hand."""
         ...
 
-    def weights(self) -> Any:
-        """What ``Engine.load`` takes."""
+    def policy(self, model: ModelName = "live") -> Policy:
+        """What ``Engine.load`` takes: the live weights, or those of another role."""
         ...
 
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything that a restart needs into a folder: the trained weights and ``state.pt``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take back what :meth:`save` wrote.  Raises StorageError if it is of another kind of model."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write ``model/``, a plain model with adapters merged, and with LoRA also ``adapter/``."""
+        ...

@@ -5,11 +5,10 @@ share, and the gradients are *summed* over ranks.
 """
 
 import contextlib
-import dataclasses
-import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -19,14 +18,18 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from vpd.errors import ConfigError, ModelError, TrainingError
-from vpd.learners import Measure, ModelName, Objective, Terms
+from vpd.learners import Loss, Measure, MeasuredLoss, ModelName, Objective, TokenLoss, Update
+from vpd.learners.micro_batches import Limits, MicroBatch, plan
+from vpd.learners.reporting import UpdateReport
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.model import attention, head, lora
 from vpd.model.activation_checkpointing import Checkpointing, active, enable
-from vpd.model.packing import lay_out, tokens_of
+from vpd.model.packing import lay_out
 from vpd.model.scorer import Batch, LogitMixture, Role, Scorer, collate
-from vpd.types import Example, Metrics
+from vpd.policy import Policy
+from vpd.types import Example
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -76,14 +79,19 @@ class OptimSettings:
 
 
 class _Root(nn.Module):
-    """The one prepared module: objectives run inside its ``forward``, as sharded training needs."""
+    """The one prepared module: objectives run inside its ``forward``, as sharded training needs.
 
-    def __init__(self, model: Any):
+    ``copies`` of the weights (an averaged teacher, the initial policy, an external teacher) are its children, so that
+    they are moved and sharded with it.
+    """
+
+    def __init__(self, model: Any, copies: Mapping[str, nn.Module]):
         super().__init__()
         self.model = model
+        self.copies = nn.ModuleDict(dict(copies))
 
-    def forward(self, function: Callable[[Scorer, Batch], Result], scorer: Scorer, batch: Batch) -> Result:
-        return function(scorer, batch)
+    def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return function(*arguments)
 
 
 class AccelerateLearner:
@@ -118,66 +126,69 @@ class AccelerateLearner:
         enable(self.model, settings.gradient_checkpointing)
         self._check_head()
         self.shares_prefixes = settings.share_prefixes and self._can_share()
-        self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // model.config.get_text_config().vocab_size, 1)
+        text_config = model.config.get_text_config()
+        self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // text_config.vocab_size, 1)
+        self._limits = Limits(
+            rows=settings.micro_batch_size,
+            tokens=settings.max_tokens_per_microbatch,
+            hidden_size=text_config.hidden_size if self.shares_prefixes else None,
+        )
         optimizer = _optimizer(self.model, settings)
-        scheduler = get_scheduler(
+        self._scheduler = get_scheduler(
             settings.lr_scheduler_type,
             optimizer,
             num_warmup_steps=settings.warmup_steps,
             num_training_steps=total_iterations or None,
         )
-        self._root, self._optimizer = self.accelerator.prepare(_Root(self.model), optimizer)
-        self._scheduler = scheduler
+        root = _Root(self.model, self.teacher.modules())
+        self._root, self._optimizer = self.accelerator.prepare(root, optimizer)
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         mixture = self.teacher.mixture(model)
         mine: list[tuple[int, list[float]]] = []
         with torch.no_grad(), self.accelerator.autocast():
-            for rows, batch in self._micro_batches(list(enumerate(examples))):
+            for micro in self._plan(examples, range(len(examples))):
+                batch = self._collate(examples, micro)
                 scorer = self._scorer(batch, student=mixture, teacher=mixture, train=None)
                 values_BT = self._root(measure, scorer, batch)
-                for (index, example), values in zip(rows, values_BT.tolist(), strict=True):
-                    if index >= 0:
-                        mine.append((index, values[: len(example.completion)]))
-        gathered = gather_object(mine) if self.accelerator.num_processes > 1 else mine
-        return [values for _, values in sorted(gathered)]
+                for row, values in zip(micro.rows, values_BT.tolist(), strict=True):
+                    if not micro.padding:
+                        mine.append((row, values[: len(examples[row].completion)]))
+        return [values for _, values in sorted(self._gather(mine))]
 
     def update(
         self,
         name: str,
         examples: Sequence[Example],
-        objective: Objective,
+        objectives: Mapping[str, Objective],
         *,
         train: Role = "student",
         lr_scale: float = 1.0,
-    ) -> Metrics:
-        entering = [(i, example) for i, example in enumerate(examples) if any(example.loss_weights.values())]
-        tokens = sum(sum(example.mask) for _, example in entering)
-        metrics: Metrics = {f"{name}/rows": float(len(entering)), f"{name}/tokens": float(tokens)}
+    ) -> Update:
+        _check_terms(examples, objectives)
+        entering = [row for row, example in enumerate(examples) if any(example.loss_weights.values())]
+        report = UpdateReport(name, examples, entering)
         if not entering:
-            return metrics
-        teacher = self.teacher.mixture("live" if train == "teacher" else "teacher")
-        totals: dict[str, float] = {"computed": 0.0, "padding": 0.0}
-        micro_batches = list(self._micro_batches(entering))
+            return report.without_step()
+        micro_batches = self._plan(examples, entering)
+        job = _Job(examples, objectives, teacher=self.teacher.mixture("live" if train == "teacher" else "teacher"))
+        if self.accelerator.num_processes > 1 or len(micro_batches) > 1:
+            self._measure_beforehand(job, micro_batches)
         self._optimizer.zero_grad()
-        for number, (rows, batch) in enumerate(micro_batches, 1):
-            last = number == len(micro_batches)
-            with self._no_sync_until_last(last), self.accelerator.autocast(), active(self.model):
-                scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=teacher, train=train)
-                terms = self._root(objective, scorer, batch)
-                loss = _weigh(terms, [example for _, example in rows], totals)
-                totals["computed"] += scorer.tokens
-                totals["padding"] += scorer.padding
+        for number, micro in enumerate(micro_batches, 1):
+            with (
+                self._no_sync_until_last(number == len(micro_batches)),
+                self.accelerator.autocast(),
+                active(self.model),
+            ):
+                batch = self._collate(examples, micro)
+                scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=job.teacher, train=train)
+                losses, signals = self._root(job.losses, scorer, batch, micro)
+                loss = report.add(micro, batch, losses, signals, scorer.computed)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-        totals = self._sum_over_ranks(totals)
-        norm = self._step(name, totals["loss"], lr_scale)
-        metrics |= {f"{name}/loss": totals.pop("loss"), f"{name}/grad_norm": norm}
-        metrics[f"{name}/padding"] = totals.pop("padding") / max(totals.pop("computed"), 1.0)
-        metrics |= {f"{name}/{stat}": total / max(tokens, 1) for stat, total in totals.items()}
-        return metrics
-
-    def in_one_pass(self, examples: Sequence[Example]) -> bool:
-        return self.accelerator.num_processes == 1 and sum(map(len, self._parts(list(enumerate(examples))))) == 1
+        sums = self._sum_over_ranks(report.sums())
+        norm = self._step(name, sums["loss"], lr_scale)
+        return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
         with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
@@ -185,8 +196,13 @@ class AccelerateLearner:
             self._scheduler.step()
         self.teacher.end_iteration()
 
-    def weights(self) -> Any:
-        return self.model
+    def policy(self, model: ModelName = "live") -> Policy:
+        return LearnerPolicy(self, model)
+
+    @property
+    def version(self) -> int:
+        """Iterations that have been trained."""
+        return int(self._scheduler.last_epoch)
 
     @property
     def learning_rate(self) -> float:
@@ -195,7 +211,7 @@ class AccelerateLearner:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": lora.state(self.model) if self._adapted else self.accelerator.get_state_dict(self._root),
+            "model": lora.state(self.model) if self._adapted else self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "teacher": self.teacher.state(),
@@ -205,10 +221,40 @@ class AccelerateLearner:
         if self._adapted:
             lora.restore(self.model, state["model"])
         else:
-            self.accelerator.unwrap_model(self._root).load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.teacher.restore(state["teacher"])
+
+    def save(self, folder: Path) -> None:
+        self.policy().save(folder)
+        torch.save({name: part for name, part in self.state().items() if name != "model"}, folder / "state.pt")
+
+    def load(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """``function(*arguments)`` inside the root's forward pass, on this rank alone."""
+        with self.accelerator.autocast():
+            return self.accelerator.unwrap_model(self._root)(function, *arguments)
+
+    def _measure_beforehand(self, job: "_Job", micro_batches: Sequence[MicroBatch]) -> None:
+        """A pass without gradient over the rows of every measured term."""
+        with torch.no_grad(), self.accelerator.autocast():
+            for term, objective in job.measured().items():
+                mine: list[tuple[int, float]] = []
+                for micro in micro_batches:
+                    if term not in micro.terms:
+                        continue
+                    batch = self._collate(job.examples, micro)
+                    scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=job.teacher, train=None)
+                    values_B = self._root(objective.measure, scorer, batch)
+                    if not micro.padding:
+                        mine += zip(micro.rows, values_B.tolist(), strict=True)
+                job.prepare(term, dict(self._gather(mine)))
 
     def _step(self, name: str, loss: float, lr_scale: float) -> float:
         """Clip and step at ``lr_scale`` times the schedule's rate; the gradient norm before clipping."""
@@ -242,70 +288,25 @@ class AccelerateLearner:
             analytic=head.is_plain(self.model.get_output_embeddings()),
         )
 
-    def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
-        """This rank's share of the rows as (rows, batch); rows of one prompt, else of similar length, stand together.
-
-        Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of batches
-        of each kind, so that collectives match: a share that comes out short is filled up with batches of one row of no
-        weight and position -1.
-        """
-        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        for parts in self._parts(rows):
-            for part in parts:
-                yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
-
-    def _parts(self, rows: Sequence[tuple[int, Example]]) -> Iterator[list[list[tuple[int, Example]]]]:
-        """The micro-batches of :meth:`_micro_batches` as rows, for each of the two kinds."""
+    def _plan(self, examples: Sequence[Example], rows: Sequence[int]) -> list[MicroBatch]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for told in (True, False):
-            kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
-            ordered = sorted(kind, key=self._neighbours)
-            size = -(-len(ordered) // world)
-            shares = [self._split(ordered[start : start + size]) for start in range(0, size * world, size or 1)]
-            most = max(map(len, shares), default=0)
-            filler = [[(-1, dataclasses.replace(row[1], loss_weights={}))] for row in ordered[:1]]
-            yield shares[rank] + filler * (most - len(shares[rank])) if shares else []
+        return plan(examples, rows, self._limits, rank=rank, world=world)
 
-    def _split(self, rows: Sequence[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
-        """Rows as micro-batches within the bounds; those of one prompt stay together where they fit into one."""
-        parts: list[list[tuple[int, Example]]] = []
-        for _, group in itertools.groupby(rows, key=lambda row: row[1].prompt if self.shares_prefixes else row[0]):
-            together = list(group)
-            if parts and self._fits([*parts[-1], *together]):
-                parts[-1] += together
-                continue
-            parts.append([])
-            for row in together:
-                if parts[-1] and not self._fits([*parts[-1], row]):
-                    parts.append([])
-                parts[-1].append(row)
-        return parts
-
-    def _fits(self, rows: Sequence[tuple[int, Example]]) -> bool:
-        limit = self.settings.max_tokens_per_microbatch
-        if len(rows) > self.settings.micro_batch_size or limit is None:
-            return len(rows) <= self.settings.micro_batch_size
-        hidden_size = self.model.config.get_text_config().hidden_size if self.shares_prefixes else None
-        completions = [example.completion for _, example in rows]
-        prompts = [[example.prompt for _, example in rows]]
-        prompts.append([example.teacher_prompt or example.prompt for _, example in rows])
-        return all(tokens_of(read, completions, hidden_size) <= limit for read in prompts)
-
-    def _neighbours(self, row: tuple[int, Example]) -> tuple[Any, ...]:
-        """What the rows are sorted by."""
-        index, example = row
-        if self.shares_prefixes:
-            return len(example.prompt), example.prompt, len(example.completion), index
-        return len(example.teacher_prompt or example.prompt) + len(example.completion), len(example.prompt), index
+    def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        return collate([examples[row] for row in micro.rows], device=self.accelerator.device, dtype=dtype)
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self._root)
 
-    def _sum_over_ranks(self, totals: dict[str, float]) -> dict[str, float]:
+    def _gather(self, mine: list[Item]) -> list[Item]:
+        return gather_object(mine) if self.accelerator.num_processes > 1 else mine
+
+    def _sum_over_ranks(self, sums: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
-            return totals
-        names = sorted(totals)
-        values = torch.tensor([totals[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
+            return sums
+        names = sorted(sums)
+        values = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
 
     @torch.no_grad()
@@ -332,6 +333,88 @@ class AccelerateLearner:
                 )
 
 
+class LearnerPolicy:
+    """The policy of a learner on Accelerate, or of one of its teachers."""
+
+    def __init__(self, learner: AccelerateLearner, model: ModelName):
+        self._learner = learner
+        ((self._model, _),) = learner.teacher.mixture(model)
+
+    @property
+    def version(self) -> int:
+        return self._learner.version
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return self._learner.call(function, self._model, *arguments)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        whole = lora.merged(self._model) if lora.is_attached(self._model) else self._model
+        for name, tensor in whole.state_dict().items():
+            yield name, tensor.detach()
+
+    def save(self, folder: Path) -> None:
+        if lora.is_attached(self._model):
+            lora.save(self._model, folder)
+        else:
+            self._model.save_pretrained(folder, max_shard_size="1000GB")
+
+
+class _Job:
+    """One update's objectives: prepares the measured ones, then computes the losses of one micro-batch at a time."""
+
+    def __init__(self, examples: Sequence[Example], objectives: Mapping[str, Objective], *, teacher: LogitMixture):
+        self.examples = examples
+        self.teacher = teacher
+        self.values: dict[str, list[float | None]] = {}
+        self._objectives = objectives
+        self._prepared: dict[str, Loss] = {}
+
+    def measured(self) -> dict[str, MeasuredLoss]:
+        """The objectives that ask for a number of each row first."""
+        return {term: o for term, o in self._objectives.items() if isinstance(o, MeasuredLoss)}
+
+    def prepare(self, term: str, values: Mapping[int, float]) -> None:
+        """Prepare a measured objective from the values of its rows, in the order of the examples."""
+        rows = sorted(values)
+        objective = self.measured()[term]
+        self._prepared[term] = objective.prepare([values[row] for row in rows], [self.examples[row] for row in rows])
+        self.values[term] = [values.get(row) for row in range(len(self.examples))]
+
+    def losses(self, scorer: Scorer, batch: Batch, micro: MicroBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each term's loss summed over the micro-batch with its weights, and all signals; runs inside the root."""
+        losses: dict[str, Tensor] = {}
+        signals: dict[str, Tensor] = {}
+        for term in micro.terms:
+            made = self._loss_of(term, scorer, batch, micro)
+            weight_B = self._weights(term, micro, batch)
+            outcome = made(scorer.for_term(weight_B), batch)
+            outcome = outcome if isinstance(outcome, TokenLoss) else TokenLoss(outcome)
+            value = outcome.value
+            value_B = torch.where(batch.mask_BT, value, 0.0).sum(-1) if value.ndim == 2 else value
+            losses[term] = (weight_B.to(value_B) * value_B).sum()
+            signals |= {name: torch.where(batch.mask_BT, signal, 0) for name, signal in outcome.signals.items()}
+        return losses, signals
+
+    def _loss_of(self, term: str, scorer: Scorer, batch: Batch, micro: MicroBatch) -> Loss:
+        objective = self._objectives[term]
+        if not isinstance(objective, MeasuredLoss):
+            return objective
+        if term not in self._prepared:  # all rows stand in this micro-batch, so their values come from the same pass
+            values_B = objective.measure(scorer, batch).detach()
+            self.prepare(term, dict(zip(micro.rows, values_B.tolist(), strict=True)))
+        return self._prepared[term]
+
+    def _weights(self, term: str, micro: MicroBatch, batch: Batch) -> Tensor:
+        weights = [0.0 if micro.padding else self.examples[row].loss_weights[term] for row in micro.rows]
+        return torch.tensor(weights, dtype=batch.reference_BT.dtype, device=batch.reference_BT.device)
+
+
+def _check_terms(examples: Sequence[Example], objectives: Mapping[str, Objective]) -> None:
+    unknown = {term for example in examples for term in example.loss_weights} - set(objectives)
+    if unknown:
+        raise ValueError(f"rows have weight in terms without an objective: {sorted(unknown)}; got {sorted(objectives)}")
+
+
 def _tree_equals_chain(model: Any, device: torch.device) -> bool:
     """Whether two branches of one pack give the hidden states that two rows of their own give."""
     rows = [(tuple(range(5)), (1, 2, 3)), ((*range(4), 2), (3, 1))]
@@ -345,25 +428,6 @@ def _tree_equals_chain(model: Any, device: torch.device) -> bool:
         states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
         hidden.append(states[layout.row_N, layout.place_N])
     return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
-
-
-def _weigh(terms: Terms, examples: Sequence[Example], totals: dict[str, float]) -> Tensor:
-    """The loss of a micro-batch; adds the loss, each term and each stat to ``totals``."""
-    loss: Tensor | None = None
-    for term, value_B in terms.losses.items():
-        weight_B = torch.tensor(
-            [e.loss_weights.get(term, 0.0) for e in examples], dtype=value_B.dtype, device=value_B.device
-        )
-        part = (weight_B * value_B).sum()
-        loss = part if loss is None else loss + part
-    unknown = {term for e in examples for term in e.loss_weights} - set(terms.losses)
-    if loss is None or unknown:
-        raise ValueError(f"weights name terms that the objective does not return: {sorted(unknown)}")
-    totals["loss"] = totals.get("loss", 0.0) + float(loss.detach())
-    for stat, value_B in terms.stats.items():
-        enters_B = torch.tensor([any(e.loss_weights.values()) for e in examples], device=value_B.device)
-        totals[stat] = totals.get(stat, 0.0) + float(value_B[enters_B].sum())
-    return loss
 
 
 def _optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:

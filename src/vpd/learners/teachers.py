@@ -80,6 +80,11 @@ class TeacherWeights:
                 mix = self.settings.trust_region_mix
                 return ((self._initial, 1.0 - mix), (self._live, mix))
 
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The copies that are modules of their own, by name; adapters of the live model are not."""
+        kept = {"average": self._average, "initial": self._initial, "external": self._external}
+        return {name: module for name, module in kept.items() if isinstance(module, torch.nn.Module)}
+
     @torch.no_grad()
     def end_iteration(self) -> None:
         """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""

@@ -8,6 +8,7 @@ The hidden state at the token before completion token ``t`` predicts it (:mod:`v
 Only those N states reach the head, in chunks (:mod:`vpd.model.head`), so that no [B,T,V] tensor is ever whole.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -38,12 +39,11 @@ class Batch:
     has_reference_B: Tensor
     advantage_B: Tensor
     success_B: Tensor
-    group_B: Tensor
 
     @property
     def has_teacher(self) -> bool:
         """Whether its rows have a teacher's prompt; a learner never mixes rows that do with rows that do not."""
-        return all(example.teacher_prompt is not None for example in self.examples)
+        return all(example.teacher is not None for example in self.examples)
 
     def reference_or(self, logprobs_BT: Tensor) -> Tensor:
         """The reference log-probs [B,T]; a row that carries none is its own reference (ratio exactly 1)."""
@@ -80,7 +80,6 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
         has_reference_B=column([e.reference is not None for e in examples], torch.bool),
         advantage_B=column([e.advantage for e in examples], dtype),
         success_B=column([e.success for e in examples], torch.bool),
-        group_B=column([e.group for e in examples], torch.long),
     )
 
 
@@ -113,9 +112,16 @@ class Scorer:
         self._chunk_tokens = chunk_tokens
         self._share_prefixes = share_prefixes
         self._analytic = analytic
-        self.tokens, self.padding = 0, 0  # that models have computed for this batch, all passes together
+        self.computed = {"tokens": 0, "padding": 0}  # that models have computed for this batch, all passes together
+        self._row_weight_B: Tensor | None = None
         self._hidden: dict[Role, list[Tensor]] = {}
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
+
+    def for_term(self, row_weight_B: Tensor) -> "Scorer":
+        """The same scorer, with all that it has computed, for a term that weighs rows by ``row_weight_B`` [B]."""
+        view = copy.copy(self)
+        view._row_weight_B = row_weight_B
+        return view
 
     def logprobs(self, role: Role) -> Tensor:
         """log p of the batch's tokens [B,T] under a role, 0 where masked."""
@@ -131,14 +137,13 @@ class Scorer:
         alpha: float,
         top_k: int | None = None,
         tail: bool = True,
-        term: str | None = None,
-        clip: float | None = None,
+        importance_clip: float | None = None,
     ) -> Divergence:
         """:func:`vpd.losses.divergence` between student and teacher [B,T], and what falls off on the way.
 
-        ``term`` and ``clip`` announce what the loss will multiply the value by, so that the gradient can be formed in
-        the forward pass: the row's weight of that term and the importance ratio clipped there.  A loss that weighs
-        otherwise is right too, but its logits are made twice.
+        Of a scorer made by :meth:`for_term` the gradient is formed in the forward pass: the loss is then expected to
+        multiply the value by the row's weight and by the importance ratio clipped at ``importance_clip``.  A loss that
+        weighs otherwise is right too, but its logits are made twice.
         """
         options: dict[str, Any] = {"alpha": alpha, "top_k": top_k, "tail": tail}
         hidden = [*self._states("student"), *self._states("teacher")]
@@ -171,8 +176,8 @@ class Scorer:
             return measure
 
         if self._analytic and self._train != "teacher":
-            announced = None if term is None else self._announced(term, clip)
-            value, *aux = self._by_head("student", open_chunk, weights_known=term is not None)
+            announced = None if self._row_weight_B is None else self._announced(self._row_weight_B, importance_clip)
+            value, *aux = self._by_head("student", open_chunk, weights_known=announced is not None)
         else:
             value, *aux = self._in_chunks(compare, hidden)
         return Divergence(value, *(tensor.detach() for tensor in aux))
@@ -213,10 +218,9 @@ class Scorer:
         results = head.measure(states_NH, weight_VH, open_chunk, chunk=chunk, scale=scale, weights_known=weights_known)
         return tuple(self._spread(column_N) for column_N in results)
 
-    def _announced(self, term: str, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
+    def _announced(self, weight_B: Tensor, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
         """What the loss multiplies the divergence of some tokens by, from their log-probs under the student."""
         batch = self._batch
-        weight_B = torch.tensor([example.loss_weights.get(term, 0.0) for example in batch.examples])
         row_N = batch.mask_BT.nonzero()[:, 0]
         weight_N = weight_B.to(batch.reference_BT)[row_N]
         reference_N, has_reference_N = batch.reference_BT[batch.mask_BT], batch.has_reference_B[row_N]
@@ -233,8 +237,8 @@ class Scorer:
             states = []
             for model, _ in self._mixtures[role]:
                 layout = self._layout(role, model)
-                self.tokens += layout.inputs["input_ids"].numel()
-                self.padding += layout.padding
+                self.computed["tokens"] += layout.inputs["input_ids"].numel()
+                self.computed["padding"] += layout.padding
                 with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
                     hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
                     states.append(hidden[layout.row_N, layout.place_N])

@@ -28,6 +28,7 @@ from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
 from vpd.model import lora
 from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.rollout import RolloutSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Parts:
     tokenizer: Any
     prompter: Prompter
     engine: Engine
+    source: RolloutSource
     learner: AccelerateLearner
     algorithm: Algorithm
 
@@ -82,15 +84,24 @@ def assemble(config: Config, *, env: Env | None = None) -> Parts:
     engine: Engine = make_engine(config, tokenizer, model, learner)
     if isinstance(algorithm, GKDSettings) and algorithm.student_fraction < 1:
         teacher_engine = make_engine(config, tokenizer, external, learner)
-        teacher_engine.load(external, 0)
+        teacher_engine.load(learner.policy("teacher"))
         engine = MixedEngine(engine, teacher_engine, first_fraction=algorithm.student_fraction)
-    engine.load(learner.weights(), 0)
+    engine.load(learner.policy())
+    source = RolloutSource(
+        env=env,
+        engine=engine,
+        prompter=prompter,
+        feedback=config.feedback,
+        settings=config.rollout,
+        seed=config.run.seed,
+    )
     return Parts(
         config=config,
         env=env,
         tokenizer=tokenizer,
         prompter=prompter,
         engine=engine,
+        source=source,
         learner=learner,
         algorithm=make_algorithm(config, prompter),
     )
@@ -179,9 +190,7 @@ def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateL
     """The embedded engine, ending at the model's own end-of-sequence tokens, in the learner's precision."""
     ends = model.generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return TorchEngine(
-        tokenizer, eos_ids=sorted(eos_ids), max_rows=config.rollout.max_rows, autocast=learner.accelerator.autocast
-    )
+    return TorchEngine(tokenizer, eos_ids=sorted(eos_ids), max_rows=config.rollout.max_rows)
 
 
 def check_prompts(env: Env, prompter: Prompter, config: Config) -> None:

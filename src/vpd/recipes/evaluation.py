@@ -18,8 +18,7 @@ def run_eval(config: Config, settings: EvalSettings, *, limit: int | None, teach
     run = dataclasses.replace(config.run, eval_limit=limit)
     parts = assemble(dataclasses.replace(config, model=model, run=run))
     tasks = parts.env.eval_tasks(limit)
-    feedback = config.feedback if teacher else None
-    return evaluate(parts.env, parts.engine, parts.prompter, tasks, settings, feedback=feedback)
+    return evaluate(parts.source, tasks, dataclasses.replace(settings, teacher=teacher))
 
 
 def show(rows: Sequence[tuple[str, Metrics]], k: int, console: Console | None = None) -> None:

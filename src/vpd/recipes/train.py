@@ -44,7 +44,7 @@ def train(config: Config, *, env: Env | None = None) -> Path:
     loop.observers = [folder, progress, trackers, monitor]
     with progress, trackers:
         loop.run()
-    model = parts.learner.weights()
+    model = parts.learner.model
     if lora.is_attached(model):
         checkpoint.save_model(model, parts.tokenizer, output / "adapter")
         model = lora.merged(model)
@@ -62,35 +62,29 @@ def make_loop(parts: Parts, observers: Sequence[Observer], *, output: Path | Non
         checkpoint.save(output, loop.step, parts.learner, parts.tokenizer, loop.progress(), keep=run.save_total_limit)
 
     return Loop(
-        env=parts.env,
+        source=parts.source,
         engine=parts.engine,
         learner=parts.learner,
         algorithm=parts.algorithm,
-        feedback=parts.config.feedback,
-        prompter=parts.prompter,
-        rollout=parts.config.rollout,
-        describe=rollout_metrics_for(fixed_length=parts.fixed_length),
+        rollout_metrics=rollout_metrics_for(fixed_length=parts.fixed_length),
         observers=observers,
-        measure=lambda: measure(parts),
+        evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
-        seed=run.seed,
         max_steps=run.max_steps,
         eval_steps=run.eval_steps,
         save_steps=run.save_steps,
     )
 
 
-def measure(parts: Parts) -> Metrics:
+def evaluation_metrics(parts: Parts) -> Metrics:
     """``eval/*`` of the student and ``eval_teacher/*`` of the same weights told what was wrong."""
     config = parts.config
     settings = EvalSettings(
         sampling=config.rollout.sampling,
         num_samples=config.run.eval_samples,
-        success_threshold=config.rollout.success_threshold,
-        seed=config.run.seed,
     )
     tasks = parts.env.eval_tasks(config.run.eval_limit)
-    result = evaluate(parts.env, parts.engine, parts.prompter, tasks, settings, feedback=config.feedback)
+    result = evaluate(parts.source, tasks, settings)
     metrics: Metrics = {}
     for prefix, values in (("eval", result.student), ("eval_teacher", result.teacher)):
         metrics |= {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,0 +1,104 @@
+"""Several processes that run one program: who takes which share, and how the shares come together.
+
+Every rank calls the same functions in the same order.  :func:`divide` is the one way to split work: each rank works on
+a contiguous share, the results are gathered in order, and a failure on one rank is gathered too, so that all ranks
+raise instead of waiting for one that will not come.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from vpd.errors import VPDError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Ranks(Protocol):
+    """The processes of a run; ``rank`` is this one's number, ``world`` how many there are."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order; a collective."""
+        ...
+
+
+class OneProcess:
+    """The default: this process is all there is."""
+
+    rank = 0
+    world = 1
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+class ThreadRanks:
+    """A fake for tests: ``ThreadRanks.run(2, program)`` runs ``program(ranks)`` in two threads that can gather."""
+
+    def __init__(self, rank: int, inboxes: "Sequence[queue.Queue[tuple[int, Any]]]", *, timeout: float):
+        self.rank = rank
+        self.world = len(inboxes)
+        self._inboxes = inboxes
+        self._timeout = timeout
+        self._early: dict[int, list[Any]] = {rank: [] for rank in range(self.world)}
+
+    def all_gather(self, value: Any) -> list[Any]:
+        for inbox in self._inboxes:
+            inbox.put((self.rank, value))
+        while not all(self._early.values()):
+            sender, sent = self._inboxes[self.rank].get(timeout=self._timeout)
+            self._early[sender].append(sent)
+        return [self._early[rank].pop(0) for rank in range(self.world)]
+
+    @classmethod
+    def run(cls, world: int, program: Callable[["ThreadRanks"], Result], *, timeout: float = 10.0) -> list[Any]:
+        """What ``program`` returned, or the exception that it raised, on each rank."""
+        inboxes: list[queue.Queue[tuple[int, Any]]] = [queue.Queue() for _ in range(world)]
+        results: list[Any] = [None] * world
+
+        def work(rank: int) -> None:
+            try:
+                results[rank] = program(cls(rank, inboxes, timeout=timeout))
+            except Exception as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+def share_of(rank: int, world: int, count: int) -> range:
+    """The contiguous share of ``count`` items that a rank takes; shares differ by one item at most."""
+    return range(count * rank // world, count * (rank + 1) // world)
+
+
+def divide(ranks: Ranks, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    """``work(share)`` on every rank, and the results of all shares in order, whole on every rank.
+
+    Raises the lowest rank's VPDError on every rank; the others name that rank.
+    """
+    share = [items[index] for index in share_of(ranks.rank, ranks.world, len(items))]
+    fault: VPDError | None = None
+    done: list[Result] = []
+    try:
+        done = list(work(share)) if share or ranks.world == 1 else []
+    except VPDError as error:
+        fault = error
+    gathered = ranks.all_gather((done, None if fault is None else str(fault)))
+    if fault is not None:
+        raise fault
+    for rank, (_, told) in enumerate(gathered):
+        if told is not None:
+            raise VPDError(f"rank {rank} failed: {told}")
+    return [result for results, _ in gathered for result in results]
