@@ -13,7 +13,8 @@ from vpd.engines import ScriptedEngine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.lab import tiny
-from vpd.model.decoding import can_share, decoder_for
+from vpd.model.decoding import decoder_for
+from vpd.model.probe import decodes_from_shared_prefix
 
 
 class Words:
@@ -82,7 +83,7 @@ def test_equal_prompts_are_prefilled_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> None:
     model = grouped_heads(dtype)
-    assert can_share(model)
+    assert decodes_from_shared_prefix(model)
     decoders = [decoder_for(model, PROMPTS, shared=shared) for shared in (False, True)]
     assert [type(d).__name__ for d in decoders] == ["PaddedDecoder", "SharedDecoder"]
     draw_tokens = torch.Generator().manual_seed(0)
@@ -100,13 +101,13 @@ def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> No
             assert (padded - shared).norm() <= tolerance * padded.norm()
 
 
-def test_a_model_that_takes_no_branches_decodes_from_padded_rows() -> None:
+def test_a_model_without_the_attention_interface_decodes_from_padded_rows() -> None:
     model = grouped_heads(torch.float32)
     model.set_attn_implementation("eager")
     made = TorchEngine(Words(), eos_ids=[0, 3])
     made.load(model, 0)
     eager = made.generate(PROMPTS, seeds=SEEDS, max_tokens=6)
-    assert not can_share(model) and model.config._attn_implementation == "eager"
+    assert not decodes_from_shared_prefix(model) and model.config._attn_implementation == "eager"
     made.load(grouped_heads(torch.float32), 0)
     for ours, theirs in zip(made.generate(PROMPTS, seeds=SEEDS, max_tokens=6), eager, strict=True):
         assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

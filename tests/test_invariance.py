@@ -20,7 +20,8 @@ from vpd.algorithms.vpd import VPD, VPDSettings, e_step_objective
 from vpd.errors import TrainingError
 from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Group
 
 Make = Callable[[], Algorithm]
@@ -146,7 +147,7 @@ def test_no_gradient_reaches_the_teacher_in_an_m_step_nor_the_student_in_an_e_st
 
 
 def test_teacher_with_the_students_prompt_is_the_student() -> None:
-    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in to_examples(random_groups(0))]
+    examples = [dataclasses.replace(e, teacher=e.prompt) for e in to_examples(random_groups(0))]
     learner = tiny_learner(tiny_model(dtype=torch.float32), micro_batch_size=5)
     student, teacher = (learner.score(examples, m) for m in (student_logprobs, teacher_logprobs))
     assert student == teacher  # equal shapes: bit for bit
@@ -202,7 +203,7 @@ def test_one_small_step_lowers_the_e_step_loss_at_a_fixed_shift() -> None:
 
 
 def test_a_teacher_with_the_students_prompt_starts_the_e_step_at_two_log_two() -> None:
-    examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in e_examples(0)]
+    examples = [dataclasses.replace(e, teacher=e.prompt) for e in e_examples(0)]
     assert {e.success for e in examples} == {True, False}
     loss = tiny_learner(tiny_model()).update(
         "e", examples, e_step_objective(VPDSettings(), lambda *_: 0.0), train="teacher"

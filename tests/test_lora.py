@@ -26,7 +26,8 @@ from vpd.errors import ConfigError, StorageError
 from vpd.learners import Terms
 from vpd.learners.teachers import TeacherSettings
 from vpd.model import lora
-from vpd.model.scorer import Batch, LogitMixture, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import LogitMixture, Scorer
 from vpd.types import Example
 
 pytest.importorskip("peft")

@@ -19,7 +19,8 @@ from vpd.algorithms.examples import split_by_group, to_examples, token_counts, w
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
 from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Group, Metrics
 
 
@@ -154,7 +155,7 @@ class Distill:
     def distil(self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner) -> Metrics:
         """The M-step on examples that may carry a reference, part by part."""
         if self.own_prompt:
-            examples = [dataclasses.replace(e, teacher_prompt=e.prompt) for e in examples]
+            examples = [dataclasses.replace(e, teacher=e.prompt) for e in examples]
         metrics: Metrics = {}
         start = 0
         for part in split_by_group(groups, self.settings.updates_per_batch):
@@ -195,8 +196,7 @@ class Distill:
                 alpha=settings.distillation_alpha,
                 top_k=settings.distillation_topk,
                 tail=settings.distillation_tail,
-                term="distill",
-                clip=settings.importance_clip,
+                importance_clip=settings.importance_clip,
             )
             value_BT, student_BT, teacher_BT = compared.value, compared.student_logprobs, compared.teacher_logprobs
             entropies = {"entropy": compared.student_entropy, "teacher_entropy": compared.teacher_entropy}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vpd.learners import Learner
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Group, Metrics
 
 PROBE = 16  # one row in so many is scored to see whether the sampler's log-probs are the learner's
@@ -22,9 +23,10 @@ def to_examples(groups: Sequence[Group]) -> list[Example]:
             completion=rollout.completion.tokens,
             mask=rollout.completion.sampled,
             behaviour=rollout.completion.logprobs,
-            teacher_prompt=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
+            teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
             success=rollout.success,
             group=number,
+            version=rollout.completion.version,
         )
         for number, group in enumerate(groups)
         for rollout in group.rollouts

@@ -24,7 +24,8 @@ from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Group, Metrics
 
@@ -104,7 +105,7 @@ class GatedVPD(VPD):
             if number in contexts:
                 prompt, quoted = contexts[number]
                 kept = (e for index, e in enumerate(own) if index not in quoted)
-                chosen += [(number, dataclasses.replace(e, teacher_prompt=prompt)) for e in kept]
+                chosen += [(number, dataclasses.replace(e, teacher=prompt)) for e in kept]
         if not chosen:
             return weigh([])
         scores = learner.score([e for _, e in chosen], teacher_logprobs, model="teacher")
@@ -120,7 +121,7 @@ class GatedVPD(VPD):
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # nobody is listened to: no row needs a teacher's pass
-            examples = [dataclasses.replace(e, teacher_prompt=None) for e in examples]
+            examples = [dataclasses.replace(e, teacher=None) for e in examples]
         lengths = token_counts(examples)
         told = [e.teacher_prompt is not None for e in examples]
         distill = weighting.token_average(lengths, told, average=settings.average, denominator="all")

@@ -14,7 +14,8 @@ from vpd.algorithms.examples import split_by_group, to_examples, token_counts, w
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Terms
 from vpd.losses import clipped_policy_gradient
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Group, Metrics
 
 
@@ -50,7 +51,7 @@ class GRPO:
         metrics: Metrics = {"policy/groups_without_signal": _silent_share(groups)}
         examples = to_examples(groups)
         examples = [  # the outcome alone speaks
-            dataclasses.replace(e, advantage=a, teacher_prompt=None) for e, a in zip(examples, advantages, strict=True)
+            dataclasses.replace(e, advantage=a, teacher=None) for e, a in zip(examples, advantages, strict=True)
         ]
         if settings.updates_per_batch > 1:
             examples = with_reference(examples, learner)

@@ -30,7 +30,8 @@ from vpd.algorithms.examples import (
 )
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Objective, Terms
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Group, Metrics
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
-from vpd.model.decoding import can_share, decoder_for
+from vpd.model.decoding import decoder_for
+from vpd.model.probe import decodes_from_shared_prefix
 from vpd.types import Completion, Tokens
 
 BLOCK = 128  # tokens of a block of the vocabulary
@@ -51,7 +52,7 @@ class TorchEngine:
     def load(self, weights: Any, version: int) -> None:
         if weights is not self._model:
             with self._autocast():
-                self._shares = can_share(weights)
+                self._shares = decodes_from_shared_prefix(weights)
         self._model = weights
         self.version = version
 

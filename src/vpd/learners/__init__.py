@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from vpd.model.scorer import Batch, Role, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Role, Scorer
 from vpd.types import Example, Metrics
 
 ModelName: TypeAlias = Literal["live", "initial", "teacher"]

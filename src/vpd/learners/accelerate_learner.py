@@ -18,13 +18,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from vpd.errors import ConfigError, ModelError, TrainingError
+from vpd.errors import ConfigError, TrainingError
 from vpd.learners import Measure, ModelName, Objective, Terms
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.model import attention, head, lora
+from vpd.model import head, lora
 from vpd.model.activation_checkpointing import Checkpointing, active, enable
-from vpd.model.packing import lay_out, tokens_of
-from vpd.model.scorer import Batch, LogitMixture, Role, Scorer, collate
+from vpd.model.batch import Batch, collate, teacher_form
+from vpd.model.packing import tokens_of
+from vpd.model.probe import check_head, takes_packed_segments
+from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.types import Example, Metrics
 
 Result = TypeVar("Result")
@@ -116,8 +118,9 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
-        self._check_head()
-        self.shares_prefixes = settings.share_prefixes and self._can_share()
+        for name, module in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.mixture("teacher"))]:
+            check_head(module, name, self.accelerator.device)
+        self.shares_prefixes = settings.share_prefixes and self._takes_packed_segments()
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // model.config.get_text_config().vocab_size, 1)
         optimizer = _optimizer(self.model, settings)
         scheduler = get_scheduler(
@@ -164,7 +167,8 @@ class AccelerateLearner:
             last = number == len(micro_batches)
             with self._no_sync_until_last(last), self.accelerator.autocast(), active(self.model):
                 scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=teacher, train=train)
-                terms = self._root(objective, scorer, batch)
+                weight_B = torch.tensor([example.loss_weights.get("distill", 0.0) for _, example in rows])
+                terms = self._root(objective, scorer.for_term(weight_B), batch)
                 loss = _weigh(terms, [example for _, example in rows], totals)
                 totals["computed"] += scorer.tokens
                 totals["padding"] += scorer.padding
@@ -245,9 +249,8 @@ class AccelerateLearner:
     def _micro_batches(self, rows: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[tuple[int, Example]], Batch]]:
         """This rank's share of the rows as (rows, batch); rows of one prompt, else of similar length, stand together.
 
-        Rows with a teacher's prompt and rows without never share a batch.  Every rank gets the same number of batches
-        of each kind, so that collectives match: a share that comes out short is filled up with batches of one row of no
-        weight and position -1.
+        Rows that know their teacher in different forms never share a batch.  Ranks with fewer micro-batches get
+        zero-weight padding batches (of one row, index -1), so that collectives match.
         """
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         for parts in self._parts(rows):
@@ -255,10 +258,10 @@ class AccelerateLearner:
                 yield part, collate([example for _, example in part], device=self.accelerator.device, dtype=dtype)
 
     def _parts(self, rows: Sequence[tuple[int, Example]]) -> Iterator[list[list[tuple[int, Example]]]]:
-        """The micro-batches of :meth:`_micro_batches` as rows, for each of the two kinds."""
+        """The micro-batches of :meth:`_micro_batches` as rows, for each form in which rows know their teacher."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for told in (True, False):
-            kind = [row for row in rows if (row[1].teacher_prompt is not None) == told]
+        for form in ("prompt", "top_k", "none"):
+            kind = [row for row in rows if teacher_form(row[1]) == form]
             ordered = sorted(kind, key=self._neighbours)
             size = -(-len(ordered) // world)
             shares = [self._split(ordered[start : start + size]) for start in range(0, size * world, size or 1)]
@@ -308,43 +311,15 @@ class AccelerateLearner:
         values = torch.tensor([totals[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
 
-    @torch.no_grad()
-    def _can_share(self) -> bool:
-        """Whether all models compute branches as if they stood alone; where one does not, says so once."""
+    def _takes_packed_segments(self) -> bool:
+        """Whether all models compute packed segments as if they stood alone; where one does not, a warning says so."""
         for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.mixture(w)}.values():
-            windowed = "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
-            if windowed or not attention.install(model) or not _tree_equals_chain(model, self.accelerator.device):
-                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no branches", stacklevel=2)
+            if not takes_packed_segments(model, self.accelerator.device):
+                warnings.warn(
+                    f"optim.share_prefixes is off: {type(model).__name__} takes no packed segments", stacklevel=2
+                )
                 return False
         return True
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Log-probs are taken from hidden states and the head alone: refuse a model that does more in between."""
-        for name, model in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.mixture("teacher"))]:
-            ids = torch.arange(4, device=self.accelerator.device)[None]
-            whole = model(input_ids=ids, use_cache=False).logits
-            ours = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-            if whole.shape != ours.shape or not torch.allclose(whole, ours, rtol=1e-3, atol=1e-3):
-                raise ModelError(
-                    f"the {name} ({type(model).__name__}) changes its logits after the head (soft-capping or scaling)",
-                    do="Such models are not supported yet; take one whose logits are head(hidden states).",
-                )
-
-
-def _tree_equals_chain(model: Any, device: torch.device) -> bool:
-    """Whether two branches of one pack give the hidden states that two rows of their own give."""
-    rows = [(tuple(range(5)), (1, 2, 3)), ((*range(4), 2), (3, 1))]
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [tuple(token % vocabulary for token in prompt) for prompt, _ in rows]
-    completions = [tuple(token % vocabulary for token in completion) for _, completion in rows]
-    mask = [[True] * len(completion) for completion in completions]
-    hidden = []
-    for size in (None, 1 << 20):
-        layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=model.dtype)
-        states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-        hidden.append(states[layout.row_N, layout.place_N])
-    return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
 
 
 def _weigh(terms: Terms, examples: Sequence[Example], totals: dict[str, float]) -> Tensor:
