@@ -1,13 +1,15 @@
 """The embedded engine: its log-probs are the learner's, and a row's sample is its own."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import VOCABULARY, tiny_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from helpers import VOCABULARY, tiny_learner, tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.bundled import check_hashes, load_bundled
 from vpd.engines import ScriptedEngine
 from vpd.engines.mixed_engine import MixedEngine
@@ -15,6 +17,7 @@ from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.lab import tiny
 from vpd.model.decoding import decoder_for
 from vpd.model.probe import decodes_from_shared_prefix
+from vpd.types import Example
 
 
 class Words:
@@ -113,6 +116,33 @@ def test_a_model_without_the_attention_interface_decodes_from_padded_rows() -> N
         assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_sampling_and_training_use_the_current_interface_of_transformers(checkpointing: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        folder = load_bundled()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        learner = tiny_learner(model, share_prefixes=True, gradient_checkpointing=checkpointing)
+        made = TorchEngine(tokenizer, eos_ids=[tokenizer.eos_token_id])
+        made.load(model, 0)
+        answers = made.generate(PROMPTS, seeds=SEEDS, max_tokens=4)
+        decoder_for(model, PROMPTS, shared=False).step(torch.tensor([4] * len(PROMPTS)))
+        examples = [
+            Example(
+                prompt=prompt,
+                completion=answer.tokens,
+                mask=answer.sampled,
+                behaviour=answer.logprobs,
+                teacher=(1, *prompt),
+                loss_weights={"distill": 1.0},
+            )
+            for prompt, answer in zip(PROMPTS, answers, strict=True)
+        ]
+        found = learner.update("m", examples, Distill(SDPOSettings()).objective)
+    assert found["m/grad_norm"] > 0
+
+
 def test_greedy_and_top_k_1_agree() -> None:
     greedy = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, temperature=0.0)
     first = engine().generate(PROMPTS, seeds=SEEDS, max_tokens=8, top_k=1)
@@ -158,8 +188,6 @@ def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:
 
 
 def test_the_shipped_base_follows_hints() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from vpd.envs.digits import RULES, Digits, apply
     from vpd.feedback import Section
     from vpd.prompts import Prompter
@@ -181,14 +209,14 @@ def test_the_shipped_base_follows_hints() -> None:
             hits += sum(a == b for a, b in zip(answer.text.split(), right, strict=False))
         return hits / (6 * len(tasks))
 
-    told = []
+    with_hint = []
     for task in tasks:
         [grade] = env.grade([task], ["0"])
         section = Section(kind="feedback", source="environment", text=grade.feedback or "")
         prompt = prompter.build_teacher_prompt(task, [section])
         assert prompt is not None
-        told.append(prompt.tokens)
-    assert per_digit(told) - per_digit([prompter.build_student_prompt(task) for task in tasks]) >= 0.3
+        with_hint.append(prompt.tokens)
+    assert per_digit(with_hint) - per_digit([prompter.build_student_prompt(task) for task in tasks]) >= 0.3
 
 
 def test_a_damaged_base_is_refused(tmp_path: object) -> None:

@@ -58,14 +58,14 @@ class Copies:
 
     def mixture(self, weights: str) -> LogitMixture:
         mix = self.settings.trust_region_mix
-        casts: dict[str, LogitMixture] = {
+        mixtures: dict[str, LogitMixture] = {
             "live": ((self.live, 1.0),),
             "ema": ((self.copied, 1.0),),
             "frozen": ((self.initial, 1.0),),
             "trust_region": ((self.initial, 1.0 - mix), (self.live, mix)),
         }
-        casts["initial"] = casts["frozen"]
-        return casts[self.settings.kind if weights == "teacher" else weights]
+        mixtures["initial"] = mixtures["frozen"]
+        return mixtures[self.settings.kind if weights == "teacher" else weights]
 
     @torch.no_grad()
     def end_iteration(self) -> None:
@@ -155,7 +155,7 @@ def test_only_the_adapter_is_trained_and_the_base_is_there_once() -> None:
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)
         learner.end_iteration()
-    held = [model] + [cast[0] for w in ("live", "initial", "teacher") for cast in learner.teacher.mixture(w)]  # type: ignore[arg-type]
+    held = [model] + [pair[0] for w in ("live", "initial", "teacher") for pair in learner.teacher.mixture(w)]  # type: ignore[arg-type]
     stored = {p.data_ptr(): p.numel() for module in held for p in module.parameters()}
     assert sum(stored.values()) == size + 2 * adapter and adapter > 0
     optimised = [p for group in learner._optimizer.param_groups for p in group["params"]]
@@ -170,7 +170,7 @@ def test_only_the_adapter_is_trained_and_the_base_is_there_once() -> None:
 
 
 @torch.no_grad()
-def test_a_view_wears_its_adapter_for_one_pass_and_gives_it_back_even_if_the_pass_fails() -> None:
+def test_a_view_activates_its_adapter_for_one_pass_even_if_the_pass_fails() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("amid the pass")
 
@@ -197,7 +197,7 @@ def test_a_view_wears_its_adapter_for_one_pass_and_gives_it_back_even_if_the_pas
 
 
 def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_is() -> None:
-    """With layers that are computed again in the backward pass, the live adapter must be worn there."""
+    """Activation checkpointing computes layers again in the backward pass: the trained adapter must be active there."""
     made = [e for e in to_examples(random_groups(0)) if e.teacher_prompt]
 
     def gradient(kind: str, order: tuple[Any, ...]) -> torch.Tensor:
@@ -320,8 +320,8 @@ def test_a_run_leaves_a_plain_model_and_an_adapter(tmp_path: Path) -> None:
     ids = torch.arange(8)[None]
     with torch.no_grad():
         plain, ours = base(ids).logits, model(ids).logits
-        worn = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))(input_ids=ids).logits
-    assert torch.allclose(ours, worn, atol=1e-4) and not torch.allclose(worn, plain, atol=1e-2)
+        loaded = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))(input_ids=ids).logits
+    assert torch.allclose(ours, loaded, atol=1e-4) and not torch.allclose(loaded, plain, atol=1e-2)
     words = ["eval", "--config", str(tmp_path / "run" / "config.yaml"), "--num_samples", "2", "--limit", "8"]
     numbers = tmp_path / "eval.json"
     assert main([*words, "--model.name_or_path", str(tmp_path / "run" / "model"), "--output", str(numbers)]) == 0
@@ -361,11 +361,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value, told = MISTAKES[mistake]
+    value, expected = MISTAKES[mistake]
     assert vpd_train(tmp_path / "run", model__lora=value) == 2
     error = capsys.readouterr().err
     assert error.startswith("vpd: error: ") and error.count("\n") == 1
-    assert all(piece in error for piece in told), error
+    assert all(piece in error for piece in expected), error
     assert not (tmp_path / "run").exists()
 
 

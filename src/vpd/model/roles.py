@@ -89,7 +89,7 @@ class ModelPasses:
         known = [prompt for prompt in prompts if prompt is not None]
         if len(known) < len(prompts):
             raise ValueError(
-                "a teacher pass of a batch in which a row has no teacher's prompt; a learner keeps them apart"
+                "a batch for a teacher pass has a row without a teacher's prompt; a learner keeps them apart"
             )
         return known
 
