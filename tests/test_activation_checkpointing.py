@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes what is kept, and nothing else."""
+"""Activation checkpointing changes what is kept in memory, and nothing else."""
 
 from typing import Any
 
@@ -6,11 +6,14 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM
 
 from vpd.algorithms.examples import to_examples, with_loss_weights
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.model import activation_checkpointing
+from vpd.model.decoding import decoder_for
+from vpd.model.probe import decodes_from_shared_prefix
 
 
 def trained(kind: str, **changes: Any) -> tuple[Any, torch.Tensor]:
@@ -51,16 +54,25 @@ def test_selective_repeats_no_matrix_product() -> None:
     assert activations["none"] < activations["selective"] == activations["full"]
 
 
-def test_a_model_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model()
-    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
-    with pytest.raises(ConfigError, match="LlamaForCausalLM has no gradient checkpointing"):
+class WithoutCheckpointing(LlamaForCausalLM):
+    supports_gradient_checkpointing = False
+
+
+def test_a_model_without_it_is_refused() -> None:
+    model = WithoutCheckpointing(tiny_model().config)
+    with pytest.raises(ConfigError, match="WithoutCheckpointing has no gradient checkpointing"):
         activation_checkpointing.enable(model, "full")
+    activation_checkpointing.enable(model, "none")
 
 
-def test_sampling_keeps_its_cache_within_an_active_block() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_sampling_keeps_its_cache_within_an_active_block(shared: bool) -> None:
     model = tiny_model()
     activation_checkpointing.enable(model, "full")
-    ids = torch.arange(5)[None]
-    with activation_checkpointing.active(model), torch.no_grad():
-        assert model(input_ids=ids, use_cache=True).past_key_values.get_seq_length() == 5
+    assert decodes_from_shared_prefix(model)
+    with activation_checkpointing.active(model):
+        decoder = decoder_for(model, [(1, 2, 3, 4)], shared=shared)
+        decoder.step(torch.tensor([5]))
+        ours = decoder.step(torch.tensor([6]))
+    assert torch.allclose(ours, model(torch.tensor([[1, 2, 3, 4, 5, 6]])).logits[:, -1], atol=1e-5)

@@ -1,21 +1,25 @@
 """The embedded engine: its log-probs are the learner's, and a row's sample is its own."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import VOCABULARY, keys, tiny_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from helpers import VOCABULARY, keys, tiny_learner, tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.bundled import check_hashes, load_bundled
 from vpd.engines import ScriptedEngine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.lab import tiny
-from vpd.model.decoding import can_share, decoder_for
+from vpd.model.decoding import decoder_for
+from vpd.model.probe import decodes_from_shared_prefix
 from vpd.policy import FixedPolicy
+from vpd.types import Example
 
 
 class Words:
@@ -86,7 +90,7 @@ def test_equal_prompts_are_prefilled_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> None:
     model = grouped_heads(dtype)
-    assert can_share(model)
+    assert decodes_from_shared_prefix(model)
     decoders = [decoder_for(model, PROMPTS, shared=shared) for shared in (False, True)]
     assert [type(d).__name__ for d in decoders] == ["PaddedDecoder", "SharedDecoder"]
     draw_tokens = torch.Generator().manual_seed(0)
@@ -104,16 +108,43 @@ def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> No
             assert (padded - shared).norm() <= tolerance * padded.norm()
 
 
-def test_a_model_that_takes_no_branches_decodes_from_padded_rows() -> None:
+def test_a_model_without_the_attention_interface_decodes_from_padded_rows() -> None:
     model = grouped_heads(torch.float32)
     model.set_attn_implementation("eager")
     made = TorchEngine(Words(), eos_ids=[0, 3])
     made.load(FixedPolicy(model))
     eager = made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6)
-    assert not can_share(model) and model.config._attn_implementation == "eager"
+    assert not decodes_from_shared_prefix(model) and model.config._attn_implementation == "eager"
     made.load(FixedPolicy(grouped_heads(torch.float32)))
     for ours, theirs in zip(made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6), eager, strict=True):
         assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_sampling_and_training_use_the_current_interface_of_transformers(checkpointing: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        folder = load_bundled()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        learner = tiny_learner(model, share_prefixes=True, gradient_checkpointing=checkpointing)
+        made = TorchEngine(tokenizer, eos_ids=[tokenizer.eos_token_id])
+        made.load(learner.policy())
+        answers = made.generate(PROMPTS, keys=KEYS, seed=0, max_tokens=4)
+        decoder_for(model, PROMPTS, shared=False).step(torch.tensor([4] * len(PROMPTS)))
+        examples = [
+            Example(
+                prompt=prompt,
+                completion=answer.tokens,
+                mask=answer.sampled,
+                behaviour=answer.logprobs,
+                teacher=(1, *prompt),
+                loss_weights={"distill": 1.0},
+            )
+            for prompt, answer in zip(PROMPTS, answers, strict=True)
+        ]
+        update = learner.update("m", examples, {"distill": Distill(SDPOSettings()).loss})
+    assert update.metrics["m/grad_norm"] > 0
 
 
 def test_greedy_and_top_k_1_agree() -> None:
@@ -162,8 +193,6 @@ def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:
 
 
 def test_the_shipped_base_follows_hints() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from vpd.envs.digits import RULES, Digits, apply
     from vpd.feedback import Section
     from vpd.prompts import Prompter
@@ -185,14 +214,14 @@ def test_the_shipped_base_follows_hints() -> None:
             hits += sum(a == b for a, b in zip(answer.text.split(), right, strict=False))
         return hits / (6 * len(tasks))
 
-    told = []
+    with_hint = []
     for task in tasks:
         [grade] = env.grade([task], ["0"])
         section = Section(kind="feedback", source="environment", text=grade.feedback or "")
         prompt = prompter.build_teacher_prompt(task, [section])
         assert prompt is not None
-        told.append(prompt.tokens)
-    assert per_digit(told) - per_digit([prompter.build_student_prompt(task) for task in tasks]) >= 0.3
+        with_hint.append(prompt.tokens)
+    assert per_digit(with_hint) - per_digit([prompter.build_student_prompt(task) for task in tasks]) >= 0.3
 
 
 def test_a_damaged_base_is_refused(tmp_path: object) -> None:

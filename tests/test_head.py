@@ -1,6 +1,8 @@
-"""The analytic head: value and gradient of the plain form, whether the weights are announced, unknown or wrong."""
+"""The chunked head: value and gradient of the plain form, whether the weights are known, unknown or wrong; and the same
+for a remote teacher's top-k log-probs."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +13,15 @@ import pytest
 import torch
 from helpers import VOCABULARY, random_groups
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd import losses
 from vpd.algorithms.examples import to_examples
 from vpd.model import head
-from vpd.model.scorer import Batch, Scorer, collate
+from vpd.model.batch import Batch, collate
+from vpd.model.scorer import Scorer
+from vpd.types import TopKLogprobs
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -44,22 +49,52 @@ def model_of(dtype: torch.dtype, tied: bool, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def batch_of(dtype: torch.dtype) -> Batch:
+def batch_of(dtype: torch.dtype, remote: int | None = None) -> Batch:
+    """Rows with ragged masks, half of them with a reference; with ``remote`` = K they carry top-k log-probs."""
     examples = []
-    for number, example in enumerate(e for e in to_examples(random_groups(0)) if e.teacher_prompt):
+    for number, example in enumerate(e for e in to_examples(random_groups(0)) if e.teacher):
         mask = tuple(number % 3 != 1 or place % 2 == 0 for place in range(len(example.completion)))
         reference = tuple(-2.0 - 0.3 * place for place in range(len(mask))) if number % 2 else None
-        weights = {"distill": 0.1 * (number + 1)}
-        examples.append(dataclasses.replace(example, mask=mask, reference=reference, loss_weights=weights))
+        changes: dict[str, Any] = {
+            "mask": mask,
+            "reference": reference,
+            "loss_weights": {"distill": 0.1 * (number + 1)},
+        }
+        if remote is not None:
+            changes["teacher"] = random_top_k(len(mask), remote, seed=number)
+        examples.append(dataclasses.replace(example, **changes))
     return collate(examples, device=CPU, dtype=torch.promote_types(dtype, torch.float32))
+
+
+def random_top_k(tokens: int, k: int, seed: int) -> TopKLogprobs:
+    draw = torch.Generator().manual_seed(seed)
+    logp = (2 * torch.randn(tokens, VOCABULARY, generator=draw, dtype=torch.float64)).log_softmax(-1)
+    best = logp.topk(k, -1)
+    return TopKLogprobs(ids=totuple(best.indices), logprobs=totuple(best.values))
+
+
+def totuple(table: Tensor) -> Any:
+    return tuple(map(tuple, table.tolist()))
+
+
+def row_weights(batch: Batch) -> Tensor:
+    return torch.tensor([e.loss_weights["distill"] for e in batch.examples])
 
 
 Loss = Callable[[Scorer, Batch], Tensor]
 
 
-def result(loss: Loss, dtype: torch.dtype, *, tied: bool = True, analytic: bool, frozen: bool = False) -> Tensor:
+def result(
+    loss: Loss,
+    dtype: torch.dtype,
+    *,
+    tied: bool = True,
+    analytic: bool,
+    frozen: bool = False,
+    remote: int | None = None,
+) -> Tensor:
     """A loss and all its gradients, as one vector."""
-    model, teacher, batch = model_of(dtype, tied), model_of(dtype, tied, seed=1), batch_of(dtype)
+    model, teacher, batch = model_of(dtype, tied), model_of(dtype, tied, seed=1), batch_of(dtype, remote)
     model.get_output_embeddings().weight.requires_grad_(not frozen)
     scorer = Scorer(
         batch, student=((model, 1.0),), teacher=((teacher, 0.7), (model, 0.3)), train="student", temperature=0.8,
@@ -78,13 +113,16 @@ def agree(loss: Loss, dtype: torch.dtype, **changes: Any) -> None:
     assert (plain - fast).norm() <= TOLERANCE[dtype] * plain.norm()
 
 
-def weighted(options: dict[str, Any], announce: dict[str, Any], factor: float = 1.0) -> Loss:
+def weighted(options: dict[str, Any], *, known: bool = True, clip: float | None = 1.1, factor: float = 1.0) -> Loss:
+    """A loss that clips the importance ratio at 1.1, and a scorer that is told so, or not, or another ``clip``."""
+
     def loss(scorer: Scorer, batch: Batch) -> Tensor:
-        compared = scorer.divergence(**options, **announce)
+        of_term = scorer.for_term(row_weights(batch)) if known else scorer
+        compared = of_term.divergence(**options, importance_clip=clip)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=1.1)
-        weight_B = torch.tensor([e.loss_weights["distill"] for e in batch.examples], dtype=compared.value.dtype)
-        return factor * (weight_B[:, None] * ratio_BT * compared.value * batch.mask_BT).sum()
+        weight_B1 = row_weights(batch).to(compared.value.dtype)[:, None]
+        return factor * (weight_B1 * ratio_BT * compared.value * batch.mask_BT).sum()
 
     return loss
 
@@ -93,9 +131,13 @@ def weighted(options: dict[str, Any], announce: dict[str, Any], factor: float = 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_divergence_equals_the_plain_form(options: dict[str, Any], tied: bool, dtype: torch.dtype) -> None:
-    for announce in ({"term": "distill", "clip": 1.1}, {}, {"term": "distill", "clip": None}):
-        agree(weighted(options, announce), dtype, tied=tied)
-    agree(weighted(options, {"term": "distill", "clip": 1.1}, factor=3.0), dtype, tied=tied)
+    for loss in (
+        weighted(options),
+        weighted(options, known=False),
+        weighted(options, clip=None),
+        weighted(options, factor=3.0),
+    ):
+        agree(loss, dtype, tied=tied)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -104,29 +146,36 @@ def test_logprobs_equal_the_plain_form(dtype: torch.dtype) -> None:
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
-    agree(weighted(OPTIONS[1], {"term": "distill", "clip": 1.1}), torch.float64, tied=False, frozen=True)
+    agree(weighted(OPTIONS[1]), torch.float64, tied=False, frozen=True)
     agree(lambda scorer, batch: scorer.logprobs("student").square().sum(), torch.float64, tied=False, frozen=True)
 
 
-def test_announced_weights_spare_the_second_logits() -> None:
-    def made(announce: dict[str, Any]) -> int:
-        calls = 0
-        whole = head._ChunkedHead.logits
+def test_known_weights_spare_the_second_logits() -> None:
+    def operations(**changes: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            result(weighted({"alpha": 0.5}, **changes), torch.float32, analytic=True)
+        return counter.get_total_flops()
 
-        def count(self: Any, *args: Any) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return whole(self, *args)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(head._ChunkedHead, "logits", count)
-            result(weighted({"alpha": 0.5}, announce), torch.float32, analytic=True)
-        return calls
-
-    assert 2 * made({"term": "distill", "clip": 1.1}) == made({}) == made({"term": "distill", "clip": None})
+    product = 2 * int(batch_of(torch.float32).mask_BT.sum()) * 16 * VOCABULARY
+    logits = 3 * product  # of the student and the teacher's two modules
+    assert operations() + logits == operations(known=False)
+    # formed for another clip, and then once more; the counter does not see the in-place product of the head's gradient
+    assert operations(clip=None) == operations(known=False) + product
 
 
-def test_by_products_are_those_of_the_plain_form() -> None:
+def test_a_scorer_of_a_term_shares_what_was_computed() -> None:
+    model, batch = model_of(torch.float64, True), batch_of(torch.float64)
+    seen: list[int] = []
+    model.base_model.register_forward_hook(lambda *_: seen.append(1))
+    mixture = ((model, 1.0),)
+    scorer = Scorer(batch, student=mixture, teacher=mixture, train="student", temperature=1.0, chunk_tokens=None)
+    first = scorer.for_term(row_weights(batch))
+    first.divergence(alpha=0.5)
+    assert scorer.logprobs("student") is scorer.for_term(row_weights(batch)).logprobs("student")
+    assert len(seen) == 2 and scorer.tokens == first.tokens > scorer.padding > 0  # one pass for each role
+
+
+def test_aux_is_that_of_the_plain_form() -> None:
     for options in OPTIONS:
         both = []
         for analytic in (False, True):
@@ -145,7 +194,7 @@ def test_by_products_are_those_of_the_plain_form() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_slope_is_the_gradient(options: dict[str, Any]) -> None:
+def test_the_gradients_are_those_of_autograd(options: dict[str, Any]) -> None:
     draw = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(6, 9, generator=draw, dtype=torch.float64) for _ in range(2))
     tokens = torch.arange(6)
@@ -168,6 +217,99 @@ def test_far_apart_distributions_stay_finite() -> None:
         assert got.value_N.item() == pytest.approx(losses.divergence(student, teacher, alpha=alpha).item(), rel=1e-5)
 
 
+REMOTE = [{"alpha": alpha, "tail": tail} for alpha in (0.0, 0.3, 1.0) for tail in (True, False)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("options", REMOTE, ids=str)
+def test_a_remote_teacher_equals_the_plain_form(options: dict[str, Any], dtype: torch.dtype) -> None:
+    for loss in (weighted(options), weighted(options, known=False), weighted(options, clip=None)):
+        agree(loss, dtype, remote=4)
+
+
+@pytest.mark.parametrize("analytic", [False, True])
+@pytest.mark.parametrize("options", REMOTE, ids=str)
+def test_a_remote_teacher_of_the_whole_vocabulary_is_the_local_one(options: dict[str, Any], analytic: bool) -> None:
+    model, teacher, batch = model_of(torch.float64, True), model_of(torch.float64, True, 1), batch_of(torch.float64)
+
+    def compared(batch: Batch) -> Tensor:
+        """Value, aux and gradients, as one vector."""
+        model.zero_grad()
+        scorer = Scorer(
+            batch, student=((model, 1.0),), teacher=((teacher, 1.0),), train="student", temperature=0.8,
+            chunk_tokens=5, analytic=analytic,
+        )  # fmt: skip
+        found = scorer.for_term(row_weights(batch)).divergence(**options, top_k=None)
+        (row_weights(batch).double()[:, None] * found.value).sum().backward()
+        gradients = [p.grad.flatten() for p in model.parameters()]
+        return torch.cat([*(column.detach().flatten() for column in found), *gradients])
+
+    examples = []
+    for example in batch.examples:
+        with torch.no_grad():
+            logits = teacher(torch.tensor([example.teacher_prompt + example.completion])).logits[0] / 0.8
+        logp = logits.log_softmax(-1)[len(example.teacher_prompt or ()) - 1 : -1]
+        best = logp.topk(VOCABULARY, -1)
+        top_k = TopKLogprobs(ids=totuple(best.indices), logprobs=totuple(best.values))
+        examples.append(dataclasses.replace(example, teacher=top_k))
+    local, remote = compared(batch), compared(collate(examples, device=CPU, dtype=torch.float64))
+    assert local.norm() > 1e-2 and (local - remote).norm() < 1e-10 * local.norm()
+
+
+@pytest.mark.parametrize("options", REMOTE, ids=str)
+def test_gradients_from_top_k_are_those_of_autograd(options: dict[str, Any]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    student = torch.randn(6, 9, generator=draw, dtype=torch.float64).mul(3).requires_grad_()
+    logprobs = torch.tensor(random_top_k(6, 3, seed=5).logprobs, dtype=torch.float64)
+    ids = torch.tensor([[4, 0, 7]] * 6)
+    value = losses.divergence_from_top_k(student, ids, logprobs, **options)
+    (expected,) = torch.autograd.grad(value.sum(), student)
+    found = losses.divergence_from_top_k_and_grad(student.detach(), ids, logprobs, torch.arange(6), **options)
+    assert torch.allclose(found.value_N, value) and torch.allclose(found.gradient_NV, expected, atol=1e-12)
+    assert expected.norm() > 1e-2
+
+
+def test_what_a_remote_teacher_cannot_do_is_refused() -> None:
+    model, batch = model_of(torch.float64, True), batch_of(torch.float64, remote=4)
+
+    def scorer(batch: Batch) -> Scorer:
+        mixture = ((model, 1.0),)
+        return Scorer(batch, student=mixture, teacher=mixture, train=None, temperature=1.0, chunk_tokens=None)
+
+    for wrong in (scorer(batch).logprobs, scorer(batch).entropy):
+        with pytest.raises(ValueError, match="a remote teacher gives top-k log-probs only"):
+            wrong("teacher")
+    with pytest.raises(ValueError, match="top_k is 3, but the remote teacher gave its 4"):
+        scorer(batch).divergence(alpha=0.5, top_k=3)
+    prompted = batch_of(torch.float64).examples
+    for mixed in ([*batch.examples, *prompted], [*prompted, dataclasses.replace(prompted[0], teacher=None)]):
+        with pytest.raises(ValueError, match="without a teacher's prompt"):
+            scorer(collate(mixed, device=CPU, dtype=torch.float64)).divergence(alpha=0.5)
+    other = batch_of(torch.float64, remote=5).examples
+    with pytest.raises(ValueError, match=r"one K; got \[4, 5\]"):
+        collate([*batch.examples, *other], device=CPU, dtype=torch.float64)
+    with pytest.raises(ValueError, match="top-k log-probs of 9 tokens for a completion of"):
+        dataclasses.replace(prompted[0], teacher=random_top_k(9, 2, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "message"),
+    [
+        (((1, 2), (3,)), ((-1.0, -2.0), (-1.0,)), "length"),
+        (((1, 2),), ((-1.0,),), "length"),
+        (((1,), (2,)), ((-1.0,),), "2 and 1 rows"),
+        ((), (), "0 and 0 rows"),
+        (((1, 1),), ((-1.0, -1.0),), "twice"),
+        (((1, 2),), ((0.6, 0.4),), "natural logarithms"),
+        (((1, 2),), ((-1.0, -math.inf),), "finite"),
+        (((1, 2),), ((-1.0, math.nan),), "finite"),
+    ],
+)
+def test_top_k_log_probs_are_checked(ids: Any, logprobs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TopKLogprobs(ids=ids, logprobs=logprobs)
+
+
 MEMORY = """
 import re, sys
 from pathlib import Path
@@ -188,12 +330,12 @@ def open_chunk(rows):
 
     def measure(block_nV, place, wanted):
         got = losses.divergence_and_grad(block_nV, teacher_nV[place], tokens_N[rows][place], alpha=0.5)
-        return head.Measured(got.value_N, got.gradient_NV, got.aux, torch.ones(len(block_nV)))
+        return head.BlockResult(got.value_N, got.gradient_NV, got.aux, torch.ones(len(block_nV)))
 
     return measure
 
 before = held("VmRSS")
-value_N = head.measure(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, weights_known=True)[0]
+value_N = head.apply_in_chunks(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, weights_known=True)[0]
 value_N.sum().backward()
 print(held("VmHWM") - before)
 """

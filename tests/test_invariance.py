@@ -19,7 +19,8 @@ from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import TrainingError
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Group
 
 METHODS = ALGORITHMS

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import TokenPrompter, metrics_of, oracle, random_groups, tiny_learner, tiny_model, vpd_train
-from test_engine import PROMPTS, SEEDS, Words
+from test_engine import KEYS, PROMPTS, Words
 from test_oracle import Bare, rows_of
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +25,8 @@ from vpd.engines.torch_engine import TorchEngine
 from vpd.errors import ConfigError, StorageError
 from vpd.learners.teachers import TeacherSettings
 from vpd.model import lora
-from vpd.model.scorer import Batch, LogitMixture, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import LogitMixture, Scorer
 from vpd.types import Example
 
 pytest.importorskip("peft")
@@ -56,14 +57,14 @@ class Copies:
 
     def mixture(self, weights: str) -> LogitMixture:
         mix = self.settings.trust_region_mix
-        casts: dict[str, LogitMixture] = {
+        mixtures: dict[str, LogitMixture] = {
             "live": ((self.live, 1.0),),
             "ema": ((self.copied, 1.0),),
             "frozen": ((self.initial, 1.0),),
             "trust_region": ((self.initial, 1.0 - mix), (self.live, mix)),
         }
-        casts["initial"] = casts["frozen"]
-        return casts[self.settings.kind if weights == "teacher" else weights]
+        mixtures["initial"] = mixtures["frozen"]
+        return mixtures[self.settings.kind if weights == "teacher" else weights]
 
     @torch.no_grad()
     def end_iteration(self) -> None:
@@ -153,7 +154,7 @@ def test_only_the_adapter_is_trained_and_the_base_is_there_once() -> None:
     for seed in range(2):
         algorithm.step(random_groups(seed), learner)
         learner.end_iteration()
-    held = [model] + [cast[0] for w in ("live", "initial", "teacher") for cast in learner.teacher.mixture(w)]  # type: ignore[arg-type]
+    held = [model] + [pair[0] for w in ("live", "initial", "teacher") for pair in learner.teacher.mixture(w)]  # type: ignore[arg-type]
     stored = {p.data_ptr(): p.numel() for module in held for p in module.parameters()}
     assert sum(stored.values()) == size + 2 * adapter and adapter > 0
     optimised = [p for group in learner._optimizer.param_groups for p in group["params"]]
@@ -168,7 +169,7 @@ def test_only_the_adapter_is_trained_and_the_base_is_there_once() -> None:
 
 
 @torch.no_grad()
-def test_a_view_wears_its_adapter_for_one_pass_and_gives_it_back_even_if_the_pass_fails() -> None:
+def test_a_view_activates_its_adapter_for_one_pass_even_if_the_pass_fails() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("amid the pass")
 
@@ -195,7 +196,7 @@ def test_a_view_wears_its_adapter_for_one_pass_and_gives_it_back_even_if_the_pas
 
 
 def test_a_teacher_pass_between_forward_and_backward_leaves_the_gradient_as_it_is() -> None:
-    """With layers that are computed again in the backward pass, the live adapter must be worn there."""
+    """Activation checkpointing computes layers again in the backward pass: the trained adapter must be active there."""
     made = [e for e in to_examples(random_groups(0)) if e.teacher_prompt]
 
     def gradient(kind: str, order: tuple[Any, ...]) -> torch.Tensor:
@@ -235,12 +236,12 @@ def test_the_engine_samples_from_the_live_adapter() -> None:
     learner = tiny_learner(adapted(dtype=torch.float32), share_prefixes=True)
     model = learner.model
     engine = TorchEngine(Words(), eos_ids=[0, 3])
-    engine.load(model, 0)
-    before = engine.generate(PROMPTS, seeds=SEEDS, max_tokens=8)
+    engine.load(learner.policy())
+    before = engine.generate(PROMPTS, keys=KEYS, seed=0, max_tokens=8)
     with torch.no_grad():
         for value in lora.weights(model).values():
             value.add_(0.1)
-    answers = engine.generate(PROMPTS, seeds=SEEDS, max_tokens=8)
+    answers = engine.generate(PROMPTS, keys=KEYS, seed=0, max_tokens=8)
     assert [a.tokens for a in answers] != [a.tokens for a in before]
     examples = [
         Example(prompt=p, completion=a.tokens, mask=(True,) * len(a.tokens), behaviour=a.logprobs)
@@ -318,8 +319,8 @@ def test_a_run_leaves_a_plain_model_and_an_adapter(tmp_path: Path) -> None:
     ids = torch.arange(8)[None]
     with torch.no_grad():
         plain, ours = base(ids).logits, model(ids).logits
-        worn = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))(input_ids=ids).logits
-    assert torch.allclose(ours, worn, atol=1e-4) and not torch.allclose(worn, plain, atol=1e-2)
+        loaded = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))(input_ids=ids).logits
+    assert torch.allclose(ours, loaded, atol=1e-4) and not torch.allclose(loaded, plain, atol=1e-2)
     words = ["eval", "--config", str(tmp_path / "run" / "config.yaml"), "--num_samples", "2", "--limit", "8"]
     numbers = tmp_path / "eval.json"
     assert main([*words, "--model.name_or_path", str(tmp_path / "run" / "model"), "--output", str(numbers)]) == 0
@@ -359,11 +360,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value, told = MISTAKES[mistake]
+    value, expected = MISTAKES[mistake]
     assert vpd_train(tmp_path / "run", model__lora=value) == 2
     error = capsys.readouterr().err
     assert error.startswith("vpd: error: ") and error.count("\n") == 1
-    assert all(piece in error for piece in told), error
+    assert all(piece in error for piece in expected), error
     assert not (tmp_path / "run").exists()
 
 

@@ -1,7 +1,9 @@
 """Every loss: a number worked by hand, zero where it must be zero, the sign of its gradient, fast form = plain form."""
 
+import inspect
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -81,6 +83,85 @@ def test_top_k_with_tail_grows_to_the_whole(seed: int) -> None:
     assert torch.equal(values[-1], whole) and torch.equal(
         losses.divergence(student, teacher, alpha=1.0, top_k=99), whole
     )
+
+
+def test_top_k_of_a_remote_teacher_by_hand() -> None:
+    # the teacher's likeliest token is the third: pi = (.25, rest .75), q = (.5, rest .5)
+    ids, logprobs = torch.tensor([2]), of(0.5)
+    value = losses.divergence_from_top_k(PI, ids, logprobs, alpha=1.0).item()
+    assert value == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-12)
+    assert losses.divergence_from_top_k(PI, ids, logprobs, alpha=1.0, tail=False).item() == pytest.approx(0.0)
+
+
+def test_statistics_of_a_remote_teacher_by_hand() -> None:
+    # of five tokens two are known, .5 and .2: the other three share .3, so .1 each
+    ids, logprobs = torch.tensor([[3, 1]] * 3), of(0.5, 0.2).expand(3, 2)
+    found, entropy = losses.top_k_statistics(ids, logprobs, torch.tensor([3, 1, 0]), 5)
+    assert found.exp().tolist() == pytest.approx([0.5, 0.2, 0.1])
+    assert torch.allclose(entropy, losses.entropy(of(0.5, 0.2, 0.1, 0.1, 0.1)))
+    # all of them are known: nothing is left to spread
+    whole = of(0.7, 0.3)[None]
+    found, entropy = losses.top_k_statistics(torch.tensor([[1, 0]]), whole, torch.tensor([0]), 2)
+    assert found.item() == pytest.approx(math.log(0.3)) and torch.allclose(entropy, losses.entropy(whole))
+
+
+ROWS, ROWS_2, FLAGS, FLAGS_21 = torch.zeros(3), torch.zeros(2, 1), torch.ones(3).bool(), torch.ones(2, 1).bool()
+TABLE, TOKENS = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
+IDS = torch.zeros(2, 3, dtype=torch.long)
+MISMATCHES: dict[str, list[Callable[[], object]]] = {
+    "token_logprobs": [lambda: losses.token_logprobs(TABLE, TOKENS[:1])],
+    "logprobs_and_grad": [lambda: losses.logprobs_and_grad(TABLE, TOKENS[:1])],
+    "divergence": [lambda: losses.divergence(TABLE, TABLE[:1], alpha=0.5)],
+    "divergence_and_grad": [
+        lambda: losses.divergence_and_grad(TABLE, TABLE[:1], TOKENS, alpha=0.5),
+        lambda: losses.divergence_and_grad(TABLE, TABLE, TOKENS[:1], alpha=0.5),
+    ],
+    "divergence_from_top_k": [
+        lambda: losses.divergence_from_top_k(TABLE, IDS[:1], torch.zeros(1, 3), alpha=0.5),
+        lambda: losses.divergence_from_top_k(TABLE, IDS, torch.zeros(2, 1), alpha=0.5),
+    ],
+    "divergence_from_top_k_and_grad": [
+        lambda: losses.divergence_from_top_k_and_grad(TABLE, IDS, torch.zeros(2, 3), TOKENS[:1], alpha=0.5),
+        lambda: losses.divergence_from_top_k_and_grad(TABLE, IDS, torch.zeros(2, 1), TOKENS, alpha=0.5),
+    ],
+    "top_k_statistics": [
+        lambda: losses.top_k_statistics(IDS, torch.zeros(2, 1), TOKENS, 9),
+        lambda: losses.top_k_statistics(IDS, torch.zeros(2, 3), TOKENS[:1], 9),
+    ],
+    "sampled_divergence": [lambda: losses.sampled_divergence(TABLE, TABLE[:1])],
+    "importance_ratio": [lambda: losses.importance_ratio(TABLE, TABLE[:, :1], clip=None)],
+    "implicit_reward": [
+        lambda: losses.implicit_reward(TABLE, TABLE[:1], TABLE.bool(), beta=0.1),
+        lambda: losses.implicit_reward(TABLE, TABLE, TABLE[:1].bool(), beta=0.1),
+    ],
+    "bco": [lambda: losses.bco(ROWS, FLAGS_21, 0.0), lambda: losses.bco(ROWS, FLAGS, torch.zeros(3))],
+    "midpoint_shift": [lambda: losses.midpoint_shift(ROWS[:, None], FLAGS)],
+    "clipped_policy_gradient": [
+        lambda: losses.clipped_policy_gradient(TABLE, TABLE[:1], ROWS[:2], clip_low=0.2, clip_high=0.2),
+        lambda: losses.clipped_policy_gradient(TABLE, TABLE, ROWS, clip_low=0.2, clip_high=0.2),
+        lambda: losses.clipped_policy_gradient(TABLE, TABLE, ROWS_2, clip_low=0.2, clip_high=0.2),
+    ],
+    "mixed_advantage": [
+        lambda: losses.mixed_advantage(ROWS, TABLE, form="reshape", outcome_share=0.5, clip=0.2),
+        lambda: losses.mixed_advantage(ROWS_2, TABLE, form="reshape", outcome_share=0.5, clip=0.2),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_nothing_broadcasts(name: str) -> None:
+    for call in MISMATCHES[name]:
+        with pytest.raises(ValueError, match=rf"^{name}: .*got .*\["):
+            call()
+
+
+def test_every_public_loss_has_its_shapes_checked() -> None:
+    functions = {
+        name
+        for name, value in vars(losses).items()
+        if inspect.isfunction(value) and value.__module__ == losses.__name__ and name[0] != "_"
+    }
+    assert functions - {"entropy"} == set(MISMATCHES)  # entropy takes one tensor
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Rows that share a beginning are computed as if each stood alone: hidden states, losses, gradients, trained weights.
+"""Rows that share a prefix are computed as if each stood alone: hidden states, losses, gradients, trained weights.
 
 In float64 on GPT-2 (its norms stay in float64) to 1e-10; Llama's norms round to fp32 inside, which leaves 1e-6.
 """
@@ -141,7 +141,7 @@ def test_padding_is_measured() -> None:
     assert padding(True) == 0.0 and 0.05 < padding(False) < 0.6
 
 
-def test_a_model_that_takes_no_branches_is_computed_plainly_and_says_so() -> None:
+def test_a_model_that_takes_no_packed_segments_is_computed_row_by_row_with_a_warning() -> None:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -14,7 +14,8 @@ from torch.nn.functional import logsigmoid
 from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights
 from vpd.learners import Learner, Loss, TokenLoss, Update, combine
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Group
 
 

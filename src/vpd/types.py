@@ -4,9 +4,10 @@
 
 Each stage makes a new type.  A :class:`Rollout` is what happened (kept, logged, shown); an
 :class:`Example` is what one update sees.  The same completion under two prompts is the heart of the
-method: ``Example.prompt`` is what the student reads, ``Example.teacher_prompt`` what the teacher reads.
+method: ``Example.prompt`` is what the student reads, ``Example.teacher`` what the teacher reads (its prompt) or, where
+it runs elsewhere, what it answered (its K likeliest tokens).
 
-Letters for lengths: P prompt, Q teacher's prompt, T completion, G rollouts of one task.
+Letters for lengths: P prompt, Q teacher's prompt, T completion, K likeliest tokens, G rollouts of one task.
 """
 
 import hashlib
@@ -169,12 +170,48 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopKLogprobs:
+    """What a remote teacher says of a completion: its K likeliest next tokens before each of the T tokens.
+
+    ``ids`` [T,K] are distinct within a row of K; ``logprobs`` [T,K] are natural logarithms over the whole vocabulary
+    (so a row's probabilities sum to at most 1), at the sampling temperature.  Entries where the mask is False are
+    ignored but present.  Raises ValueError: shapes that differ, a token twice, or numbers that
+    are not log-probabilities.
+
+    >>> TopKLogprobs(ids=((4, 7), (7, 2)), logprobs=((-0.1, -3.0), (-0.7, -0.7))).k
+    2
+    """
+
+    ids: tuple[Tokens, ...]
+    logprobs: tuple[Floats, ...]
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for rows in (self.ids, self.logprobs) for row in rows}
+        if len(self.ids) != len(self.logprobs) or len(widths) != 1 or 0 in widths:
+            raise ValueError(
+                "ids and logprobs must both be [T,K] with T, K >= 1; "
+                f"got {len(self.ids)} and {len(self.logprobs)} rows of length {sorted(widths)}"
+            )
+        if any(len(set(row)) < len(row) for row in self.ids):
+            raise ValueError("a token stands twice among the K of one place")
+        if not all(math.isfinite(value) and value <= 1e-3 for row in self.logprobs for value in row):
+            raise ValueError("logprobs must be finite natural logarithms of probabilities (at most 0)")
+
+    @property
+    def k(self) -> int:
+        """K, how many tokens are known of each distribution."""
+        return len(self.ids[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One row of one update.
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
-    (None: the row is scored for the first time, its reference is itself).  ``loss_weights`` holds one number
-    for each term of the loss and carries *all* normalisation.
+    (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
+    sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
+    completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
+    carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
     """
 
     prompt: Tokens
@@ -182,13 +219,20 @@ class Example:
     mask: tuple[bool, ...]
     behaviour: Floats
     reference: Floats | None = None
-    teacher: Tokens | None = None
-    version: int = 0
+    teacher: Tokens | TopKLogprobs | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     advantage: float = 0.0
     success: bool = False
     group: int = 0
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):
+            raise ValueError(
+                f"top-k log-probs of {len(self.teacher.ids)} tokens for a completion of {len(self.completion)}"
+            )
 
     @property
     def teacher_prompt(self) -> Tokens | None:
-        return self.teacher
+        """What the teacher reads [Q]; None for a row without a teacher, or with a remote one."""
+        return None if isinstance(self.teacher, TopKLogprobs) else self.teacher

@@ -24,7 +24,8 @@ from vpd.algorithms.examples import (
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
-from vpd.model.scorer import Batch, Divergence, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Divergence, Scorer
 from vpd.types import Example, Group
 
 

@@ -22,7 +22,8 @@ from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
 from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples, with_loss_weights
 from vpd.learners import Learner, Loss, TokenLoss, Update, combine
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Floats, Group, Metrics
 

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from vpd.learners import Learner
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics
 

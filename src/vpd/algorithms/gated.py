@@ -27,7 +27,8 @@ from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Group
 

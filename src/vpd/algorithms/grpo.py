@@ -21,7 +21,8 @@ from vpd.algorithms.examples import (
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.losses import clipped_policy_gradient
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Group
 
 

@@ -20,7 +20,8 @@ from vpd.algorithms.grpo import group_advantages
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update
 from vpd.losses import clipped_policy_gradient, mixed_advantage
-from vpd.model.scorer import Batch, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Group
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
-from vpd.model.decoding import can_share, decoder_for
+from vpd.model.decoding import decoder_for
+from vpd.model.probe import decodes_from_shared_prefix
 from vpd.policy import Policy
 from vpd.types import Completion, SampleKey, Tokens
 
@@ -83,7 +84,7 @@ class TorchEngine:
 
     def _probe(self, model: Any) -> None:
         if model is not self._probed:
-            self._shares = can_share(model)
+            self._shares = decodes_from_shared_prefix(model)
             self._probed = model
 
     def _generate(self, model: Any, asked: Requests) -> list[Completion]:

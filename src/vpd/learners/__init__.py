@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-from vpd.model.scorer import Batch, Role, Scorer
+from vpd.model.batch import Batch
+from vpd.model.scorer import Role, Scorer
 from vpd.policy import Policy
 from vpd.types import Example, Metrics
 

@@ -17,19 +17,22 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from vpd.errors import ConfigError, ModelError, TrainingError
-from vpd.learners import Loss, Measure, MeasuredLoss, ModelName, Objective, TokenLoss, Update
+from vpd.errors import ConfigError, TrainingError
+from vpd.learners import Measure, ModelName, Objective, Update
+from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.model import attention, head, lora
+from vpd.model import head, lora
 from vpd.model.activation_checkpointing import Checkpointing, active, enable
-from vpd.model.packing import lay_out
-from vpd.model.scorer import Batch, LogitMixture, Role, Scorer, collate
+from vpd.model.batch import Batch, collate
+from vpd.model.probe import check_head, takes_packed_segments
+from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
 from vpd.types import Example
 
 Item = TypeVar("Item")
+ROLES: tuple[ModelName, ...] = ("live", "teacher")
 Result = TypeVar("Result")
 
 
@@ -124,7 +127,7 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
-        self._check_head()
+        self._check_heads()
         self.shares_prefixes = settings.share_prefixes and self._can_share()
         text_config = model.config.get_text_config()
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // text_config.vocab_size, 1)
@@ -165,13 +168,13 @@ class AccelerateLearner:
         train: Role = "student",
         lr_scale: float = 1.0,
     ) -> Update:
-        _check_terms(examples, objectives)
+        check_terms(examples, objectives)
         entering = [row for row, example in enumerate(examples) if any(example.loss_weights.values())]
         report = UpdateReport(name, examples, entering)
         if not entering:
             return report.without_step()
         micro_batches = self._plan(examples, entering)
-        job = _Job(examples, objectives, teacher=self.teacher.mixture("live" if train == "teacher" else "teacher"))
+        job = UpdateJob(examples, objectives, teacher=self.teacher.mixture("live" if train == "teacher" else "teacher"))
         if self.accelerator.num_processes > 1 or len(micro_batches) > 1:
             self._measure_beforehand(job, micro_batches)
         self._optimizer.zero_grad()
@@ -184,7 +187,7 @@ class AccelerateLearner:
                 batch = self._collate(examples, micro)
                 scorer = self._scorer(batch, student=self.teacher.mixture("live"), teacher=job.teacher, train=train)
                 losses, signals = self._root(job.losses, scorer, batch, micro)
-                loss = report.add(micro, batch, losses, signals, scorer.computed)
+                loss = report.add(micro, batch, losses, signals, scorer)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         sums = self._sum_over_ranks(report.sums())
         norm = self._step(name, sums["loss"], lr_scale)
@@ -241,7 +244,7 @@ class AccelerateLearner:
         with self.accelerator.autocast():
             return self.accelerator.unwrap_model(self._root)(function, *arguments)
 
-    def _measure_beforehand(self, job: "_Job", micro_batches: Sequence[MicroBatch]) -> None:
+    def _measure_beforehand(self, job: UpdateJob, micro_batches: Sequence[MicroBatch]) -> None:
         """A pass without gradient over the rows of every measured term."""
         with torch.no_grad(), self.accelerator.autocast():
             for term, objective in job.measured().items():
@@ -309,28 +312,19 @@ class AccelerateLearner:
         values = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
 
-    @torch.no_grad()
     def _can_share(self) -> bool:
-        """Whether all models compute branches as if they stood alone; where one does not, says so once."""
-        for model in {id(m): m for w in ("live", "teacher") for m, _ in self.teacher.mixture(w)}.values():
-            windowed = "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
-            if windowed or not attention.install(model) or not _tree_equals_chain(model, self.accelerator.device):
-                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no branches", stacklevel=2)
+        """Whether all models compute packed segments as if rows stood alone; where one does not, says so once."""
+        models = {id(m): m for name in ROLES for m, _ in self.teacher.mixture(name)}
+        for model in models.values():
+            if not takes_packed_segments(model, self.accelerator.device):
+                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no packed rows", stacklevel=2)
                 return False
         return True
 
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Log-probs are taken from hidden states and the head alone: refuse a model that does more in between."""
-        for name, model in [("model", self.model), *(("teacher", m) for m, _ in self.teacher.mixture("teacher"))]:
-            ids = torch.arange(4, device=self.accelerator.device)[None]
-            whole = model(input_ids=ids, use_cache=False).logits
-            ours = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-            if whole.shape != ours.shape or not torch.allclose(whole, ours, rtol=1e-3, atol=1e-3):
-                raise ModelError(
-                    f"the {name} ({type(model).__name__}) changes its logits after the head (soft-capping or scaling)",
-                    do="Such models are not supported yet; take one whose logits are head(hidden states).",
-                )
+    def _check_heads(self) -> None:
+        check_head(self.model, "model", self.accelerator.device)
+        for model, _ in self.teacher.mixture("teacher"):
+            check_head(model, "teacher", self.accelerator.device)
 
 
 class LearnerPolicy:
@@ -357,77 +351,6 @@ class LearnerPolicy:
             lora.save(self._model, folder)
         else:
             self._model.save_pretrained(folder, max_shard_size="1000GB")
-
-
-class _Job:
-    """One update's objectives: prepares the measured ones, then computes the losses of one micro-batch at a time."""
-
-    def __init__(self, examples: Sequence[Example], objectives: Mapping[str, Objective], *, teacher: LogitMixture):
-        self.examples = examples
-        self.teacher = teacher
-        self.values: dict[str, list[float | None]] = {}
-        self._objectives = objectives
-        self._prepared: dict[str, Loss] = {}
-
-    def measured(self) -> dict[str, MeasuredLoss]:
-        """The objectives that ask for a number of each row first."""
-        return {term: o for term, o in self._objectives.items() if isinstance(o, MeasuredLoss)}
-
-    def prepare(self, term: str, values: Mapping[int, float]) -> None:
-        """Prepare a measured objective from the values of its rows, in the order of the examples."""
-        rows = sorted(values)
-        objective = self.measured()[term]
-        self._prepared[term] = objective.prepare([values[row] for row in rows], [self.examples[row] for row in rows])
-        self.values[term] = [values.get(row) for row in range(len(self.examples))]
-
-    def losses(self, scorer: Scorer, batch: Batch, micro: MicroBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Each term's loss summed over the micro-batch with its weights, and all signals; runs inside the root."""
-        losses: dict[str, Tensor] = {}
-        signals: dict[str, Tensor] = {}
-        for term in micro.terms:
-            made = self._loss_of(term, scorer, batch, micro)
-            weight_B = self._weights(term, micro, batch)
-            outcome = made(scorer.for_term(weight_B), batch)
-            outcome = outcome if isinstance(outcome, TokenLoss) else TokenLoss(outcome)
-            value = outcome.value
-            value_B = torch.where(batch.mask_BT, value, 0.0).sum(-1) if value.ndim == 2 else value
-            losses[term] = (weight_B.to(value_B) * value_B).sum()
-            signals |= {name: torch.where(batch.mask_BT, signal, 0) for name, signal in outcome.signals.items()}
-        return losses, signals
-
-    def _loss_of(self, term: str, scorer: Scorer, batch: Batch, micro: MicroBatch) -> Loss:
-        objective = self._objectives[term]
-        if not isinstance(objective, MeasuredLoss):
-            return objective
-        if term not in self._prepared:  # all rows stand in this micro-batch, so their values come from the same pass
-            values_B = objective.measure(scorer, batch).detach()
-            self.prepare(term, dict(zip(micro.rows, values_B.tolist(), strict=True)))
-        return self._prepared[term]
-
-    def _weights(self, term: str, micro: MicroBatch, batch: Batch) -> Tensor:
-        weights = [0.0 if micro.padding else self.examples[row].loss_weights[term] for row in micro.rows]
-        return torch.tensor(weights, dtype=batch.reference_BT.dtype, device=batch.reference_BT.device)
-
-
-def _check_terms(examples: Sequence[Example], objectives: Mapping[str, Objective]) -> None:
-    unknown = {term for example in examples for term in example.loss_weights} - set(objectives)
-    if unknown:
-        raise ValueError(f"rows have weight in terms without an objective: {sorted(unknown)}; got {sorted(objectives)}")
-
-
-def _tree_equals_chain(model: Any, device: torch.device) -> bool:
-    """Whether two branches of one pack give the hidden states that two rows of their own give."""
-    rows = [(tuple(range(5)), (1, 2, 3)), ((*range(4), 2), (3, 1))]
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [tuple(token % vocabulary for token in prompt) for prompt, _ in rows]
-    completions = [tuple(token % vocabulary for token in completion) for _, completion in rows]
-    mask = [[True] * len(completion) for completion in completions]
-    hidden = []
-    for size in (None, 1 << 20):
-        layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=model.dtype)
-        states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-        hidden.append(states[layout.row_N, layout.place_N])
-    return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
 
 
 def _optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from vpd.model.batch import TeacherForm, teacher_form
 from vpd.model.packing import tokens_of
 from vpd.types import Example
 
-Kind: TypeAlias = tuple[tuple[str, ...], str]
+Kind: TypeAlias = tuple[tuple[str, ...], TeacherForm]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ def plan(
 
 def _kind(example: Example) -> Kind:
     terms = tuple(sorted(term for term, weight in example.loss_weights.items() if weight))
-    return terms, "" if example.teacher is None else type(example.teacher).__name__
+    return terms, teacher_form(example)
 
 
 def _neighbours(example: Example, row: int, limits: Limits) -> tuple[Any, ...]:

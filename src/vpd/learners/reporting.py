@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vpd.learners import Update
 from vpd.learners.micro_batches import MicroBatch
-from vpd.model.scorer import Batch
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
 from vpd.types import Example, Metrics
 
 
@@ -33,15 +34,15 @@ class UpdateReport:
         batch: Batch,
         losses: Mapping[str, Tensor],
         signals: Mapping[str, Tensor],
-        computed: Mapping[str, int],
+        scorer: Scorer,
     ) -> Tensor:
         """Take in one micro-batch; returns its loss, to be differentiated."""
         loss = torch.stack(list(losses.values())).sum()
         self._add("loss", loss)
         for term, value in losses.items():
             self._add(f"{term}_loss", value)
-        self._counts["computed"] += computed["tokens"]
-        self._counts["padding"] += computed["padding"]
+        self._counts["computed"] += scorer.tokens
+        self._counts["padding"] += scorer.padding
         counted = 0 if micro.padding else sum(sum(example.mask) for example in batch.examples)
         for name, signal_BT in signals.items():
             self._add(name, signal_BT.sum() * (0.0 if micro.padding else 1.0))

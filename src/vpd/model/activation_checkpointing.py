@@ -1,4 +1,5 @@
-"""Gradient checkpointing: layers that forget what they computed and compute it again in the backward pass.
+"""Activation checkpointing (also called gradient checkpointing): layers keep less and compute it again in the backward
+pass.
 
 ``full`` keeps each layer's input and repeats the whole layer (Chen et al., arXiv 1604.06174).  ``selective`` keeps the
 results of matrix products and attention, which cost the time, and repeats what lies between them (norms, activations,
@@ -8,17 +9,20 @@ Of the operators of attention below only the CPU's was run here.
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vpd.errors import ConfigError
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
+
+#: Whether this transformers says "activation" where older ones said "gradient" checkpointing.
+RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
 
 _aten = torch.ops.aten
 COSTLY = [
@@ -33,16 +37,17 @@ COSTLY = [
 
 
 def enable(model: Any, kind: Checkpointing) -> None:
-    """Prepare ``model``; nothing is forgotten but inside :func:`active`.  Raises ConfigError if it cannot."""
+    """Prepare ``model``, which checkpoints inside :func:`active` alone.  Raises ConfigError if it cannot."""
     if kind == "none":
         return
-    how: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
-        how["context_fn"] = functools.partial(create_selective_checkpoint_contexts, COSTLY)
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, COSTLY)
     if model.supports_gradient_checkpointing:
-        with warnings.catch_warnings():  # its new name came in a later transformers than the oldest that is allowed
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        if RENAMED:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not any(_layers(model)):
         raise ConfigError(
             f"{type(model).__name__} has no gradient checkpointing",
@@ -53,8 +58,10 @@ def enable(model: Any, kind: Checkpointing) -> None:
 
 @contextlib.contextmanager
 def active(model: Any) -> Iterator[None]:
-    """Here layers forget.  Transformers asks each layer's ``training``; what is inside a layer stays as it was, so that
-    dropout stays off."""
+    """Here layers checkpoint.
+
+    Transformers asks each layer's ``training`` flag; the modules inside a layer keep theirs, so dropout stays off.
+    """
     for layer in _layers(model):
         layer.training = True
     try:

@@ -1,12 +1,14 @@
-"""Attention over packed segments and over a shared prefix's keys and values.
+"""Attention over packed segments, and over the shared keys and values of a prefix.
 
 A model that runs on transformers' attention interface is switched to :func:`attend`, which is its scaled dot-product
-attention unless a pass brings :class:`PackedSegments` or :class:`SharedPrefixKV`.  In training the one row of tokens is
-cut into segments, each of which attends to itself and to the prefix it continues, so nothing is padded.  In decoding
-all rows of a prompt attend to one copy of its keys and values.
+attention unless a pass brings :class:`PackedSegments` or :class:`SharedPrefixKV`.  In training one row of tokens is cut
+into segments, each of which attends to itself and to the prefix it continues, so nothing is padded.  In decoding all
+rows of a prompt attend to one copy of the prompt's keys and values.
 
-Dimension legend: B rows, U prompts, P longest prompt, T tokens of a row after its prompt, A heads of queries, C heads
-of keys and values, R = A / C, S most rows of one prompt, L tokens of a row of pieces, D size of a head.
+Callers describe segments by their lengths alone: how attention is computed from them is decided here.
+
+Dimension legend: B rows, U distinct prompts, P longest prompt, T tokens of a row after its prompt, S most rows of one
+prompt, L tokens of a packed row, A heads of queries, C heads of keys and values, R = A / C, D size of a head, X any.
 """
 
 import dataclasses
@@ -20,26 +22,52 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "vpd_branches"
+NAME = "vpd_packed"
 
 
 @dataclass(frozen=True)
 class PackedSegments:
-    """The pieces of a row in order: ``sizes`` in tokens, and for each the piece it begins with and its mask.
+    """The segments of a packed row, in order.
 
-    The mask [1,1,size,size of the beginning + size] is added to the scores; a piece without a beginning is causal.
+    ``sizes`` are their lengths in tokens; ``prefixes`` says which earlier segment each one continues (its index, None
+    for none).  A segment is causal in itself and sees all of its prefix.  ``masks`` [1,1,size,prefix + size] are added
+    to the scores; None where the segment has no prefix.
     """
 
     sizes: tuple[int, ...]
-    beginnings: tuple[int | None, ...]
+    prefixes: tuple[int | None, ...]
     masks: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(
+        cls, sizes: Sequence[int], prefixes: Sequence[int | None], *, device: torch.device, dtype: torch.dtype
+    ) -> "PackedSegments":
+        """Segments of these lengths and prefixes, for a model of this device and dtype."""
+        shapes = [
+            None if prefix is None else (sizes[prefix], size) for size, prefix in zip(sizes, prefixes, strict=True)
+        ]
+        made = {shape: _segment_mask(*shape, device=device, dtype=dtype) for shape in shapes if shape is not None}
+        masks = tuple(None if shape is None else made[shape] for shape in shapes)
+        return cls(tuple(sizes), tuple(prefixes), masks)
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Queries [1,A,L,D] of all segments, each to its prefix and itself: [1,L,A,D]."""
+        keys, values = key.split(self.sizes, 2), value.split(self.sizes, 2)
+        outputs = []
+        for q, k, v, prefix, mask in zip(
+            query.split(self.sizes, 2), keys, values, self.prefixes, self.masks, strict=True
+        ):
+            if prefix is not None:
+                k, v = torch.cat([keys[prefix], k], 2), torch.cat([values[prefix], v], 2)
+            outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
+        return torch.cat(outputs, 1)
 
 
 @dataclass(frozen=True)
 class SharedPrefixKV:
-    """Keys and values [U,C,P,D] of prompts, one pair for each layer, and the mask [U,1,1,P] of their padding.
+    """Keys and values [U,C,P,D] of the prompts, one pair for each layer, and the mask [U,1,1,P] of their padding.
 
-    ``slot_B`` says which of the U x S places each row takes; ``width`` is S.
+    Rows of one prompt lie side by side in a grid of U x S slots: ``slot_B`` is each row's, ``width`` is S.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -48,51 +76,52 @@ class SharedPrefixKV:
     width: int = 0
 
     @classmethod
-    def of(cls, layers: Sequence[tuple[Tensor, Tensor]], seen_UP: Tensor) -> "SharedPrefixKV":
-        """SharedPrefixKV that no row owns yet; ``seen_UP`` is 0 at padding."""
-        low = torch.finfo(layers[0][0].dtype).min
-        mask_UP = torch.zeros(seen_UP.shape, dtype=layers[0][0].dtype, device=seen_UP.device)
-        mask_U11P = mask_UP.masked_fill(seen_UP == 0, low)[:, None, None]
-        return cls(tuple(layers), mask_U11P, seen_UP.new_zeros(0))
+    def of(cls, layers: Sequence[tuple[Tensor, Tensor]], attention_mask_UP: Tensor) -> "SharedPrefixKV":
+        """The keys and values of prompts without any row yet; ``attention_mask_UP`` is 0 at padding."""
+        dtype = layers[0][0].dtype
+        mask_UP = torch.zeros(attention_mask_UP.shape, dtype=dtype, device=attention_mask_UP.device)
+        mask_U11P = mask_UP.masked_fill(attention_mask_UP == 0, torch.finfo(dtype).min)[:, None, None]
+        return cls(tuple(layers), mask_U11P, attention_mask_UP.new_zeros(0))
 
-    def owned_by(self, owner_B: Tensor) -> "SharedPrefixKV":
-        """The same stems with the rows' places: those of one prompt stand side by side."""
-        order_B = owner_B.argsort(stable=True)
-        counts_U = owner_B.bincount(minlength=len(self.mask_U11P))
+    def with_rows(self, prompt_B: Tensor) -> "SharedPrefixKV":
+        """The same prompts for these rows: ``prompt_B`` is the index of each row's prompt."""
+        order_B = prompt_B.argsort(stable=True)
+        counts_U = prompt_B.bincount(minlength=len(self.mask_U11P))
         first_U = counts_U.cumsum(0) - counts_U
-        rank_B = torch.empty_like(owner_B)
-        rank_B[order_B] = torch.arange(len(owner_B), device=owner_B.device) - first_U[owner_B[order_B]]
+        rank_B = torch.empty_like(prompt_B)
+        rank_B[order_B] = torch.arange(len(prompt_B), device=prompt_B.device) - first_U[prompt_B[order_B]]
         width = int(counts_U.max())
-        return dataclasses.replace(self, slot_B=owner_B * width + rank_B, width=width)
+        return dataclasses.replace(self, slot_B=prompt_B * width + rank_B, width=width)
 
     def keep(self, alive_U: Tensor) -> "SharedPrefixKV":
-        """The stems of some prompts."""
+        """These prompts only."""
         if len(alive_U) == len(self.mask_U11P):
             return self
         layers = tuple((keys[alive_U], values[alive_U]) for keys, values in self.layers)
         return dataclasses.replace(self, layers=layers, mask_U11P=self.mask_U11P[alive_U])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """One new token of each row, query [B,A,1,D], to its stem and to its own tokens [B,C,T,D]: [B,1,A,D]."""
-        stem_keys, stem_values = self.layers[layer]
-        heads, size = stem_keys.shape[1], stem_keys.shape[3]
+        """One new token of each row, query [B,A,1,D], to its prompt and to its own tokens [B,C,T,D]: [B,1,A,D]."""
+        prefix_keys, prefix_values = self.layers[layer]
+        heads, size = prefix_keys.shape[1], prefix_keys.shape[3]
         query_BCRD = query.reshape(len(query), heads, -1, size) * scaling
-        stem_UCSRP = (self._to_slots(query_BCRD).flatten(2, 3) @ stem_keys.mT + self.mask_U11P).unflatten(
-            2, (self.width, -1)
-        )
-        stem_BCRP = stem_UCSRP.transpose(1, 2).flatten(0, 1)[self.slot_B]
-        own_BCRT = query_BCRD @ key.mT
-        weight = torch.softmax(torch.cat([stem_BCRP, own_BCRT], -1), -1, dtype=_wide(query.dtype)).to(query.dtype)
-        stem_BCRP, own_BCRT = weight.split([stem_BCRP.shape[-1], own_BCRT.shape[-1]], -1)
-        told_UCSRD = (self._to_slots(stem_BCRP).flatten(2, 3) @ stem_values).unflatten(2, (self.width, -1))
-        told_BCRD = told_UCSRD.transpose(1, 2).flatten(0, 1)[self.slot_B]
-        return (told_BCRD + own_BCRT @ value).reshape(len(query), 1, -1, size)
+        scores_UCXP = self._to_slots(query_BCRD).flatten(2, 3) @ prefix_keys.mT + self.mask_U11P
+        prefix_BCRP, own_BCRT = self._to_rows(scores_UCXP), query_BCRD @ key.mT
+        wide = torch.promote_types(query.dtype, torch.float32)
+        weights = torch.softmax(torch.cat([prefix_BCRP, own_BCRT], -1), -1, dtype=wide).to(query.dtype)
+        prefix_BCRP, own_BCRT = weights.split([prefix_BCRP.shape[-1], own_BCRT.shape[-1]], -1)
+        output_BCRD = self._to_rows(self._to_slots(prefix_BCRP).flatten(2, 3) @ prefix_values)
+        return (output_BCRD + own_BCRT @ value).reshape(len(query), 1, -1, size)
 
     def _to_slots(self, rows_BCRX: Tensor) -> Tensor:
-        """Rows in their places [U,C,S,R,X]; empty ones are 0."""
+        """Rows in their slots [U,C,S,R,X]; empty slots are 0."""
         slots = rows_BCRX.new_zeros(len(self.mask_U11P) * self.width, *rows_BCRX.shape[1:])
         slots[self.slot_B] = rows_BCRX
         return slots.unflatten(0, (-1, self.width)).transpose(1, 2)
+
+    def _to_rows(self, slots_UCXX: Tensor) -> Tensor:
+        """The inverse of :meth:`_to_slots`, from [U,C,S x R,X] to rows [B,C,R,X]."""
+        return slots_UCXX.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)[self.slot_B]
 
 
 def attend(
@@ -108,31 +137,18 @@ def attend(
     """An attention function of transformers: queries [B,A,L,D] to [B,L,A,D]."""
     if prefix_kv is not None:
         return prefix_kv.attend(module.layer_idx, query, key, value, options["scaling"]), None
-    if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    keys, values = key.split(segments.sizes, 2), value.split(segments.sizes, 2)
-    outputs = []
-    pieces = zip(query.split(segments.sizes, 2), keys, values, segments.beginnings, segments.masks, strict=True)
-    for q, k, v, beginning, mask in pieces:
-        if beginning is not None:
-            k, v = torch.cat([keys[beginning], k], 2), torch.cat([values[beginning], v], 2)
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
-    return torch.cat(outputs, 1), None
-
-
-def branch_mask(beginning: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Additive mask of a branch: all of its beginning, and its own tokens up to each."""
-    seen = torch.ones(size, beginning + size, dtype=torch.bool, device=device).tril(beginning)
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+    if segments is not None:
+        return segments.attend(module, query, key, value, **options), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 def is_installed(model: Any) -> bool:
-    """Whether ``model`` takes branches and stems at this moment: another attention would pass over them."""
+    """Whether ``model`` runs on :func:`attend` at this moment; any other attention would ignore segments and prefix."""
     return bool(model.config._attn_implementation == NAME)
 
 
 def install(model: Any) -> bool:
-    """Let ``model`` take them; False, and nothing changed, where it does not run on the attention interface."""
+    """Switch ``model`` to :func:`attend`; False, and nothing changed, if it does not run on the attention interface."""
     if is_installed(model):
         return True
     if model.config._attn_implementation != "sdpa" or not type(model)._supports_attention_backend:
@@ -141,8 +157,10 @@ def install(model: Any) -> bool:
     return True
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _segment_mask(prefix: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Additive mask [1,1,size,prefix + size] of a segment: all of its prefix, and its own tokens up to each."""
+    seen = torch.ones(size, prefix + size, dtype=torch.bool, device=device).tril(prefix)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
 
 AttentionInterface.register(NAME, attend)

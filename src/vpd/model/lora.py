@@ -1,11 +1,12 @@
 """LoRA (Hu et al., arXiv 2106.09685): the weights stay as they are, and small adapters beside them are trained.
 
-peft puts the adapters into the model, which stays what it was to everyone else (by ``peft.functional``, as transformers
-5.24 refuses peft 0.21 in its own methods for this).  One base then serves all roles: the live policy wears the adapter
-that is trained, an averaged teacher wears another one of the same shape, and the initial policy wears none, which is
-exact because B begins at 0.  Nobody but a :class:`View` changes what the model wears, and it does so for the length of
-one forward pass: between passes, and in the backward pass, where a layer that was forgotten is computed again, the
-model wears the live adapter.
+All roles share one base model; the policy uses the trained adapter, the EMA teacher a second one of the same shape, and
+the initial policy none, which is exact because B begins at 0.  peft puts the adapters into the model (by
+``peft.functional``, as transformers 5.24 refuses peft 0.21 in its own methods for this), which otherwise behaves as
+before.
+
+Only a :class:`View` changes the active adapter, and only for the length of one forward pass.  Between passes, and in
+the backward pass, where activation checkpointing computes layers again, the trained adapter is active.
 """
 
 import contextlib
@@ -26,18 +27,18 @@ from vpd.errors import ConfigError, StorageError, nearest
 
 LIVE, AVERAGE = "default", "average"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # what peft's files put before each name
+PREFIX = "base_model.model."  # of every name in peft's files
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """An adapter, in the words of peft's LoraConfig.  There is no dropout: a policy is one distribution."""
+    """An adapter, in the names of peft's LoraConfig.  No dropout: a policy must be one distribution."""
 
     r: Annotated[int, "rank"] = 16
     lora_alpha: Annotated[int, "the adapter's output is scaled by lora_alpha / r"] = 32
     target_modules: Annotated[
         tuple[str, ...] | Literal["all-linear"] | None,
-        "names of the layers that get one; all-linear: all but the head; null: what peft takes for the architecture",
+        "layers that get an adapter, by name; all-linear: all but the head; null: peft's choice for the architecture",
     ] = None
 
     def __post_init__(self) -> None:
@@ -45,14 +46,14 @@ class LoraSettings:
             if value < 1:
                 raise ConfigError(f"model.lora.{name} is too small", got=value, expected="at least 1")
         if self.target_modules == ():
-            raise ConfigError("model.lora.target_modules is empty", do="Name layers, or take null or all-linear.")
+            raise ConfigError("model.lora.target_modules is empty", do="Name layers, or set null or all-linear.")
 
 
 def attach(model: Any, settings: LoraSettings, *, seed: int) -> None:
     """Freeze ``model`` and put an adapter into it that changes nothing yet; ``seed`` draws its A.
 
-    The adapter of a 16-bit model is kept in fp32, where small steps do not round to nothing.  Raises ConfigError: no
-    peft, or a target that is not there, or one that every role shares (the head, the embedding).
+    The adapter of a 16-bit model is kept in fp32, where small steps do not round to nothing.  Raises ConfigError: peft
+    is not installed, a target does not exist, or a target is shared by all roles (the head, the embedding).
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("model.lora needs the package peft", do="pip install peft (or 'vpd-rl[lora]').")
@@ -79,7 +80,7 @@ def is_attached(model: Any) -> bool:
 
 
 def average(model: Any) -> "View":
-    """``model`` with a second adapter, of which this is the view; it begins as a copy of the live one."""
+    """A view of ``model`` with a second adapter, which begins as a copy of the trained one: an EMA teacher."""
     _inject(model, copy.deepcopy(model.peft_config[LIVE]), AVERAGE)
     view = View(model, AVERAGE)
     view.load_state_dict(state(model))
@@ -87,19 +88,19 @@ def average(model: Any) -> "View":
 
 
 def weights(model: Any, adapter: str = LIVE) -> dict[str, nn.Parameter]:
-    """A and B of one adapter, under names in which the adapter's own does not occur."""
+    """A and B of one adapter, by names that do not contain the adapter's own name."""
     mark = re.compile(rf"\.(lora_[AB])\.{adapter}\.")
     return {mark.sub(r".\1.", name): value for name, value in model.named_parameters() if mark.search(name)}
 
 
 def state(model: Any, adapter: str = LIVE) -> dict[str, Tensor]:
-    """The tensors of one adapter, as they are at this moment and not copied."""
+    """The tensors of one adapter, not copied."""
     return {name: value.detach() for name, value in weights(model, adapter).items()}
 
 
 @torch.no_grad()
 def restore(model: Any, saved: Mapping[str, Tensor], adapter: str = LIVE) -> None:
-    """Take back what :func:`state` gave.  Raises StorageError if it is of another shape."""
+    """Copy what :func:`state` returned into an adapter.  Raises StorageError if names or shapes differ."""
     own = weights(model, adapter)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in saved.items()}:
         raise StorageError(
@@ -113,7 +114,7 @@ def restore(model: Any, saved: Mapping[str, Tensor], adapter: str = LIVE) -> Non
 
 
 def save(model: Any, folder: Path) -> None:
-    """The live adapter as a folder that peft loads."""
+    """Write the trained adapter to a folder that peft loads."""
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config[LIVE].save_pretrained(folder)
     tensors = {PREFIX + name: value.cpu().contiguous() for name, value in state(model).items()}
@@ -126,9 +127,9 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def merged(model: Any) -> Any:
-    """A plain model that computes what ``model`` does, made in main memory; ``model`` is left as it is.
+    """A copy of ``model`` in main memory with the trained adapter merged into plain weights.
 
-    B A is added to the weights in their own dtype, so that a 16-bit model's result is rounded once more.
+    B A is added to the weights in their own dtype, so a 16-bit model is rounded once more.
     """
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
@@ -143,9 +144,9 @@ def merged(model: Any) -> Any:
 
 
 class View:
-    """A model as it is with another adapter, or with none (None): as much of a module as a cast is asked for.
+    """``model`` with another active adapter, or with none (None): the part of a module's interface that a scorer needs.
 
-    Its ``state_dict`` is the adapter's alone, as the base is not its own.
+    Its ``state_dict`` holds the adapter alone; the base belongs to ``model``.
     """
 
     def __init__(self, model: Any, adapter: str | None):
@@ -162,7 +163,7 @@ class View:
         return self.model.dtype
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All of the model's: whoever asks wants to know where it lies and of what dtype it is."""
+        """All parameters of ``model``; callers look at device and dtype."""
         return self.model.parameters()
 
     def get_output_embeddings(self) -> Any:
@@ -185,7 +186,7 @@ class View:
 
     @contextlib.contextmanager
     def _active_adapter(self) -> Iterator[None]:
-        """Here the model wears this adapter, and no adapter asks for a gradient."""
+        """Here this adapter is active, and no adapter takes a gradient."""
         try:
             for layer in self._layers:
                 if self.adapter is None:
@@ -198,11 +199,11 @@ class View:
 
 
 def _inject(model: Any, config: Any, adapter: str) -> None:
-    """Put one adapter in; afterwards the live one is worn and nothing else has a gradient."""
+    """Add one adapter; afterwards the trained one is active and only it takes gradients."""
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
     try:
-        with warnings.catch_warnings():  # a second adapter is what is meant
+        with warnings.catch_warnings():  # a second adapter is intended
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, model, adapter)
     except ValueError as error:
@@ -233,7 +234,7 @@ def _is_layer(module: Any) -> bool:
 
 
 def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
-    """Every name must fit a layer: peft passes over one that fits none if another does."""
+    """Every name must fit a layer: peft ignores a name that fits none as long as another one fits."""
     names = [name for name, _ in model.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):

@@ -1,31 +1,33 @@
-"""Rows that begin alike share one pass over their beginning.
+"""Where each row's tokens stand in the model's input; rows that share a prefix compute it once.
 
-The G completions of a task have one prompt, and their teacher's prompts begin with the same task.  A *pack* holds such
-a beginning once and after it the rows' own rests as segments, each of which sees the beginning and itself:
+The G completions of a task have one prompt, and their teacher's prompts begin with the same task.  A *pack* holds the
+shared prefix once, and after it one segment for each row, which sees the prefix and itself:
 
-    beginning | rest of prompt 1, completion 1 | rest of prompt 2, completion 2 | ...
+    prefix | rest of prompt 1, completion 1 | rest of prompt 2, completion 2 | ...
 
-Positions run on from the beginning in every branch, so each row is computed as if it stood alone.  All packs of a
+Every segment's positions continue those of the prefix, so each row is computed as if it stood alone.  All packs of a
 micro-batch stand in one row of tokens (:mod:`vpd.model.attention` keeps them apart), so nothing is padded.
 
-Dimension legend: K rows of the model's input, L their length, N completion tokens of the batch that count (row-major
-order).
+The hidden state that predicts a completion token is that of the token before it.  This is the only module that shifts.
+
+Dimension legend: K rows of the model's input, L their length, N completion tokens of the batch where the mask is True
+(row-major order).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpd.model.attention import PackedSegments, branch_mask
+from vpd.model.attention import PackedSegments
 from vpd.types import Tokens
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows (their places in the batch) and how many tokens of their prompts they share."""
+    """Rows of one pack (their indices in the batch) and how many tokens of their prompts they share."""
 
     rows: tuple[int, ...]
     shared: int
@@ -33,8 +35,10 @@ class Pack:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model's inputs, where in [K,L] stands the hidden state that predicts each of the N tokens, and how many of the
-    K x L tokens are padding."""
+    """A model's inputs, and where in [K,L] stands the hidden state that predicts each of the N tokens.
+
+    ``padding`` counts how many of the K x L tokens are padding.
+    """
 
     inputs: dict[str, Any]
     row_N: Tensor
@@ -51,58 +55,66 @@ def lay_out(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Layout:
-    """Model inputs for prompt + completion of every row; ``hidden_size`` None: rows stand alone and are padded."""
+    """Model inputs for prompt + completion of every row.
+
+    ``hidden_size`` is the model's, for :func:`plan`; None: every row is computed alone, padded right.
+    """
     if hidden_size is None:
         return _padded(prompts, completions, mask, device)
-    ids: list[int] = []
-    positions: list[int] = []
-    sizes: list[int] = []
-    beginnings: list[int | None] = []
-    masks: list[Tensor | None] = []
-    made: dict[tuple[int, int], Tensor] = {}
-    where: dict[int, tuple[int, int]] = {}  # of a row's first completion token: its place, and that of the one before
-
-    def add(tokens: Tokens, first: int, beginning: int | None, after: int) -> None:
-        if not tokens:
-            return
-        ids.extend(tokens)
-        positions.extend(range(first, first + len(tokens)))
-        sizes.append(len(tokens))
-        beginnings.append(beginning)
-        shape = (after, len(tokens))
-        if beginning is not None and shape not in made:
-            made[shape] = branch_mask(*shape, device=device, dtype=dtype)
-        masks.append(None if beginning is None else made[shape])
-
+    packed = _PackedRow()
     for pack in plan(prompts, completions, hidden_size):
-        beginning, end = len(sizes) if pack.shared else None, len(ids) + pack.shared
-        add(prompts[pack.rows[0]][: pack.shared], 0, None, 0)
-        for row in pack.rows:
-            rest = prompts[row][pack.shared :]
-            place = len(ids) + len(rest)
-            where[row] = place, place - 1 if rest else end - 1
-            add(rest + completions[row], pack.shared, beginning, pack.shared)
-    place_N = torch.tensor(
-        [
-            where[row][0] + t - 1 if t else where[row][1]
-            for row, counts in enumerate(mask)
-            for t, count in enumerate(counts)
-            if count
-        ],
-        dtype=torch.long,
-        device=device,
-    )
+        packed.add(pack, prompts, completions)
+    places = [
+        packed.first[row] + t - 1 if t else packed.before_first[row]
+        for row, counts in enumerate(mask)
+        for t, count in enumerate(counts)
+        if count
+    ]
+    place_N = torch.tensor(places, dtype=torch.long, device=device)
     return Layout(
         inputs={
-            "input_ids": torch.tensor([ids], device=device),
-            "position_ids": torch.tensor([positions], device=device),
-            "attention_mask": torch.zeros(1, 1, 1, 1, dtype=dtype, device=device),  # its shape says: make no other
-            "segments": PackedSegments(tuple(sizes), tuple(beginnings), tuple(masks)),
+            "input_ids": torch.tensor([packed.ids], device=device),
+            "position_ids": torch.tensor([packed.positions], device=device),
+            "attention_mask": torch.zeros(1, 1, 1, 1, dtype=dtype, device=device),  # four dimensions: taken as it is
+            "segments": PackedSegments.of(packed.sizes, packed.prefixes, device=device, dtype=dtype),
         },
         row_N=torch.zeros_like(place_N),
         place_N=place_N,
         padding=0,
     )
+
+
+@dataclass
+class _PackedRow:
+    """One row of tokens that grows pack by pack.
+
+    ``first`` is the place of each row's first completion token, ``before_first`` that of the token before it, which may
+    lie in the shared prefix.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    prefixes: list[int | None] = field(default_factory=list)
+    first: dict[int, int] = field(default_factory=dict)
+    before_first: dict[int, int] = field(default_factory=dict)
+
+    def add(self, pack: Pack, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> None:
+        prefix = len(self.sizes) if pack.shared else None
+        self._add_segment(prompts[pack.rows[0]][: pack.shared], 0, None)
+        end_of_prefix = len(self.ids) - 1
+        for row in pack.rows:
+            rest = prompts[row][pack.shared :]
+            self.first[row] = len(self.ids) + len(rest)
+            self.before_first[row] = self.first[row] - 1 if rest else end_of_prefix
+            self._add_segment(rest + completions[row], pack.shared, prefix)
+
+    def _add_segment(self, tokens: Tokens, first_position: int, prefix: int | None) -> None:
+        if tokens:
+            self.ids.extend(tokens)
+            self.positions.extend(range(first_position, first_position + len(tokens)))
+            self.sizes.append(len(tokens))
+            self.prefixes.append(prefix)
 
 
 def _padded(
@@ -131,7 +143,7 @@ def _padded(
 
 
 def tokens_of(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_size: int | None) -> int:
-    """How many tokens :func:`lay_out` makes a model compute."""
+    """How many tokens a model computes for :func:`lay_out` with the same arguments, padding included."""
     if hidden_size is None:
         return len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     return sum(
@@ -141,10 +153,10 @@ def tokens_of(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_s
 
 
 def plan(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_size: int) -> list[Pack]:
-    """Neighbouring rows in packs: a row joins the one before it where the estimated cost falls.
+    """The rows in packs, in order: a row joins the pack before it if that lowers the estimated cost.
 
-    A layer costs about 24 h^2 operations a token and 4 h a pair of tokens that meet, so in units of 4 h a piece of L
-    tokens costs 6 h L, and L^2 / 2 alone or L (S + L) behind a beginning of S.
+    A layer costs about 24 h^2 operations a token and 4 h for each pair of tokens where one attends to the other.  So in
+    units of 4 h, a segment of L tokens costs 6 h L, plus L^2 / 2 on its own or L (S + L) after a prefix of S tokens.
     """
 
     def alone(length: int) -> int:
@@ -161,7 +173,7 @@ def plan(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_size: 
         single = Pack((row,), 0)
         if packs:
             last = packs[-1]
-            shared = min(last.shared or len(prompt), _common(prompts[last.rows[0]], prompt))
+            shared = min(last.shared or len(prompt), _common_prefix(prompts[last.rows[0]], prompt))
             together = Pack((*last.rows, row), shared)
             if shared and cost(together) < cost(last) + cost(single):
                 packs[-1] = together
@@ -170,8 +182,8 @@ def plan(prompts: Sequence[Tokens], completions: Sequence[Tokens], hidden_size: 
     return packs
 
 
-def _common(left: Tokens, right: Tokens) -> int:
-    """How many tokens two prompts begin with alike."""
+def _common_prefix(left: Tokens, right: Tokens) -> int:
+    """Length of the longest common prefix."""
     if left == right:
         return len(left)
     for place, (mine, theirs) in enumerate(zip(left, right, strict=False)):

@@ -1,57 +1,32 @@
-"""From examples to tensors and from hidden states to log-probs: the only place that pads, shifts and divides by
-the temperature.
+"""From hidden states to log-probs, entropies and divergences; the only place that divides by the temperature.
 
-Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, N completion tokens
-of the batch that count (the mask's ones, in row-major order).
+Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, K likeliest tokens of a remote teacher,
+N completion tokens of the batch where the mask is True (in row-major order), n tokens of a chunk or block.
 
-The hidden state at the token before completion token ``t`` predicts it (:mod:`vpd.model.packing` says where that is).
-Only those N states reach the head, in chunks (:mod:`vpd.model.head`), so that no [B,T,V] tensor is ever whole.
+Only the N hidden states that predict those tokens reach the head (:mod:`vpd.model.packing` says where they stand), in
+chunks (:mod:`vpd.model.head`), so that no [B,T,V] tensor is ever whole.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vpd import losses
-from vpd.model import attention, head
-from vpd.model.packing import Layout, lay_out
-from vpd.types import Example
+from vpd.model import head
+from vpd.model.batch import Batch
+from vpd.model.roles import LogitMixture, ModelPasses, Role
 
-Role: TypeAlias = Literal["student", "teacher"]
-#: Who plays a role: modules and the share of each in the logits.  One module with share 1, or a lerp of two.
-LogitMixture: TypeAlias = tuple[tuple[Any, float], ...]
+__all__ = ["Divergence", "LogitMixture", "Role", "Scorer"]
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one micro-batch.  ``_BT`` fields are padded right to T; ``examples`` are the rows as they came."""
-
-    examples: Sequence[Example]
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    behaviour_BT: Tensor
-    reference_BT: Tensor
-    has_reference_B: Tensor
-    advantage_B: Tensor
-    success_B: Tensor
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether its rows have a teacher's prompt; a learner never mixes rows that do with rows that do not."""
-        return all(example.teacher is not None for example in self.examples)
-
-    def reference_or(self, logprobs_BT: Tensor) -> Tensor:
-        """The reference log-probs [B,T]; a row that carries none is its own reference (ratio exactly 1)."""
-        return torch.where(self.has_reference_B[:, None], self.reference_BT, logprobs_BT.detach())
+Columns: TypeAlias = tuple[Tensor, ...]
 
 
 class Divergence(NamedTuple):
-    """What one pass over both distributions yields, all [B,T]; only ``value`` carries a gradient."""
+    """A divergence and what the same pass yields besides, all [B,T], 0 where masked; only ``value`` has a gradient."""
 
     value: Tensor
     student_logprobs: Tensor
@@ -60,37 +35,14 @@ class Divergence(NamedTuple):
     teacher_entropy: Tensor
 
 
-def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Examples as tensors; floating-point fields in ``dtype`` (at least fp32)."""
-    width = max(len(example.completion) for example in examples)
-
-    def pad(rows: Sequence[Sequence[Any]], fill: Any, kind: torch.dtype) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=kind, device=device)
-
-    def column(values: list[Any], kind: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=kind, device=device)
-
-    no_reference = [[0.0] * len(e.completion) for e in examples]
-    return Batch(
-        examples=examples,
-        tokens_BT=pad([e.completion for e in examples], 0, torch.long),
-        mask_BT=pad([e.mask for e in examples], False, torch.bool),
-        behaviour_BT=pad([e.behaviour for e in examples], 0.0, dtype),
-        reference_BT=pad([e.reference or n for e, n in zip(examples, no_reference, strict=True)], 0.0, dtype),
-        has_reference_B=column([e.reference is not None for e in examples], torch.bool),
-        advantage_B=column([e.advantage for e in examples], dtype),
-        success_B=column([e.success for e in examples], torch.bool),
-    )
-
-
 class Scorer:
     """All that an objective sees of the model: log-probs, entropies and divergences of the batch's own tokens.
 
-    ``student`` and ``teacher`` are logit mixtures (see :data:`LogitMixture`).  Gradient flows through the role in
-    ``train`` and through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two
-    options are faster and equal: ``analytic`` gradients of the head (:mod:`vpd.model.head`), and ``share_prefixes``,
-    one pass over the tokens that rows begin with alike.  Without them autograd recomputes each chunk and each row is
-    computed alone, which is the reference.
+    ``student`` and ``teacher`` say whose logits play each role.  Gradient flows through the role in ``train`` and
+    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two options give the
+    same numbers faster: ``analytic`` gradients of the head (:mod:`vpd.model.head`), and ``share_prefixes``, packed rows
+    (:mod:`vpd.model.packing`).  Without them autograd recomputes each chunk and every row is computed alone, which is
+    the reference.
     """
 
     def __init__(
@@ -106,123 +58,153 @@ class Scorer:
         analytic: bool = False,
     ):
         self._batch = batch
-        self._mixtures: dict[Role, LogitMixture] = {"student": student, "teacher": teacher}
         self._train = train
-        self._temperature = temperature
         self._chunk_tokens = chunk_tokens
-        self._share_prefixes = share_prefixes
         self._analytic = analytic
-        self.computed = {"tokens": 0, "padding": 0}  # that models have computed for this batch, all passes together
-        self._row_weight_B: Tensor | None = None
-        self._hidden: dict[Role, list[Tensor]] = {}
+        self._passes = ModelPasses(
+            batch,
+            {"student": student, "teacher": teacher},
+            train=train,
+            temperature=temperature,
+            share_prefixes=share_prefixes,
+        )
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
+        self._row_weight_B: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that models have computed for this batch so far, padding included, all passes together."""
+        return self._passes.tokens
+
+    @property
+    def padding(self) -> int:
+        """How many of :attr:`tokens` were padding."""
+        return self._passes.padding
 
     def for_term(self, row_weight_B: Tensor) -> "Scorer":
-        """The same scorer, with all that it has computed, for a term that weighs rows by ``row_weight_B`` [B]."""
-        view = copy.copy(self)
-        view._row_weight_B = row_weight_B
-        return view
+        """This scorer for one term of the loss, whose weight of each row [B] is known.
+
+        It shares everything that was computed.  A :meth:`divergence` of it forms its gradient in the forward pass.
+        """
+        scorer = copy.copy(self)
+        scorer._row_weight_B = row_weight_B
+        return scorer
 
     def logprobs(self, role: Role) -> Tensor:
-        """log p of the batch's tokens [B,T] under a role, 0 where masked."""
+        """log p of the batch's tokens [B,T] under a role, 0 where masked.
+
+        Raises ValueError for the teacher of rows that carry no teacher's prompt.
+        """
         return self._token_scores(role)[0]
 
     def entropy(self, role: Role) -> Tensor:
-        """Entropy [B,T] in nats under a role, without gradient, 0 where masked."""
+        """Entropy [B,T] in nats under a role, without gradient, 0 where masked.  Raises as :meth:`logprobs`."""
         return self._token_scores(role)[1]
 
     def divergence(
-        self,
-        *,
-        alpha: float,
-        top_k: int | None = None,
-        tail: bool = True,
-        importance_clip: float | None = None,
+        self, *, alpha: float, top_k: int | None = None, tail: bool = True, importance_clip: float | None = None
     ) -> Divergence:
-        """:func:`vpd.losses.divergence` between student and teacher [B,T], and what falls off on the way.
+        """:func:`vpd.losses.divergence` between student and teacher [B,T].
 
-        Of a scorer made by :meth:`for_term` the gradient is formed in the forward pass: the loss is then expected to
-        multiply the value by the row's weight and by the importance ratio clipped at ``importance_clip``.  A loss that
-        weighs otherwise is right too, but its logits are made twice.
+        Where the rows carry a remote teacher's top-k log-probs, the two are compared on the teacher's K tokens
+        (:func:`vpd.losses.divergence_from_top_k`); ``top_k`` is then None or that K.
+
+        For one term (:meth:`for_term`) the gradient is formed in the forward pass, for a loss that multiplies each
+        value by the row's weight and by the importance ratio clipped at ``importance_clip`` (None: not clipped).  The
+        gradient of a loss that does otherwise, or without a term, is right too, but the logits are computed twice.
         """
-        options: dict[str, Any] = {"alpha": alpha, "top_k": top_k, "tail": tail}
-        hidden = [*self._states("student"), *self._states("teacher")]
-        split = len(self._mixtures["student"])
-        tokens_N = self._tokens()
-
-        def compare(tokens_n: Tensor, *hidden_n: Tensor) -> tuple[Tensor, ...]:
-            student_nV, teacher_nV = (
-                self._logits("student", hidden_n[:split]),
-                self._logits("teacher", hidden_n[split:]),
-            )
-            value_n = losses.divergence(student_nV, teacher_nV, **options)
-            with torch.no_grad():
-                aux = (
-                    losses.token_logprobs(student_nV, tokens_n),
-                    losses.token_logprobs(teacher_nV, tokens_n),
-                    losses.entropy(student_nV),
-                    losses.entropy(teacher_nV),
-                )
-            return (value_n, *aux)
-
-        def open_chunk(rows: slice) -> head.MeasureBlock:
-            teacher_nV = self._logits("teacher", [states[rows] for states in hidden[split:]])
-
-            def measure(student_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
-                got = losses.divergence_and_grad(student_nV, teacher_nV[place], tokens_N[rows][place], **options)
-                weight_n = None if announced is None else announced(got.aux[0], rows, place)
-                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.aux, weight_n)
-
-            return measure
-
+        teacher = self._compared_teacher(alpha, top_k, tail)
         if self._analytic and self._train != "teacher":
-            announced = None if self._row_weight_B is None else self._announced(self._row_weight_B, importance_clip)
-            value, *aux = self._by_head("student", open_chunk, weights_known=announced is not None)
+            value, *aux = self._divergence_by_head(teacher, importance_clip)
         else:
-            value, *aux = self._in_chunks(compare, hidden)
+            value, *aux = self._divergence_by_autograd(teacher)
         return Divergence(value, *(tensor.detach() for tensor in aux))
 
-    def _token_scores(self, role: Role) -> tuple[Tensor, Tensor]:
-        if role in self._scores:
-            return self._scores[role]
+    def _compared_teacher(self, alpha: float, top_k: int | None, tail: bool) -> "_LocalTeacher | _TopKTeacher":
+        known = self._batch.teacher_top_k
+        if known is None:
+            return _LocalTeacher(self._passes, {"alpha": alpha, "top_k": top_k, "tail": tail})
+        columns = (known.ids_BTK[self._batch.mask_BT], known.logprobs_BTK[self._batch.mask_BT])
+        if top_k not in (None, columns[0].shape[-1]):
+            raise ValueError(
+                f"top_k is {top_k}, but the remote teacher gave its {columns[0].shape[-1]} likeliest tokens"
+            )
+        return _TopKTeacher(columns, {"alpha": alpha, "tail": tail})
+
+    def _divergence_by_head(
+        self, teacher: "_LocalTeacher | _TopKTeacher", importance_clip: float | None
+    ) -> tuple[Tensor, ...]:
+        weigh = None if self._row_weight_B is None else self._loss_weights(self._row_weight_B, importance_clip)
         tokens_N = self._tokens()
 
-        def score(tokens_n: Tensor, *hidden_n: Tensor) -> tuple[Tensor, ...]:
-            logits_nV = self._logits(role, hidden_n)
+        def of_chunk(rows: slice) -> head.BlockFunction:
+            compare = teacher.compare_with_grad(rows)
+
+            def of_block(student_nV: Tensor, place: slice, wanted: bool) -> head.BlockResult:
+                found = compare(student_nV, tokens_N[rows][place], place)
+                weight_n = None if weigh is None else weigh(found.aux[0], rows, place)
+                return head.BlockResult(found.value_N, found.gradient_NV if wanted else None, found.aux, weight_n)
+
+            return of_block
+
+        return self._by_head("student", of_chunk, weights_known=weigh is not None)
+
+    def _divergence_by_autograd(self, teacher: "_LocalTeacher | _TopKTeacher") -> tuple[Tensor, ...]:
+        student = self._passes.hidden("student")
+
+        def compare(tokens_n: Tensor, *columns_n: Tensor) -> Columns:
+            student_nV = self._passes.logits("student", columns_n[: len(student)])
+            value_n, *teacher_aux = teacher.compare(student_nV, tokens_n, columns_n[len(student) :])
+            with torch.no_grad():
+                student_aux = losses.token_logprobs(student_nV, tokens_n), losses.entropy(student_nV)
+            return value_n, student_aux[0], teacher_aux[0], student_aux[1], teacher_aux[1]
+
+        return self._in_chunks(compare, [*student, *teacher.columns])
+
+    def _token_scores(self, role: Role) -> tuple[Tensor, Tensor]:
+        if role not in self._scores:
+            if self._analytic and self._passes.is_one_module(role):
+                logprobs_BT, entropy_BT = self._token_scores_by_head(role)
+            else:
+                logprobs_BT, entropy_BT = self._token_scores_by_autograd(role)
+            self._scores[role] = (logprobs_BT, entropy_BT.detach())
+        return self._scores[role]
+
+    def _token_scores_by_head(self, role: Role) -> tuple[Tensor, ...]:
+        tokens_N = self._tokens()
+
+        def of_chunk(rows: slice) -> head.BlockFunction:
+            def of_block(logits_nV: Tensor, place: slice, wanted: bool) -> head.BlockResult:
+                found = losses.logprobs_and_grad(logits_nV, tokens_N[rows][place])
+                return head.BlockResult(found.value_N, found.gradient_NV if wanted else None, found.aux)
+
+            return of_block
+
+        return self._by_head(role, of_chunk, weights_known=False)
+
+    def _token_scores_by_autograd(self, role: Role) -> tuple[Tensor, ...]:
+        def score(tokens_n: Tensor, *hidden_n: Tensor) -> Columns:
+            logits_nV = self._passes.logits(role, hidden_n)
             with torch.no_grad():
                 entropy_n = losses.entropy(logits_nV)
             return losses.token_logprobs(logits_nV, tokens_n), entropy_n
 
-        def open_chunk(rows: slice) -> head.MeasureBlock:
-            def measure(logits_nV: Tensor, place: slice, wanted: bool) -> head.Measured:
-                got = losses.logprobs_and_grad(logits_nV, tokens_N[rows][place])
-                return head.Measured(got.value_N, got.gradient_NV if wanted else None, got.aux)
+        return self._in_chunks(score, self._passes.hidden(role))
 
-            return measure
+    def _by_head(self, role: Role, function: head.ChunkFunction, *, weights_known: bool) -> tuple[Tensor, ...]:
+        """:func:`vpd.model.head.apply_in_chunks` on the one module that plays ``role``, results as [B,T]."""
+        hidden_NH, weight_VH, scale = self._passes.head_of(role)
+        chunk = self._chunk_tokens or max(len(hidden_NH), 1)
+        results = head.apply_in_chunks(
+            hidden_NH, weight_VH, function, chunk=chunk, scale=scale, weights_known=weights_known
+        )
+        return tuple(self._to_BT(column_N) for column_N in results)
 
-        if self._analytic and len(self._mixtures[role]) == 1:
-            logprobs_BT, entropy_BT = self._by_head(role, open_chunk, weights_known=False)
-        else:
-            logprobs_BT, entropy_BT = self._in_chunks(score, self._states(role))
-        self._scores[role] = (logprobs_BT, entropy_BT.detach())
-        return self._scores[role]
-
-    def _by_head(self, role: Role, open_chunk: head.MeasureChunk, *, weights_known: bool) -> tuple[Tensor, ...]:
-        """:func:`vpd.model.head.measure` on the one module that plays ``role``, results as [B,T]."""
-        ((model, share),) = self._mixtures[role]
-        (states_NH,) = self._states(role)
-        weight_VH = model.get_output_embeddings().weight
-        if not torch.is_grad_enabled() or role != self._train:
-            states_NH, weight_VH = states_NH.detach(), weight_VH.detach()
-        chunk, scale = self._chunk_tokens or max(len(states_NH), 1), share / self._temperature
-        results = head.measure(states_NH, weight_VH, open_chunk, chunk=chunk, scale=scale, weights_known=weights_known)
-        return tuple(self._spread(column_N) for column_N in results)
-
-    def _announced(self, weight_B: Tensor, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
+    def _loss_weights(self, row_weight_B: Tensor, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:
         """What the loss multiplies the divergence of some tokens by, from their log-probs under the student."""
         batch = self._batch
         row_N = batch.mask_BT.nonzero()[:, 0]
-        weight_N = weight_B.to(batch.reference_BT)[row_N]
+        weight_N = row_weight_B.to(batch.reference_BT)[row_N]
         reference_N, has_reference_N = batch.reference_BT[batch.mask_BT], batch.has_reference_B[row_N]
 
         def weigh(logprobs_n: Tensor, rows: slice, place: slice) -> Tensor:
@@ -231,67 +213,65 @@ class Scorer:
 
         return weigh
 
-    def _states(self, role: Role) -> list[Tensor]:
-        """The N hidden states that predict the batch's tokens, [N,H] for each module of the role."""
-        if role not in self._hidden:
-            states = []
-            for model, _ in self._mixtures[role]:
-                layout = self._layout(role, model)
-                self.computed["tokens"] += layout.inputs["input_ids"].numel()
-                self.computed["padding"] += layout.padding
-                with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
-                    hidden = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-                    states.append(hidden[layout.row_N, layout.place_N])
-            self._hidden[role] = states
-        return self._hidden[role]
-
-    def _layout(self, role: Role, model: Any) -> Layout:
-        examples = self._batch.examples
-        prompts = [example.prompt if role == "student" else example.teacher_prompt for example in examples]
-        known = [prompt for prompt in prompts if prompt is not None]
-        if len(known) != len(prompts):
-            raise ValueError("a row without a teacher's prompt reached a teacher pass; leave it out of the update")
-        weight = next(model.parameters())
-        shares = self._share_prefixes and attention.is_installed(model)
-        return lay_out(
-            known,
-            [example.completion for example in examples],
-            [example.mask for example in examples],
-            hidden_size=model.config.get_text_config().hidden_size if shares else None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-
-    def _logits(self, role: Role, hidden: Sequence[Tensor]) -> Tensor:
-        """Logits [n,V] of one chunk in at least fp32, divided by the temperature."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and role == self._train):
-            total: Tensor | None = None
-            for (model, share), states_NH in zip(self._mixtures[role], hidden, strict=True):
-                logits = model.get_output_embeddings()(states_NH)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * (share / self._temperature)
-                total = logits if total is None else total + logits
-        assert total is not None, "a role has no model"
-        return total
-
-    def _tokens(self) -> Tensor:
-        """The N tokens that count."""
-        return self._batch.tokens_BT[self._batch.mask_BT]
-
-    def _in_chunks(self, function: Callable[..., tuple[Tensor, ...]], hidden: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Apply ``function(tokens_n, *hidden_n)`` to chunks of the N tokens; results as [B,T]."""
+    def _in_chunks(self, function: Callable[..., Columns], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``function(tokens_n, *columns_n)`` of chunks of the N tokens, results as [B,T]; autograd recomputes each."""
         tokens_N = self._tokens()
         size = self._chunk_tokens or max(len(tokens_N), 1)
-        keep = torch.is_grad_enabled() and self._train is not None
-        parts = []
+        recompute = torch.is_grad_enabled() and self._train is not None and len(tokens_N) > size
+        parts: list[Columns] = []
         for start in range(0, max(len(tokens_N), 1), size):
-            arguments = [tokens_N[start : start + size], *(states[start : start + size] for states in hidden)]
-            if keep and len(tokens_N) > size:
-                parts.append(checkpoint(function, *arguments, use_reentrant=False))
-            else:
-                parts.append(function(*arguments))
-        return tuple(self._spread(torch.cat(column)) for column in zip(*parts, strict=True))
+            arguments = [column[start : start + size] for column in (tokens_N, *columns)]
+            parts.append(checkpoint(function, *arguments, use_reentrant=False) if recompute else function(*arguments))
+        return tuple(self._to_BT(torch.cat(column)) for column in zip(*parts, strict=True))
 
-    def _spread(self, flat_N: Tensor) -> Tensor:
-        """Numbers of the N tokens back in their places [B,T], 0 elsewhere."""
+    def _tokens(self) -> Tensor:
+        return self._batch.tokens_BT[self._batch.mask_BT]
+
+    def _to_BT(self, flat_N: Tensor) -> Tensor:
+        """Numbers of the N tokens in their places [B,T], 0 elsewhere."""
         mask_BT = self._batch.mask_BT
         return torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device).masked_scatter(mask_BT, flat_N)
+
+
+class _LocalTeacher:
+    """A teacher whose modules are here: ``columns`` are its hidden states [N,H], one for each module."""
+
+    def __init__(self, passes: ModelPasses, options: dict[str, Any]):
+        self._passes = passes
+        self._options = options
+        self.columns: Sequence[Tensor] = passes.hidden("teacher")
+
+    def compare(self, student_nV: Tensor, tokens_n: Tensor, columns_n: Sequence[Tensor]) -> Columns:
+        """The divergence, which autograd differentiates, and the teacher's log-probs and entropy, all [n]."""
+        teacher_nV = self._passes.logits("teacher", columns_n)
+        value_n = losses.divergence(student_nV, teacher_nV, **self._options)
+        with torch.no_grad():
+            return value_n, losses.token_logprobs(teacher_nV, tokens_n), losses.entropy(teacher_nV)
+
+    def compare_with_grad(self, rows: slice) -> Callable[[Tensor, Tensor, slice], losses.ValueAndGrad]:
+        """The divergence of a block of these tokens and its gradient; the teacher's logits are made once a chunk."""
+        teacher_nV = self._passes.logits("teacher", [hidden_NH[rows] for hidden_NH in self.columns])
+        return lambda student_nV, tokens_n, place: losses.divergence_and_grad(
+            student_nV, teacher_nV[place], tokens_n, **self._options
+        )
+
+
+class _TopKTeacher:
+    """A remote teacher: ``columns`` are its K likeliest tokens and their log-probs, both [N,K]."""
+
+    def __init__(self, columns: tuple[Tensor, Tensor], options: dict[str, Any]):
+        self._options = options
+        self.columns: Sequence[Tensor] = columns
+
+    def compare(self, student_nV: Tensor, tokens_n: Tensor, columns_n: Sequence[Tensor]) -> Columns:
+        """As :meth:`_LocalTeacher.compare`."""
+        ids_nK, logprobs_nK = columns_n
+        value_n = losses.divergence_from_top_k(student_nV, ids_nK, logprobs_nK, **self._options)
+        return value_n, *losses.top_k_statistics(ids_nK, logprobs_nK, tokens_n, student_nV.shape[-1])
+
+    def compare_with_grad(self, rows: slice) -> Callable[[Tensor, Tensor, slice], losses.ValueAndGrad]:
+        """As :meth:`_LocalTeacher.compare_with_grad`."""
+        ids_nK, logprobs_nK = (column[rows] for column in self.columns)
+        return lambda student_nV, tokens_n, place: losses.divergence_from_top_k_and_grad(
+            student_nV, ids_nK[place], logprobs_nK[place], tokens_n, **self._options
+        )
