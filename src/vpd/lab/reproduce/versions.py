@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import vpd
-from vpd.config import ALGORITHMS
+from vpd.sections import ALGORITHMS
 
 ROOT = Path(vpd.__file__).parent
 COMMON = (
@@ -24,7 +24,7 @@ SILENT = ("vpd.errors",)  # what decides no number
 def code_version(algorithm: str) -> str:
     """Twelve characters that change with the sources of an algorithm and of everything that runs it."""
     digest = hashlib.sha256()
-    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].__module__)):
+    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].partition(":")[0])):
         digest.update(_file(module).read_bytes())
     return digest.hexdigest()[:12]
 
