@@ -43,7 +43,6 @@ SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorit
 #: Defaults of other sections where the model is a shipped base, which a real model's learning rate would hardly move.
 FOR_SHIPPED_BASES: Mapping[str, Mapping[str, Any]] = {
     "optim": {"learning_rate": 2e-4, "micro_batch_size": 128},
-    "run": {"eval_steps": 10},
 }
 
 
