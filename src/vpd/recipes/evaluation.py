@@ -11,8 +11,8 @@ from rich.table import Table
 
 from vpd.config import Config
 from vpd.envs import Env
-from vpd.evaluate import EvalSettings, Evaluation
-from vpd.evaluate import evaluate as evaluate_tasks
+from vpd.evaluation import EvalSettings, Evaluation
+from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import assemble
 from vpd.settings import Settings

@@ -10,7 +10,7 @@ from vpd import checkpoint
 from vpd.config import Config
 from vpd.envs import Env
 from vpd.errors import StorageError
-from vpd.evaluate import EvalSettings, evaluate
+from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
 from vpd.loop import Loop, Observer
 from vpd.model import lora

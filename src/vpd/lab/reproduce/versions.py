@@ -12,7 +12,7 @@ ROOT = Path(vpd.__file__).parent
 COMMON = (
     "vpd.engines.torch_engine",
     "vpd.envs.digits",
-    "vpd.evaluate",
+    "vpd.evaluation",
     "vpd.feedback.critique",
     "vpd.learners.accelerate_learner",
     "vpd.loop",
