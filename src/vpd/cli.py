@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "Train a model with VPD, evidence-gated VPD, SDPO, GKD, GRPO or a hybrid. Without any argument: VPD on the "
-        "shipped tiny base and the task digits, about a minute on one core.",
+        "shipped tiny base and the task digits, less than a minute on one core.",
         settings=SECTIONS,
     )
     evaluation = command(
