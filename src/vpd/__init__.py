@@ -1,11 +1,124 @@
 """vpd: post-train language models from language feedback (arXiv 2605.15113).
 
-    from vpd.config import load
-    from vpd.recipes.train import train
+    import vpd
 
-    train(load("run.yaml"))
+    vpd.train(vpd.load_config("run.yaml"))
 
-The reading order of the code is the order of the data: types, prompts, engines, envs, feedback, algorithms, loop.
+Everything in ``__all__`` is loaded when it is first asked for, so ``import vpd`` needs no torch.  The reading order of
+the code is the order of the data: types, prompts, engines, envs, feedback, algorithms, loop.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vpd.algorithms import Algorithm, Needs
+    from vpd.config import Config
+    from vpd.config import load as load_config
+    from vpd.config import parse as parse_config
+    from vpd.engines import Engine
+    from vpd.engines.settings import EngineParts
+    from vpd.envs import Env, per_row
+    from vpd.envs.check import check_env
+    from vpd.errors import (
+        ConfigError,
+        DataError,
+        EnvError,
+        FeedbackError,
+        ModelError,
+        SandboxError,
+        StorageError,
+        TrainingError,
+        VPDError,
+    )
+    from vpd.feedback import Feedback, Writer, extend
+    from vpd.loop import Observer
+    from vpd.recipes.assemble import Parts, assemble
+    from vpd.recipes.evaluation import EvalOptions, evaluate
+    from vpd.recipes.train import train
+    from vpd.settings import Settings
+    from vpd.types import Completion, Example, Grade, Group, Message, Metrics, Rollout, Section, Task
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Completion",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Engine",
+    "EngineParts",
+    "Env",
+    "EnvError",
+    "EvalOptions",
+    "Example",
+    "Feedback",
+    "FeedbackError",
+    "Grade",
+    "Group",
+    "Message",
+    "Metrics",
+    "ModelError",
+    "Needs",
+    "Observer",
+    "Parts",
+    "Rollout",
+    "SandboxError",
+    "Section",
+    "Settings",
+    "StorageError",
+    "Task",
+    "TrainingError",
+    "VPDError",
+    "Writer",
+    "assemble",
+    "check_env",
+    "evaluate",
+    "extend",
+    "load_config",
+    "parse_config",
+    "per_row",
+    "train",
+]
+
+_MODULES = {
+    "vpd.algorithms": ("Algorithm", "Needs"),
+    "vpd.config": ("Config", "load_config", "parse_config"),
+    "vpd.engines": ("Engine",),
+    "vpd.engines.settings": ("EngineParts",),
+    "vpd.envs": ("Env", "per_row"),
+    "vpd.envs.check": ("check_env",),
+    "vpd.errors": (
+        "ConfigError",
+        "DataError",
+        "EnvError",
+        "FeedbackError",
+        "ModelError",
+        "SandboxError",
+        "StorageError",
+        "TrainingError",
+        "VPDError",
+    ),
+    "vpd.feedback": ("Feedback", "Writer", "extend"),
+    "vpd.loop": ("Observer",),
+    "vpd.recipes.assemble": ("Parts", "assemble"),
+    "vpd.recipes.evaluation": ("EvalOptions", "evaluate"),
+    "vpd.recipes.train": ("train",),
+    "vpd.settings": ("Settings",),
+    "vpd.types": ("Completion", "Example", "Grade", "Group", "Message", "Metrics", "Rollout", "Section", "Task"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_RENAMED = {"load_config": "load", "parse_config": "parse"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vpd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,15 +4,19 @@ A user's mistake is one line on stderr and exit code 2.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
-import typing
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from vpd.errors import VPDError
 
 REPRODUCE = """\
 Writes claims.json (claim, regime, numbers, verdict), reproduction.md and a picture for each regime to --output_dir. Raw
@@ -25,18 +29,24 @@ $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes
 """
 
 
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+SETTINGS = """\
+settings
+  In the file, or as --section.key value (or --section.key=value), which wins over the file. Each line: the key, what it
+  means, (its range), [its default]."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a VPDError into one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    from vpd.errors import VPDError
-
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        options.command(options, rest)
+        with _log_shown():
+            options.command(options, rest)
     except VPDError as error:
         print(f"vpd: error: {error}", file=sys.stderr)
         return 2
@@ -46,41 +56,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _log_shown() -> Iterator[None]:
+    """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
+    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Command(argparse.ArgumentParser):
+    """A command; ``sections`` of the settings follow its help, and are only loaded when that is asked for."""
+
+    sections: tuple[str, ...] = ()
+
+    def format_help(self) -> str:
+        if self.sections:
+            self.epilog = _settings_help(self.sections)
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vpd", description="Post-train language models from language feedback.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
-    def command(name: str, function: Any, text: str, *, settings: bool) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
-        sub.set_defaults(command=function, takes_settings=settings)
+    def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:
+        sub: _Command = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+        sub.set_defaults(command=function, takes_settings=bool(settings))
+        sub.sections = tuple(settings)
         if settings:
-            sub.add_argument("--config", help="YAML file of settings; --section.key value overrides it")
-            if "--help" in sys.argv or "-h" in sys.argv:
-                sub.epilog = _settings_help()
+            sub.add_argument("--config", help="YAML file of settings; --section.key value wins over it")
         return sub
 
-    command("train", _train, "Train a model: VPD, SDPO, GKD or GRPO.", settings=True)
-    evaluation = command("eval", _eval, "avg@k and pass@k on held-out tasks, with standard errors.", settings=True)
-    evaluation.add_argument("--num_samples", type=int, default=8, help="k, answers per task (default 8)")
-    evaluation.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
-    evaluation.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling (default 1: off)")
+    command(
+        "train",
+        _train,
+        "Train a model with VPD, evidence-gated VPD, SDPO, GKD, GRPO or a hybrid. Without any argument: VPD on the "
+        "shipped tiny base and the task digits, less than a minute on one core.",
+        settings=SECTIONS,
+    )
+    evaluation = command(
+        "eval",
+        _eval,
+        "Sample answers to the held-out tasks and print avg@k and pass@k with standard errors.",
+        settings=SECTIONS,
+    )
+    evaluation.add_argument("--num_samples", type=int, default=8, help="k, answers per task, at least 1 (default 8)")
+    evaluation.add_argument(
+        "--temperature", type=float, default=1.0, help="sampling temperature, at least 0; 0 is greedy (default 1)"
+    )
+    evaluation.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling, above 0 to 1 (default 1: off)")
     evaluation.add_argument("--limit", type=int, help="at most so many held-out tasks (default all)")
     evaluation.add_argument("--teacher", action="store_true", help="answer failed attempts again, with their feedback")
     evaluation.add_argument("--output", help="also write the numbers to this JSON file")
-    check = command("check", _check, "Test an environment: does it keep what training relies on?", settings=True)
-    check.add_argument("env", help="digits, ... or my_env.py:MyEnv; its settings follow as --env.key value")
-    check.add_argument("--tasks", type=int, default=32, help="training tasks to draw (default 32)")
-    check.add_argument("--seed", type=int, default=0, help="that they are drawn with (default 0)")
-    demo = command(
-        "demo", _demo, "GRPO, SDPO and VPD learn side by side on the shipped base, in minutes.", settings=False
+    check = command(
+        "check",
+        _check,
+        "Test an environment: tasks, grades and feedback as training relies on them.",
+        settings=("env",),
     )
+    check.add_argument(
+        "env", help="a shipped environment's name or my_env.py:MyEnv; settings follow as --env.key value"
+    )
+    check.add_argument("--tasks", type=int, default=32, help="training tasks to draw (default 32)")
+    check.add_argument("--seed", type=int, default=0, help="seed that the tasks are drawn with (default 0)")
+    demo = command("demo", _demo, "GRPO, SDPO and VPD learn side by side on the shipped base, in minutes.")
     demo.add_argument(
         "--output_dir", default="demo-out", help="where results.json and curves.png go (default demo-out)"
     )
     demo.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     demo.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")
     demo.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
-    suite = command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU.", settings=False)
+    suite = command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU.")
     suite.epilog = REPRODUCE
     suite.add_argument("suite", nargs="*", metavar="SUITE", help="only the claims of these regimes (default all)")
     size = suite.add_mutually_exclusive_group()
@@ -93,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     suite.add_argument("--tune", action="store_true", help="choose learning rates instead: writes rates.yaml")
     suite.add_argument("--rates", type=Path, help="learning rates of an own --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
-    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.", settings=False)
+    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
     model.add_argument("name", choices=["smollm2-135m", "tiny"])
     model.add_argument("folder", type=Path)
     model.add_argument("--seed", type=int, help="tiny: of weights and warm-up")
@@ -109,29 +164,21 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
-    from vpd.errors import ConfigError
-    from vpd.evaluate import EvalSettings
-    from vpd.recipes.evaluation import run_eval, show
+    from vpd.recipes.evaluation import EvalOptions, evaluate, show
 
-    if options.num_samples < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
-        raise ConfigError("eval needs --num_samples >= 1, --temperature >= 0 and --top_p in (0, 1]")
-    config = load(options.config, rest)
-    settings = EvalSettings(
-        sampling=dataclasses.replace(config.rollout.sampling, temperature=options.temperature, top_p=options.top_p),
-        num_samples=options.num_samples,
-    )
-    result = run_eval(config, settings, limit=options.limit, teacher=options.teacher)
-    rows = [("student", result.student)] + ([("teacher", result.teacher)] if options.teacher else [])
-    show(rows, options.num_samples)
+    chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
+    result = evaluate(load(options.config, rest), chosen)
+    rows = [("student", result.student)] + ([("teacher", result.teacher)] if chosen.teacher else [])
+    show(rows, chosen.num_samples)
     if options.output:
         Path(options.output).write_text(json.dumps(dict(rows), indent=1))
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.config import load
+    from vpd.config import load_env
     from vpd.recipes.check import check
 
-    check(load(options.config, ["--env.name", options.env, *rest]).env, tasks=options.tasks, seed=options.seed)
+    check(load_env(options.config, ["--env.name", options.env, *rest]), tasks=options.tasks, seed=options.seed)
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
@@ -176,27 +223,64 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Keeps the epilog's layout."""
 
 
-def _settings_help() -> str:
-    """Every setting with its default and meaning, read off the dataclasses themselves."""
-    from vpd.config import ALGORITHMS, ENVS, PLAIN, SOURCES
-    from vpd.model.lora import LoraSettings
+def _settings_help(sections: Sequence[str]) -> str:
+    """Every setting of the sections with its meaning, range and default, as the dataclasses declare them."""
+    from vpd.config import FOR_SHIPPED_BASES
+    from vpd.sections import CHOICES, PLAIN, settings_class
 
-    lines = ["settings (in the file, or as --section.key value):"]
-    named = [
-        (f"{section} (name: {name})", kind)
-        for section, kinds in (("env", ENVS), ("feedback", SOURCES), ("algorithm", ALGORITHMS))
-        for name, kind in kinds.items()
-    ]
-    for title, kind in [*PLAIN.items(), ("model.lora", LoraSettings), *named]:
-        lines.append(f"\n  {title}")
-        hints = typing.get_type_hints(kind, include_extras=True)
-        for field in dataclasses.fields(kind):
-            if field.name == "name" or not field.init:
-                continue
-            meaning = next(iter(getattr(hints[field.name], "__metadata__", [""])))
-            default = "" if field.default is dataclasses.MISSING else f" [{_show(field.default)}]"
-            lines.append(f"    {field.name:<30}{meaning}{default}")
+    lines = [SETTINGS]
+    for section in sections:
+        if section in CHOICES:
+            lines += _choice_help(section)
+            continue
+        lines += _section_help(section, settings_class(PLAIN[section]))
+        if section == "model":
+            lines += _section_help("model.lora", settings_class("vpd.model.settings:LoraSettings"))
+        if section in FOR_SHIPPED_BASES:
+            changed = ", ".join(f"{key} {value}" for key, value in FOR_SHIPPED_BASES[section].items())
+            lines.append(f"    (where model.name_or_path is a shipped base such as tiny, the defaults are: {changed})")
     return "\n".join(lines)
+
+
+def _choice_help(section: str) -> list[str]:
+    from vpd.sections import CHOICES, settings_class
+
+    choice = CHOICES[section]
+    names = ", ".join(choice.table)
+    lines = [f"\n  {section}.name: one of {names} (default {choice.default})."]
+    if section == "feedback":
+        lines = [f"\n  feedback: a list of names or {{name: ..., key: value}}; {names} (default [environment])."]
+    lines.append(f"  Your own {choice.kind} ({choice.contract}): --{choice.example}; further keys are passed to it.")
+    for name, place in choice.table.items():
+        lines += _section_help(f"{section} {name}", settings_class(place))
+    return lines
+
+
+def _section_help(title: str, kind: Any) -> list[str]:
+    from vpd.settings import declarations
+
+    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].replace("``", "").split())
+    lines = ["", *textwrap.wrap(f"{title}: {about}", 118, initial_indent="  ", subsequent_indent="    ")]
+    declared = declarations(kind)
+    for field in dataclasses.fields(kind):
+        if field.name == "name" or not field.init:
+            continue
+        said = declared[field.name]
+        text = said.meaning + (f" ({said.range})" if said.range else "") + _default(kind, field, said.optional)
+        lines += textwrap.wrap(
+            f"{field.name:<30}{text}", 118, initial_indent="    ", subsequent_indent=" " * 34, break_long_words=False
+        )
+    return lines
+
+
+def _default(kind: Any, field: "dataclasses.Field[Any]", optional: bool) -> str:
+    """`` [default]``; nothing for a setting that must be given."""
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    elif value is None and not optional:
+        value = vars(kind())[field.name]  # decided when the object is made
+    return "" if value is dataclasses.MISSING else f" [{_show(value)}]"
 
 
 def _show(value: Any) -> str:

@@ -8,116 +8,60 @@
     run: {max_steps: 100, output_dir: out}
 
 ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
-frozen dataclass that lives beside the code that reads it; an unknown key is an error that names the nearest one.
+frozen dataclass that lives beside the code that reads it (:mod:`vpd.sections` has the tables); an unknown key is an
+error that names the nearest one.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from annotated_types import Ge
 
-from vpd.algorithms.distill import GKDSettings, SDPOSettings
-from vpd.algorithms.gated import GatedSettings
-from vpd.algorithms.grpo import GRPOSettings
-from vpd.algorithms.hybrid import HybridSettings
-from vpd.algorithms.vpd import VPDSettings
-from vpd.envs.adapters.verifiers import Verifiers
-from vpd.envs.code import Code
-from vpd.envs.dataset import Dataset
-from vpd.envs.digits import Digits
-from vpd.envs.instructions import Instructions
-from vpd.envs.math import Math
-from vpd.envs.reasoning_gym import ReasoningGym
-from vpd.envs.science import Science
-from vpd.envs.tooluse import ToolUse
+from vpd.bundled import BUNDLED
 from vpd.errors import ConfigError, nearest
-from vpd.feedback import GraderFeedback, SiblingDemonstration
-from vpd.feedback.critique import Critic, SelfCritique
-from vpd.learners.accelerate_learner import OptimSettings
-from vpd.model.lora import LoraSettings
+from vpd.feedback import SiblingDemonstration
+from vpd.model.settings import ModelSettings
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
+from vpd.sections import CHOICES, PLAIN, Custom, Passed, build, known_keys, named, settings_class
+from vpd.settings import Settings
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from vpd.algorithms import AlgorithmSettings
+    from vpd.engines.settings import EngineSettings
+    from vpd.learners.accelerate_learner import OptimSettings
+
+LOG = logging.getLogger("vpd")
+
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+
+#: Defaults of other sections where the model is a shipped base, which a real model's learning rate would hardly move.
+FOR_SHIPPED_BASES: Mapping[str, Mapping[str, Any]] = {
+    "optim": {"learning_rate": 2e-4, "micro_batch_size": 128},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which model is trained."""
-
-    name_or_path: Annotated[str, "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
-    dtype: Annotated[Literal["float32", "bfloat16", "float64"], "of the weights"] = "float32"
-    lora: Annotated[LoraSettings | None, "train adapters of this kind; null: all weights"] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Settings, section="run"):
     """How long, how often, and where."""
 
-    max_steps: Annotated[int, "iterations"] = 100
-    save_steps: Annotated[int, "a checkpoint every so many iterations; 0: none"] = 0
-    save_total_limit: Annotated[int | None, "newest checkpoints to keep; null: all"] = None
-    eval_steps: Annotated[int, "evaluate student and teacher every so many iterations; 0: never"] = 0
-    eval_limit: Annotated[int | None, "held-out tasks per evaluation; null: all"] = 64
-    eval_samples: Annotated[int, "answers per held-out task"] = 4
+    max_steps: Annotated[int, Ge(1), "iterations"] = 100
+    save_steps: Annotated[int, Ge(0), "a checkpoint every so many iterations; 0: none"] = 0
+    save_total_limit: Annotated[int | None, Ge(1), "newest checkpoints to keep; null: all"] = None
+    eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
+    eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
+    eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, "the run folder"] = "out"
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
     ] = ()
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_steps", 1), ("save_steps", 0), ("eval_steps", 0), ("eval_samples", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"run.{name} is too small", got=getattr(self, name), expected=f"at least {low}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CustomEnv:
-    """An environment of the user's: ``name: my_env.py:MyEnv``; every other key is passed to the class."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-ALGORITHMS: dict[str, type] = {
-    "vpd": VPDSettings,
-    "gated": GatedSettings,
-    "sdpo": SDPOSettings,
-    "gkd": GKDSettings,
-    "grpo": GRPOSettings,
-    "hybrid": HybridSettings,
-}
-ENVS: dict[str, type] = {
-    "code": Code,
-    "digits": Digits,
-    "instructions": Instructions,
-    "math": Math,
-    "science": Science,
-    "tooluse": ToolUse,
-    "reasoning_gym": ReasoningGym,
-    "dataset": Dataset,
-    "verifiers": Verifiers,
-}
-SOURCES: dict[str, type] = {
-    "environment": GraderFeedback,
-    "sibling": SiblingDemonstration,
-    "self_critique": SelfCritique,
-    "critic": Critic,
-}
-PLAIN: dict[str, type] = {
-    "model": ModelSettings,
-    "prompts": PromptSettings,
-    "rollout": RolloutSettings,
-    "optim": OptimSettings,
-    "run": RunSettings,
-}
-SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "algorithm", "optim", "run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,42 +73,43 @@ class Config:
     feedback: tuple[Any, ...]
     prompts: PromptSettings | None
     rollout: RolloutSettings
-    algorithm: VPDSettings | SDPOSettings | GKDSettings | GRPOSettings | HybridSettings
-    optim: OptimSettings
+    engine: "EngineSettings"
+    algorithm: "AlgorithmSettings"
+    optim: "OptimSettings"
     run: RunSettings
 
+    @property
+    def method(self) -> str:
+        """The name of the algorithm, or the place of the user's own."""
+        return str(_plain_section(self.algorithm)["name"])
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that :func:`parse` takes back."""
+        """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""
         data: dict[str, Any] = {}
         for section in SECTIONS:
             value = getattr(self, section)
             if section == "feedback":
-                data[section] = [dataclasses.asdict(source) for source in value]
-            elif isinstance(value, CustomEnv):
-                data[section] = {"name": value.name, **value.options}
+                data[section] = [_plain_section(source) for source in value]
             elif value is not None:
-                data[section] = dataclasses.asdict(value)
+                data[section] = _plain_section(value)
         return data
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
 
-def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """A file and ``--section.key value`` pairs as a checked Config.  Raises ConfigError."""
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(Path(path).read_text()) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the configuration {path}", got=error.strerror) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML", got=" ".join(str(error).split())) from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} holds no sections", got=type(data).__name__, expected=f"a mapping of {SECTIONS}")
-    for key, value in _pairs(overrides):
-        _assign(data, key, value)
-    return parse(data)
+    return parse(_merged(path, _pairs(overrides)))
+
+
+def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+    """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
+    pairs = _pairs(overrides)
+    for key, _ in pairs:
+        if not key.startswith("env."):
+            raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
+    return named("env", _mapping(_merged(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -172,45 +117,86 @@ def parse(data: Mapping[str, Any]) -> Config:
     for section in data:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r}", do=nearest(str(section), SECTIONS))
-        if section != "feedback" and not isinstance(data[section], Mapping):
-            raise ConfigError(
-                f"section {section!r} is not a mapping", got=repr(data[section]), expected="key: value pairs"
-            )
-    sections: dict[str, Any] = {name: build(kind, data.get(name, {}), name) for name, kind in PLAIN.items()}
+    given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
+    if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
+        given |= {section: {**defaults, **given[section]} for section, defaults in FOR_SHIPPED_BASES.items()}
+    sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if "prompts" not in data:
         sections["prompts"] = None
-    config = Config(
-        env=_env(data.get("env", {"name": "digits"})),
-        feedback=_feedback(data.get("feedback", ["environment"])),
-        algorithm=_algorithm(data.get("algorithm", {})),
-        **sections,
-    )
-    _check_together(config)
+    sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
+    config = Config(feedback=_feedback(data.get("feedback", ["environment"])), **sections)
+    check_together(config)
     return config
 
 
-def build(kind: type[Settings], data: Mapping[str, Any], where: str) -> Settings:
-    """One settings dataclass from plain data; unknown keys and wrong values are errors that say where."""
-    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-    for key in data:
-        if key not in known:
-            raise ConfigError(f"unknown key {where}.{key}", do=nearest(str(key), known))
-    data = {key: _nested(kind, key, value, where) for key, value in data.items()}
+def check_together(config: Config) -> None:
+    """Combinations that make no sense, found before anything is made.  Raises ConfigError."""
+    needs = config.algorithm.needs
+    alone = config.rollout.num_generations == 1
+    if alone and any(isinstance(source, SiblingDemonstration) for source in config.feedback):
+        raise ConfigError(
+            "the sibling source needs other attempts at the same task",
+            got="rollout.num_generations 1",
+            expected="at least 2",
+            do="Raise it, or take 'sibling' out of feedback.",
+        )
+    if alone and needs.group:
+        raise ConfigError(
+            f"{config.method} compares the attempts of a group", got="rollout.num_generations 1", expected="at least 2"
+        )
+    if needs.feedback and not config.feedback:
+        raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
+
+
+def _read(path: str) -> dict[str, Any]:
     try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
-        if first["type"] == "missing":
-            raise ConfigError(f"{place} is missing", do=f"Set it in the file, or as --{place} VALUE.") from error
-        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
+        data = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}", got=error.strerror) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML", got=" ".join(str(error).split())) from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no sections", got=type(data).__name__, expected=f"a mapping of {SECTIONS}")
+    return data
 
 
-def _nested(kind: type, key: str, value: Any, where: str) -> Any:
-    """A mapping as the settings dataclass that the field ``key`` takes, if it takes one; else the value itself."""
-    inner = [option for option in get_args(get_type_hints(kind)[key]) if dataclasses.is_dataclass(option)]
-    return build(inner[0], value, f"{where}.{key}") if inner and isinstance(value, Mapping) else value  # type: ignore[arg-type]
+def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    value = data.get(section, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"section {section!r} is not a mapping", got=repr(value), expected="key: value pairs")
+    return value
+
+
+def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The file's data with the pairs in their places."""
+    data = {} if path is None else _read(path)
+    for section in ("env", "algorithm", "engine"):
+        chosen = [value for key, value in pairs if key == f"{section}.name"]
+        if chosen and isinstance(data.get(section), dict):
+            data[section] = _of_another(section, data[section], chosen[-1])
+    for key, value in pairs:
+        _assign(data, key, value)
+    return data
+
+
+def _of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
+    """A file's settings of one part, for another that was named instead: what both have stays, the rest is logged."""
+    old = settings.get("name", CHOICES[section].default)
+    known = known_keys(section, name)
+    options = {key: value for key, value in settings.items() if key != "name"}
+    if name == old or known is None:
+        return settings
+    kept = {key: value for key, value in options.items() if key in known}
+    if options:
+        LOG.warning(
+            "%s.name is %s instead of the file's %s: its settings %s stay; %s has no %s, left out",
+            *(section, name, old, _listed(kept), name, _listed(options.keys() - kept.keys())),
+        )
+    return kept
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "(none)"
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -247,8 +233,6 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
         data["feedback"] = value
         return
     target = data.setdefault(section, {})
-    if rest == "name" and isinstance(target, dict) and target.get("name") not in (None, value):
-        target.clear()  # another algorithm or environment: the file's options belong to the old one
     *path, last = rest.split(".")
     for part in path:
         if not isinstance(target.get(part), dict):
@@ -257,61 +241,20 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     target[last] = value
 
 
-def _env(data: Mapping[str, Any]) -> Any:
-    name = data.get("name", "digits")
-    if isinstance(name, str) and ".py:" in name:
-        return CustomEnv(name=name, options={key: value for key, value in data.items() if key != "name"})
-    if name not in ENVS:
-        hint = nearest(str(name), ENVS)
-        raise ConfigError(f"unknown environment {name!r}", do=f"{hint} Your own: env.name my_env.py:MyEnv.")
-    return build(ENVS[name], data, "env")
-
-
 def _feedback(entries: Any) -> tuple[Any, ...]:
     if isinstance(entries, (str, Mapping)):
         entries = [entries]
     if not isinstance(entries, list):
         raise ConfigError("feedback is not a list", got=repr(entries), expected="names such as [environment, sibling]")
-    sources: list[Any] = []
+    sources = []
     for entry in entries:
         options = entry if isinstance(entry, Mapping) else {"name": entry}
-        name = options.get("name")
-        if name not in SOURCES:
-            raise ConfigError(f"unknown feedback source {name!r}", do=nearest(str(name), SOURCES))
-        sources.append(build(SOURCES[name], options, f"feedback.{name}"))
+        sources.append(named("feedback", options, f"feedback.{options.get('name')}"))
     return tuple(sources)
 
 
-def _algorithm(data: Mapping[str, Any]) -> Any:
-    name = data.get("name", "vpd")
-    if name not in ALGORITHMS:
-        raise ConfigError(f"unknown algorithm {name!r}", do=nearest(str(name), ALGORITHMS))
-    if data.get("preset") == "paper":
-        data = {"distillation_alpha": 1.0, "teacher": "live", **data}
-    return build(ALGORITHMS[name], data, "algorithm")
-
-
-def _check_together(config: Config) -> None:
-    """Combinations that make no sense, found before anything is made."""
-    alone = config.rollout.num_generations == 1
-    if alone and any(isinstance(source, SiblingDemonstration) for source in config.feedback):
-        raise ConfigError(
-            "the sibling source needs other attempts at the same task",
-            got="rollout.num_generations 1",
-            expected="at least 2",
-            do="Raise it, or take 'sibling' out of feedback.",
-        )
-    if alone and isinstance(config.algorithm, (GRPOSettings, HybridSettings)):
-        raise ConfigError(
-            f"{config.algorithm.name} compares the attempts of a group",
-            got="rollout.num_generations 1",
-            expected="at least 2",
-        )
-    reads = isinstance(config.algorithm, (VPDSettings, SDPOSettings, HybridSettings))
-    if reads and not config.feedback:
-        raise ConfigError(
-            f"{config.algorithm.name} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'."
-        )
+def _plain_section(value: Any) -> dict[str, Any]:
+    return {"name": value.name, **value.options} if isinstance(value, Custom) else dataclasses.asdict(value)
 
 
 def _plain(value: Any) -> Any:
@@ -321,3 +264,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
+
+
+__all__ = ["Config", "ModelSettings", "Passed", "RunSettings", "check_together", "load", "load_env", "parse"]

@@ -17,30 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from vpd.errors import ConfigError, ModelError
+from annotated_types import Ge
+
+from vpd.errors import ModelError
+from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings:
+class PromptSettings(Settings, section="prompts"):
     """How the student's and the teacher's prompts are laid out."""
 
-    max_prompt_length: Annotated[int | None, "longest task prompt in tokens; a longer one is an error, never cut"] = (
-        None
-    )
-    max_demonstration_length: Annotated[int, "tokens of a sibling's solution that the teacher reads"] = 2048
-    max_feedback_length: Annotated[int, "tokens of feedback that the teacher reads"] = 1024
+    max_prompt_length: Annotated[
+        int | None,
+        Ge(1),
+        "longest task prompt in tokens; a longer one is an error, never cut; null: the window decides",
+    ] = None
+    max_demonstration_length: Annotated[int, Ge(1), "tokens of a sibling's solution that the teacher reads"] = 2048
+    max_feedback_length: Annotated[int, Ge(1), "tokens of feedback that the teacher reads"] = 1024
     feedback_with_demonstration: Annotated[bool, "show feedback also where a demonstration stands"] = False
     demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
     feedback_header: Annotated[str, "line above the feedback"] = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
     closing: Annotated[str, "last line of the teacher's user message"] = "\n\nNow solve the original task."
     cut_marker: Annotated[str, "what stands where a middle was cut"] = " [...] "
-    enable_thinking: Annotated[bool, "passed to chat templates that know it"] = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_demonstration_length", "max_feedback_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"prompts.{name} is too small", got=getattr(self, name), expected="at least 1 token")
+    enable_thinking: Annotated[bool, "passed to chat templates that have the argument enable_thinking"] = False
 
 
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with

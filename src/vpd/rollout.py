@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
+from annotated_types import Ge, Gt
+
 from vpd.engines import Engine
 from vpd.envs import Conversational, Env, grade_texts, replies_of
 from vpd.errors import ConfigError
@@ -13,6 +15,7 @@ from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter
 from vpd.ranks import OneProcess, Ranks, divide
+from vpd.settings import Settings
 from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens
 
 
@@ -27,31 +30,35 @@ class Sampling:
     top_k: int | None = None
 
 
+LONGEST_COMPLETION = 256  # tokens of an attempt, where neither the settings nor the environment say
+
+
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
+class RolloutSettings(Settings, section="rollout"):
     """How many answers are sampled, and how."""
 
-    prompts_per_step: Annotated[int, "B: tasks per iteration"] = 16
-    num_generations: Annotated[int, "G: answers per task"] = 8
-    max_completion_length: Annotated[int, "longest attempt in tokens, all turns together"] = 256
-    max_turns: Annotated[int, "most answers in one attempt, where the environment replies"] = 8
-    temperature: Annotated[float, "sampling temperature; every log-prob is of logits / temperature"] = 1.0
+    prompts_per_step: Annotated[int, Ge(1), "B: tasks per iteration"] = 16
+    num_generations: Annotated[int, Ge(1), "G: answers per task"] = 8
+    max_completion_length: Annotated[
+        int | None,
+        Ge(1),
+        "longest attempt in tokens, all turns together; null: the length of the environment's answers if it has one,"
+        f" else {LONGEST_COMPLETION} or half of what the longest known prompt leaves of the model's window, whichever"
+        " is less (config.yaml records it)",
+    ] = None
+    max_turns: Annotated[int, Ge(1), "most answers in one attempt, where the environment replies"] = 8
+    temperature: Annotated[float, Gt(0), "sampling temperature; every log-prob is of logits / temperature"] = 1.0
     success_threshold: Annotated[float, "an answer with at least this reward is a success"] = 0.5
-    max_rows: Annotated[int, "answers that decode at once"] = 64
-
-    def __post_init__(self) -> None:
-        for name in ("prompts_per_step", "num_generations", "max_completion_length", "max_turns", "max_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"rollout.{name} is too small", got=getattr(self, name), expected="at least 1")
-        if self.temperature <= 0:
-            raise ConfigError(
-                "rollout.temperature must be positive in training",
-                got=self.temperature,
-                do="Greedy decoding is for vpd eval --temperature 0.",
-            )
+    max_rows: Annotated[int, Ge(1), "answers that decode at once"] = 64
 
     @property
     def sampling(self) -> Sampling:
+        """Raises ConfigError while ``max_completion_length`` is null; :func:`vpd.assemble` decides it."""
+        if self.max_completion_length is None:
+            raise ConfigError(
+                "rollout.max_completion_length is not decided yet",
+                do="Take the settings of the assembled parts (vpd.assemble(config).config), or set it.",
+            )
         return Sampling(
             max_completion_length=self.max_completion_length, max_turns=self.max_turns, temperature=self.temperature
         )

@@ -12,9 +12,12 @@ An algorithm imports no environment, no engine and no optimiser.  What must outl
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from vpd.learners import Learner, Update
+from vpd.learners.teachers import TeacherSettings
+from vpd.prompts import Prompter
 from vpd.types import Group
 
 
@@ -28,3 +31,40 @@ class Algorithm(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method asks of the rest of a run; :mod:`vpd.recipes.assemble` provides it or refuses.
+
+    ``group``: it compares the answers to one task, so ``rollout.num_generations`` must be at least 2.
+    ``feedback``: it learns from text, so at least one feedback source must be there.
+    ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
+    ``initial_copy``: it scores with the initial weights, so these are kept.
+    ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
+    ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
+    ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
+    """
+
+    group: bool = False
+    feedback: bool = False
+    teacher: TeacherSettings | None = None
+    initial_copy: bool = False
+    external_model: str | None = None
+    student_fraction: float = 1.0
+    top_k: int | None = None
+
+
+@runtime_checkable
+class AlgorithmSettings(Protocol):
+    """A section ``algorithm``: a dataclass of settings that says what it needs and makes the algorithm.
+
+    One's own is named by its place: ``--algorithm.name my_algorithm.py:MySettings``.
+    """
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        """The algorithm; ``prompter`` builds prompts of the run's tokenizer."""
+        ...

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
+
 from vpd import losses
-from vpd.algorithms import weighting
+from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
     split_by_group,
@@ -23,46 +25,42 @@ from vpd.algorithms.examples import (
 )
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.learners.teachers import CopyType, TeacherKind, TeacherSettings
+from vpd.learners.teachers import CopyType, TeacherSettings
 from vpd.model.batch import Batch
 from vpd.model.scorer import Divergence, Scorer
+from vpd.prompts import Prompter
+from vpd.settings import Settings, Share
 from vpd.types import Example, Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings:
+class DistillSettings(Settings, section="algorithm"):
     """What every method that distils can choose (defaults: docs/method.md)."""
 
     distillation_alpha: Annotated[
-        float, "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon"
+        float, Share, "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon"
     ] = 0.5
     distillation_topk: Annotated[
-        int | None, "compare on the student's K likeliest tokens; null: the whole vocabulary"
+        int | None, Ge(1), "compare on the student's K likeliest tokens; null: the whole vocabulary"
     ] = None
     distillation_tail: Annotated[bool, "with top-k, put the rest of the vocabulary in one bucket"] = True
     distillation_estimator: Annotated[
-        Literal["exact", "sampled"], "whole distributions, or the sampled token (alpha 1)"
+        Literal["exact", "sampled"], "exact: compare whole distributions; sampled: the sampled token only (alpha 1)"
     ] = "exact"
-    importance_clip: Annotated[float | None, "cap of the ratio pi / pi_0 that weighs each token; null: none"] = 2.0
+    importance_clip: Annotated[
+        float | None, Gt(0), "cap of the ratio pi / pi_0 that weighs each token; null: no ratio"
+    ] = 2.0
     importance_reference: Annotated[
         ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
     ] = "own"
     average: Annotated[weighting.Average, "mean of sequence means, or mean over tokens"] = "seq_mean"
-    denominator: Annotated[weighting.Denominator, "rows that divide: those with a context, or all (SDPO's code)"] = (
-        "active"
-    )
-    updates_per_batch: Annotated[int, "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    denominator: Annotated[
+        weighting.Denominator, "rows that divide the loss: those with a context, or all (SDPO's released code)"
+    ] = "active"
+    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
-    def __post_init__(self) -> None:
-        check = [
-            ("distillation_alpha", 0.0 <= self.distillation_alpha <= 1.0, "a number from 0 to 1"),
-            ("distillation_topk", self.distillation_topk is None or self.distillation_topk >= 1, "at least 1, or null"),
-            ("updates_per_batch", self.updates_per_batch >= 1, "at least 1"),
-            ("importance_clip", self.importance_clip is None or self.importance_clip > 0, "a positive number, or null"),
-        ]
-        for name, holds, expected in check:
-            if not holds:
-                raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
+    def check(self) -> None:
+        super().check()
         if self.distillation_estimator == "sampled" and (self.distillation_alpha != 1.0 or self.distillation_topk):
             raise ConfigError(
                 "algorithm.distillation_estimator 'sampled' estimates KL(student||teacher) over all of V only",
@@ -72,19 +70,24 @@ class DistillSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfTeacher:
-    """Settings of a teacher made of the student's own weights; mixed into SDPO's and VPD's."""
+class SelfTeacher(Settings, section="algorithm"):
+    """Settings of a teacher made of the student's own weights; mixed into SDPO's, VPD's and the hybrid's."""
 
-    teacher: Annotated[TeacherKind, "live, ema, frozen or trust_region weights"] = "ema"
-    teacher_ema_rate: Annotated[float, "share of the student that enters an EMA teacher each iteration"] = 0.05
-    teacher_trust_region_mix: Annotated[float, "share of the live logits in a trust_region teacher"] = 0.05
+    teacher: Annotated[
+        Literal["live", "ema", "frozen", "trust_region"],
+        "whose weights play the teacher: the student's own now, their moving average, the initial ones, or a mixture"
+        " of live and initial logits",
+    ] = "ema"
+    teacher_ema_rate: Annotated[float, Share, "share of the student that enters an EMA teacher each iteration"] = 0.05
+    teacher_trust_region_mix: Annotated[float, Share, "share of the live logits in a trust_region teacher"] = 0.05
     teacher_dtype: Annotated[
         CopyType | None,
-        "of the teacher's or a fixed prior's copy of the weights; null: the model's (ema: not bfloat16)",
+        "number type of the copy of the weights that the teacher or a fixed prior keeps; null: the model's"
+        " (an EMA teacher cannot be bfloat16)",
     ] = None
 
     def teacher_settings(self) -> TeacherSettings:
-        """The learner's side of the choice."""
+        """What the learner is told about the teacher."""
         return TeacherSettings(
             kind=self.teacher,
             ema_rate=self.teacher_ema_rate,
@@ -92,21 +95,18 @@ class SelfTeacher:
             dtype=self.teacher_dtype,
         )
 
-    def _keeps_a_copy(self) -> bool:
-        return self.teacher != "live"
-
-    def _check_own_teacher(self) -> None:
+    def check(self) -> None:
+        super().check()
         self.teacher_settings()
-        if self.teacher == "external":
-            raise ConfigError(
-                "algorithm.teacher 'external' belongs to GKD", do="Use algorithm.name gkd and teacher_model."
-            )
         if self.teacher_dtype is not None and not self._keeps_a_copy():
             raise ConfigError(
                 "algorithm.teacher_dtype is of a copy of the weights, and a live teacher keeps none",
                 got=self.teacher_dtype,
                 do="Set it to null.",
             )
+
+    def _keeps_a_copy(self) -> bool:
+        return self.teacher != "live"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,12 @@ class SDPOSettings(SelfTeacher, DistillSettings):
 
     name: Literal["sdpo"] = "sdpo"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_own_teacher()
+    @property
+    def needs(self) -> Needs:
+        return Needs(feedback=True, teacher=self.teacher_settings(), top_k=self.distillation_topk)
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return Distill(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +129,29 @@ class GKDSettings(DistillSettings):
 
     name: Literal["gkd"] = "gkd"
     teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
-    student_fraction: Annotated[float, "lambda: share of prompts answered by the student, the rest by the teacher"] = (
-        1.0
-    )
+    student_fraction: Annotated[
+        float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
+    ] = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            teacher=self.teacher_settings(),
+            external_model=self.teacher_model,
+            student_fraction=self.student_fraction,
+            top_k=self.distillation_topk,
+        )
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return Distill(self, own_prompt=True)
+
+    def check(self) -> None:
+        super().check()
         if not self.teacher_model:
             raise ConfigError("algorithm.teacher_model is missing", expected="a Hub id or a folder")
-        if not 0.0 <= self.student_fraction <= 1.0:
-            raise ConfigError(
-                "algorithm.student_fraction is out of range", got=self.student_fraction, expected="0 to 1"
-            )
 
     def teacher_settings(self) -> TeacherSettings:
-        """The learner's side of the choice."""
+        """What the learner is told about the teacher."""
         return TeacherSettings(kind="external")
 
 

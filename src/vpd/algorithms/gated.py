@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Interval
+
 from vpd import losses
-from vpd.algorithms import weighting
+from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import Distill
 from vpd.algorithms.e_step import EStep
 from vpd.algorithms.examples import teacher_logprobs, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPDSettings, drift_of
-from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
@@ -38,28 +39,27 @@ class GatedSettings(VPDSettings):
     """VPD's settings, the policy gradient's and the gate's."""
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
-    policy_weight: Annotated[float, "weight of the policy gradient beside the distillation"] = 1.0
-    policy_lr_scale: Annotated[float, "the policy gradient's learning rate, as a multiple of the distillation's"] = 1.0
+    policy_weight: Annotated[float, Ge(0), "weight of the policy gradient beside the distillation"] = 1.0
+    policy_lr_scale: Annotated[
+        float, Gt(0), "the policy gradient's learning rate, as a multiple of the distillation's"
+    ] = 1.0
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
-    gate_memory: Annotated[float, "share of the old evidence that stays each iteration with a mixed group"] = 0.8
-    pseudo_groups: Annotated[float, "prior evidence in the teacher's favour, in mixed groups"] = 1.0
+    gate_memory: Annotated[
+        float, Interval(ge=0.0, lt=1.0), "share of the old evidence that stays each iteration with a mixed group"
+    ] = 0.8
+    pseudo_groups: Annotated[float, Ge(0), "prior evidence in the teacher's favour, in mixed groups"] = 1.0
     min_trust: Annotated[float, "below this trust the E-step is skipped"] = 0.1
+    distillation_estimator: Annotated[Literal["exact"], "the gate compares whole distributions only"] = "exact"
+    updates_per_batch: Annotated[int, Interval(ge=1, le=1), "the gate is read once an iteration"] = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = [
-            ("policy_weight", self.policy_weight >= 0, "0 or more"),
-            ("policy_lr_scale", self.policy_lr_scale > 0, "a positive number"),
-            ("gate_memory", 0.0 <= self.gate_memory < 1.0, "a number from 0 to below 1"),
-            ("pseudo_groups", self.pseudo_groups >= 0, "0 or more"),
-            ("updates_per_batch", self.updates_per_batch == 1, "1: the gate is read once an iteration"),
-            ("distillation_estimator", self.distillation_estimator == "exact", "'exact'"),
-        ]
-        for name, holds, expected in check:
-            if not holds:
-                raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
+    @property
+    def needs(self) -> Needs:
+        return dataclasses.replace(super().needs, group=True)
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return GatedVPD(self, prompter)
 
 
 class GatedVPD:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vpd.algorithms import weighting
+from annotated_types import Ge
+
+from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
     split_by_group,
@@ -18,35 +20,37 @@ from vpd.algorithms.examples import (
     with_loss_weights,
     with_reference,
 )
-from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.losses import clipped_policy_gradient
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
+from vpd.prompts import Prompter
+from vpd.settings import Settings
 from vpd.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOSettings:
+class GRPOSettings(Settings, section="algorithm"):
     """GRPO with the clip of DAPO (0.2 / 0.28)."""
 
     name: Literal["grpo"] = "grpo"
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
-    clip_low: Annotated[float, "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
-    clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
-    average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+    clip_low: Annotated[float, Ge(0), "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
+    clip_high: Annotated[float, Ge(0), "upper clip of the ratio"] = 0.28
+    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
         ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
     ] = "own"
-    updates_per_batch: Annotated[int, "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
-    def __post_init__(self) -> None:
-        if self.updates_per_batch < 1:
-            raise ConfigError(
-                "algorithm.updates_per_batch is too small", got=self.updates_per_batch, expected="at least 1"
-            )
+    @property
+    def needs(self) -> Needs:
+        return Needs(group=True)
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return GRPO(self)
 
 
 class GRPO:

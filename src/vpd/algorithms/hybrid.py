@@ -13,15 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vpd.algorithms import weighting
+from annotated_types import Ge
+
+from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import SelfTeacher
 from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
-from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update
 from vpd.losses import clipped_policy_gradient, mixed_advantage
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
+from vpd.prompts import Prompter
+from vpd.settings import Share
 from vpd.types import Group
 
 
@@ -30,26 +33,27 @@ class HybridSettings(SelfTeacher):
     """A policy gradient whose advantage listens to a teacher made of the student's own weights."""
 
     name: Literal["hybrid"] = "hybrid"
-    form: Annotated[Literal["reshape", "reweight"], "how the teacher's log-ratio enters the advantage"] = "reshape"
-    outcome_share: Annotated[float, "reshape: lambda, the share of GRPO's advantage"] = 0.5
-    reweight_clip: Annotated[float, "reweight: eps, the most that the teacher changes an advantage by"] = 0.2
+    form: Annotated[
+        Literal["reshape", "reweight"], "how the teacher's log-ratio enters the advantage: added, or as a factor"
+    ] = "reshape"
+    outcome_share: Annotated[float, Share, "reshape: lambda, the share of GRPO's advantage"] = 0.5
+    reweight_clip: Annotated[float, Share, "reweight: eps, the most that the teacher changes an advantage by"] = 0.2
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
-    clip_low: Annotated[float, "lower clip of the ratio; does nothing at one update a batch"] = 0.2
-    clip_high: Annotated[float, "upper clip of the ratio"] = 0.28
-    average: Annotated[weighting.Average, "token_mean or seq_mean"] = "token_mean"
+    clip_low: Annotated[float, Ge(0), "lower clip of the ratio; does nothing at one update a batch"] = 0.2
+    clip_high: Annotated[float, Ge(0), "upper clip of the ratio"] = 0.28
+    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
         ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
     ] = "own"
 
-    def __post_init__(self) -> None:
-        self._check_own_teacher()
-        for name in ("outcome_share", "reweight_clip"):
-            if not 0.0 <= vars(self)[name] <= 1.0:
-                raise ConfigError(
-                    f"algorithm.{name} is out of range", got=vars(self)[name], expected="a number from 0 to 1"
-                )
+    @property
+    def needs(self) -> Needs:
+        return Needs(group=True, feedback=True, teacher=self.teacher_settings())
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return Hybrid(self)
 
 
 class Hybrid:

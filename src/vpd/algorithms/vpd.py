@@ -7,10 +7,13 @@ M-step, always (:mod:`vpd.algorithms.distill`): the student is distilled towards
 ``e_every: null`` nothing but that is left, which is SDPO.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Interval
+
+from vpd.algorithms import Algorithm, Needs
 from vpd.algorithms.contexts import SuccessContext
 from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
 from vpd.algorithms.e_step import EStep
@@ -18,39 +21,67 @@ from vpd.algorithms.examples import to_examples
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
+from vpd.settings import Share
 from vpd.types import Group
+
+_PRESET: Any = None  # stands for the value that ``preset`` gives
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {"distillation_alpha": 0.5, "teacher": "ema"},
+    "paper": {"distillation_alpha": 1.0, "teacher": "live"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VPDSettings(SelfTeacher, DistillSettings):
-    """VPD.  ``preset: paper`` (alpha 1 and a live teacher) changes the defaults of those two settings."""
+    """VPD.  ``preset`` chooses the defaults of ``distillation_alpha`` and ``teacher``; a value that is given wins."""
 
     name: Literal["vpd"] = "vpd"
-    preset: Annotated[Literal["default", "paper"], "paper: distillation_alpha 1, teacher live (unless set)"] = "default"
-    e_every: Annotated[int | None, "F: one E-step in this many iterations, the first included; null: never (SDPO)"] = 5
-    e_epochs: Annotated[int, "updates per E-step"] = 1
-    e_lr_scale: Annotated[float, "the E-step's learning rate, as a multiple of the M-step's"] = 1.0
-    teacher_beta: Annotated[float, "beta: scale of the implicit reward"] = 0.1
+    preset: Annotated[
+        Literal["default", "paper"], "paper: distillation_alpha 1 and teacher live, where these are not set"
+    ] = "default"
+    distillation_alpha: Annotated[
+        float,
+        Share,
+        "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon; preset paper: 1 unless set",
+    ] = _PRESET
+    teacher: Annotated[
+        Literal["live", "ema", "frozen", "trust_region"],
+        "whose weights play the teacher: the student's own now, their moving average, the initial ones, or a mixture"
+        " of live and initial logits; preset paper: live unless set",
+    ] = _PRESET
+    e_every: Annotated[
+        int | None, Ge(1), "F: one E-step in this many iterations, the first included; null: never (SDPO)"
+    ] = 5
+    e_epochs: Annotated[int, Ge(1), "updates per E-step"] = 1
+    e_lr_scale: Annotated[float, Gt(0), "the E-step's learning rate, as a multiple of the M-step's"] = 1.0
+    teacher_beta: Annotated[float, Gt(0), "beta: scale of the implicit reward"] = 0.1
     log_ratio: Annotated[Literal["sum", "mean"], "implicit reward from the sum or the mean over tokens"] = "sum"
     prior: Annotated[Literal["dynamic", "fixed"], "reference of the E-step: the current or the initial student"] = (
         "dynamic"
     )
-    shift_momentum: Annotated[float, "memory of the reward shift delta"] = 0.9
-    success_context: Annotated[SuccessContext, "C of a success in the E-step"] = "matched"
+    shift_momentum: Annotated[float, Interval(ge=0.0, lt=1.0), "memory of the reward shift delta"] = 0.9
+    success_context: Annotated[SuccessContext, "which context a success is scored with in the E-step"] = "matched"
 
     def __post_init__(self) -> None:
+        for name, value in PRESETS.get(self.preset, {}).items():
+            if getattr(self, name) is _PRESET:
+                object.__setattr__(self, name, value)
         super().__post_init__()
-        self._check_own_teacher()
-        check = [
-            ("e_every", self.e_every is None or self.e_every >= 1, "at least 1, or null for no E-step"),
-            ("e_epochs", self.e_epochs >= 1, "at least 1"),
-            ("e_lr_scale", self.e_lr_scale > 0, "a positive number"),
-            ("teacher_beta", self.teacher_beta > 0, "a positive number"),
-            ("shift_momentum", 0.0 <= self.shift_momentum < 1.0, "a number from 0 to below 1"),
-        ]
-        for name, holds, expected in check:
-            if not holds:
-                raise ConfigError(f"algorithm.{name} is out of range", got=getattr(self, name), expected=expected)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            feedback=True,
+            teacher=self.teacher_settings(),
+            initial_copy=self.prior == "fixed",
+            top_k=self.distillation_topk,
+        )
+
+    def build(self, prompter: Prompter) -> Algorithm:
+        return VPD(self, prompter)
+
+    def check(self) -> None:
+        super().check()
         still = self.teacher == "frozen" or (self.teacher == "ema" and self.teacher_ema_rate == 0.0)
         if self.e_every is not None and still:
             raise ConfigError(

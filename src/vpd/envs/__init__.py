@@ -54,6 +54,14 @@ class FixedLength(Protocol):
 
 
 @runtime_checkable
+class AnswerLength(Protocol):
+    """An environment that knows how many tokens an answer takes: the default of ``rollout.max_completion_length``."""
+
+    @property
+    def answer_length(self) -> int: ...
+
+
+@runtime_checkable
 class Finite(Protocol):
     """An environment over a finite data set: all its training tasks can be checked before a run."""
 

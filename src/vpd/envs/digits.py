@@ -90,6 +90,11 @@ class Digits:
         named = NOTHING if self.hint == "empty" else problem.named
         return Grade(reward=0.0, feedback=f"wrong : rule {problem.rule} means {named}")
 
+    @property
+    def answer_length(self) -> int:
+        """Tokens of every answer."""
+        return self.length
+
     def solution(self, task: Task) -> str:
         problem: Problem = task.payload
         return " ".join(map(str, apply(RULES[problem.rule], problem.digits)))

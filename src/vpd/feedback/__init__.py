@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias
 
+from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, SampleKey, Section
 
 When: TypeAlias = Literal["always", "missing"]
@@ -82,11 +83,11 @@ class ScriptedWriter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraderFeedback:
+class GraderFeedback(Settings, section="feedback"):
     """The grader's own text about this attempt."""
 
     name: Literal["environment"] = "environment"
-    when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
+    when: Annotated[When, "always, or missing: only where the sources before it said nothing"] = "always"
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
         return [extend(group, [self._sections(r) for r in group.rollouts], self.when) for group in groups]
@@ -99,11 +100,11 @@ class GraderFeedback:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiblingDemonstration:
+class SiblingDemonstration(Settings, section="feedback"):
     """The first other success of the group, as a demonstration; groups without one yield nothing."""
 
     name: Literal["sibling"] = "sibling"
-    when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
+    when: Annotated[When, "always, or missing: only where the sources before it said nothing"] = "always"
     remove_thinking: Annotated[bool, "leave out the demonstration's <think> block"] = True
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:

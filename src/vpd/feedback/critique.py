@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt
+
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, extend, without_thinking
 from vpd.feedback.writers import EndpointWriter
+from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, Section
 
 PLACEHOLDER = re.compile(r"\{(task|attempt|verdict|feedback)\}")
@@ -30,7 +33,7 @@ In at most three sentences, say what is wrong with the attempt and what to do di
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Critique:
+class _Critique(Settings, section="feedback"):
     """What both kinds of critique let one choose."""
 
     when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
@@ -40,18 +43,14 @@ class _Critique:
     failed_verdict: Annotated[str, "what {verdict} says of a failure"] = "Verdict: the attempt is wrong."
     passed_verdict: Annotated[str, "what {verdict} says of a success"] = "Verdict: the attempt is right."
     critique_successes: Annotated[bool, "also ask about successful attempts"] = False
-    max_critique_length: Annotated[int, "tokens of one critique"] = 128
-    max_attempt_length: Annotated[int, "tokens of the attempt that the critic reads; a longer one loses its middle"] = (
-        1024
-    )
-    temperature: Annotated[float, "the critic's sampling temperature; 0 is greedy"] = 1.0
+    max_critique_length: Annotated[int, Ge(1), "tokens of one critique"] = 128
+    max_attempt_length: Annotated[
+        int, Ge(1), "tokens of the attempt that the critic reads; a longer one loses its middle"
+    ] = 1024
+    temperature: Annotated[float, Ge(0), "the critic's sampling temperature; 0 is greedy"] = 1.0
 
-    def __post_init__(self) -> None:
-        for field in ("max_critique_length", "max_attempt_length"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"feedback: {field} is too small", got=getattr(self, field), expected="at least 1")
-        if self.temperature < 0:
-            raise ConfigError("feedback: temperature is negative", got=self.temperature)
+    def check(self) -> None:
+        super().check()
         if "{attempt}" not in self.template:
             raise ConfigError(
                 "feedback: the critic's template does not show the attempt",
@@ -112,17 +111,14 @@ class Critic(_Critique):
     endpoint: Annotated[str, "base URL; /chat/completions is appended"] = "http://127.0.0.1:8000/v1"
     model: Annotated[str, "the name that the endpoint knows it by"] = "default"
     api_key_env: Annotated[str | None, "environment variable that holds the key; null: none is sent"] = None
-    timeout: Annotated[float, "seconds that one request may take"] = 120.0
-    retries: Annotated[int, "further tries of a failed request; then the run stops with an error"] = 2
-    concurrency: Annotated[int, "requests at once"] = 8
+    timeout: Annotated[float, Gt(0), "seconds that one request may take"] = 120.0
+    retries: Annotated[int, Ge(0), "further tries of a failed request; then the run stops with an error"] = 2
+    concurrency: Annotated[int, Ge(1), "requests at once"] = 8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if not self.endpoint.startswith(("http://", "https://")):
             raise ConfigError("feedback: the critic's endpoint is no URL", got=self.endpoint, expected="http://...")
-        for field, low in (("timeout", 0.001), ("retries", 0), ("concurrency", 1)):
-            if getattr(self, field) < low:
-                raise ConfigError(f"feedback: {field} is too small", got=getattr(self, field), expected=low)
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
         endpoint = EndpointWriter(

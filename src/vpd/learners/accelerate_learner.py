@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from vpd.errors import ConfigError, TrainingError
+from vpd.errors import TrainingError
 from vpd.learners import Measure, ModelName, Objective, Update
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
@@ -29,6 +30,7 @@ from vpd.model.batch import Batch, collate
 from vpd.model.probe import check_head, takes_packed_segments
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
+from vpd.settings import Settings
 from vpd.types import Example
 
 Item = TypeVar("Item")
@@ -37,24 +39,25 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimSettings:
+class OptimSettings(Settings, section="optim"):
     """The optimiser, its schedule, and how much is held in memory at once."""
 
-    learning_rate: Annotated[float, "peak learning rate"] = 1e-5
+    learning_rate: Annotated[float, Ge(0), "peak learning rate"] = 1e-5
     optimizer: Annotated[Literal["adamw", "sgd"], "torch optimiser"] = "adamw"
-    adam_beta1: Annotated[float, "AdamW's first-moment decay"] = 0.9
-    adam_beta2: Annotated[float, "AdamW's second-moment decay"] = 0.999
-    weight_decay: Annotated[float, "decoupled weight decay"] = 0.01
-    max_grad_norm: Annotated[float | None, "gradient clipping by global norm; null for none"] = 1.0
+    adam_beta1: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's first-moment decay"] = 0.9
+    adam_beta2: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's second-moment decay"] = 0.999
+    weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
+    max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
-    warmup_steps: Annotated[int, "iterations of linear warm-up"] = 0
-    micro_batch_size: Annotated[int, "most rows per forward pass and process"] = 16
+    warmup_steps: Annotated[int, Ge(0), "iterations of linear warm-up"] = 0
+    micro_batch_size: Annotated[int, Ge(1), "most rows per forward pass and process"] = 16
     max_tokens_per_microbatch: Annotated[
         int | None,
+        Ge(1),
         "most tokens per forward pass, shared ones counted once; a longer row stands alone; null: any number",
     ] = 2048
     chunk_tokens: Annotated[
-        int | None, "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
+        int | None, Ge(1), "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
     ] = None
     share_prefixes: Annotated[
         bool, "rows that begin alike share one pass over their beginning, where the model allows it"
@@ -64,21 +67,6 @@ class OptimSettings:
         "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
     ] = "none"
     mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
-
-    def __post_init__(self) -> None:
-        for name, low in (("learning_rate", 0.0), ("micro_batch_size", 1), ("warmup_steps", 0), ("weight_decay", 0.0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"optim.{name} is too small", got=getattr(self, name), expected=f"at least {low}")
-        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
-            raise ConfigError(
-                "optim.max_tokens_per_microbatch is too small",
-                got=self.max_tokens_per_microbatch,
-                expected="at least 1, or null for no bound",
-            )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ConfigError(
-                "optim.max_grad_norm must be positive", got=self.max_grad_norm, do="Use null for no clipping."
-            )
 
 
 class _Root(nn.Module):

@@ -18,24 +18,25 @@ import torch
 from vpd.errors import ConfigError
 from vpd.model import lora
 from vpd.model.scorer import LogitMixture
+from vpd.settings import Settings, Share
 
 TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
 CopyType: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherSettings:
+class TeacherSettings(Settings):
     """Whose weights play the teacher in the M-step, and how they move."""
 
     kind: Annotated[TeacherKind, "whose weights play the teacher"] = "ema"
-    ema_rate: Annotated[float, "share of the live weights that enters the average at the end of an iteration"] = 0.05
-    trust_region_mix: Annotated[float, "share of the live logits in a trust-region teacher"] = 0.05
-    dtype: Annotated[CopyType | None, "of a copy of the weights; null: the live ones'"] = None
+    ema_rate: Annotated[
+        float, Share, "share of the live weights that enters the average at the end of an iteration"
+    ] = 0.05
+    trust_region_mix: Annotated[float, Share, "share of the live logits in a trust-region teacher"] = 0.05
+    dtype: Annotated[CopyType | None, "number type of a copy of the weights; null: the live weights'"] = None
 
-    def __post_init__(self) -> None:
-        for name in ("ema_rate", "trust_region_mix"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="a number from 0 to 1")
+    def check(self) -> None:
+        super().check()
         if self.kind == "ema" and self.dtype == "bfloat16":
             raise ConfigError(
                 "a teacher that is an average needs more than bfloat16: its steps would round to nothing",

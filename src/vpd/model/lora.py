@@ -15,38 +15,19 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vpd.errors import ConfigError, StorageError, nearest
+from vpd.model.settings import LoraSettings
 
 LIVE, AVERAGE = "default", "average"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in peft's files
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """An adapter, in the names of peft's LoraConfig.  No dropout: a policy must be one distribution."""
-
-    r: Annotated[int, "rank"] = 16
-    lora_alpha: Annotated[int, "the adapter's output is scaled by lora_alpha / r"] = 32
-    target_modules: Annotated[
-        tuple[str, ...] | Literal["all-linear"] | None,
-        "layers that get an adapter, by name; all-linear: all but the head; null: peft's choice for the architecture",
-    ] = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("r", self.r), ("lora_alpha", self.lora_alpha)):
-            if value < 1:
-                raise ConfigError(f"model.lora.{name} is too small", got=value, expected="at least 1")
-        if self.target_modules == ():
-            raise ConfigError("model.lora.target_modules is empty", do="Name layers, or set null or all-linear.")
 
 
 def attach(model: Any, settings: LoraSettings, *, seed: int) -> None:

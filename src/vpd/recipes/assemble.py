@@ -1,8 +1,8 @@
 """From settings to objects: the one place that knows every part."""
 
-import inspect
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +10,44 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vpd.algorithms import Algorithm
-from vpd.algorithms.distill import Distill, DistillSettings, GKDSettings
-from vpd.algorithms.gated import GatedSettings, GatedVPD
-from vpd.algorithms.grpo import GRPO, GRPOSettings
-from vpd.algorithms.hybrid import Hybrid, HybridSettings
-from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.algorithms import Algorithm, Needs
 from vpd.bundled import BUNDLED, load_bundled
-from vpd.config import Config, CustomEnv, ModelSettings
+from vpd.config import Config, ModelSettings, check_together
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
-from vpd.engines.torch_engine import TorchEngine
-from vpd.envs import Announcing, Env, Finite, FixedLength, wrap_user_errors
-from vpd.envs.loading import load_object
-from vpd.errors import ConfigError, ModelError, nearest
+from vpd.engines.settings import EngineParts
+from vpd.envs import AnswerLength, Env, Finite, FixedLength
+from vpd.errors import ConfigError, ModelError
+from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
+from vpd.loop import Observer
 from vpd.model import lora
 from vpd.prompts import Prompter, PromptSettings, saved_settings
-from vpd.rollout import RolloutSource
+from vpd.rollout import LONGEST_COMPLETION, RolloutSource
+from vpd.sections import Passed, announce, make_env
+from vpd.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything a run is made of."""
+    """Everything a run is made of.
+
+    ``config`` is resolved: it holds the completion length and the prompt settings that are used, and in the place of a
+    section that an object was passed for (``given``: "model", "env", "feedback") the name of the object's class.
+    """
 
     config: Config
     env: Env
+    feedback: tuple[Feedback, ...]
     tokenizer: Any
     prompter: Prompter
     engine: Engine
     source: RolloutSource
     learner: AccelerateLearner
     algorithm: Algorithm
+    observers: tuple[Observer, ...] = ()
+    given: tuple[str, ...] = ()
 
     @property
     def fixed_length(self) -> bool:
@@ -50,93 +55,95 @@ class Parts:
         return isinstance(self.env, FixedLength) and self.env.fixed_length
 
 
-def assemble(config: Config, *, env: Env | None = None) -> Parts:
-    """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit."""
-    env = env or make_env(config.env)
+def assemble(
+    config: Config,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    env: Env | None = None,
+    feedback: Sequence[Feedback] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Parts:
+    """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit.
+
+    An object takes the place of its section: ``model`` (a causal language model of transformers, together with its
+    ``tokenizer``), ``env``, ``feedback`` (functions ``(groups, writer) -> groups``).  ``observers`` watch the run
+    beside those that ``train`` adds.
+    """
+    passed = {name: part for name, part in (("model", model), ("env", env), ("feedback", feedback)) if part is not None}
+    config = with_passed(config, passed)
+    check_together(config)
+    env = make_env(config.env) if env is None else env
+    sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
-    model, tokenizer = load_model(config.model)
-    if config.model.lora is not None:
-        lora.attach(model, config.model.lora, seed=config.run.seed)
+    model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
+    config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    vocabulary = model.config.get_text_config().vocab_size
-    algorithm = config.algorithm
-    top_k = algorithm.distillation_topk if isinstance(algorithm, DistillSettings) else None
-    if top_k is not None and top_k > vocabulary:
-        raise ConfigError(
-            "algorithm.distillation_topk is larger than the vocabulary",
-            got=top_k,
-            expected=f"at most {vocabulary}",
-            do="Use null for the whole vocabulary.",
-        )
-    check_prompts(env, prompter, config)
-    external = load_external(algorithm, config.model, tokenizer) if isinstance(algorithm, GKDSettings) else None
-    learner = AccelerateLearner(
-        model,
-        config.optim,
-        temperature=config.rollout.temperature,
-        teacher=TeacherSettings(kind="live") if isinstance(algorithm, GRPOSettings) else algorithm.teacher_settings(),
-        external=external,
-        keep_initial=isinstance(algorithm, VPDSettings) and algorithm.prior == "fixed",
-        total_iterations=config.run.max_steps,
-    )
-    if learner.accelerator.num_processes > 1:
-        raise ConfigError("vpd train runs in one process for now", got=f"{learner.accelerator.num_processes} processes")
-    engine: Engine = make_engine(config, tokenizer, model, learner)
-    if isinstance(algorithm, GKDSettings) and algorithm.student_fraction < 1:
-        teacher_engine = make_engine(config, tokenizer, external, learner)
-        teacher_engine.load(learner.policy("teacher"))
-        engine = MixedEngine(engine, teacher_engine, first_fraction=algorithm.student_fraction)
-    engine.load(learner.policy())
-    source = RolloutSource(
-        env=env,
-        engine=engine,
-        prompter=prompter,
-        feedback=config.feedback,
-        settings=config.rollout,
-        seed=config.run.seed,
-    )
+    for task in known_tasks(env, config):
+        prompter.build_student_prompt(task)
+    learner = make_learner(config, model, tokenizer)
+    engine = make_engine(config, tokenizer, model, learner)
     return Parts(
         config=config,
         env=env,
+        feedback=sources,
         tokenizer=tokenizer,
         prompter=prompter,
         engine=engine,
-        source=source,
+        source=RolloutSource(
+            env=env,
+            engine=engine,
+            prompter=prompter,
+            feedback=sources,
+            settings=config.rollout,
+            seed=config.run.seed,
+        ),
         learner=learner,
-        algorithm=make_algorithm(config, prompter),
+        algorithm=config.algorithm.build(prompter),
+        observers=tuple(observers),
+        given=tuple(passed),
     )
 
 
-def make_algorithm(config: Config, prompter: Prompter) -> Algorithm:
-    """The algorithm that a config names."""
-    settings = config.algorithm
-    if isinstance(settings, GatedSettings):
-        return GatedVPD(settings, prompter)
-    if isinstance(settings, VPDSettings):
-        return VPD(settings, prompter)
-    if isinstance(settings, GRPOSettings):
-        return GRPO(settings)
-    if isinstance(settings, HybridSettings):
-        return Hybrid(settings)
-    return Distill(settings, own_prompt=isinstance(settings, GKDSettings))
+def with_passed(config: Config, passed: dict[str, Any]) -> Config:
+    """The config with the classes of the objects that were passed in the places of their sections."""
+    changes: dict[str, Any] = {}
+    if "model" in passed:
+        name = f"(object) {Passed.of(passed['model']).object}"
+        changes["model"] = dataclasses.replace(config.model, name_or_path=name)
+    if "env" in passed:
+        changes["env"] = Passed.of(passed["env"])
+    if "feedback" in passed:
+        changes["feedback"] = tuple(Passed.of(source) for source in passed["feedback"])
+    return dataclasses.replace(config, **changes)
 
 
-def make_env(spec: Any) -> Env:
-    """A shipped environment as it is; a custom one from its file."""
-    if not isinstance(spec, CustomEnv):
-        return spec
-    kind, name = load_object(spec.name, "env.name"), spec.name.rpartition(":")[2]
-    known = inspect.signature(kind).parameters
-    for key in spec.options:
-        if key not in known:
-            raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
-    return wrap_user_errors(partial(kind, **spec.options), f"{name}(...)")
+def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
+    """The config with what it leaves to the model and the environment: prompt settings and completion length.
+
+    ``rollout.max_completion_length`` null is the length of the environment's answers if it has one, else 256 tokens or
+    half of what the longest known prompt leaves of the model's window, whichever is less; the other half is for the
+    context in the teacher's prompt.
+    """
+    saved = saved_settings(Path(model.name_or_path)) if model.name_or_path else None
+    prompts = config.prompts or saved or PromptSettings()
+    config = dataclasses.replace(config, prompts=prompts)
+    if config.rollout.max_completion_length is not None:
+        return config
+    if isinstance(env, AnswerLength):
+        length = env.answer_length
+    else:
+        probe = Prompter(tokenizer, prompts, window=window_of(model), max_completion_length=1)
+        longest = max((len(probe.build_student_prompt(task)) for task in known_tasks(env, config)), default=0)
+        length = min(LONGEST_COMPLETION, max((window_of(model) - longest) // 2, 1))
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=length))
 
 
-def announce(env: Env) -> None:
-    """Print what the environment has to say at the start."""
-    for line in env.announce() if isinstance(env, Announcing) else ():
-        print(line)
+def known_tasks(env: Env, config: Config) -> list[Task]:
+    """Tasks that can be known beforehand: all of a finite data set's, else the first batch's; and evaluation's."""
+    count = config.rollout.prompts_per_step
+    tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
+    return [*tasks, *env.eval_tasks(config.run.eval_limit)]
 
 
 def source_of(name: str) -> str:
@@ -168,34 +175,91 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_external(settings: GKDSettings, model: ModelSettings, tokenizer: Any) -> Any:
-    """GKD's teacher; its vocabulary must be the student's."""
-    external, other = load_model(ModelSettings(name_or_path=settings.teacher_model, dtype=model.dtype))
+def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:
+    """The external teacher; its vocabulary must be the student's."""
+    external, other = load_model(ModelSettings(name_or_path=name, dtype=model.dtype))
     if other.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            "GKD compares distributions over tokens: teacher and student need one tokenizer",
+            "distributions over tokens are compared: teacher and student need one tokenizer",
             got=f"{len(other.get_vocab())} entries in the teacher's, {len(tokenizer.get_vocab())} in the student's",
         )
     return external
 
 
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
-    """The prompter of a config; without a section ``prompts`` the model's folder may say how it was trained."""
-    settings = config.prompts or saved_settings(Path(source_of(config.model.name_or_path))) or PromptSettings()
-    window = model.config.get_text_config().max_position_embeddings
-    return Prompter(tokenizer, settings, window=window, max_completion_length=config.rollout.max_completion_length)
+    """The prompter of a resolved config."""
+    settings = config.prompts or PromptSettings()
+    length = config.rollout.sampling.max_completion_length
+    return Prompter(tokenizer, settings, window=window_of(model), max_completion_length=length)
 
 
-def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> TorchEngine:
-    """The embedded engine, ending at the model's own end-of-sequence tokens, in the learner's precision."""
+def window_of(model: Any) -> int:
+    """The model's longest input, in tokens."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearner:
+    """The learner of what the algorithm needs."""
+    needs = config.algorithm.needs
+    if config.model.lora is not None:
+        lora.attach(model, config.model.lora, seed=config.run.seed)
+    _check_top_k(needs, model)
+    external = None if needs.external_model is None else load_external(needs.external_model, config.model, tokenizer)
+    learner = AccelerateLearner(
+        model,
+        config.optim,
+        temperature=config.rollout.temperature,
+        teacher=needs.teacher or TeacherSettings(kind="live"),
+        external=external,
+        keep_initial=needs.initial_copy,
+        total_iterations=config.run.max_steps,
+    )
+    if learner.accelerator.num_processes > 1:
+        raise ConfigError("vpd train runs in one process for now", got=f"{learner.accelerator.num_processes} processes")
+    return learner
+
+
+def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
+    """The engine of a config with the learner's weights, ending at the model's own end-of-sequence tokens.
+
+    Where the external teacher answers a share of the prompts, a second engine samples from it.
+    """
     ends = model.generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return TorchEngine(tokenizer, eos_ids=sorted(eos_ids), max_rows=config.rollout.max_rows)
+    parts = EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
+    engine = config.engine.build(parts)
+    fraction = config.algorithm.needs.student_fraction
+    if config.algorithm.needs.external_model is not None and fraction < 1:
+        second = config.engine.build(parts)
+        second.load(learner.policy("teacher"))
+        engine = MixedEngine(engine, second, first_fraction=fraction)
+    engine.load(learner.policy())
+    return engine
 
 
-def check_prompts(env: Env, prompter: Prompter, config: Config) -> None:
-    """Render the prompts that can be known beforehand: a finite data set's, else the first batch's; evaluation's."""
-    count = config.rollout.prompts_per_step
-    tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
-    for task in [*tasks, *env.eval_tasks(config.run.eval_limit)]:
-        prompter.build_student_prompt(task)
+def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The objects that were passed, or what the settings name."""
+    if model is None:
+        model, own = load_model(settings)
+        return model, own if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise ConfigError("a model that is passed as an object needs its tokenizer", do="Pass tokenizer= too.")
+    return model, tokenizer
+
+
+def _sources(config: Config) -> tuple[Feedback, ...]:
+    for source in config.feedback:
+        if isinstance(source, Passed):
+            raise ConfigError(f"feedback stands for an object of {source.object}", do="Pass feedback= again.")
+    return config.feedback
+
+
+def _check_top_k(needs: Needs, model: Any) -> None:
+    vocabulary = model.config.get_text_config().vocab_size
+    if needs.top_k is not None and needs.top_k > vocabulary:
+        raise ConfigError(
+            "algorithm.distillation_topk is larger than the vocabulary",
+            got=needs.top_k,
+            expected=f"at most {vocabulary}",
+            do="Use null for the whole vocabulary.",
+        )

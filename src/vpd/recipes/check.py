@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpd.envs.check import Attempt, Report, check_env
-from vpd.recipes.assemble import announce, make_env
+from vpd.sections import announce, make_env
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 

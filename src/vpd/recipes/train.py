@@ -4,12 +4,14 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vpd import checkpoint
 from vpd.config import Config
 from vpd.envs import Env
 from vpd.errors import StorageError
-from vpd.evaluate import EvalSettings, evaluate
+from vpd.evaluation import EvalSettings, evaluate
+from vpd.feedback import Feedback
 from vpd.loop import Loop, Observer
 from vpd.model import lora
 from vpd.monitor import Monitor
@@ -21,12 +23,21 @@ from vpd.report.trackers import Trackers
 from vpd.types import Metrics
 
 
-def train(config: Config, *, env: Env | None = None) -> Path:
+def train(
+    config: Config,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    env: Env | None = None,
+    feedback: Sequence[Feedback] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Path:
     """Train as configured and return the run folder.
 
     Everything is loaded and checked before the folder is made, so a user's mistake leaves none behind.
     """
-    parts = assemble(config, env=env)
+    parts = assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback, observers=observers)
+    config = parts.config
     trackers = Trackers(config.run.report_to, Path(config.run.output_dir))
     output = prepare_folder(config)
     folder = RunFolder(output, parts.tokenizer)
@@ -38,10 +49,10 @@ def train(config: Config, *, env: Env | None = None) -> Path:
             return output
     folder.rewind(loop.step if config.run.resume else -1)
     _write(output / "config.yaml", config.to_yaml())
-    progress = ConsoleProgress(config.run.max_steps, title=config.algorithm.name, start=loop.step)
+    progress = ConsoleProgress(config.run.max_steps, title=config.method, start=loop.step)
     trackers.config = config.as_dict()
     monitor = Monitor(progress.warn, folder=output)
-    loop.observers = [folder, progress, trackers, monitor]
+    loop.observers = [folder, progress, trackers, monitor, *parts.observers]
     with progress, trackers:
         loop.run()
     model = parts.learner.model

@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 import vpd
-from vpd.config import ALGORITHMS
+from vpd.sections import ALGORITHMS
 
 ROOT = Path(vpd.__file__).parent
 COMMON = (
     "vpd.engines.torch_engine",
     "vpd.envs.digits",
-    "vpd.evaluate",
+    "vpd.evaluation",
     "vpd.feedback.critique",
     "vpd.learners.accelerate_learner",
     "vpd.loop",
@@ -24,7 +24,7 @@ SILENT = ("vpd.errors",)  # what decides no number
 def code_version(algorithm: str) -> str:
     """Twelve characters that change with the sources of an algorithm and of everything that runs it."""
     digest = hashlib.sha256()
-    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].__module__)):
+    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].partition(":")[0])):
         digest.update(_file(module).read_bytes())
     return digest.hexdigest()[:12]
 

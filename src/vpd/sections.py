@@ -1,0 +1,298 @@
+"""The sections of a configuration: which class a name stands for, and plain data as an object of that class.
+
+Four sections are chosen by name: ``env``, ``algorithm``, ``engine`` and the entries of ``feedback``.  The tables hold
+where the shipped ones stand; they are imported when they are named.  A name with a colon is the place of the user's
+own: ``path/to/file.py:Name`` or ``package.module:Name``.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from vpd.envs import Announcing, Env, wrap_user_errors
+from vpd.envs.loading import load_object
+from vpd.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from vpd.algorithms import Algorithm, Needs
+    from vpd.engines import Engine
+    from vpd.engines.settings import EngineParts
+    from vpd.feedback import Writer
+    from vpd.prompts import Prompter
+    from vpd.types import Group
+
+Part = TypeVar("Part")
+Data = Mapping[str, Any]
+
+LOG = logging.getLogger("vpd")
+
+ALGORITHMS: Mapping[str, str] = {
+    "vpd": "vpd.algorithms.vpd:VPDSettings",
+    "gated": "vpd.algorithms.gated:GatedSettings",
+    "sdpo": "vpd.algorithms.distill:SDPOSettings",
+    "gkd": "vpd.algorithms.distill:GKDSettings",
+    "grpo": "vpd.algorithms.grpo:GRPOSettings",
+    "hybrid": "vpd.algorithms.hybrid:HybridSettings",
+}
+ENVS: Mapping[str, str] = {
+    "code": "vpd.envs.code:Code",
+    "digits": "vpd.envs.digits:Digits",
+    "instructions": "vpd.envs.instructions:Instructions",
+    "math": "vpd.envs.math:Math",
+    "science": "vpd.envs.science:Science",
+    "tooluse": "vpd.envs.tooluse:ToolUse",
+    "reasoning_gym": "vpd.envs.reasoning_gym:ReasoningGym",
+    "dataset": "vpd.envs.dataset:Dataset",
+    "verifiers": "vpd.envs.adapters.verifiers:Verifiers",
+}
+SOURCES: Mapping[str, str] = {
+    "environment": "vpd.feedback:GraderFeedback",
+    "sibling": "vpd.feedback:SiblingDemonstration",
+    "self_critique": "vpd.feedback.critique:SelfCritique",
+    "critic": "vpd.feedback.critique:Critic",
+}
+ENGINES: Mapping[str, str] = {"embedded": "vpd.engines.settings:EmbeddedEngineSettings"}
+PLAIN: Mapping[str, str] = {
+    "model": "vpd.model.settings:ModelSettings",
+    "prompts": "vpd.prompts:PromptSettings",
+    "rollout": "vpd.rollout:RolloutSettings",
+    "optim": "vpd.learners.accelerate_learner:OptimSettings",
+    "run": "vpd.config:RunSettings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A section that is chosen by name: its word, the shipped ones, the default, and how to name one's own."""
+
+    kind: str
+    table: Mapping[str, str]
+    default: str | None
+    example: str
+    contract: str
+
+
+CHOICES: Mapping[str, Choice] = {
+    "env": Choice("environment", ENVS, "digits", "env.name my_env.py:MyEnv", "a class with task, eval_tasks and grade"),
+    "feedback": Choice(
+        "feedback source", SOURCES, None, "feedback '[my_source.py:MySource]'", "called with (groups, writer)"
+    ),
+    "algorithm": Choice(
+        "algorithm", ALGORITHMS, "vpd", "algorithm.name my_algorithm.py:MySettings", "a dataclass with needs and build"
+    ),
+    "engine": Choice(
+        "engine",
+        ENGINES,
+        "embedded",
+        "engine.name my_engine.py:MyEngine",
+        "a class with load and generate, or with build",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom:
+    """A part of the user's: the place that names it and its options as they were written."""
+
+    name: str
+    options: Data = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomEnv(Custom):
+    """An environment of the user's; it is made when the run is assembled."""
+
+    def build(self) -> Env:
+        kind = load_object(self.name, "env.name")
+        env: Env = construct(kind, self.options, self.name, "env")
+        return env
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomAlgorithm(Custom):
+    """Settings of the user's method: an object with ``needs`` and ``build(prompter)``."""
+
+    settings: Any = field(compare=False)
+
+    @property
+    def needs(self) -> "Needs":
+        from vpd.algorithms import Needs
+
+        needs = _call(lambda: self.settings.needs, f"{self.name}.needs")
+        if not isinstance(needs, Needs):
+            raise ConfigError(f"{self.name}.needs has the wrong type", got=repr(needs), expected="vpd.algorithms.Needs")
+        return needs
+
+    def build(self, prompter: "Prompter") -> "Algorithm":
+        return _call(lambda: self.settings.build(prompter), f"{self.name}.build")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomSource(Custom):
+    """A feedback source of the user's: anything that can be called with ``(groups, writer)``."""
+
+    source: Any = field(compare=False)
+
+    def __call__(self, groups: "Sequence[Group]", writer: "Writer") -> "list[Group]":
+        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}")
+        if not isinstance(made, list) or len(made) != len(groups):
+            got = f"{len(made)} groups" if isinstance(made, list) else type(made).__name__
+            raise ConfigError(
+                f"the feedback source {self.name} returned something else", got=got, expected=f"{len(groups)} groups"
+            )
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomEngine(Custom):
+    """An engine of the user's: ``make`` takes :class:`vpd.engines.settings.EngineParts`."""
+
+    make: Callable[["EngineParts"], Any] = field(compare=False)
+
+    def build(self, parts: "EngineParts") -> "Engine":
+        engine: Engine = _call(lambda: self.make(parts), f"{self.name}.build")
+        _require(engine, ("load", "generate"), f"{self.name} is no engine")
+        return engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """Stands where a part was passed to ``train`` or ``assemble`` as an object, which no file of settings can name."""
+
+    object: str
+
+    @classmethod
+    def of(cls, part: Any) -> "Passed":
+        kind = part if inspect.isfunction(part) else type(part)
+        return cls(object=f"{kind.__module__}.{kind.__qualname__}")
+
+
+def settings_class(place: str) -> Any:
+    """The class that a table's entry ``module:Class`` stands for."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def named(section: str, data: Data, where: str) -> Any:
+    """The part that ``data["name"]`` chooses, made of the other keys.  Raises ConfigError."""
+    choice = CHOICES[section]
+    if set(data) == {"object"}:
+        return Passed(object=str(data["object"]))
+    name = data.get("name", choice.default)
+    options = {key: value for key, value in data.items() if key != "name"}
+    if is_place(name):
+        return _custom(section, name, options, where)
+    if name not in choice.table:
+        hint = nearest(str(name), choice.table)
+        raise ConfigError(f"unknown {choice.kind} {name!r}", do=f"{hint} Your own: --{choice.example}.")
+    return build(settings_class(choice.table[name]), data, where)
+
+
+def known_keys(section: str, name: Any) -> set[str] | None:
+    """The settings that the named part has besides its name; None if there is no such part."""
+    table = CHOICES[section].table
+    if is_place(name):
+        return set(_options_of(load_object(name, f"{section}.name")))
+    return set(_options_of(settings_class(table[name]))) if name in table else None
+
+
+def is_place(name: Any) -> bool:
+    """Whether a name is the place of something of the user's."""
+    return isinstance(name, str) and ":" in name
+
+
+def build(kind: type[Part], data: Data, where: str) -> Part:
+    """One settings dataclass from plain data; unknown keys and wrong values are errors that say where."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"unknown key {where}.{key}", do=nearest(str(key), fields))
+    for name, one in fields.items():
+        if name not in data and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}.{name} is missing", do=f"Set it in the file, or as --{where}.{name} VALUE.")
+    return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def construct(kind: Any, options: Data, name: str, where: str) -> Any:
+    """An object of a user's class.  Raises ConfigError for an unknown option, EnvError if the class raises."""
+    known = _options_of(kind)
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"unknown key {where}.{key} for {name.rpartition(':')[2]}", do=nearest(key, known))
+    if dataclasses.is_dataclass(kind):
+        return _call(partial(build, kind, options, where), f"{name}(...)")  # type: ignore[arg-type]
+    return _call(partial(kind, **options), f"{name}(...)")
+
+
+def make_env(spec: Any) -> Env:
+    """The environment of a section: a shipped one is made already, a custom one is made now."""
+    if isinstance(spec, Passed):
+        raise ConfigError(f"the section env stands for an object of {spec.object}", do="Pass env= again.")
+    return spec.build() if isinstance(spec, CustomEnv) else spec
+
+
+def announce(env: Env) -> None:
+    """Log what the environment has to say at the start, a line each."""
+    for line in env.announce() if isinstance(env, Announcing) else ():
+        LOG.info(line)
+
+
+def _custom(section: str, name: str, options: Data, where: str) -> Custom:
+    if section == "env":
+        return CustomEnv(name=name, options=options)
+    kind = load_object(name, where if section == "feedback" else f"{section}.name")
+    if section == "engine":
+        is_settings = hasattr(kind, "build")
+        made = construct(kind, options, name, where) if is_settings else None
+        check = made.build if made is not None else lambda parts: construct(kind, options, name, where)
+        return CustomEngine(name=name, options=options, make=check)
+    is_source = section == "feedback" and inspect.isfunction(kind) and not options
+    part = kind if is_source else construct(kind, options, name, where)
+    if section == "feedback":
+        if not callable(part):
+            raise ConfigError(
+                f"{name} is no feedback source", expected="something that is called with (groups, writer)"
+            )
+        return CustomSource(name=name, options=options, source=part)
+    _require(part, ("needs", "build"), f"{name} is no algorithm")
+    return CustomAlgorithm(name=name, options=options, settings=part)
+
+
+def _require(part: Any, attributes: Sequence[str], what: str) -> None:
+    missing = [name for name in attributes if not hasattr(part, name)]
+    if missing:
+        raise ConfigError(
+            what, got=f"{type(part).__name__} without {' and '.join(missing)}", expected=", ".join(attributes)
+        )
+
+
+def _options_of(kind: Any) -> Sequence[str]:
+    if dataclasses.is_dataclass(kind):
+        return [f.name for f in dataclasses.fields(kind) if f.init and f.name != "name"]
+    return list(inspect.signature(kind).parameters)
+
+
+def _call(call: Callable[[], Part], what: str) -> Part:
+    return wrap_user_errors(call, what, do="Correct that file.")
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """A value as its field's type; a mapping as the settings dataclass that the field takes, if it takes one."""
+    inner = [option for option in get_args(hint) if dataclasses.is_dataclass(option)]
+    if inner and isinstance(value, Mapping):
+        return build(inner[0], value, where)  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error

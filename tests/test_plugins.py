@@ -1,0 +1,260 @@
+"""A user's own method, feedback source, engine and environment: each from one file, through ``vpd train``."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers import metrics_of, vpd_train
+
+import vpd
+from vpd.config import parse
+
+METHOD = """
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+from vpd import Needs, Settings
+from vpd.algorithms.examples import to_examples, with_loss_weights
+from vpd.learners import Terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitate(Settings, section="algorithm"):
+    keep: Annotated[int, Ge(1), "answers of each group that are imitated"] = 1
+
+    @property
+    def needs(self):
+        return Needs(group=True)
+
+    def build(self, prompter):
+        return Imitation(self.keep)
+
+
+class Imitation:
+    def __init__(self, keep):
+        self.keep = keep
+
+    def step(self, groups, learner):
+        chosen = [i < self.keep for group in groups for i, _ in enumerate(group.rollouts)]
+        examples = with_loss_weights(to_examples(groups), nll=[c / sum(chosen) for c in chosen])
+        return learner.update("imitation", examples, self.objective)
+
+    def objective(self, scorer, batch):
+        return Terms(losses={"nll": -(scorer.logprobs("student") * batch.mask_BT).sum(-1)})
+
+    def state(self):
+        return {}
+
+    def restore(self, state): ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlySettings:
+    average: str = "token_mean"
+"""
+
+SOURCE = """
+from dataclasses import dataclass
+
+from vpd import Section, extend
+
+
+@dataclass(frozen=True)
+class Hint:
+    word: str = "right"
+
+    def __call__(self, groups, writer):
+        section = Section(kind="feedback", source="hint", text=self.word)
+        return [extend(g, [[] if r.success else [section] for r in g.rollouts]) for g in groups]
+
+
+def wrong(groups, writer):
+    return [extend(g, [[Section(kind="feedback", source="plain", text="wrong")] for _ in g.rollouts]) for g in groups]
+
+
+def broken(groups, writer):
+    return None
+
+
+def raises(groups, writer):
+    raise KeyError("no such row")
+"""
+
+ENGINE = """
+from vpd import Completion
+
+
+class Constant:
+    def __init__(self, answer="1 2 3 4 5 6", tokenizer=None):
+        self.answer = answer
+        self.tokenizer = tokenizer
+
+    def build(self, parts):
+        return Constant(self.answer, parts.tokenizer)
+
+    def load(self, *weights): ...
+
+    def generate(self, prompts, **sampling):
+        ids = tuple(self.tokenizer.encode(self.answer, add_special_tokens=False))
+        one = Completion(
+            tokens=ids, sampled=(True,) * len(ids), logprobs=(-1.0,) * len(ids), text=self.answer, finish="stop"
+        )
+        return [one] * len(prompts)
+
+
+class NoEngine: ...
+"""
+
+ENV = """
+from vpd import Grade, Task, per_row
+
+
+class Copy:
+    def __init__(self, digit: int = 3):
+        self.digit = digit
+
+    def task(self, index, *, seed):
+        return Task(id=str(index), messages=({"role": "user", "content": f"apply rule A to {self.digit}"},))
+
+    def eval_tasks(self, limit):
+        return [self.task(-1, seed=0)][:limit]
+
+    @per_row
+    def grade(self, task, text):
+        return Grade(reward=float(text.startswith(str(self.digit))), feedback="wrong")
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in (("algo", METHOD), ("source", SOURCE), ("engine", ENGINE), ("world", ENV)):
+        (tmp_path / f"toy_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def config_of(run: Path) -> dict[str, object]:
+    data: dict[str, object] = yaml.safe_load((run / "config.yaml").read_text())
+    return data
+
+
+def test_a_method_from_one_file(files: Path) -> None:
+    name = f"{files}/toy_algo.py:Imitate"
+    assert vpd_train(files / "run", algorithm__name=name, algorithm__keep=2, run__max_steps=2, feedback="[]") == 0
+    steps = metrics_of(files / "run")
+    assert [step["imitation/rows"] for step in steps] == [8.0, 8.0]
+    assert steps[1]["imitation/loss"] != steps[0]["imitation/loss"] and steps[0]["imitation/grad_norm"] > 0
+    assert config_of(files / "run")["algorithm"] == {"name": name, "keep": 2}
+
+
+def test_a_source_from_one_file(files: Path) -> None:
+    feedback = f"[environment, {{name: {files}/toy_source.py:Hint, word: mirror}}, toy_source:wrong]"
+    assert vpd_train(files / "run", feedback=feedback, run__max_steps=1) == 0
+    assert metrics_of(files / "run")[0]["teacher/from_environment+hint+plain"] == 1.0
+    row = pq.read_table(files / "run" / "rollouts").to_pylist()[0]
+    assert "mirror wrong" in row["teacher_prompt"]
+    assert config_of(files / "run")["feedback"] == [
+        {"name": "environment", "when": "always"},
+        {"name": f"{files}/toy_source.py:Hint", "word": "mirror"},
+        {"name": "toy_source:wrong"},
+    ]
+
+
+def test_an_engine_from_one_file(files: Path) -> None:
+    name = f"{files}/toy_engine.py:Constant"
+    assert vpd_train(files / "run", engine__name=name, engine__answer="'7 7 7'", run__max_steps=1) == 0
+    assert {row["completion"] for row in pq.read_table(files / "run" / "rollouts").to_pylist()} == {"7 7 7"}
+    assert config_of(files / "run")["engine"] == {"name": name, "answer": "7 7 7"}
+
+
+def test_an_environment_from_one_module_and_the_length_that_is_decided_for_it(files: Path) -> None:
+    extra = {"env__name": "toy_world:Copy", "env__digit": 5, "run__max_steps": 1}
+    assert vpd_train(files / "run", **extra, rollout__max_completion_length="null") == 0
+    config = config_of(files / "run")
+    assert config["env"] == {"name": "toy_world:Copy", "digit": 5}
+    assert config["rollout"]["max_completion_length"] == (96 - 7) // 2  # type: ignore[index]
+
+
+MISTAKES = {
+    "method option": ({"algorithm.name": "toy_algo:Imitate", "algorithm.kep": 2}, ["algorithm.kep", "'keep'"]),
+    "method range": ({"algorithm.name": "toy_algo:Imitate", "algorithm.keep": 0}, ["algorithm.keep", "at least 1"]),
+    "method needs": ({"algorithm.name": "toy_algo:Imitate", "rollout.num_generations": 1}, ["compares", "at least 2"]),
+    "no method": ({"algorithm.name": "toy_algo:OnlySettings"}, ["is no algorithm", "needs and build"]),
+    "source option": ({"feedback": "{name: toy_source:Hint, wrd: a}"}, ["wrd", "Did you mean 'word'"]),
+    "source result": ({"feedback": "[toy_source:broken]"}, ["toy_source:broken", "NoneType", "4 groups"]),
+    "source raises": ({"feedback": "[toy_source:raises]"}, ["toy_source:raises", "KeyError", "no such row"]),
+    "engine option": ({"engine.name": "toy_engine:Constant", "engine.answr": 1}, ["engine.answr", "'answer'"]),
+    "no engine": ({"engine.name": "toy_engine:NoEngine"}, ["is no engine", "load and generate"]),
+    "env option": ({"env.name": "toy_world:Copy", "env.digt": 1}, ["env.digt", "'digit'"]),
+    "no such class": ({"algorithm.name": "toy_algo:Imitat"}, ["has no Imitat", "Did you mean 'Imitat"]),
+    "no such module": ({"engine.name": "toy_engin:Constant"}, ["no module 'toy_engin'"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_with_a_part_of_ones_own_is_one_line(
+    mistake: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, said = MISTAKES[mistake]
+    assert vpd_train(files / "run", **changes) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(piece in error for piece in said), error
+    assert not (files / "run" / "model").exists()
+
+
+SMALL = {
+    "rollout": {"prompts_per_step": 2, "num_generations": 2},
+    "run": {"max_steps": 1, "eval_limit": 4},
+}
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step(self, step: int, metrics: vpd.Metrics, groups: object) -> None:
+        self.steps.append(step)
+
+
+class Mine:
+    """An environment that no file names."""
+
+    def task(self, index: int, *, seed: int) -> vpd.Task:
+        return vpd.Task(id=str(index), messages=({"role": "user", "content": "apply rule A to 1"},))
+
+    def eval_tasks(self, limit: int | None) -> list[vpd.Task]:
+        return [self.task(0, seed=0)][:limit]
+
+    @vpd.per_row
+    def grade(self, task: vpd.Task, text: str) -> vpd.Grade:
+        return vpd.Grade(reward=0.0)
+
+
+def say(groups: list[vpd.Group], writer: vpd.Writer) -> list[vpd.Group]:
+    section = vpd.Section(kind="feedback", source="said", text="wrong")
+    return [vpd.extend(group, [[section] for _ in group.rollouts]) for group in groups]
+
+
+def test_objects_take_the_place_of_sections_and_the_run_folder_says_so(tmp_path: Path) -> None:
+    from vpd.recipes.assemble import load_model
+
+    run = tmp_path / "run"
+    config = parse({**SMALL, "run": {**SMALL["run"], "output_dir": str(run)}})
+    model, tokenizer = load_model(config.model)
+    watcher = Watcher()
+    folder = vpd.train(config, model=model, tokenizer=tokenizer, env=Mine(), feedback=[say], observers=[watcher])
+    assert folder == run and watcher.steps == [1]
+    assert metrics_of(run)[0]["teacher/from_said"] == 1.0
+    kept = config_of(run)
+    assert kept["env"] == {"object": "test_plugins.Mine"} and kept["feedback"] == [{"object": "test_plugins.say"}]
+    assert kept["model"]["name_or_path"].endswith("LlamaForCausalLM")  # type: ignore[index]
+    assert "feedback : wrong" in pq.read_table(run / "rollouts").to_pylist()[0]["teacher_prompt"]
+    again = vpd.load_config(str(run / "config.yaml"))
+    with pytest.raises(vpd.ConfigError, match=r"env stands for an object of test_plugins.Mine"):
+        vpd.assemble(again)
+    with pytest.raises(vpd.ConfigError, match="needs its tokenizer"):
+        vpd.assemble(parse(SMALL), model=model)
+    parts = vpd.assemble(parse(SMALL), env=Mine())
+    assert parts.given == ("env",) and parts.config.rollout.max_completion_length == (96 - 7) // 2
