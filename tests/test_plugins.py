@@ -17,7 +17,6 @@ from typing import Annotated
 from annotated_types import Ge
 from vpd import Needs, Settings
 from vpd.algorithms.examples import to_examples, with_loss_weights
-from vpd.learners import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +38,10 @@ class Imitation:
     def step(self, groups, learner):
         chosen = [i < self.keep for group in groups for i, _ in enumerate(group.rollouts)]
         examples = with_loss_weights(to_examples(groups), nll=[c / sum(chosen) for c in chosen])
-        return learner.update("imitation", examples, self.objective)
+        return learner.update("imitation", examples, {"nll": self.loss})
 
-    def objective(self, scorer, batch):
-        return Terms(losses={"nll": -(scorer.logprobs("student") * batch.mask_BT).sum(-1)})
+    def loss(self, scorer, batch):
+        return -scorer.logprobs("student")
 
     def state(self):
         return {}
@@ -94,7 +93,7 @@ class Constant:
     def build(self, parts):
         return Constant(self.answer, parts.tokenizer)
 
-    def load(self, *weights): ...
+    def load(self, policy): ...
 
     def generate(self, prompts, **sampling):
         ids = tuple(self.tokenizer.encode(self.answer, add_special_tokens=False))

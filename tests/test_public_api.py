@@ -65,7 +65,7 @@ PARAMETERS = {
     "Section": "*, kind, source, text, quotes, tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows, autocast",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows",
 }
 
 

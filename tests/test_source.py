@@ -8,7 +8,7 @@ import pytest
 from vpd.engines import ScriptedEngine
 from vpd.envs import per_row
 from vpd.errors import EnvError, VPDError
-from vpd.evaluate import EvalSettings, evaluate
+from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import GraderFeedback
 from vpd.lab import tiny
 from vpd.prompts import Prompter
