@@ -149,9 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     suite.add_argument("--rates", type=Path, help="learning rates of an own --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
     model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
-    model.add_argument("name", choices=["smollm2-135m", "tiny"])
-    model.add_argument("folder", type=Path)
-    model.add_argument("--seed", type=int, help="tiny: of weights and warm-up")
+    model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
+    model.add_argument("folder", type=Path, help="where it is written")
+    model.add_argument("--seed", type=int, help="tiny only: seed of the first weights and of the warm-up")
     return parser
 
 
@@ -250,7 +250,8 @@ def _choice_help(section: str) -> list[str]:
     lines = [f"\n  {section}.name: one of {names} (default {choice.default})."]
     if section == "feedback":
         lines = [f"\n  feedback: a list of names or {{name: ..., key: value}}; {names} (default [environment])."]
-    lines.append(f"  Your own {choice.kind} ({choice.contract}): --{choice.example}; further keys are passed to it.")
+    own = f"Your own {choice.kind} ({choice.contract}): --{choice.example}; further keys are passed to it."
+    lines += textwrap.wrap(own, 118, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     for name, place in choice.table.items():
         lines += _section_help(f"{section} {name}", settings_class(place))
     return lines
