@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
     def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:
-        sub: _Command = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+        sub: _Command = commands.add_parser(
+            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help
+        )
         sub.set_defaults(command=function, takes_settings=bool(settings))
         sub.sections = tuple(settings)
         if settings:
@@ -225,7 +227,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def _settings_help(sections: Sequence[str]) -> str:
     """Every setting of the sections with its meaning, range and default, as the dataclasses declare them."""
-    from vpd.config import FOR_SHIPPED_BASES
+    from vpd.config import OPTIM_OF_SHIPPED_BASES
     from vpd.sections import CHOICES, PLAIN, settings_class
 
     lines = [SETTINGS]
@@ -236,8 +238,8 @@ def _settings_help(sections: Sequence[str]) -> str:
         lines += _section_help(section, settings_class(PLAIN[section]))
         if section == "model":
             lines += _section_help("model.lora", settings_class("vpd.model.settings:LoraSettings"))
-        if section in FOR_SHIPPED_BASES:
-            changed = ", ".join(f"{key} {value}" for key, value in FOR_SHIPPED_BASES[section].items())
+        if section == "optim":
+            changed = ", ".join(f"{key} {value}" for key, value in OPTIM_OF_SHIPPED_BASES.items())
             lines.append(f"    (where model.name_or_path is a shipped base such as tiny, the defaults are: {changed})")
     return "\n".join(lines)
 
