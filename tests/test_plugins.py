@@ -255,5 +255,8 @@ def test_objects_take_the_place_of_sections_and_the_run_folder_says_so(tmp_path:
         vpd.assemble(again)
     with pytest.raises(vpd.ConfigError, match="needs its tokenizer"):
         vpd.assemble(parse(SMALL), model=model)
+    with pytest.raises(vpd.ConfigError, match=r"name_or_path stands for an object of .*LlamaForCausalLM. Pass model="):
+        vpd.assemble(again, env=Mine(), feedback=[say])
+    assert kept["optim"]["learning_rate"] == 1e-5  # type: ignore[index]  # a shipped base's default is not this model's
     parts = vpd.assemble(parse(SMALL), env=Mine())
     assert parts.given == ("env",) and parts.config.rollout.max_completion_length == (96 - 7) // 2

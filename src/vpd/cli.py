@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
     def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:
-        sub: _Command = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+        sub: _Command = commands.add_parser(
+            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help
+        )
         sub.set_defaults(command=function, takes_settings=bool(settings))
         sub.sections = tuple(settings)
         if settings:
@@ -149,9 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     suite.add_argument("--rates", type=Path, help="learning rates of an own --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
     model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
-    model.add_argument("name", choices=["smollm2-135m", "tiny"])
-    model.add_argument("folder", type=Path)
-    model.add_argument("--seed", type=int, help="tiny: of weights and warm-up")
+    model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
+    model.add_argument("folder", type=Path, help="where it is written")
+    model.add_argument("--seed", type=int, help="tiny only: seed of the first weights and of the warm-up")
     return parser
 
 
@@ -225,7 +227,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def _settings_help(sections: Sequence[str]) -> str:
     """Every setting of the sections with its meaning, range and default, as the dataclasses declare them."""
-    from vpd.config import FOR_SHIPPED_BASES
+    from vpd.config import OPTIM_OF_SHIPPED_BASES
     from vpd.sections import CHOICES, PLAIN, settings_class
 
     lines = [SETTINGS]
@@ -236,8 +238,8 @@ def _settings_help(sections: Sequence[str]) -> str:
         lines += _section_help(section, settings_class(PLAIN[section]))
         if section == "model":
             lines += _section_help("model.lora", settings_class("vpd.model.settings:LoraSettings"))
-        if section in FOR_SHIPPED_BASES:
-            changed = ", ".join(f"{key} {value}" for key, value in FOR_SHIPPED_BASES[section].items())
+        if section == "optim":
+            changed = ", ".join(f"{key} {value}" for key, value in OPTIM_OF_SHIPPED_BASES.items())
             lines.append(f"    (where model.name_or_path is a shipped base such as tiny, the defaults are: {changed})")
     return "\n".join(lines)
 
@@ -250,7 +252,8 @@ def _choice_help(section: str) -> list[str]:
     lines = [f"\n  {section}.name: one of {names} (default {choice.default})."]
     if section == "feedback":
         lines = [f"\n  feedback: a list of names or {{name: ..., key: value}}; {names} (default [environment])."]
-    lines.append(f"  Your own {choice.kind} ({choice.contract}): --{choice.example}; further keys are passed to it.")
+    own = f"Your own {choice.kind} ({choice.contract}): --{choice.example}; further keys are passed to it."
+    lines += textwrap.wrap(own, 118, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     for name, place in choice.table.items():
         lines += _section_help(f"{section} {name}", settings_class(place))
     return lines

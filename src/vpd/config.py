@@ -15,7 +15,7 @@ error that names the nearest one.
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,10 +40,8 @@ LOG = logging.getLogger("vpd")
 
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 
-#: Defaults of other sections where the model is a shipped base, which a real model's learning rate would hardly move.
-FOR_SHIPPED_BASES: Mapping[str, Mapping[str, Any]] = {
-    "optim": {"learning_rate": 2e-4, "micro_batch_size": 128},
-}
+#: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
+OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,10 @@ class RunSettings(Settings, section="run"):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The whole of a run's settings, resolved."""
+    """The whole of a run's settings, resolved.
+
+    ``for_shipped_base`` names the settings of ``optim`` that nobody gave and that are a shipped base's defaults.
+    """
 
     model: ModelSettings
     env: Any
@@ -77,6 +78,7 @@ class Config:
     algorithm: "AlgorithmSettings"
     optim: "OptimSettings"
     run: RunSettings
+    for_shipped_base: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def method(self) -> str:
@@ -118,13 +120,16 @@ def parse(data: Mapping[str, Any]) -> Config:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r}", do=nearest(str(section), SECTIONS))
     given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
+    for_base: dict[str, Any] = {}
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
-        given |= {section: {**defaults, **given[section]} for section, defaults in FOR_SHIPPED_BASES.items()}
+        for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
+    given["optim"] = {**given["optim"], **for_base}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if "prompts" not in data:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
-    config = Config(feedback=_feedback(data.get("feedback", ["environment"])), **sections)
+    feedback = _feedback(data.get("feedback", ["environment"]))
+    config = Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
     check_together(config)
     return config
 

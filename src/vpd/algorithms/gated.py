@@ -36,7 +36,7 @@ from vpd.types import Example, Group
 
 @dataclass(frozen=True, kw_only=True)
 class GatedSettings(VPDSettings):
-    """VPD's settings, the policy gradient's and the gate's."""
+    """Evidence-gated VPD: a policy gradient, and distillation weighed by how well the teacher has predicted success."""
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
     policy_weight: Annotated[float, Ge(0), "weight of the policy gradient beside the distillation"] = 1.0
@@ -52,7 +52,7 @@ class GatedSettings(VPDSettings):
     pseudo_groups: Annotated[float, Ge(0), "prior evidence in the teacher's favour, in mixed groups"] = 1.0
     min_trust: Annotated[float, "below this trust the E-step is skipped"] = 0.1
     distillation_estimator: Annotated[Literal["exact"], "the gate compares whole distributions only"] = "exact"
-    updates_per_batch: Annotated[int, Interval(ge=1, le=1), "the gate is read once an iteration"] = 1
+    updates_per_batch: Annotated[Literal[1], "the gate is read once an iteration"] = 1
 
     @property
     def needs(self) -> Needs:

@@ -33,7 +33,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class VPDSettings(SelfTeacher, DistillSettings):
-    """VPD.  ``preset`` chooses the defaults of ``distillation_alpha`` and ``teacher``; a value that is given wins."""
+    """VPD: an E-step trains the teacher on outcomes, then the student is distilled towards it.
+
+    ``preset`` chooses the defaults of ``distillation_alpha`` and ``teacher``; a value that is given wins.
+    """
 
     name: Literal["vpd"] = "vpd"
     preset: Annotated[

@@ -19,7 +19,7 @@ from vpd.engines.settings import EngineParts
 from vpd.envs import AnswerLength, Env, Finite, FixedLength
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
-from vpd.learners.accelerate_learner import AccelerateLearner
+from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.learners.teachers import TeacherSettings
 from vpd.loop import Observer
 from vpd.model import lora
@@ -27,6 +27,8 @@ from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.sections import Passed, announce, make_env
 from vpd.types import Task
+
+OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,10 @@ def with_passed(config: Config, passed: dict[str, Any]) -> Config:
     """The config with the classes of the objects that were passed in the places of their sections."""
     changes: dict[str, Any] = {}
     if "model" in passed:
-        name = f"(object) {Passed.of(passed['model']).object}"
+        name = OBJECT + Passed.of(passed["model"]).object
         changes["model"] = dataclasses.replace(config.model, name_or_path=name)
+        usual = {key: vars(OptimSettings())[key] for key in config.for_shipped_base}
+        changes["optim"] = dataclasses.replace(config.optim, **usual)
     if "env" in passed:
         changes["env"] = Passed.of(passed["env"])
     if "feedback" in passed:
@@ -239,6 +243,11 @@ def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateL
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The objects that were passed, or what the settings name."""
+    if model is None and settings.name_or_path.startswith(OBJECT):
+        raise ConfigError(
+            f"model.name_or_path stands for an object of {settings.name_or_path.removeprefix(OBJECT)}",
+            do="Pass model= and tokenizer= again.",
+        )
     if model is None:
         model, own = load_model(settings)
         return model, own if tokenizer is None else tokenizer
