@@ -4,13 +4,15 @@ A user's mistake is one line on stderr and exit code 2.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not options.takes_settings:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        options.command(options, rest)
+        with _messages_on_stdout():
+            options.command(options, rest)
     except VPDError as error:
         print(f"vpd: error: {error}", file=sys.stderr)
         return 2
@@ -44,6 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _messages_on_stdout() -> Iterator[None]:
+    """What the library logs, one message a line."""
+    log, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
@@ -78,3 +79,15 @@ class Learner(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that :meth:`load` needs into a folder: the weights in a form others load, and ``state.pt``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restore everything that :meth:`save` wrote.  Raises StorageError for a folder of another kind of model."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the result: ``folder/model`` loads with ``from_pretrained``; with LoRA also ``folder/adapter``."""
+        ...

@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from vpd.errors import ConfigError, ModelError, TrainingError
-from vpd.learners import Measure, ModelName, Objective, Terms
+from vpd.learners import Measure, ModelName, Objective, Terms, weights
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.model import attention, head, lora
 from vpd.model.activation_checkpointing import Checkpointing, active, enable
@@ -209,6 +210,18 @@ class AccelerateLearner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.teacher.restore(state["teacher"])
+
+    def save(self, folder: Path) -> None:
+        weights.save(self.model, folder)
+        torch.save({name: part for name, part in self.state().items() if name != "model"}, folder / "state.pt")
+
+    def load(self, folder: Path) -> None:
+        prefix = "" if self._adapted else "model."  # of the root's one child
+        model = {prefix + name: tensor for name, tensor in weights.read(self.model, folder).items()}
+        self.restore({"model": model, **torch.load(folder / "state.pt", map_location="cpu", weights_only=True)})
+
+    def export(self, folder: Path) -> None:
+        weights.export(self.model, folder)
 
     def _step(self, name: str, loss: float, lr_scale: float) -> float:
         """Clip and step at ``lr_scale`` times the schedule's rate; the gradient norm before clipping."""

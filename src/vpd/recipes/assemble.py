@@ -168,9 +168,14 @@ def load_external(settings: GKDSettings, model: ModelSettings, tokenizer: Any) -
     return external
 
 
+def prompt_settings(config: Config) -> PromptSettings:
+    """The section ``prompts`` of a config; without it the model's folder may say how it was trained."""
+    return config.prompts or saved_settings(Path(source_of(config.model.name_or_path))) or PromptSettings()
+
+
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
-    """The prompter of a config; without a section ``prompts`` the model's folder may say how it was trained."""
-    settings = config.prompts or saved_settings(Path(source_of(config.model.name_or_path))) or PromptSettings()
+    """The prompter of a config, for one model's window."""
+    settings = prompt_settings(config)
     window = model.config.get_text_config().max_position_embeddings
     return Prompter(tokenizer, settings, window=window, max_completion_length=config.rollout.max_completion_length)
 

@@ -1,65 +1,102 @@
 """``vpd train``: one run, from settings to a folder with everything it learned."""
 
+import dataclasses
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from vpd import checkpoint
-from vpd.config import Config
+from vpd import checkpoint, run_state
+from vpd.config import ENVS, Config, CustomEnv
 from vpd.envs import Env
 from vpd.errors import StorageError
 from vpd.evaluate import EvalSettings, evaluate
+from vpd.files import FileSystem, locked
 from vpd.loop import Loop, Observer
-from vpd.model import lora
 from vpd.monitor import Monitor
-from vpd.recipes.assemble import Parts, assemble
+from vpd.prompts import save_settings
+from vpd.recipes.assemble import Parts, assemble, prompt_settings
+from vpd.recipes.resume import check_folder, settings_of, start_point
 from vpd.report.console import ConsoleProgress
 from vpd.report.folder import RunFolder
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
+from vpd.run_state import Phase, RunState
 from vpd.types import Metrics
 
+log = logging.getLogger("vpd")
 
-def train(config: Config, *, env: Env | None = None) -> Path:
-    """Train as configured and return the run folder.
 
-    Everything is loaded and checked before the folder is made, so a user's mistake leaves none behind.
+def train(config: Config, *, env: Env | None = None, files: FileSystem | None = None) -> Path:
+    """Train as configured and return the run folder; what there is to say goes to the logger ``vpd``.
+
+    ``env`` stands in for ``config.env``; ``files`` is for tests.  Everything is loaded and checked before the folder is
+    made, so a user's mistake leaves none behind.
     """
+    files = files or FileSystem()
+    config = _resolved(config, env)
+    given_in_python = env is not None and isinstance(config.env, CustomEnv)
+    output = Path(config.run.output_dir)
+    past = check_folder(output, config, env_given=given_in_python)
+    done = past is not None and past.phase == "done" and past.step >= config.run.max_steps
+    if past is not None and done and (output / "model").is_dir():
+        log.info("%s is already at step %d of %d: nothing to do.", output, past.step, config.run.max_steps)
+        return output
     parts = assemble(config, env=env)
-    trackers = Trackers(config.run.report_to, Path(config.run.output_dir))
-    output = prepare_folder(config)
-    folder = RunFolder(output, parts.tokenizer)
-    loop = make_loop(parts, [folder], output=output)
-    if config.run.resume:
-        _resume(loop, parts, output)
-        if loop.step >= config.run.max_steps:
-            print(f"{output} is already at step {loop.step} of {config.run.max_steps}: nothing to do.")
-            return output
-    folder.rewind(loop.step if config.run.resume else -1)
-    _write(output / "config.yaml", config.to_yaml())
-    progress = ConsoleProgress(config.run.max_steps, title=config.algorithm.name, start=loop.step)
-    trackers.config = config.as_dict()
-    monitor = Monitor(progress.warn, folder=output)
-    loop.observers = [folder, progress, trackers, monitor]
-    with progress, trackers:
-        loop.run()
-    model = parts.learner.weights()
-    if lora.is_attached(model):
-        checkpoint.save_model(model, parts.tokenizer, output / "adapter")
-        model = lora.merged(model)
-    checkpoint.save_model(model, parts.tokenizer, output / "model")
-    print(f"Done: {output}/metrics.jsonl, {output}/rollouts/, {output}/model/")
+    trackers = Trackers(config.run.report_to, output)
+    prepare_folder(output)
+    settings = settings_of(config)
+
+    def record(phase: Phase, step: int) -> None:
+        state = RunState(settings=settings, phase=phase, step=step, env_given_in_python=given_in_python)
+        run_state.write(output, state, files)
+
+    with locked(output):
+        files.repair(output)
+        progress = ConsoleProgress(config.run.max_steps, title=config.algorithm.name)
+        monitor = Monitor(progress.warn, folder=output, files=files)
+        observers: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
+        loop = make_loop(parts, observers, output=output, files=files, on_save=partial(record, "training"))
+        _resume(loop, parts, start_point(output, past) if config.run.resume else None)
+        files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+        trackers.config = config.as_dict()
+        record("training", loop.step)
+        if loop.step < config.run.max_steps:
+            with progress, trackers:
+                loop.run()
+        record("exporting", loop.step)
+        export(parts, output, files)
+        record("done", loop.step)
+    log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     return output
 
 
-def make_loop(parts: Parts, observers: Sequence[Observer], *, output: Path | None) -> Loop:
-    """The loop of a config's parts; without ``output`` nothing is saved."""
+def make_loop(
+    parts: Parts,
+    observers: Sequence[Observer],
+    *,
+    output: Path | None,
+    files: FileSystem | None = None,
+    on_save: Callable[[int], None] | None = None,
+) -> Loop:
+    """The loop of a config's parts; without ``output`` nothing is saved.  ``on_save`` gets the step of a checkpoint."""
     run = parts.config.run
 
     def save(loop: Loop) -> None:
         assert output is not None
-        checkpoint.save(output, loop.step, parts.learner, parts.tokenizer, loop.progress(), keep=run.save_total_limit)
+        checkpoint.save(
+            output,
+            loop.step,
+            parts.learner,
+            loop.progress() | {"observers": _states(loop.observers)},
+            save_tokenizer=lambda folder: save_tokenizer(parts, folder),
+            keep=run.save_total_limit,
+            files=files or FileSystem(),
+        )
+        if on_save is not None:
+            on_save(loop.step)
 
     return Loop(
         env=parts.env,
@@ -99,16 +136,30 @@ def measure(parts: Parts) -> Metrics:
     return metrics
 
 
-def prepare_folder(config: Config) -> Path:
-    """Make the run folder and prove that it can be written; refuse to write over another run."""
-    output = Path(config.run.output_dir)
-    metrics = output / "metrics.jsonl"
-    used = bool(checkpoint.checkpoints(output)) or (metrics.is_file() and metrics.stat().st_size > 0)
-    if used and not config.run.resume:
-        raise StorageError(
-            f"{output} already holds a run",
-            do="Continue it with --run.resume true, or choose another --run.output_dir.",
-        )
+def save_tokenizer(parts: Parts, folder: Path) -> None:
+    """What a model's folder needs besides weights to be prompted as in the run: tokenizer and prompt settings."""
+    parts.tokenizer.save_pretrained(folder)
+    save_settings(parts.prompter.settings, folder)
+
+
+def export(parts: Parts, output: Path, files: FileSystem) -> None:
+    """Write ``model/``, and with LoRA ``adapter/``; what was there stays until each is whole."""
+    made = output / ".export.vpd-partial"
+
+    def fill(folder: Path) -> None:
+        parts.learner.export(folder)
+        for part in folder.iterdir():
+            save_tokenizer(parts, part)
+
+    files.delete(made)
+    files.write_folder(made, fill)
+    for part in sorted(made.iterdir()):
+        files.move_folder(part, output / part.name)
+    files.delete(made)
+
+
+def prepare_folder(output: Path) -> None:
+    """Make the run folder and prove that it can be written.  Raises StorageError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output) as probe:
@@ -118,22 +169,41 @@ def prepare_folder(config: Config) -> Path:
         raise StorageError(
             f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir."
         ) from error
-    return output
 
 
-def _resume(loop: Loop, parts: Parts, output: Path) -> None:
-    folder, faults = checkpoint.newest_good(output)
-    for fault in faults:
-        print(f"passed over a damaged checkpoint: {fault}")
-    if folder is None:
-        print(f"no checkpoint in {output}: starting from step 0")
-        return
-    loop.resume(checkpoint.load(folder, parts.learner))
-    print(f"continuing from {folder}")
+def _resolved(config: Config, env: Env | None) -> Config:
+    """The config as it is used: the prompts of the model's folder, and the environment that was given in Python."""
+    config = dataclasses.replace(config, prompts=prompt_settings(config))
+    if env is None:
+        return config
+    shipped = type(env) in ENVS.values()
+    named = CustomEnv(name=f"{type(env).__module__}:{type(env).__qualname__}")
+    return dataclasses.replace(config, env=env if shipped else named)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror, do="Choose another run.output_dir.") from error
+def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
+    """Set loop, learner and observers to a checkpoint, or to the beginning."""
+    saved = {}
+    if start is not None:
+        progress = checkpoint.load(start, parts.learner)
+        loop.resume(progress)
+        saved = progress.get("observers", {})
+    for name, observer in _named(loop.observers).items():
+        if saved.get(name):
+            observer.restore(saved[name])
+        observer.rewind(-1 if start is None else loop.step)
+
+
+def _states(observers: Sequence[Observer]) -> dict[str, object]:
+    states = {name: observer.state() for name, observer in _named(observers).items()}
+    return {name: state for name, state in states.items() if state}
+
+
+def _named(observers: Sequence[Observer]) -> dict[str, Observer]:
+    """Observers by the name of their class; a second one of a class gets a number."""
+    named: dict[str, Observer] = {}
+    for observer in observers:
+        name = type(observer).__name__
+        count = sum(type(other).__name__ == name for other in named.values())
+        named[f"{name}-{count + 1}" if count else name] = observer
+    return named
