@@ -16,7 +16,7 @@ from typing import Any
 from vpd.files import FileSystem, storage_errors
 from vpd.learners import Learner, weights
 
-NAME = re.compile(r"checkpoint-([0-9]+)", re.ASCII)
+NAME = re.compile(r"checkpoint-[0-9]+")
 
 
 def save(
@@ -42,10 +42,18 @@ def save(
         (folder / "trainer.json").write_text(json.dumps({"step": step, **progress, "files": listed}, indent=1))
 
     files.write_folder(final, fill)
-    if keep is not None and keep >= 1:
-        for old in checkpoints(output_dir)[:-keep]:
-            files.remove(old)
+    remove_old(output_dir, step, keep=keep, files=files)
     return final
+
+
+def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all).
+
+    A later one was passed over when the run was continued: it counts for nothing.  Raises StorageError.
+    """
+    if keep is not None and keep >= 1:
+        for old in [path for path in checkpoints(output_dir) if _step(path) <= step][:-keep]:
+            files.remove(old)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -57,8 +65,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """All folders ``checkpoint-N``, and none with another name, oldest first."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=_step)
 
 
 def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -99,6 +106,10 @@ def _fault(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"incomplete ({type(error).__name__}: {error})"
     return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def _sha256(path: Path) -> str:

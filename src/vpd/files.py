@@ -41,17 +41,15 @@ class FileSystem:
 
     def write_folder(self, path: Path, fill: Fill) -> None:
         """Write a folder with all that ``fill`` puts into the one it is given.  Raises StorageError."""
-        partial = _hidden(path, PARTIAL)
-        try:
-            with storage_errors(path):
-                self.delete(partial)
-                partial.mkdir(parents=True)
-                self.write(partial, fill)
-                self.sync(partial)
-            self.move_folder(partial, path)
-        except StorageError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        self.move_folder(self._filled(path, fill), path)
+
+    def write_folders(self, parent: Path, fill: Fill) -> None:
+        """Write into ``parent`` every folder that ``fill`` makes in the one it is given.  Raises StorageError."""
+        partial = self._filled(parent / "new", fill)
+        for folder in sorted(partial.iterdir()):
+            self.move_folder(folder, parent / folder.name)
+        with storage_errors(parent):
+            self.delete(partial)
 
     def move_folder(self, source: Path, target: Path) -> None:
         """Put a folder in the place of another, which stays, hidden, until the new one is there."""
@@ -91,6 +89,20 @@ class FileSystem:
                     self.rename(old, target)
             for partial in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")]:
                 self.delete(partial)
+
+    def _filled(self, path: Path, fill: Fill) -> Path:
+        """A new folder, hidden beside ``path``, with all that ``fill`` writes on the disk; nothing after an error."""
+        partial = _hidden(path, PARTIAL)
+        try:
+            with storage_errors(path):
+                self.delete(partial)
+                partial.mkdir(parents=True)
+                self.write(partial, fill)
+                self.sync(partial)
+        except StorageError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return partial
 
     def write(self, path: Path, content: bytes | Fill) -> None:
         """Write a new file, or fill a new folder, wherever it is."""

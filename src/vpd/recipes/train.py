@@ -60,6 +60,7 @@ def train(config: Config, *, env: Env | None = None, files: FileSystem | None = 
         observers: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
         loop = make_loop(parts, observers, output=output, files=files, on_save=partial(record, "training"))
         _resume(loop, parts, start_point(output, past) if config.run.resume else None)
+        checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
         files.write_atomically(output / "config.yaml", config.to_yaml().encode())
         trackers.config = config.as_dict()
         record("training", loop.step)
@@ -144,18 +145,13 @@ def save_tokenizer(parts: Parts, folder: Path) -> None:
 
 def export(parts: Parts, output: Path, files: FileSystem) -> None:
     """Write ``model/``, and with LoRA ``adapter/``; what was there stays until each is whole."""
-    made = output / ".export.vpd-partial"
 
     def fill(folder: Path) -> None:
         parts.learner.export(folder)
         for part in folder.iterdir():
             save_tokenizer(parts, part)
 
-    files.delete(made)
-    files.write_folder(made, fill)
-    for part in sorted(made.iterdir()):
-        files.move_folder(part, output / part.name)
-    files.delete(made)
+    files.write_folders(output, fill)
 
 
 def prepare_folder(output: Path) -> None:
