@@ -74,6 +74,49 @@ def test_a_rule_fires_again_after_a_quiet_while(tmp_path: Path) -> None:
     assert [(line["step"], line["rule"]) for line in kept] == [(0, "e_step_saturated"), (14, "e_step_saturated")]
 
 
+def test_a_continued_monitor_says_what_the_uninterrupted_one_says(tmp_path: Path) -> None:
+    """D5: for every step at which the run may have been saved, killed later, and continued."""
+    small, large = {"m_step/teacher_entropy": 1.0}, {"m_step/teacher_entropy": 2.0, "e_step/saturation": 0.9}
+    metrics = [
+        CALM | change for change in (small, small, large, small, small, small, *[large] * 4, *[small] * 12, large)
+    ]
+    whole = Monitor(lambda alarm: None, folder=tmp_path)
+    for step, values in enumerate(metrics):
+        whole.on_step(step, values, [])
+    rules = [(alarm.step, alarm.rule) for alarm in whole.alarms]
+    assert rules == [
+        (2, "e_step_saturated"), (6, "teacher_entropy"), (22, "teacher_entropy"), (22, "e_step_saturated")
+    ]  # fmt: skip
+    for saved in range(0, len(metrics), 3):
+        folder = tmp_path / str(saved)
+        folder.mkdir()
+        first, told = Monitor(lambda alarm: None, folder=folder), []
+        for step, values in enumerate(metrics):
+            first.on_step(step, values, [])
+            if step == saved:
+                state = json.loads(json.dumps(first.state()))
+        (folder / "alarms.jsonl").write_text((folder / "alarms.jsonl").read_text()[:-20])  # killed while writing
+        second = Monitor(told.append, folder=folder)
+        second.restore(state)
+        second.rewind(saved)
+        for step, values in list(enumerate(metrics))[saved + 1 :]:
+            second.on_step(step, values, [])
+        assert second.alarms == whole.alarms and told == [alarm for alarm in whole.alarms if alarm.step > saved]
+        assert (folder / "alarms.jsonl").read_text() == (tmp_path / "alarms.jsonl").read_text()
+
+
+def test_a_monitor_that_is_set_back_forgets_what_came_after() -> None:
+    monitor = Monitor(lambda alarm: None)
+    for step, metrics in enumerate([CALM, CALM | {"e_step/saturation": 0.9}, CALM]):
+        monitor.on_step(step, metrics, [])
+    monitor.rewind(0)
+    assert monitor.alarms == []
+    monitor.on_step(1, CALM | {"e_step/saturation": 0.9}, [])
+    assert [alarm.step for alarm in monitor.alarms] == [1]
+    monitor.rewind(-1)
+    assert monitor.state() == {"steps": [], "history": [], "fired": {"e_step_saturated": []}, "alarms": []}
+
+
 def alarms_of(folder: Path) -> set[str]:
     path = folder / "alarms.jsonl"
     return {json.loads(line)["rule"] for line in path.read_text().splitlines()} if path.exists() else set()

@@ -216,6 +216,13 @@ class Watcher:
     def on_step(self, step: int, metrics: vpd.Metrics, groups: object) -> None:
         self.steps.append(step)
 
+    def rewind(self, step: int) -> None: ...
+
+    def state(self) -> dict[str, object]:
+        return {}
+
+    def restore(self, state: dict[str, object]) -> None: ...
+
 
 class Mine:
     """An environment that no file names."""

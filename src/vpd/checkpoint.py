@@ -1,73 +1,71 @@
-"""Checkpoints that are whole or not there, and a resume that continues as if nothing had happened.
+"""Checkpoints that are whole or not there.
 
-``checkpoint-N/`` holds the model in ``from_pretrained`` form (with LoRA the adapter alone, in peft's), ``state.pt``
-(optimiser, scheduler, teacher weights) and ``trainer.json`` (step, data cursor, algorithm, and the size and SHA-256 of
-every other file).  It is written to a temporary folder and renamed, so a full disk or a kill leaves no half checkpoint
-under that name.
+``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
+peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
+``trainer.json``: step, the algorithm's and the observers' state, and the size and SHA-256 of every other
+file.
 """
 
 import hashlib
 import json
-import shutil
-import warnings
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from vpd.files import FileSystem, storage_errors
+from vpd.learners import Learner, weights
 
-from vpd.errors import StorageError
-from vpd.model import lora
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer, loadable with ``from_pretrained``; of a model with LoRA the adapter, loadable with peft."""
-    try:
-        if lora.is_attached(model):
-            lora.save(model, folder)
-        else:
-            model.save_pretrained(folder, max_shard_size="1000GB")
-        tokenizer.save_pretrained(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise _cannot_write(folder, error) from error
+NAME = re.compile(r"checkpoint-[0-9]+")
 
 
 def save(
-    output_dir: Path, step: int, learner: Any, tokenizer: Any, progress: dict[str, Any], *, keep: int | None
+    output_dir: Path,
+    step: int,
+    learner: Learner,
+    progress: Mapping[str, Any],
+    *,
+    save_tokenizer: Callable[[Path], None],
+    keep: int | None,
+    files: FileSystem,
 ) -> Path:
-    """Write ``checkpoint-{step}`` atomically, then remove all but the newest ``keep`` (None: keep all).
+    """Write ``checkpoint-{step}``, then remove all but the newest ``keep`` (None, or below 1: keep all).
 
     Raises StorageError, leaving earlier checkpoints untouched.
     """
     final = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f".checkpoint-{step}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_model(learner.model, tokenizer, partial)
-        state = {name: part for name, part in learner.state().items() if name != "model"}
-        torch.save(state, partial / "state.pt")
-        files = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(partial.iterdir())}
-        (partial / "trainer.json").write_text(json.dumps({"step": step, **progress, "files": files}, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise _cannot_write(final, error) from error
-    except StorageError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for old in checkpoints(output_dir)[: -keep if keep else None] if keep else []:
-        shutil.rmtree(old)
+
+    def fill(folder: Path) -> None:
+        learner.save(folder)
+        save_tokenizer(folder)
+        listed = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())}
+        (folder / "trainer.json").write_text(json.dumps({"step": step, **progress, "files": listed}, indent=1))
+
+    files.write_folder(final, fill)
+    remove_old(output_dir, step, keep=keep, files=files)
     return final
 
 
+def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all).
+
+    A later one was passed over when the run was continued: it counts for nothing.  Raises StorageError.
+    """
+    if keep is not None and keep >= 1:
+        for old in [path for path in checkpoints(output_dir) if _step(path) <= step][:-keep]:
+            files.remove(old)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Model and tokenizer, loadable with ``from_pretrained``.  Raises StorageError."""
+    with storage_errors(folder):
+        weights.save(model, folder)
+        tokenizer.save_pretrained(folder)
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
-    """All checkpoint folders, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    """All folders ``checkpoint-N``, and none with another name, oldest first."""
+    return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=_step)
 
 
 def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -84,51 +82,36 @@ def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
 def load(folder: Path, learner: Any) -> dict[str, Any]:
     """Restore a learner and give back the progress that was saved with it."""
     progress: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    learner.restore({"model": _weights(folder, learner.model), **state})
+    learner.load(folder)
     return progress
 
 
-def _weights(folder: Path, live: Any) -> dict[str, Tensor]:
-    """The saved weights as ``learner.restore`` takes them.  Raises StorageError if ``live`` is of the other kind."""
-    adapted = (folder / lora.WEIGHTS_FILE).exists()
-    if adapted != lora.is_attached(live):
-        raise StorageError(
-            f"{folder} was not saved with this model.lora",
-            got="an adapter" if adapted else "a whole model",
-            do="Set model.lora to what it was, or start anew in another run.output_dir.",
-        )
-    if adapted:
-        trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
-        if trained_on != live.name_or_path:
-            warnings.warn(
-                f"the adapter of {folder} was trained on {trained_on!r} and goes on with {live.name_or_path!r}",
-                stacklevel=2,
-            )
-        return lora.read(folder)
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=live.dtype)
-    return dict(saved.state_dict())
-
-
 def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None if nothing is."""
+    if not (folder / "trainer.json").is_file():
+        return "incomplete (no trainer.json)"
     try:
-        files = json.loads((folder / "trainer.json").read_text())["files"]
-        for name, (size, digest) in files.items():
+        progress = json.loads((folder / "trainer.json").read_text())
+        if f"checkpoint-{progress['step']}" != folder.name:
+            return f"trainer.json is of step {progress['step']!r}"
+        if not {"state.pt"} <= progress["files"].keys():
+            return "trainer.json lists no state.pt"
+        for name, (size, digest) in progress["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
             if (folder / name).stat().st_size != size:
                 return f"{name} has the wrong size"
             if _sha256(folder / name) != digest:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"incomplete ({type(error).__name__}: {error})"
     return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cannot_write(folder: Path, error: Exception) -> StorageError:
-    return StorageError(
-        f"cannot write {folder}", got=str(error)[:200], do="Free space or choose another run.output_dir."
-    )

@@ -19,9 +19,28 @@ from vpd.types import Group, Metrics
 
 
 class Observer(Protocol):
-    """Watches a run: writes metrics and rollouts, shows progress."""
+    """Watches a run: writes metrics and rollouts, shows progress.
 
-    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None: ...
+    When a run is continued, ``restore`` gets what ``state`` gave at the checkpoint (nothing, where that is empty or the
+    checkpoint has none), and then ``rewind`` is called.  An observer that keeps nothing returns an empty state and
+    does nothing in these two.
+    """
+
+    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        """Called after every step, and before the first with an evaluation alone (step 0, no groups)."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Forget all that came after ``step``; -1: all.  The run goes on from there."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What it must remember of the steps so far, as plain JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        ...
 
 
 @dataclass(kw_only=True)

@@ -9,13 +9,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from vpd.errors import StorageError
+from vpd.files import FileSystem, rewind_lines
 from vpd.types import Group, Metrics
 
 History: TypeAlias = Sequence[Metrics]
 
+FILE = "alarms.jsonl"
 REARM = 10
 START = 5  # steps whose mean is "the beginning"
 
@@ -42,35 +43,61 @@ class Rule:
 class Monitor:
     """An observer.  ``say`` is told every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
 
-    def __init__(self, say: Callable[[Alarm], None], *, folder: Path | None = None, rules: Sequence[Rule] = ()):
+    def __init__(
+        self,
+        say: Callable[[Alarm], None],
+        *,
+        folder: Path | None = None,
+        rules: Sequence[Rule] = (),
+        files: FileSystem | None = None,
+    ):
         self.alarms: list[Alarm] = []
         self._say = say
         self._folder = folder
+        self._files = files or FileSystem()
         self._rules = tuple(rules) or RULES
-        self._history: list[Metrics] = []
-        self._last_fired: dict[str, int] = {}
+        self._steps: list[int] = []
+        self._history: list[Metrics] = []  # of those steps
+        self._fired: dict[str, list[int]] = {}  # rule -> after how many entries of the history it fired
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        self._steps.append(step)
         self._history.append(metrics)
         for rule in self._rules:
             saw = rule.look(self._history)
             if saw is None:
                 continue
-            quiet = len(self._history) - self._last_fired.get(rule.name, -REARM)
-            self._last_fired[rule.name] = len(self._history)
+            fired = self._fired.setdefault(rule.name, [])
+            quiet = len(self._history) - (fired[-1] if fired else -REARM)
+            fired.append(len(self._history))
             if quiet >= REARM:
                 self._raise(Alarm(step=step, rule=rule.name, saw=saw, do=rule.do))
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics and alarms after ``step``, in ``alarms.jsonl`` too."""
+        length = sum(seen <= step for seen in self._steps)
+        self._steps, self._history = self._steps[:length], self._history[:length]
+        self._fired = {name: [at for at in fired if at <= length] for name, fired in self._fired.items()}
+        self.alarms = [alarm for alarm in self.alarms if alarm.step <= step]
+        if self._folder is not None:
+            rewind_lines(self._folder / FILE, step, self._files)
+
+    def state(self) -> dict[str, Any]:
+        """All metrics so far, when each rule fired, and the alarms."""
+        alarms = [asdict(alarm) for alarm in self.alarms]
+        return {"steps": self._steps, "history": self._history, "fired": self._fired, "alarms": alarms}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave; nothing is told again."""
+        self._steps, self._history = list(state["steps"]), list(state["history"])
+        self._fired = {name: list(fired) for name, fired in state["fired"].items()}
+        self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
 
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._say(alarm)
-        if self._folder is None:
-            return
-        try:
-            with (self._folder / "alarms.jsonl").open("a") as file:
-                file.write(json.dumps(asdict(alarm)) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write to {self._folder}", got=str(error), do="Free space.") from error
+        if self._folder is not None:
+            self._files.append_line(self._folder / FILE, json.dumps(asdict(alarm)))
 
 
 def _series(history: History, name: str) -> list[float]:

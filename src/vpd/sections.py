@@ -174,6 +174,12 @@ class Passed:
         return cls(object=f"{kind.__module__}.{kind.__qualname__}")
 
 
+def named_or_passed(section: str, part: Any) -> Any:
+    """An object in the place of its section: a shipped one is its own settings, any other is named by its class."""
+    place = f"{type(part).__module__}:{type(part).__qualname__}"
+    return part if place in CHOICES[section].table.values() else Passed.of(part)
+
+
 def settings_class(place: str) -> Any:
     """The class that a table's entry ``module:Class`` stands for."""
     module, _, name = place.partition(":")

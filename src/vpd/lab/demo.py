@@ -48,6 +48,15 @@ class _Trace:
             rollouts = [r for group in groups for r in group.rollouts]
             self.failure = next((r for r in rollouts if r.teacher_prompt is not None and not r.success), None)
 
+    def rewind(self, step: int) -> None:
+        """Such a run is never continued."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Such a run is never continued."""
+
 
 def settings_of(method: str, seed: int, steps: int) -> Config:
     """The demo's settings of one method; all but algorithm and learning rate are shared."""

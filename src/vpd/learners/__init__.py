@@ -146,13 +146,13 @@ class Learner(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
     def save(self, folder: Path) -> None:
-        """Write everything that a restart needs into a folder: the trained weights and ``state.pt``."""
+        """Write all that :meth:`load` needs into a folder: the weights in a form others load, and ``state.pt``."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Take back what :meth:`save` wrote.  Raises StorageError if it is of another kind of model."""
+        """Restore everything that :meth:`save` wrote.  Raises StorageError for a folder of another kind of model."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Write ``model/``, a plain model with adapters merged, and with LoRA also ``adapter/``."""
+        """Write the result: ``folder/model`` loads with ``from_pretrained``; with LoRA also ``folder/adapter``."""
         ...

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from vpd.errors import TrainingError
-from vpd.learners import Measure, ModelName, Objective, Update
+from vpd.learners import Measure, ModelName, Objective, Update, weights
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
@@ -222,10 +222,11 @@ class AccelerateLearner:
         torch.save({name: part for name, part in self.state().items() if name != "model"}, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
-        raise NotImplementedError
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        self.restore({"model": weights.read(self.model, folder), **state})
 
     def export(self, folder: Path) -> None:
-        raise NotImplementedError
+        weights.export(self.model, folder)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """``function(*arguments)`` inside the root's forward pass, on this rank alone."""

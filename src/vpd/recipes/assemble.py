@@ -25,7 +25,7 @@ from vpd.loop import Observer
 from vpd.model import lora
 from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
-from vpd.sections import Passed, announce, make_env
+from vpd.sections import Passed, announce, make_env, named_or_passed
 from vpd.types import Task
 
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
@@ -116,9 +116,9 @@ def with_passed(config: Config, passed: dict[str, Any]) -> Config:
         usual = {key: vars(OptimSettings())[key] for key in config.for_shipped_base}
         changes["optim"] = dataclasses.replace(config.optim, **usual)
     if "env" in passed:
-        changes["env"] = Passed.of(passed["env"])
+        changes["env"] = named_or_passed("env", passed["env"])
     if "feedback" in passed:
-        changes["feedback"] = tuple(Passed.of(source) for source in passed["feedback"])
+        changes["feedback"] = tuple(named_or_passed("feedback", source) for source in passed["feedback"])
     return dataclasses.replace(config, **changes)
 
 
@@ -129,8 +129,7 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
     half of what the longest known prompt leaves of the model's window, whichever is less; the other half is for the
     context in the teacher's prompt.
     """
-    saved = saved_settings(Path(model.name_or_path)) if model.name_or_path else None
-    prompts = config.prompts or saved or PromptSettings()
+    prompts = prompt_settings(config, model)
     config = dataclasses.replace(config, prompts=prompts)
     if config.rollout.max_completion_length is not None:
         return config
@@ -188,6 +187,12 @@ def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:
             got=f"{len(other.get_vocab())} entries in the teacher's, {len(tokenizer.get_vocab())} in the student's",
         )
     return external
+
+
+def prompt_settings(config: Config, model: Any) -> PromptSettings:
+    """The section ``prompts`` of a config; without it the model's folder may say how it was trained."""
+    saved = saved_settings(Path(model.name_or_path)) if model.name_or_path else None
+    return config.prompts or saved or PromptSettings()
 
 
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:

@@ -1,26 +1,33 @@
 """``vpd train``: one run, from settings to a folder with everything it learned."""
 
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd import checkpoint
+from vpd import checkpoint, run_state
 from vpd.config import Config
 from vpd.envs import Env
 from vpd.errors import StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
+from vpd.files import FileSystem, locked
 from vpd.loop import Loop, Observer
-from vpd.model import lora
 from vpd.monitor import Monitor
+from vpd.prompts import save_settings
 from vpd.recipes.assemble import Parts, assemble
+from vpd.recipes.resume import check_folder, settings_of, start_point
 from vpd.report.console import ConsoleProgress
 from vpd.report.folder import RunFolder
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
+from vpd.run_state import Phase, RunState
 from vpd.types import Metrics
+
+log = logging.getLogger("vpd")
 
 
 def train(
@@ -32,45 +39,84 @@ def train(
     feedback: Sequence[Feedback] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Path:
-    """Train as configured and return the run folder.
+    """Train as configured and return the run folder; what there is to say goes to the logger ``vpd``.
 
-    Everything is loaded and checked before the folder is made, so a user's mistake leaves none behind.
+    Objects take the place of their sections (:func:`assemble`).  Everything is loaded and checked before the folder is
+    made, so a user's mistake leaves none behind.
     """
-    parts = assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback, observers=observers)
+    return run(assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback, observers=observers))
+
+
+def run(parts: Parts, files: FileSystem | None = None) -> Path:
+    """Train assembled parts in their run folder; ``files`` is what may be done to the disk."""
     config = parts.config
-    trackers = Trackers(config.run.report_to, Path(config.run.output_dir))
-    output = prepare_folder(config)
-    folder = RunFolder(output, parts.tokenizer)
-    loop = make_loop(parts, [folder], output=output)
-    if config.run.resume:
-        _resume(loop, parts, output)
-        if loop.step >= config.run.max_steps:
-            print(f"{output} is already at step {loop.step} of {config.run.max_steps}: nothing to do.")
-            return output
-    folder.rewind(loop.step if config.run.resume else -1)
-    _write(output / "config.yaml", config.to_yaml())
-    progress = ConsoleProgress(config.run.max_steps, title=config.method, start=loop.step)
-    trackers.config = config.as_dict()
-    monitor = Monitor(progress.warn, folder=output)
-    loop.observers = [folder, progress, trackers, monitor, *parts.observers]
-    with progress, trackers:
-        loop.run()
-    model = parts.learner.model
-    if lora.is_attached(model):
-        checkpoint.save_model(model, parts.tokenizer, output / "adapter")
-        model = lora.merged(model)
-    checkpoint.save_model(model, parts.tokenizer, output / "model")
-    print(f"Done: {output}/metrics.jsonl, {output}/rollouts/, {output}/model/")
+    files = files or FileSystem()
+    output = Path(config.run.output_dir)
+    past = check_folder(output, config)
+    done = past is not None and past.phase == "done" and past.step >= config.run.max_steps
+    if past is not None and done and (output / "model").is_dir():
+        log.info("%s is already at step %d of %d: nothing to do.", output, past.step, config.run.max_steps)
+        return output
+    trackers = Trackers(config.run.report_to, output)
+    prepare_folder(output)
+    with locked(output):
+        _train_and_export(parts, output, past, trackers, files)
+    log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     return output
 
 
-def make_loop(parts: Parts, observers: Sequence[Observer], *, output: Path | None) -> Loop:
-    """The loop of a config's parts; without ``output`` nothing is saved."""
-    run = parts.config.run
+def _train_and_export(parts: Parts, output: Path, past: RunState | None, trackers: Trackers, files: FileSystem) -> None:
+    """Train, then export; ``run.json`` says which of the two is going on."""
+    config = parts.config
+    settings = settings_of(config)
+
+    def record(phase: Phase, step: int) -> None:
+        run_state.write(output, RunState(settings=settings, phase=phase, step=step), files)
+
+    files.repair(output)
+    progress = ConsoleProgress(config.run.max_steps, title=config.method)
+    monitor = Monitor(progress.warn, folder=output, files=files)
+    watching: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
+    loop = make_loop(
+        parts, [*watching, *parts.observers], output=output, files=files, on_save=partial(record, "training")
+    )
+    _resume(loop, parts, start_point(output, past) if config.run.resume else None)
+    checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
+    files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+    trackers.config = config.as_dict()
+    record("training", loop.step)
+    if loop.step < config.run.max_steps:
+        with progress, trackers:
+            loop.run()
+    record("exporting", loop.step)
+    export(parts, output, files)
+    record("done", loop.step)
+
+
+def make_loop(
+    parts: Parts,
+    observers: Sequence[Observer],
+    *,
+    output: Path | None,
+    files: FileSystem | None = None,
+    on_save: Callable[[int], None] | None = None,
+) -> Loop:
+    """The loop of a config's parts; without ``output`` nothing is saved.  ``on_save`` gets the step of a checkpoint."""
+    settings = parts.config.run
 
     def save(loop: Loop) -> None:
         assert output is not None
-        checkpoint.save(output, loop.step, parts.learner, parts.tokenizer, loop.progress(), keep=run.save_total_limit)
+        checkpoint.save(
+            output,
+            loop.step,
+            parts.learner,
+            loop.progress() | {"observers": _states(loop.observers)},
+            save_tokenizer=lambda folder: save_tokenizer(parts, folder),
+            keep=settings.save_total_limit,
+            files=files or FileSystem(),
+        )
+        if on_save is not None:
+            on_save(loop.step)
 
     return Loop(
         source=parts.source,
@@ -81,9 +127,9 @@ def make_loop(parts: Parts, observers: Sequence[Observer], *, output: Path | Non
         observers=observers,
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
-        max_steps=run.max_steps,
-        eval_steps=run.eval_steps,
-        save_steps=run.save_steps,
+        max_steps=settings.max_steps,
+        eval_steps=settings.eval_steps,
+        save_steps=settings.save_steps,
     )
 
 
@@ -104,16 +150,25 @@ def evaluation_metrics(parts: Parts) -> Metrics:
     return metrics
 
 
-def prepare_folder(config: Config) -> Path:
-    """Make the run folder and prove that it can be written; refuse to write over another run."""
-    output = Path(config.run.output_dir)
-    metrics = output / "metrics.jsonl"
-    used = bool(checkpoint.checkpoints(output)) or (metrics.is_file() and metrics.stat().st_size > 0)
-    if used and not config.run.resume:
-        raise StorageError(
-            f"{output} already holds a run",
-            do="Continue it with --run.resume true, or choose another --run.output_dir.",
-        )
+def save_tokenizer(parts: Parts, folder: Path) -> None:
+    """What a model's folder needs besides weights to be prompted as in the run: tokenizer and prompt settings."""
+    parts.tokenizer.save_pretrained(folder)
+    save_settings(parts.prompter.settings, folder)
+
+
+def export(parts: Parts, output: Path, files: FileSystem) -> None:
+    """Write ``model/``, and with LoRA ``adapter/``; what was there stays until each is whole."""
+
+    def fill(folder: Path) -> None:
+        parts.learner.export(folder)
+        for part in folder.iterdir():
+            save_tokenizer(parts, part)
+
+    files.write_folders(output, fill)
+
+
+def prepare_folder(output: Path) -> None:
+    """Make the run folder and prove that it can be written.  Raises StorageError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output) as probe:
@@ -123,22 +178,31 @@ def prepare_folder(config: Config) -> Path:
         raise StorageError(
             f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir."
         ) from error
-    return output
 
 
-def _resume(loop: Loop, parts: Parts, output: Path) -> None:
-    folder, faults = checkpoint.newest_good(output)
-    for fault in faults:
-        print(f"passed over a damaged checkpoint: {fault}")
-    if folder is None:
-        print(f"no checkpoint in {output}: starting from step 0")
-        return
-    loop.resume(checkpoint.load(folder, parts.learner))
-    print(f"continuing from {folder}")
+def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
+    """Set loop, learner and observers to a checkpoint, or to the beginning."""
+    saved = {}
+    if start is not None:
+        progress = checkpoint.load(start, parts.learner)
+        loop.resume(progress)
+        saved = progress.get("observers", {})
+    for name, observer in _named(loop.observers).items():
+        if saved.get(name):
+            observer.restore(saved[name])
+        observer.rewind(-1 if start is None else loop.step)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror, do="Choose another run.output_dir.") from error
+def _states(observers: Sequence[Observer]) -> dict[str, object]:
+    states = {name: observer.state() for name, observer in _named(observers).items()}
+    return {name: state for name, state in states.items() if state}
+
+
+def _named(observers: Sequence[Observer]) -> dict[str, Observer]:
+    """Observers by the name of their class; a second one of a class gets a number."""
+    named: dict[str, Observer] = {}
+    for observer in observers:
+        name = type(observer).__name__
+        count = sum(type(other).__name__ == name for other in named.values())
+        named[f"{name}-{count + 1}" if count else name] = observer
+    return named

@@ -28,9 +28,7 @@ COLUMNS = (
 class ConsoleProgress:
     """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
 
-    def __init__(
-        self, max_steps: int, *, title: str = "", start: int = 0, every: int = 1, console: Console | None = None
-    ):
+    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Console | None = None):
         self._console = console or Console(stderr=False)
         self._every = every
         self._header_shown = False
@@ -45,8 +43,8 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._start = start
-        self._bar = self._progress.add_task("", total=max_steps, completed=start, rate="")
+        self._start = 0
+        self._bar = self._progress.add_task("", total=max_steps, rate="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -59,6 +57,17 @@ class ConsoleProgress:
         """Print an alarm above the progress bar."""
         text = f"[alarm at step {alarm.step}] {alarm.saw}. {alarm.do}"
         self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def rewind(self, step: int) -> None:
+        """Set the bar back; what was printed stays."""
+        self._start = max(step, 0)
+        self._progress.update(self._bar, completed=self._start)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         elapsed = self._progress.tasks[self._bar].elapsed or 0.0

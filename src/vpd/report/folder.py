@@ -9,43 +9,38 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vpd.errors import StorageError
+from vpd.files import FileSystem, rewind_lines
 from vpd.types import Completion, Group, Metrics
 
 
 class RunFolder:
-    """Writes as the run goes; every line is flushed, so a killed run loses nothing that was told."""
+    """An observer; what it has written is on the disk when a step ends, and a kill loses none of it."""
 
-    def __init__(self, folder: Path, tokenizer: Any):
+    def __init__(self, folder: Path, tokenizer: Any, *, files: FileSystem | None = None):
         self.folder = folder
         self._tokenizer = tokenizer
+        self._files = files or FileSystem()
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``: a resumed run will log it again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = [
-                line for line in path.read_text().splitlines() if _whole(line) and json.loads(line)["step"] <= step
-            ]
-            path.write_text("".join(line + "\n" for line in lines))
-        for file in (self.folder / "rollouts").glob("step-*.parquet"):
-            if int(file.stem.split("-")[1]) > step:
-                file.unlink()
+        """Drop the lines and rollouts after ``step``: a continued run writes them again."""
+        rewind_lines(self.folder / "metrics.jsonl", step, self._files)
+        for path in (self.folder / "rollouts").glob("step-*.parquet"):
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
+                self._files.remove(path)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: the files are the memory."""
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
-        try:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                clean = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-                file.write(json.dumps({"step": step, **clean}) + "\n")
-            if groups:
-                (self.folder / "rollouts").mkdir(exist_ok=True)
-                pq.write_table(self._table(step, groups), self.folder / "rollouts" / f"step-{step:06d}.parquet")
-        except OSError as error:
-            raise StorageError(
-                f"cannot write to {self.folder}",
-                got=str(error),
-                do="Free space or mend the permissions, then continue with --run.resume true.",
-            ) from error
+        if groups:
+            table, path = self._table(step, groups), self.folder / "rollouts" / f"step-{step:06d}.parquet"
+            self._files.write_atomically(path, lambda partial: pq.write_table(table, partial))
+        clean = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        self._files.append_line(self.folder / "metrics.jsonl", json.dumps({"step": step, **clean}))
 
     def _transcript(self, completion: Completion) -> str:
         """The answer; of several turns everything that was said, with the template's marks between them."""
@@ -82,11 +77,3 @@ class RunFolder:
             "success": pa.bool_(),
         }
         return pa.Table.from_pylist(rows, schema=pa.schema([(name, kinds.get(name, text)) for name in rows[0]]))
-
-
-def _whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -44,6 +44,15 @@ class Trackers:
         if self._accelerator is not None:
             self._accelerator.log({name: v for name, v in metrics.items() if not math.isnan(v)}, step=step)
 
+    def rewind(self, step: int) -> None:
+        """Nothing: what was sent stays sent, and a continued run sends the steps after ``step`` again."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as ``section.key``; what is neither number nor text becomes text."""

@@ -142,6 +142,15 @@ class Trace:
             if name in metrics and metrics[name] == metrics[name]:
                 self.curves[name].append((step, metrics[name]))
 
+    def rewind(self, step: int) -> None:
+        """Such a run is never continued."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Such a run is never continued."""
+
 
 def make(job: Job, folder: Path) -> Run:
     """Make one run, unless its file is there already, and return it."""

@@ -1,0 +1,218 @@
+"""Writing files so that a kill or a full disk never costs what was there before.
+
+A file or folder is written under a hidden name beside its place, flushed to the disk, and renamed; a line is appended
+and flushed.  Whatever fails is one :class:`~vpd.errors.StorageError`.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from safetensors import SafetensorError
+
+from vpd.errors import StorageError
+
+Fill: TypeAlias = Callable[[Path], None]
+
+PARTIAL, OLD = ".vpd-partial", ".vpd-old"
+
+
+class FileSystem:
+    """What a run does to the disk.
+
+    The last five methods are the only ones that change anything; a fake overrides them to interrupt a run anywhere.
+    """
+
+    def write_atomically(self, path: Path, content: bytes | Fill) -> None:
+        """Write a file: its bytes, or a function that writes to the path it is given.  Raises StorageError."""
+        partial = _hidden(path, PARTIAL)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.write(partial, content)
+            self.sync(partial)
+            self.rename(partial, path)
+            self.sync(path.parent)
+
+    def write_folder(self, path: Path, fill: Fill) -> None:
+        """Write a folder with all that ``fill`` puts into the one it is given.  Raises StorageError."""
+        self.move_folder(self._filled(path, fill), path)
+
+    def write_folders(self, parent: Path, fill: Fill) -> None:
+        """Write into ``parent`` every folder that ``fill`` makes in the one it is given.  Raises StorageError."""
+        partial = self._filled(parent / "new", fill)
+        for folder in sorted(partial.iterdir()):
+            self.move_folder(folder, parent / folder.name)
+        with storage_errors(parent):
+            self.delete(partial)
+
+    def move_folder(self, source: Path, target: Path) -> None:
+        """Put a folder in the place of another, which stays, hidden, until the new one is there."""
+        old = _hidden(target, OLD)
+        with storage_errors(target):
+            if os.path.lexists(target):
+                self.delete(old)
+                self.rename(target, old)
+            self.rename(source, target)
+            self.sync(target.parent)
+            self.delete(old)
+
+    def append_line(self, path: Path, line: str) -> None:
+        """Append a line, on the disk when this returns; where it does not fit, nothing is added (StorageError)."""
+        with storage_errors(path):
+            self.append(path, line.encode() + b"\n")
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or folder; half of it is never left under its name.  Raises StorageError."""
+        partial = _hidden(path, PARTIAL)
+        with storage_errors(path):
+            self.delete(partial)
+            self.rename(path, partial)
+            self.delete(partial)
+
+    def repair(self, folder: Path) -> None:
+        """After a kill: put back what was to be replaced and was not, and remove what was begun.
+
+        Looks into ``folder`` and the folders in it.
+        """
+        with storage_errors(folder):
+            for old in [*folder.glob(f".*{OLD}"), *folder.glob(f"*/.*{OLD}")]:
+                target = old.with_name(old.name[1 : -len(OLD)])
+                if os.path.lexists(target):
+                    self.delete(old)
+                else:
+                    self.rename(old, target)
+            for partial in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")]:
+                self.delete(partial)
+
+    def _filled(self, path: Path, fill: Fill) -> Path:
+        """A new folder, hidden beside ``path``, with all that ``fill`` writes on the disk; nothing after an error."""
+        partial = _hidden(path, PARTIAL)
+        try:
+            with storage_errors(path):
+                self.delete(partial)
+                partial.mkdir(parents=True)
+                self.write(partial, fill)
+                self.sync(partial)
+        except StorageError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return partial
+
+    def write(self, path: Path, content: bytes | Fill) -> None:
+        """Write a new file, or fill a new folder, wherever it is."""
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add bytes to the end of a file and flush them; after an OSError the file is what it was."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(descriptor, data[written:])
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename; a file at ``target`` is replaced."""
+        os.replace(source, target)
+
+    def delete(self, path: Path) -> None:
+        """Delete a file, a link or a folder with all in it; nothing happens where there is none."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def sync(self, path: Path) -> None:
+        """Flush a file, or a folder with everything in it that a partial name marks as new."""
+        if path.name.endswith(PARTIAL) and path.is_dir():
+            for inner in path.rglob("*"):
+                _sync(inner)
+        _sync(path)
+
+
+def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
+    """Keep a file's lines up to ``step`` (each is a JSON object with a ``step``).
+
+    A line that cannot be read is dropped, with a warning unless a kill cut it off.
+
+    Raises StorageError; the file is then what it was.
+    """
+    if not path.is_file():
+        return
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    unreadable = sum(number is None for number, line in zip(steps, lines, strict=True) if line.endswith(b"\n"))
+    if unreadable:
+        logging.getLogger("vpd").warning("%s: dropped %d lines that cannot be read", path, unreadable)
+    kept = [line for number, line in zip(steps, lines, strict=True) if number is not None and number <= step]
+    after = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
+    if after != before:
+        files.write_atomically(path, after)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what libraries raise where a disk is full or a folder not writable into one StorageError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StorageError(
+            f"cannot write {path}",
+            got=" ".join(reason.split())[:200],
+            do="Free space, mend the permissions or choose another run.output_dir; --run.resume true continues a run.",
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, until it ends or dies.  Raises StorageError if another process holds it."""
+    with storage_errors(folder / ".lock"):
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise StorageError(
+                f"another process is training in {folder}", do="Wait for its end, or choose another run.output_dir."
+            ) from error
+        yield
+
+
+def _hidden(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line, None if it has none."""
+    try:
+        data: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = data.get("step") if isinstance(data, dict) else None
+    return step if isinstance(step, int) else None

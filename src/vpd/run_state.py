@@ -1,0 +1,151 @@
+"""``run.json``: what a run folder knows of its run.
+
+``settings`` and their hash, ``phase`` (``training``, then ``exporting`` while ``model/`` is written, then ``done``) and
+``step`` (of the newest checkpoint, or the last one).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from vpd.errors import StorageError
+from vpd.files import FileSystem
+
+Phase: TypeAlias = Literal["training", "exporting", "done"]
+
+FILE = "run.json"
+MAY_CHANGE = (
+    "run.max_steps",
+    "run.save_steps",
+    "run.save_total_limit",
+    "run.eval_*",
+    "run.report_to",
+    "run.output_dir",
+    "run.resume",
+    "rollout.max_rows",
+    "optim.micro_batch_size",
+    "optim.max_tokens_per_microbatch",
+    "optim.chunk_tokens",
+    "optim.share_prefixes",
+    "optim.gradient_checkpointing",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """How far a run is, and with which settings (plain data, one mapping or list for each section)."""
+
+    settings: Mapping[str, Any]
+    phase: Phase
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that differs between a run's past and now."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a run may be continued with it."""
+        return any(fnmatch(self.key, pattern) for pattern in MAY_CHANGE)
+
+    def __str__(self) -> str:
+        return f"{self.key} {_show(self.old)} -> {_show(self.new)}"
+
+
+def write(folder: Path, state: RunState, files: FileSystem) -> None:
+    """Write ``run.json``.  Raises StorageError."""
+    data = {
+        "phase": state.phase,
+        "step": state.step,
+        "settings_hash": _hash(state.settings),
+        "settings": state.settings,
+    }
+    files.write_atomically(folder / FILE, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def read(folder: Path) -> RunState | None:
+    """What ``run.json`` says; None where there is none.  Raises StorageError for a damaged one."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        state = RunState(
+            settings=data["settings"],
+            phase=data["phase"],
+            step=int(data["step"]),
+        )
+        whole = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if not whole:
+        raise _damaged(path, "settings that do not fit settings_hash, or an unknown phase")
+    return state
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every setting that differs, in the order of ``new``; of a section with another name, that name alone."""
+    found: list[Change] = []
+    for section, now in new.items():
+        before = old.get(section)
+        if not isinstance(now, Mapping) or not isinstance(before, Mapping):
+            pairs = [(section, before, now)]
+        elif before.get("name") != now.get("name"):
+            pairs = [(f"{section}.name", _label(before), _label(now))]
+        else:
+            pairs = _pairs(section, before, now)
+        found += [Change(key, was, value) for key, was, value in pairs if was != value]
+    return found
+
+
+def _pairs(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    pairs: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*new, *old]):
+        was, now, key = old.get(name), new.get(name), f"{where}.{name}"
+        both = isinstance(was, Mapping) and isinstance(now, Mapping)
+        pairs += _pairs(key, was, now) if both else [(key, was, now)]  # type: ignore[arg-type]
+    return pairs
+
+
+def refuse_changes(found: Sequence[Change], folder: Path) -> None:
+    """Raise a StorageError that names every change that a continued run may not make."""
+    refused = [change for change in found if not change.allowed]
+    if not refused:
+        return
+    hint = "Set them to what they were, or start anew in another run.output_dir."
+    if any(change.key == "model.name_or_path" for change in refused):
+        hint += " A model that was moved needs a link at its old place."
+    raise StorageError(
+        f"{folder} holds a run with other settings", got="; ".join(map(str, refused)).rstrip("."), do=hint
+    )
+
+
+def _label(section: Mapping[str, Any]) -> Any:
+    """The name of a section's part, or the class of the object that was passed for it."""
+    return section.get("name", section.get("object"))
+
+
+def _hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:116]} ..."
+
+
+def _damaged(path: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"{path} is damaged",
+        got=" ".join(reason.split())[:160],
+        do="Remove it: the settings are then read from config.yaml.",
+    )

@@ -1,0 +1,176 @@
+"""Checkpoints: whole or passed over, only their own folders, and those of older versions."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import metrics_of, tiny_learner, tiny_model
+from safetensors.torch import load_file
+
+from vpd import checkpoint, run_state
+from vpd.config import load
+from vpd.errors import StorageError
+from vpd.files import FileSystem
+from vpd.recipes.assemble import assemble
+from vpd.recipes.train import train
+
+OLD = Path(__file__).parent / "fixtures" / "old-runs"
+
+
+def save(folder: Path, step: int, *, keep: int | None = None) -> Path:
+    return checkpoint.save(
+        folder,
+        step,
+        tiny_learner(tiny_model(step)),
+        {"algorithm": {}},
+        save_tokenizer=lambda folder: None,
+        keep=keep,
+        files=FileSystem(),
+    )
+
+
+def test_a_learner_comes_back_with_its_progress(tmp_path: Path) -> None:
+    saved = save(tmp_path, 3)
+    learner = tiny_learner(tiny_model(0))
+    progress = checkpoint.load(saved, learner)
+    assert (progress["step"], progress["algorithm"]) == (3, {})
+    expected = tiny_model(3).state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in learner.model.state_dict().items())
+
+
+def test_only_its_own_folders_are_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    for name in ("checkpoint-2-best", "checkpoint-40-lr1e-4", "checkpoint-²", "checkpoint-"):
+        shutil.copytree(tmp_path / "checkpoint-2", tmp_path / name)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2"]
+    save(tmp_path, 10, keep=1)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-10"]
+    assert (tmp_path / "checkpoint-2-best" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("keep", [None, 0, -1])
+def test_no_limit_keeps_all(keep: int | None, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=keep)
+    assert len(checkpoint.checkpoints(tmp_path)) == 3
+
+
+def test_a_damaged_later_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    (save(tmp_path, 4) / "state.pt").write_bytes(b"")
+    save(tmp_path, 3, keep=1)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert checkpoint.newest_good(tmp_path)[0] == tmp_path / "checkpoint-3"
+
+
+DAMAGE: dict[str, Any] = {
+    "null": "null",
+    "list": "[]",
+    "number": "5",
+    "no files": '{"step": 4, "files": null}',
+    "empty files": '{"step": 4, "files": {}}',
+    "file without a hash": '{"step": 4, "files": {"state.pt": null}}',
+    "another step": '{"step": 5, "files": {"state.pt": [1, ""]}}',
+    "deep": "[" * 100_000,
+    "not UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_trainer_json_is_passed_over(damage: str, tmp_path: Path) -> None:
+    good = save(tmp_path, 2)
+    text = DAMAGE[damage]
+    (save(tmp_path, 4) / "trainer.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found, faults = checkpoint.newest_good(tmp_path)
+    assert found == good and len(faults) == 1 and faults[0].startswith("checkpoint-4: ")
+
+
+def test_swapped_and_missing_files_are_passed_over(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 2), save(tmp_path, 4)
+    (bad / "state.pt").unlink()
+    (tmp_path / "checkpoint-6").write_text("a file")
+    shutil.copytree(good, tmp_path / "checkpoint-8")
+    found, faults = checkpoint.newest_good(tmp_path)
+    assert found == good and [fault.split(":")[0][11:] for fault in faults] == ["8", "6", "4"]
+    assert checkpoint.newest_good(tmp_path / "nowhere") == (None, [])
+
+
+class Stop(BaseException):
+    """The process is gone."""
+
+
+class StopsAt(FileSystem):
+    def __init__(self, at: int):
+        self.left = at
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+
+    def write(self, path: Path, content: Any) -> None:
+        self._count()
+        super().write(path, content)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
+
+    def delete(self, path: Path) -> None:
+        if path.exists():
+            self._count()
+        super().delete(path)
+
+
+def test_there_is_a_whole_folder_at_every_moment_of_replacing_one(tmp_path: Path) -> None:
+    def fill(text: str) -> Any:
+        return lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+
+    for at in range(5):
+        target = tmp_path / str(at) / "model"
+        FileSystem().write_folder(target, fill("old"))
+        if at < 4:
+            with pytest.raises(Stop):
+                StopsAt(at).write_folder(target, fill("new"))
+        else:
+            StopsAt(at).write_folder(target, fill("new"))
+        FileSystem().repair(target.parent)
+        assert [path.name for path in target.parent.iterdir()] == ["model"]
+        texts = {path.read_text() for path in target.iterdir()}
+        assert texts == {"old" if at < 3 else "new"} and len(list(target.iterdir())) == 2, at
+
+
+@pytest.mark.parametrize("method", ["vpd", "sdpo", "grpo"])
+def test_a_run_of_an_older_version_goes_on(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written before ``run.json``, observers' states and today's names of the modules."""
+    shutil.copytree(OLD / "base", tmp_path / "base")
+    shutil.copytree(OLD / method, tmp_path / f"old-{method}")
+    monkeypatch.chdir(tmp_path)
+    old = Path(f"old-{method}")
+    config = load(str(old / "config.yaml"))
+    assert config.algorithm.name == method and config.as_dict()["run"]["output_dir"] == str(old)
+    learner = assemble(config).learner
+    progress = checkpoint.load(old / "checkpoint-2", learner)
+    assert progress["step"] == 2 and progress["cursor"] == 4
+    saved = load_file(old / "checkpoint-2" / "model.safetensors")
+    live = learner.model.state_dict()
+    assert saved and all(torch.equal(value, live[name]) for name, value in saved.items())
+    first = metrics_of(old)
+    train(load(str(old / "config.yaml"), ["--run.max_steps", "4", "--run.resume", "true"]))
+    assert metrics_of(old)[:2] == first and [line["step"] for line in metrics_of(old)] == [1, 2, 3, 4]
+    state = run_state.read(old)
+    assert state is not None and (state.phase, state.step) == ("done", 4)
+    assert state.settings["algorithm"]["name"] == method
+    assert "observers" in json.loads((old / "checkpoint-4" / "trainer.json").read_text())
+
+
+def test_a_run_of_an_older_version_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(OLD / "base", tmp_path / "base")
+    shutil.copytree(OLD / "sdpo", tmp_path / "old-sdpo")
+    monkeypatch.chdir(tmp_path)
+    changes = ["--run.resume", "true", "--run.max_steps", "4", "--run.seed", "3", "--prompts.closing", "Go."]
+    with pytest.raises(StorageError, match=r'prompts.closing "" -> "Go\."; run.seed 0 -> 3'):
+        train(load("old-sdpo/config.yaml", changes))

@@ -1,0 +1,431 @@
+"""The run folder: what resume compares, phases, and a kill or a full disk at every write."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers import metrics_of, vpd_train
+from transformers import AutoModelForCausalLM
+
+from vpd import run_state
+from vpd.cli import main
+from vpd.config import Config, parse
+from vpd.envs.digits import Digits
+from vpd.errors import StorageError
+from vpd.files import FileSystem
+from vpd.prompts import PromptSettings
+from vpd.recipes.assemble import assemble
+from vpd.recipes.train import run as run_parts
+from vpd.recipes.train import train
+from vpd.report.folder import RunFolder
+from vpd.types import Grade, Task
+
+BASE = Path(__file__).parent / "fixtures" / "old-runs" / "base"
+
+
+def small(folder: Path, *, lora: bool = False, **run: object) -> Config:
+    """Four steps of VPD on the smallest base, with evaluation, checkpoints and an alarm."""
+    settings: dict[str, Any] = {
+        "model": {"name_or_path": str(BASE), "lora": {"r": 2, "target_modules": "all-linear"} if lora else None},
+        "rollout": {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 6},
+        "algorithm": {"name": "vpd", "e_every": 2, "teacher_beta": 1000.0},
+        "optim": {"learning_rate": 0.05},
+        "run": {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_limit": 2, "eval_samples": 1}
+        | {"save_total_limit": 1, "output_dir": str(folder)}
+        | run,
+    }
+    return parse(settings)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run has left behind, without times."""
+
+    metrics: list[dict[str, float]]
+    alarms: list[Any]
+    rollouts: dict[str, Any]
+    weights: dict[str, list[Any]]
+    names: list[str]
+    phase: tuple[str, int]
+
+
+def left_by(folder: Path) -> Left:
+    state = run_state.read(folder)
+    assert state is not None
+    weights = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    return Left(
+        metrics=metrics_of(folder),
+        alarms=[json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()],
+        rollouts={p.name: pq.read_table(p).to_pylist() for p in sorted((folder / "rollouts").iterdir())},
+        weights={name: tensor.tolist() for name, tensor in weights.items()},
+        names=sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+        phase=(state.phase, state.step),
+    )
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches it."""
+
+
+When: TypeAlias = Callable[[int, str, Path], bool]
+
+
+@dataclass
+class Interrupted(FileSystem):
+    """The first operation for which ``when`` (number, operation, path) holds is done by half, and ``fail`` is raised.
+
+    After a kill nothing works any more.
+    """
+
+    when: When
+    fail: Callable[[], BaseException] = Killed
+    dead: bool = False
+    done: list[str] = field(default_factory=list)
+
+    def _now(self, operation: str, path: Path) -> bool:
+        if self.dead:
+            raise Killed
+        self.done.append(f"{operation} {path.name}")
+        now = self.when(len(self.done), operation, path)
+        self.dead = now and self.fail is Killed
+        return now
+
+    def write(self, path: Path, content: Any) -> None:
+        if not self._now("write", path):
+            return super().write(path, content)
+        super().write(path, content)
+        for number, file in enumerate(sorted(path.iterdir()) if path.is_dir() else [path]):
+            if file.is_dir():
+                continue
+            if number % 2:
+                file.unlink()
+            else:
+                os.truncate(file, file.stat().st_size // 2)
+        raise self.fail()
+
+    def append(self, path: Path, data: bytes) -> None:
+        if self._now("append", path):
+            if self.fail is Killed:
+                super().append(path, data[: len(data) // 2])
+            raise self.fail()
+        super().append(path, data)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if self._now("rename", target):
+            raise self.fail()
+        super().rename(source, target)
+
+    def delete(self, path: Path) -> None:
+        if path.exists() and self._now("delete", path):
+            for file in sorted(path.iterdir())[::2] if path.is_dir() else []:
+                super().delete(file)
+            raise self.fail()
+        super().delete(path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """The uninterrupted run."""
+    return left_by(train(small(tmp_path_factory.mktemp("whole") / "run")))
+
+
+def operations(folder: Path) -> list[str]:
+    """Everything that the uninterrupted run does to the disk, in order."""
+    files = Interrupted(number(0))
+    run_parts(assemble(small(folder)), files=files)
+    return files.done
+
+
+COUNT = 36  # operations of the run of ``small``, checked below
+
+
+def test_the_uninterrupted_run_is_as_expected(whole: Left, tmp_path: Path) -> None:
+    assert [line["step"] for line in whole.metrics] == [0, 1, 2, 3, 4] and whole.phase == ("done", 4)
+    assert [alarm["rule"] for alarm in whole.alarms] == ["teacher_no_better", "e_step_saturated"]
+    assert "checkpoint-2" not in whole.names and "checkpoint-4/trainer.json" in whole.names
+    assert not [name for name in whole.names if "vpd-" in name]
+    done = operations(tmp_path / "run")
+    assert len(done) == COUNT, "\n".join(f"{n} {operation}" for n, operation in enumerate(done, 1))
+
+
+def killed_and_continued(folder: Path, at: int) -> list[str]:
+    """The operations until the kill; the folder is then that of the continued run."""
+    files = Interrupted(number(at))
+    with pytest.raises(Killed):
+        run_parts(assemble(small(folder)), files=files)
+    train(small(folder, resume=True))
+    return files.done
+
+
+SOME = [3, 5, 12, 13, 16, 20, 25, 27, 31, 33, 35]
+
+
+@pytest.mark.parametrize(
+    "at", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in range(1, COUNT + 1)]
+)
+def test_a_kill_at_any_write_and_resume_is_the_uninterrupted_run(at: int, whole: Left, tmp_path: Path) -> None:
+    done = killed_and_continued(tmp_path / "run", at)
+    assert left_by(tmp_path / "run") == whole, done[-1]
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_kills_of_the_continued_run_too(seed: int, whole: Left, tmp_path: Path) -> None:
+    draw, kills = random.Random(seed), 0
+    for _ in range(8):
+        resume = (tmp_path / "run").exists()
+        try:
+            run_parts(assemble(small(tmp_path / "run", resume=resume)), files=Interrupted(number(draw.randint(1, 20))))
+        except Killed:
+            kills += 1
+    train(small(tmp_path / "run", resume=True))
+    assert left_by(tmp_path / "run") == whole and kills
+
+
+def number(at: int) -> When:
+    return lambda number, operation, path: number == at
+
+
+def renaming(name: str) -> When:
+    return lambda number, operation, path: operation == "rename" and path.name == name
+
+
+def full_disk() -> BaseException:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("at", [1, 3, 6, 8, 13, 24, 32])  # of the operations, writes and appends
+def test_a_full_disk_is_one_line_and_costs_nothing(at: int, whole: Left, tmp_path: Path) -> None:
+    files = Interrupted(number(at), fail=full_disk)
+    with pytest.raises(StorageError, match=r"cannot write .*No space left on device\. Free space") as caught:
+        run_parts(assemble(small(tmp_path / "run")), files=files)
+    assert "\n" not in str(caught.value)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_bytes() if (tmp_path / "run" / "metrics.jsonl").exists() else b""
+    assert all("step" in json.loads(line) for line in lines.splitlines())
+    train(small(tmp_path / "run", resume=True))
+    assert left_by(tmp_path / "run") == whole
+
+
+def test_rewind_keeps_whole_lines_up_to_a_step_and_nothing_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, good = tmp_path / "metrics.jsonl", b'{"step": 1}\n{"step": 2}\n'
+    bad = b'null\n5\n{"a": 1}\n\xff\xfe\n' + b"[" * 100_000 + b"\n"
+    path.write_bytes(bad + good + b'{"step": 3}\n{"step": 4')
+    (tmp_path / "rollouts").mkdir()
+    names = ["step-000002.parquet", "step-000003.parquet", "step-latest.parquet", "step-000003-mine.parquet"]
+    for name in names:
+        (tmp_path / "rollouts" / name).touch()
+    RunFolder(tmp_path, None).rewind(2)
+    assert path.read_bytes() == good and "dropped 5 lines" in caplog.text
+    names.remove("step-000003.parquet")
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == sorted(names)
+    RunFolder(tmp_path, None).rewind(2)
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("fail", [Killed, full_disk])
+def test_an_interrupted_rewind_loses_nothing(fail: Callable[[], BaseException], tmp_path: Path) -> None:
+    lines = b"".join(json.dumps({"step": step}).encode() + b"\n" for step in range(100))
+    (tmp_path / "metrics.jsonl").write_bytes(lines)
+    for at in (1, 2):
+        with pytest.raises((Killed, StorageError)):
+            RunFolder(tmp_path, None, files=Interrupted(number(at), fail=fail)).rewind(50)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+
+
+SETTINGS = {"run__save_steps": 2, "run__max_steps": 2, "algorithm__name": "sdpo"}
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("vpd: error: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_resume_names_every_changed_setting_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert vpd_train(run, **SETTINGS) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    more = SETTINGS | {"run__resume": "true", "run__max_steps": 4}
+    assert vpd_train(run, **(more | {"algorithm__name": "vpd", "algorithm__e_every": 2})) == 2
+    assert 'algorithm.name "sdpo" -> "vpd"' in refusal(capsys)
+    changed = {"run__seed": 7, "optim__learning_rate": 0.5, "rollout__prompts_per_step": 3, "env__hint": "verdict"}
+    assert vpd_train(run, **(more | changed), model__name_or_path="tiny-cold", feedback="[sibling]") == 2
+    error = refusal(capsys)
+    for told in ("run.seed 0 -> 7", "optim.learning_rate 0.001 -> 0.5", "rollout.prompts_per_step 4 -> 3"):
+        assert told in error
+    for told in ('env.hint "operation" -> "verdict"', 'model.name_or_path "tiny" -> "tiny-cold"', "feedback [", "link"):
+        assert told in error
+    assert "max_steps" not in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_may_change_is_told_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "old-place", **SETTINGS) == 0
+    run = (tmp_path / "old-place").rename(tmp_path / "run")
+    harmless = {"run__max_steps": 3, "run__save_steps": 1, "run__save_total_limit": 1, "run__eval_steps": 3}
+    harmless |= {"optim__micro_batch_size": 2, "rollout__max_rows": 8, "optim__share_prefixes": "false"}
+    capsys.readouterr()
+    assert vpd_train(run, **(SETTINGS | harmless | {"run__resume": "true"})) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("changed for this run: "))
+    for told in ("run.max_steps 2 -> 3", "run.save_steps 2 -> 1", "optim.micro_batch_size 128 -> 2", "run.output_dir"):
+        assert told in line
+    assert "run.resume" not in line and "seed" not in line and "continuing from" in out
+    state = run_state.read(run)
+    assert state is not None and (state.phase, state.step) == ("done", 3)
+    assert state.settings["optim"]["micro_batch_size"] == 2
+
+
+def test_a_damaged_run_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "run", **SETTINGS) == 0
+    path = tmp_path / "run" / "run.json"
+    for text in ("", "null", path.read_text().replace('"seed": 0', '"seed": 1')):
+        path.write_text(text)
+        assert vpd_train(tmp_path / "run", **SETTINGS, run__resume="true") == 2
+        assert "run.json is damaged" in refusal(capsys)
+
+
+def test_a_new_setting_of_a_later_version_is_at_its_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "run", **SETTINGS) == 0
+    state = run_state.read(tmp_path / "run")
+    assert state is not None
+    for section, name in (("optim", "max_grad_norm"), ("env", "length"), ("algorithm", "importance_clip")):
+        del state.settings[section][name]
+    state.settings["run"]["no_longer_known"] = 3
+    run_state.write(tmp_path / "run", state, FileSystem())
+    more = SETTINGS | {"run__resume": "true", "run__max_steps": 3}
+    assert vpd_train(tmp_path / "run", **more, optim__max_grad_norm=0.5) == 2
+    assert "optim.max_grad_norm 1.0 -> 0.5" in refusal(capsys)
+    assert vpd_train(tmp_path / "run", **more) == 0
+
+
+def test_killed_before_the_model_was_written_resume_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """D2."""
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        run_parts(assemble(small(run)), files=Interrupted(renaming("model")))
+    state = run_state.read(run)
+    assert state is not None and (state.phase, state.step) == ("exporting", 4) and not (run / "model").exists()
+    train(small(run, resume=True))
+    AutoModelForCausalLM.from_pretrained(run / "model")
+    assert "nothing to do" not in capsys.readouterr().out
+
+
+def test_with_an_adapter_both_folders_are_written_again(tmp_path: Path) -> None:
+    for name in ("adapter", "model"):
+        run = tmp_path / name
+        with pytest.raises(Killed):
+            run_parts(assemble(small(run, lora=True)), files=Interrupted(renaming(name)))
+        train(small(run, lora=True, resume=True))
+        assert {"adapter", "model"} <= {path.name for path in run.iterdir()} and not list(run.rglob("*vpd-*"))
+        assert (run / "model" / "vpd_prompts.json").exists()
+
+
+def test_killed_before_the_first_checkpoint_step_0_is_there_once(tmp_path: Path) -> None:
+    """D4."""
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        run_parts(assemble(small(run)), files=Interrupted(number(11)))
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()[:2]] == [0, 1]
+    train(small(run, resume=True))
+    assert [line["step"] for line in metrics_of(run)] == [0, 1, 2, 3, 4]
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", {"run__max_steps": 2, "run__save_steps": 0}
+    assert vpd_train(run, **settings) == 0
+    before = metrics_of(run), (run / "model" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert vpd_train(run, **settings, run__resume="true") == 0
+    assert "already at step 2 of 2: nothing to do" in capsys.readouterr().out
+    assert vpd_train(run, **(settings | {"run__max_steps": 4}), run__resume="true") == 2
+    assert "no good checkpoint" in refusal(capsys)
+    assert before == (metrics_of(run), (run / "model" / "model.safetensors").read_bytes())
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    holder = """if True:
+        import pathlib, sys
+        from vpd.files import locked
+        with locked(pathlib.Path(sys.argv[1])):
+            print("held", flush=True)
+            input()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(StorageError, match="another process is training"):
+            train(small(tmp_path))
+        process.kill()
+    train(small(tmp_path, max_steps=1))
+
+
+class Mine:
+    """An environment that a user gives in Python."""
+
+    def __init__(self, reward: float = 1.0):
+        self.reward = reward
+
+    def task(self, index: int, *, seed: int) -> Task:
+        return Task(id=str(index), messages=({"role": "user", "content": "apply rule A to 1 2 3"},))
+
+    def eval_tasks(self, limit: int | None) -> list[Task]:
+        return [self.task(0, seed=0)]
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        return [Grade(reward=self.reward, feedback="wrong", informative=True) for _ in texts]
+
+
+def test_an_environment_given_in_python_is_what_config_yaml_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """D20."""
+    run = train(small(tmp_path / "run", max_steps=2), env=Mine(reward=0.0))
+    assert yaml.safe_load((run / "config.yaml").read_text())["env"] == {"object": "test_run_folder.Mine"}
+    with pytest.raises(StorageError, match=r"env .*test_run_folder\.Mine.*digits"):
+        train(small(run, resume=True))
+    train(small(run, resume=True), env=Mine(reward=0.0))
+    assert [line["step"] for line in metrics_of(run)][-1] == 4
+    other = train(small(tmp_path / "other", max_steps=2))
+    with pytest.raises(StorageError, match=r"env .*digits.*test_run_folder\.Mine"):
+        train(small(other, resume=True), env=Mine())
+    shipped = train(small(tmp_path / "shipped", max_steps=1), env=Digits(length=4))
+    assert yaml.safe_load((shipped / "config.yaml").read_text())["env"]["length"] == 4
+
+
+def test_the_model_and_config_say_how_it_is_prompted(tmp_path: Path) -> None:
+    """D10: evaluated by its folder alone, a trained model gives the numbers of the run's last evaluation."""
+    assert vpd_train(tmp_path / "run", run__max_steps=1, run__save_steps=1, run__eval_steps=1) == 0
+    prompts = json.loads((tmp_path / "run" / "model" / "vpd_prompts.json").read_text())
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["prompts"] == prompts
+    assert json.loads((tmp_path / "run" / "checkpoint-1" / "vpd_prompts.json").read_text()) == prompts
+    assert prompts["feedback_header"] != PromptSettings().feedback_header
+    numbers, model = tmp_path / "eval.json", str(tmp_path / "run" / "model")
+    words = ["eval", "--model.name_or_path", model, "--num_samples", "2", "--limit", "8", "--output", str(numbers)]
+    assert main([*words, "--teacher", "--rollout.max_completion_length", "6"]) == 0
+    found, last = json.loads(numbers.read_text()), metrics_of(tmp_path / "run")[-1]
+    assert found["student"]["avg@2"] == last["eval/avg@2"] and found["teacher"]["avg@2"] == last["eval_teacher/avg@2"]
+
+
+def test_library_calls_print_nothing_but_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(small(tmp_path / "run", max_steps=1))
+    assert "Done" not in capsys.readouterr().out
+    assert "print(" not in Path(run_state.__file__).with_name("recipes").joinpath("train.py").read_text()
