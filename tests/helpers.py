@@ -264,8 +264,10 @@ class ScriptedChat(ScriptedEnv):
     ):
         super().__init__(judge, **options)
         self.reply = reply
+        self.conversations: list[list[Message]] = []  # that it was asked to reply to
 
     def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+        self.conversations += [list(conversation) for conversation in conversations]
         answers = [[m["content"] for m in c if m["role"] == "assistant"] for c in conversations]
         return [self.reply(task, said) for task, said in zip(tasks, answers, strict=True)]
 

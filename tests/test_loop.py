@@ -4,9 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import Comment, LetterTokenizer, ScriptedChat, ScriptedEnv, ScriptedRun, scripted_run
+from helpers import (
+    Comment,
+    LetterTokenizer,
+    RecordingEngine,
+    ScriptedChat,
+    ScriptedEnv,
+    ScriptedRun,
+    evaluate_with,
+    scripted_run,
+)
 
 from vpd.feedback import SiblingDemonstration
+from vpd.feedback.critique import SelfCritique
 from vpd.types import Grade, Group, Rollout, Task
 
 
@@ -88,6 +98,14 @@ def test_evaluation_has_seeds_of_its_own_and_the_same_at_every_step() -> None:
     assert len(training) > 24 and not of_evaluation & set(training)
 
 
+def test_the_evaluation_in_a_run_is_the_one_that_the_same_seed_gives_alone() -> None:
+    made = run(max_steps=1, eval_steps=1, seed=7, samples=3, feedback=[Comment(critique)])
+    alone = RecordingEngine(answer)
+    result = evaluate_with(ScriptedEnv(judge), alone, samples=3, seed=7, feedback=[Comment(critique)])
+    assert asked(made)[: len(alone.samples)] == [(s.prompt, s.seed, s.text) for s in alone.samples]
+    assert made.observer.seen[0][1]["eval_teacher/reward"] == result.teacher["reward"]
+
+
 def test_evaluating_does_not_change_the_training() -> None:
     options: dict[str, Any] = {"max_steps": 3, "feedback": [Comment(critique, ask=True)]}
     plain, watched = run(**options), run(eval_steps=1, **options)
@@ -104,11 +122,12 @@ def test_each_step_samples_with_the_newest_weights_and_evaluation_with_the_updat
 
 
 def test_observers_get_each_steps_own_groups_and_metrics_once() -> None:
-    made = run(max_steps=3, eval_steps=2, group=3, samples=2, limit=3, threshold=0.5)
+    made = run(max_steps=3, eval_steps=2, group=3, samples=2, limit=3, feedback=[Comment(critique)])
     assert [step for step, _, _ in made.observer.seen] == [0, 1, 2, 3]
     assert made.observer.seen[0][2] == []
     for step, metrics, groups in made.observer.seen[1:]:
-        assert groups == made.algorithm.seen[step - 1]
+        assert groups == made.algorithm.seen[step - 1]  # with the feedback and the teacher's prompts
+        assert any(r.teacher_prompt is not None for r in rows(groups))
         assert metrics["reward"] == pytest.approx(sum(r.grade.reward for r in rows(groups)) / 9)
         assert metrics["policy/loss"] == step
         assert metrics["learning_rate"] == pytest.approx(0.1 * (step - 1))  # the rate that this step was taken at
@@ -153,8 +172,22 @@ def test_feedback_stays_with_the_attempt_that_it_is_about() -> None:
             assert read == f"[user]{rollout.task.id}<{expected[0]}\n\n{expected[1]}>[assistant]"
 
 
+def test_a_critique_stays_with_the_attempt_that_it_is_about() -> None:
+    made = run(max_steps=2, tasks=3, group=4, feedback=[SelfCritique(template="say why {task} {attempt}")])
+    seen = [rollout for groups in made.algorithm.seen for rollout in rows(groups)]
+    assert {rollout.success for rollout in seen} == {True, False}
+    for rollout in seen:
+        expected = [] if rollout.success else [f"critique of {rollout.task.id} {rollout.completion.text}"]
+        assert [section.text for section in rollout.context] == expected
+    for (_, metrics, _), groups in zip(made.observer.seen, made.algorithm.seen, strict=True):
+        assert metrics["teacher/rows_with_context"] == sum(not rollout.success for rollout in rows(groups))
+        written = sum(len(section.text) for rollout in rows(groups) for section in rollout.context)
+        assert metrics["feedback/self_critique_tokens"] == written
+
+
 def test_a_demonstration_is_a_success_of_the_same_group() -> None:
     made = run(max_steps=3, tasks=4, group=4, feedback=[SiblingDemonstration()])
+    assert tasks_of(made) == tasks_of(run(max_steps=3, tasks=4, group=4))
     quoted = 0
     for groups in made.algorithm.seen:
         for group in groups:

@@ -116,8 +116,15 @@ def test_each_row_goes_on_from_its_own_turns_and_finished_rows_are_left_alone() 
     mask = (True,) * 2 + (False,) * len(between("yy1?")) + (True,) * 5
     assert c.completion.sampled == mask
     assert c.completion.logprobs == tuple(-0.5 if mine else 0.0 for mine in mask)
-    # one budget for the whole attempt: 100, less both answers and both replies
-    assert engine.calls[2][0].max_tokens == 100 - len("xz") - len(between("x1?") + between("z2?"))
+    # one budget for the whole attempt, less its own answers and replies so far
+    assert [[s.max_tokens for s in call] for call in engine.calls] == [
+        [100, 100, 100],
+        [100 - len("x" + between("x1?")), 100 - len("yy" + between("yy1?"))],
+        [100 - len("xz" + between("x1?") + between("z2?"))],
+    ]
+    [last] = [conversation for conversation in env.conversations if conversation[-1]["content"] == "w"]
+    assert [m["content"] for m in last] == ["b", "x", "x1?", "z", "z2?", "w"]  # the environment reads it all
+    assert [m["role"] for m in last] == ["user", "assistant"] * 3
 
 
 def test_every_turn_has_a_seed_of_its_own_that_does_not_depend_on_other_rows() -> None:
