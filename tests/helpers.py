@@ -408,16 +408,16 @@ class ScriptedRun:
 
 def scripted_run(
     env: Any, answer: Callable[[str, int], str], *, feedback: Sequence[Any] = (), group: int = 2, tasks: int = 3,
-    threshold: float = 0.5, limit: int | None = None, samples: int = 2, **run: Any,
+    turns: int = 8, threshold: float = 0.5, limit: int | None = None, samples: int = 2, **run: Any,
 ) -> ScriptedRun:  # fmt: skip
     """``tasks`` tasks a step with ``group`` answers each; ``run``: max_steps, eval_steps, save_steps, seed."""
     log: list[str] = []
     engine, learner, algorithm = RecordingEngine(answer, log), RecordingLearner(log), RecordingAlgorithm(log)
     observer = RecordingObserver(log)
-    rollout = {"prompts_per_step": tasks, "num_generations": group, "success_threshold": threshold, "temperature": 0.9}
+    rollout = {"prompts_per_step": tasks, "num_generations": group, "max_turns": turns, "success_threshold": threshold}
     config = parse(
         {
-            "rollout": rollout | {"max_completion_length": 100},
+            "rollout": rollout | {"max_completion_length": 100, "temperature": 0.9},
             "run": {"max_steps": 3, "eval_limit": limit, "eval_samples": samples} | run,
         }
     )

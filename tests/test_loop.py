@@ -251,14 +251,15 @@ def test_the_seed_of_a_critique_does_not_depend_on_which_other_attempts_failed()
 
 
 def test_attempts_of_several_turns_reach_the_algorithm_whole() -> None:
-    env = ScriptedChat(judge, lambda task, said: f"and? {task.id}" if len(said) == 1 else None)
-    made = scripted_run(env, answer, max_steps=2, group=3).run()
+    env = ScriptedChat(judge, lambda task, said: f"{task.id}?" if len(said) < 9 else None)
+    made = scripted_run(env, answer, max_steps=2, eval_steps=2, group=3, turns=2).run()
     seen = [rollout for groups in made.algorithm.seen for rollout in rows(groups)]
     assert len(seen) == 18
     for rollout in seen:
-        assert rollout.completion.turns == 2 and f"and? {rollout.task.id}" in LetterTokenizer().decode(
-            [t for t, mine in zip(rollout.completion.tokens, rollout.completion.sampled, strict=True) if not mine]
-        )
-    seeds = [seed for _, seed, _ in asked(made)]
+        pairs = zip(rollout.completion.tokens, rollout.completion.sampled, strict=True)
+        assert rollout.completion.turns == 2
+        assert LetterTokenizer().decode([t for t, mine in pairs if not mine]) == f"[user]{rollout.task.id}?[assistant]"
+    seeds = [seed for prompt, seed, _ in asked(made) if "train" in prompt]
     assert len(seeds) == 36 and len(set(seeds)) == 36
-    assert made.observer.seen[0][1]["completions/mean_turns"] == 2.0
+    assert made.observer.seen[1][1]["completions/mean_turns"] == 2.0
+    assert len(asked(made)) == 36 + 2 * 2 * 8  # the evaluations, at steps 0 and 2, end after as many turns
