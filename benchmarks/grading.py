@@ -29,8 +29,8 @@ class Counting:
         self.programs += len(programs)
         return self.inner.run(programs)
 
-    def describe(self) -> str:
-        return self.inner.describe()
+    def rollout_metrics(self) -> str:
+        return self.inner.rollout_metrics()
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8, help="copies of each answer, told apart by a comment")
     options = parser.parse_args()
     sandbox = strongest(workers=options.workers)
-    print(sandbox.describe())
+    print(sandbox.rollout_metrics())
     env = Code(path=str(TASKS), eval_share=0.25, workers=options.workers)
     counting = vars(env)["sandbox"] = Counting(sandbox)
     tasks = [*env.train_tasks(), *env.eval_tasks(None)]

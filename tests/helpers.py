@@ -34,7 +34,7 @@ def keys(count: int, phase: str = "train") -> list[SampleKey]:
     return [SampleKey(phase=phase, step=0, task=task, sample=0) for task in range(count)]
 
 
-def in_turn(texts: Sequence[str]) -> Callable[..., str]:
+def cycling(texts: Sequence[str]) -> Callable[..., str]:
     """An answer function of a fake: the texts one after the other, from the front again at the end."""
     endless = itertools.cycle(texts)
     return lambda *asked: next(endless)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import in_turn, keys, metrics_of, vpd_train
+from helpers import cycling, keys, metrics_of, vpd_train
 
 from vpd.engines import ScriptedEngine
 from vpd.errors import ConfigError, FeedbackError, ModelError
@@ -38,7 +38,7 @@ def said(group: Group) -> list[list[tuple[str, str]]]:
 
 
 def test_each_failure_is_criticised_once_and_nothing_is_leaked() -> None:
-    writer = ScriptedWriter(in_turn(["You added wrongly.", "<think>hm</think> Count again."]))
+    writer = ScriptedWriter(cycling(["You added wrongly.", "<think>hm</think> Count again."]))
     group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "{verdict}", "gold: four")))
     [made] = SelfCritique()([group], writer)
     assert said(made) == [[("self_critique", "You added wrongly.")], [], [("self_critique", "Count again.")]]
@@ -49,7 +49,7 @@ def test_each_failure_is_criticised_once_and_nothing_is_leaked() -> None:
 
 
 def test_successes_are_criticised_on_request_and_an_empty_critique_is_no_context() -> None:
-    writer = ScriptedWriter(in_turn(["", "Well done."]))
+    writer = ScriptedWriter(cycling(["", "Well done."]))
     [made] = SelfCritique(critique_successes=True)([Group(rollouts=(rollout(False, "5"), rollout(True, "4")))], writer)
     assert said(made) == [[], [("self_critique", "Well done.")]]
     assert "the attempt is right" in writer.asked[1][0][0]["content"]
@@ -57,7 +57,7 @@ def test_successes_are_criticised_on_request_and_an_empty_critique_is_no_context
 
 def test_sources_join_or_serve_as_fallback() -> None:
     group = Group(rollouts=(rollout(False, "5", "No unit."), rollout(False, "6", "wrong", informative=False)))
-    writer = ScriptedWriter(in_turn(["Think."]))
+    writer = ScriptedWriter(cycling(["Think."]))
     [told] = GraderFeedback()([group], writer)
     [joined] = SelfCritique()([told], writer)
     assert said(joined) == [[("environment", "No unit."), ("self_critique", "Think.")], [("self_critique", "Think.")]]
@@ -70,7 +70,7 @@ def test_sources_join_or_serve_as_fallback() -> None:
 
 
 def test_a_template_may_show_the_feedback_and_must_show_the_attempt() -> None:
-    writer = ScriptedWriter(in_turn(["ok"]))
+    writer = ScriptedWriter(cycling(["ok"]))
     SelfCritique(template="{attempt} | {feedback}")([Group(rollouts=(rollout(False, "5", "No unit."),))], writer)
     assert writer.asked[0][0][0]["content"] == "5 | No unit."
     with pytest.raises(ConfigError, match="does not show the attempt"):
@@ -129,7 +129,7 @@ def test_an_endpoint_criticises(server: tuple[str, Any], monkeypatch: pytest.Mon
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for what is at home
     critic = Critic(endpoint=url, model="judge", api_key_env="CRITIC_KEY", max_critique_length=32)
     group = Group(rollouts=(rollout(False, "5"), rollout(True, "4"), rollout(False, "6")))
-    [made] = critic([group], ScriptedWriter(in_turn(["unused"])))
+    [made] = critic([group], ScriptedWriter(cycling(["unused"])))
     assert said(made) == [[("critic", "Mind the sign.")], [], [("critic", "Mind the sign.")]]
     assert made.rollouts[0].context[0].tokens == 4
     path, body, authorization = kind.asked[-1]

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers import in_turn, keys
+from helpers import cycling, keys
 
 from vpd.algorithms.contexts import e_step_contexts, kind_predicts_success
 from vpd.algorithms.grpo import group_advantages
@@ -14,7 +14,7 @@ from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
 
-WRITER = ScriptedWriter(in_turn(["unused"]))
+WRITER = ScriptedWriter(cycling(["unused"]))
 
 
 def rollout(success: bool, text: str = "1 2", *, context: tuple[Section, ...] = (), **grade: object) -> Rollout:

@@ -400,7 +400,7 @@ def test_an_environment_given_in_python_is_what_config_yaml_names(
     """D20."""
     run = train(small(tmp_path / "run", max_steps=2), env=Mine(reward=0.0))
     assert yaml.safe_load((run / "config.yaml").read_text())["env"] == {"object": "test_run_folder.Mine"}
-    with pytest.raises(StorageError, match=r"env .*test_run_folder\.Mine.*digits"):
+    with pytest.raises(StorageError, match=r"env.*test_run_folder\.Mine.*digits"):
         train(small(run, resume=True))
     train(small(run, resume=True), env=Mine(reward=0.0))
     assert [line["step"] for line in metrics_of(run)][-1] == 4

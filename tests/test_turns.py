@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import in_turn, tiny_learner, vpd_train
+from helpers import cycling, tiny_learner, vpd_train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -71,7 +71,7 @@ class Spelling(ScriptedEngine):
     """Scripted answers that end in the end-of-turn token, as a model's do."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]):
-        super().__init__(tokenizer, in_turn([text + tokenizer.eos_token for text in texts]))
+        super().__init__(tokenizer, cycling([text + tokenizer.eos_token for text in texts]))
 
     def generate(self, prompts: Any, **sampling: Any) -> Any:
         completions = super().generate(prompts, **sampling)

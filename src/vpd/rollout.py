@@ -143,9 +143,8 @@ class RolloutSource:
 
     def add_feedback(self, groups: Sequence[Group]) -> list[Group]:
         """The rollouts with what every feedback source says about them, and their teacher's prompts."""
-        writer = ModelWriter(self.engine, self.prompter, seed=self.seed)
-        for source in self.feedback:
-            groups = source(groups, writer)
+        for number, source in enumerate(self.feedback):
+            groups = source(groups, ModelWriter(self.engine, self.prompter, seed=self.seed, source=number))
         return self.prompter.attach(groups)
 
 

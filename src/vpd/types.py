@@ -47,9 +47,9 @@ class Task:
 class SampleKey:
     """Which text of a run this is: together with the run's seed, all that its randomness depends on.
 
-    ``phase``: "train", "eval" or "eval_retry", followed by "/source" for what a feedback source asks a model; ``step``:
-    iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the evaluation set;
-    ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
+    ``phase``: "train", "eval" or "eval_retry", followed by "/feedback-N" for what feedback source N asks a model;
+    ``step``: iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the
+    evaluation set; ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
 
     >>> SampleKey(phase="train", step=3, task=50, sample=1).seed(0) < 2**63
     True

@@ -43,7 +43,10 @@ class Writer(Protocol):
         max_tokens: int,
         temperature: float,
     ) -> list[Written]:
-        """The next assistant message of each conversation, in order; ``keys[i]`` names the randomness of text i."""
+        """The next assistant message of each conversation, in order.
+
+        ``keys[i]`` is the key of the attempt that text i is about.
+        """
         ...
 
     def shorten(self, text: str, max_tokens: int) -> str:

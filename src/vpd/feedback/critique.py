@@ -4,7 +4,6 @@ The gold answer is not shown to the critic, and it writes once for each failed a
 model that is being trained (as the paper does), ``critic`` another one behind an OpenAI-compatible endpoint.
 """
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ class _Critique(Settings, section="feedback"):
         rollouts = [groups[number].rollouts[index] for number, index in asked]
         written = writer.write(
             [self._conversation(rollout, writer) for rollout in rollouts],
-            keys=[dataclasses.replace(r.key, phase=f"{r.key.phase}/{source}") for r in rollouts],
+            keys=[rollout.key for rollout in rollouts],
             max_tokens=self.max_critique_length,
             temperature=self.temperature,
         )

@@ -1,6 +1,7 @@
 """Who writes: the model being trained, or one behind an OpenAI-compatible endpoint."""
 
 import concurrent.futures
+import dataclasses
 import http.client
 import json
 import os
@@ -21,12 +22,17 @@ CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English: the endpoint's tokenize
 
 
 class ModelWriter:
-    """The current model; ``seed`` is the run's, and each text samples with it and its own key."""
+    """The current model, writing for the feedback source of number ``source``.
 
-    def __init__(self, engine: Engine, prompter: Prompter, *, seed: int):
+    ``seed`` is the run's.  A text samples with it, with the key of the attempt that it is about, and with the source's
+    number, so that two sources never share their randomness.
+    """
+
+    def __init__(self, engine: Engine, prompter: Prompter, *, seed: int, source: int = 0):
         self._engine = engine
         self._prompter = prompter
         self._seed = seed
+        self._source = source
 
     def write(
         self,
@@ -40,7 +46,7 @@ class ModelWriter:
             return []
         completions = self._engine.generate(
             [self._prompter.conversation(messages, max_tokens) for messages in conversations],
-            keys=keys,
+            keys=[dataclasses.replace(key, phase=f"{key.phase}/feedback-{self._source}") for key in keys],
             seed=self._seed,
             max_tokens=max_tokens,
             temperature=temperature,

@@ -11,7 +11,7 @@ import torch
 from vpd.types import Group, Metrics
 
 
-def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
+def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
     """Reward, length and context metrics of one iteration.
 
     ``completions/clipped_ratio`` (answers cut by ``max_completion_length``) is left out where answers have a
@@ -51,8 +51,8 @@ def describe(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
 
 
 def rollout_metrics_for(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:
-    """:func:`describe` for one environment, and the memory that the run has needed so far."""
-    return lambda groups: describe(groups, fixed_length=fixed_length) | peak_memory()
+    """:func:`rollout_metrics` for one environment, and the memory that the run has needed so far."""
+    return lambda groups: rollout_metrics(groups, fixed_length=fixed_length) | peak_memory()
 
 
 def peak_memory() -> Metrics:

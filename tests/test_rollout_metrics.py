@@ -1,0 +1,108 @@
+"""Every metric of the rollouts, by hand, on three groups of four."""
+
+import dataclasses
+import math
+
+import pytest
+from fakes import asking, letters
+from helpers import keys
+
+from vpd.report.rollout_metrics import rollout_metrics
+from vpd.types import Completion, Grade, Group, Rollout, Section, TeacherPrompt
+
+
+def rollout(
+    reward: float,
+    length: int = 2,
+    *,
+    finish: str = "stop",
+    success: bool = False,
+    sources: str = "",
+    cut: int = 0,
+    context: tuple[Section, ...] = (),
+    **metrics: float,
+) -> Rollout:
+    limit = length - 1 if finish == "length" else length
+    teacher = TeacherPrompt(tokens=(1, 2, 3), sources=tuple(sources.split("+")), cut=cut) if sources else None
+    return Rollout(
+        key=keys(1)[0],
+        task=asking("q"),
+        prompt=(1,),
+        completion=letters("x" * length, limit=limit),
+        grade=Grade(reward=reward, success=success, metrics=metrics),
+        context=context,
+        teacher_prompt=teacher,
+    )
+
+
+def section(source: str, tokens: int) -> Section:
+    return Section(kind="feedback", source=source, text="why", tokens=tokens)
+
+
+GROUPS = [
+    Group(
+        rollouts=(
+            rollout(0.0, 5, sources="environment", cut=3, share=0.5),
+            rollout(1.0, 1, success=True),
+            rollout(1.0, 3, success=True, share=1.0),
+            rollout(0.0, 7, finish="length", sources="sibling+environment", cut=4),
+        )
+    ),
+    Group(
+        rollouts=(
+            rollout(0.25, context=(section("critic", 7), section("environment", 0)), sources="critic+environment"),
+            rollout(0.25, context=(section("critic", 5), section("self_critique", 2)), sources="environment"),
+            rollout(0.25, finish="length"),
+            rollout(0.25, finish="length"),
+        )
+    ),
+    Group(rollouts=(rollout(0.0), rollout(0.0), rollout(0.0, success=True), rollout(2.0, 4))),
+]
+
+
+def test_every_metric_by_hand() -> None:
+    lengths = [5, 1, 3, 6, 2, 2, 1, 1, 2, 2, 2, 4]
+    assert rollout_metrics(GROUPS) == pytest.approx(
+        {
+            "reward": (2 + 1 + 2) / 12,
+            "reward_std": (0.5 + 0.0 + math.sqrt(0.75)) / 3,  # population's, in each group, then the mean over groups
+            "success": 3 / 12,
+            "frac_reward_zero_std": 1 / 3,
+            "completions/mean_length": sum(lengths) / 12,
+            "completions/max_length": 6.0,
+            "completions/clipped_ratio": 3 / 12,
+            "teacher/rows_with_context": 4.0,
+            "teacher/tokens_cut": 7.0,
+            "teacher/from_environment": 2 / 12,
+            "teacher/from_sibling+environment": 1 / 12,
+            "teacher/from_critic+environment": 1 / 12,
+            "feedback/critic_tokens": 12.0,
+            "feedback/self_critique_tokens": 2.0,
+            "env/share": 0.75,  # over the rows that have it
+        }
+    )
+
+
+def test_where_every_answer_is_full_a_cut_is_nothing_to_report() -> None:
+    whole = rollout_metrics(GROUPS)
+    del whole["completions/clipped_ratio"]
+    assert rollout_metrics(GROUPS, fixed_length=True) == whole
+
+
+def test_turns_by_hand() -> None:
+    spoken = Completion(
+        tokens=(1, 2, 3, 4, 5), sampled=(True, False, False, True, True), logprobs=(0.0,) * 5, text="x", finish="stop",
+        turns=2,
+    )  # fmt: skip
+    groups = [Group(rollouts=(dataclasses.replace(rollout(0.0), completion=spoken), rollout(1.0, 3)))]
+    metrics = rollout_metrics(groups)
+    assert metrics["completions/mean_turns"] == 1.5
+    assert metrics["completions/env_token_share"] == pytest.approx(2 / 8)
+    assert metrics["completions/mean_length"] == 4.0  # all turns, and what was said between them
+
+
+def test_a_batch_without_a_context_says_so_and_names_no_source() -> None:
+    metrics = rollout_metrics([Group(rollouts=(rollout(1.0), rollout(1.0)))])
+    assert metrics["teacher/rows_with_context"] == metrics["teacher/tokens_cut"] == 0.0
+    assert not [name for name in metrics if name.startswith(("teacher/from_", "feedback/", "env/"))]
+    assert "completions/mean_turns" not in metrics  # single turns
