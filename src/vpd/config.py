@@ -13,7 +13,7 @@ frozen dataclass that lives beside the code that reads it; an unknown key is an 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -30,6 +30,7 @@ from vpd.envs.code import Code
 from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import Instructions
+from vpd.envs.loading import CustomEnv
 from vpd.envs.math import Math
 from vpd.envs.reasoning_gym import ReasoningGym
 from vpd.envs.science import Science
@@ -75,14 +76,6 @@ class RunSettings:
         for name, low in (("max_steps", 1), ("save_steps", 0), ("eval_steps", 0), ("eval_samples", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"run.{name} is too small", got=getattr(self, name), expected=f"at least {low}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CustomEnv:
-    """An environment of the user's: ``name: my_env.py:MyEnv``; every other key is passed to the class."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 ALGORITHMS: dict[str, type] = {

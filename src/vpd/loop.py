@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
-from vpd.envs import Env
+from vpd.envs import Env, draw_tasks
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
 from vpd.learners import Learner
@@ -82,7 +82,7 @@ class Loop:
     def collect_rollouts(self) -> list[Group]:
         """The graded rollouts of one iteration."""
         count = self.rollout.prompts_per_step
-        tasks = [self.env.task(self.cursor + offset, seed=self.seed) for offset in range(count)]
+        tasks = draw_tasks(self.env, range(self.cursor, self.cursor + count), seed=self.seed)
         self.cursor += count
         return collect(
             self.env,

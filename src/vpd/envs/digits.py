@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from annotated_types import Ge
+
 from vpd.envs import per_row
 from vpd.errors import ConfigError
+from vpd.settings import Settings, Share
 from vpd.types import Grade, Task
 
 LENGTH = 6
@@ -47,30 +50,30 @@ def apply(operation: str, digits: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Settings, section="env"):
     """``hint="operation"``: feedback names an operation; ``"empty"``: it has that form and names nothing (and the
     teacher reads it); ``"verdict"``: it says ``wrong`` and nothing else, which is for people.
     """
 
     name: Literal["digits"] = "digits"
     hint: Annotated[Literal["operation", "empty", "verdict"], "what the feedback on a wrong answer says"] = "operation"
-    length: Annotated[int, "digits of a task, and tokens of its answer"] = LENGTH
-    wrong_share: Annotated[float, "share of tasks whose feedback names a wrong operation"] = 0.0
+    length: Annotated[int, Ge(1), "digits of a task, and tokens of its answer"] = LENGTH
+    wrong_share: Annotated[float, Share, "share of tasks whose feedback names a wrong operation"] = 0.0
     helped_rules: Annotated[str, "letters whose feedback is informative; the others' names any operation"] = "ABCD"
     wrong_from: Annotated[int | None, "first training task whose feedback names a wrong operation; null: none"] = None
     wrong_until: Annotated[int | None, "first training task after it that is told the truth again; null: none"] = None
     fixed_length: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check = [
-            ("length", self.length >= 1, "at least 1"),
-            ("wrong_share", 0.0 <= self.wrong_share <= 1.0, "a number from 0 to 1"),
-            ("helped_rules", set(self.helped_rules) <= set(RULES), f"letters of {''.join(RULES)}"),
-            ("wrong_until", self.wrong_until is None or self.wrong_from is not None, "null without wrong_from"),
-        ]
-        for name, holds, expected in check:
-            if not holds:
-                raise ConfigError(f"env.{name} is out of range", got=vars(self)[name], expected=expected)
+    def check(self) -> None:
+        super().check()
+        if not set(self.helped_rules) <= set(RULES):
+            raise ConfigError(
+                "env.helped_rules is out of range", got=self.helped_rules, expected=f"letters of {''.join(RULES)}"
+            )
+        if self.wrong_until is not None and self.wrong_from is None:
+            raise ConfigError(
+                "env.wrong_until is out of range", got=self.wrong_until, expected="null without wrong_from"
+            )
 
     def task(self, index: int, *, seed: int) -> Task:
         wrong = self.wrong_from is not None and self.wrong_from <= index < (self.wrong_until or index + 1)

@@ -23,8 +23,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
 from vpd.envs import per_row
 from vpd.errors import ConfigError, nearest
+from vpd.settings import Settings
 from vpd.types import Grade, Task
 
 EVAL_TASKS = 256
@@ -167,7 +170,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instructions:
+class Instructions(Settings, section="env"):
     """The environment.  Raises ConfigError for settings that leave no task."""
 
     name: Literal["instructions"] = "instructions"
@@ -178,19 +181,16 @@ class Instructions:
         "forbid",
         "no_commas",
     )
-    per_prompt: Annotated[int, "rules in one prompt, 1 to 3"] = 1
+    per_prompt: Annotated[int, Interval(ge=1, le=3), "rules in one prompt"] = 1
     reward: Annotated[Literal["all", "share"], "1 if all rules are kept else 0, or the share that is kept"] = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         for family in self.constraints:
             if family not in FAMILIES:
                 raise ConfigError(f"unknown family {family!r} in env.constraints", do=nearest(str(family), FAMILIES))
         if len(set(self.constraints)) < len(self.constraints):
             raise ConfigError("env.constraints names a family twice", got=", ".join(self.constraints))
-        if self.per_prompt not in (1, 2, 3):
-            raise ConfigError("env.per_prompt is out of range", got=self.per_prompt, expected="1, 2 or 3")
-        if self.reward not in ("all", "share"):
-            raise ConfigError("env.reward is unknown", got=repr(self.reward), expected="'all' or 'share'")
         if not self.combinations:
             raise ConfigError(
                 "no rules of env.constraints fit together",

@@ -1,20 +1,58 @@
-"""Objects of the user's that settings name: ``path/to/file.py:name`` or ``package.module:name``."""
+"""Loads your own objects that settings name, ``path/to/file.py:name`` or ``package.module:name``; imports no torch."""
 
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpd.envs import wrap_user_errors
+from vpd.envs import Announcing, Env, wrap_user_errors
 from vpd.errors import ConfigError, nearest
 
 
+@dataclass(frozen=True, kw_only=True)
+class CustomEnv:
+    """An environment of your own: ``name`` is ``my_env.py:MyEnv``; ``options`` are passed to the class."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_env(spec: Any) -> Env:
+    """The environment of a config's section ``env``: a :class:`CustomEnv` is loaded and made, others are environments.
+
+    Raises ConfigError for a name or key that does not exist, EnvError if the file or the class raises.
+    """
+    if not isinstance(spec, CustomEnv):
+        env: Env = spec
+        return env
+    kind, name = load_object(spec.name, "env.name"), spec.name.rpartition(":")[2]
+    if not callable(kind):
+        raise ConfigError(f"env.name: {name} is not a class", got=repr(kind)[:80], expected="an environment's class")
+    parameters = inspect.signature(kind).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in spec.options:
+        if key not in parameters and not takes_all:
+            raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, parameters))
+    made: Env = wrap_user_errors(partial(kind, **spec.options), f"{name}(...)")
+    return made
+
+
+def announcements(env: Env) -> list[str]:
+    """The lines that an environment wants printed when a run starts.  Raises EnvError if it raises."""
+    if not isinstance(env, Announcing):
+        return []
+    return wrap_user_errors(lambda: [str(line) for line in env.announce()], "announce()")
+
+
 def load_object(spec: str, setting: str) -> Any:
-    """What ``spec`` names.  Raises ConfigError if it is not there, EnvError if its file raises."""
+    """The object that ``spec`` names.  Raises ConfigError if there is none, EnvError if its file raises."""
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(

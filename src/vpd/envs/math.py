@@ -23,7 +23,10 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt
+
 from vpd.envs import per_row, records
+from vpd.envs.record_tasks import FileTasks, Part
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError
 from vpd.types import Grade, Message, Task
@@ -50,32 +53,21 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math:
+class Math(FileTasks[Problem]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings or a missing math-verify.
     """
 
     name: Literal["math"] = "math"
-    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
-    eval_path: Annotated[str | None, "held-out problems; null: a share of path, chosen by a hash"] = None
-    eval_share: Annotated[float, "that share"] = 0.1
     verify: Annotated[Literal["math-verify", "exact"], "exact: values must agree as written"] = "math-verify"
-    verify_seconds: Annotated[float, "time for one comparison by math-verify"] = 5.0
+    verify_seconds: Annotated[float, Gt(0), "seconds that math-verify may take for one comparison"] = 5.0
     hint: Annotated[Literal["none", "key"], "key: feedback names the right value"] = "none"
-    ask: Annotated[str, "what follows each problem; '': nothing"] = ASK
+    ask: Annotated[str, "text after each problem; '': none"] = ASK
     system: Annotated[str | None, "a system message"] = None
-    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
-    split: Annotated[str, "split of the Hub's data set"] = "train"
 
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        if self.verify not in ("math-verify", "exact"):
-            raise ConfigError("env.verify is unknown", got=repr(self.verify), expected="'math-verify' or 'exact'")
-        if self.hint not in ("none", "key"):
-            raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
-        if not self.verify_seconds > 0:
-            raise ConfigError("env.verify_seconds is too small", got=self.verify_seconds, expected="more than 0")
+    def check(self) -> None:
+        super().check()
         if self.verify == "math-verify" and importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "env.verify needs the package math-verify, which is missing",
@@ -86,15 +78,6 @@ class Math:
     def reveals_answer(self) -> bool:
         """Whether feedback holds the right value."""
         return self.hint == "key"
-
-    def task(self, index: int, *, seed: int) -> Task:
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
 
     def solution(self, task: Task) -> str:
         return rf"\boxed{{{task.payload.value}}}"
@@ -112,14 +95,14 @@ class Math:
         if right:
             return self._grade(True, "The value in your box is right.", informative=False)
         if value is not None and number(problem.value) is not None and not re.search(r"\d", value):
-            fault = fault or f'Your box holds "{records.shown(value)}"; the answer is a number.'
-        told = [part for part in (unverified, fault) if part]
+            fault = fault or f'Your box holds "{records.excerpt(value)}"; the answer is a number.'
+        details = [part for part in (unverified, fault) if part]
         verdict = [] if value is None or unverified else ["The value in your box is not right."]
-        told += [f"The right value is {problem.value}."] if self.reveals_answer else []
+        details += [f"The right value is {problem.value}."] if self.reveals_answer else []
         return self._grade(
             False,
-            " ".join(verdict + told),
-            informative=bool(told),
+            " ".join(verdict + details),
+            informative=bool(details),
             readable=value is not None,
             unverified=unverified is not None,
         )
@@ -140,30 +123,16 @@ class Math:
     def _worker(self) -> Worker:
         return Worker("vpd.envs.math", seconds=self.verify_seconds)
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart."""
-        train, held_out = records.apart(
-            self._problems,
-            self.path,
-            self.eval_path,
-            self.eval_share,
-            stem=lambda problem: problem.text,
-            whole=lambda problem: problem.text,
-            name=lambda problem: problem.id,
-        )
-        return tuple(self._task("train", p) for p in train), tuple(self._task("eval", p) for p in held_out)
+    def split_key(self, item: Problem) -> str:
+        return item.text
 
-    def _task(self, part: str, problem: Problem) -> Task:
-        *before, last = problem.messages
+    def make_task(self, part: Part, item: Problem) -> Task:
+        *before, last = item.messages
         content = f"{last['content']}\n{self.ask}" if self.ask else last["content"]
-        messages: tuple[Message, ...] = (*before, {"role": last["role"], "content": content})
-        if self.system:
-            others = [message for message in messages if message["role"] != "system"]
-            messages = ({"role": "system", "content": self.system}, *others)
-        return Task(id=f"{part}/{problem.id}", messages=messages, payload=problem)
+        messages = records.with_system((*before, {"role": last["role"], "content": content}), self.system)
+        return Task(id=f"{part}/{item.id}", messages=messages, payload=item)
 
-    def _problems(self, path: str) -> list[Problem]:
+    def read_items(self, path: str) -> list[Problem]:
         return [
             _problem(record, where, number)
             for where, number, record in records.read(path, subset=self.subset, split=self.split)

@@ -32,11 +32,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
+
 from vpd.envs import per_row
+from vpd.envs.records import with_system
 from vpd.envs.tags import CLOSE, OPEN, read_tag
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, EnvError, nearest
-from vpd.types import Grade, Message, Task
+from vpd.settings import Settings
+from vpd.types import Grade, Task
 
 ASK = f"Give your final answer between {OPEN} and {CLOSE}."
 LONGEST = 10_000  # characters of an answer
@@ -59,7 +63,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningGym:
+class ReasoningGym(Settings, section="env"):
     """The environment.  Raises ConfigError for a generator, a config or a size that cannot be, EnvError if one fails.
 
     Source: https://github.com/open-thought/reasoning-gym (Apache-2.0).
@@ -68,18 +72,13 @@ class ReasoningGym:
     name: Literal["reasoning_gym"] = "reasoning_gym"
     tasks: Annotated[Any, "a generator's name, {name, config: {...}}, or a list of such, drawn in turn"]
     reward: Annotated[Literal["all", "share"], "1 if the verifier's score is 1 else 0, or the score"] = "all"
-    eval_size: Annotated[int, "held-out questions"] = 64
-    verify_seconds: Annotated[float, "time for drawing one task or judging one answer"] = 10.0
-    ask: Annotated[str, "what follows each question; '': nothing"] = ASK
+    eval_size: Annotated[int, Ge(1), "number of held-out questions"] = 64
+    verify_seconds: Annotated[float, Gt(0), "seconds that drawing one task or judging one answer may take"] = 10.0
+    ask: Annotated[str, "text after each question; '': none"] = ASK
     system: Annotated[str | None, "a system message"] = None
 
-    def __post_init__(self) -> None:
-        if self.reward not in ("all", "share"):
-            raise ConfigError("env.reward is unknown", got=repr(self.reward), expected="'all' or 'share'")
-        if self.eval_size < 1:
-            raise ConfigError("env.eval_size is too small", got=self.eval_size, expected="at least 1")
-        if not self.verify_seconds > 0:
-            raise ConfigError("env.verify_seconds is too small", got=self.verify_seconds, expected="more than 0")
+    def check(self) -> None:
+        super().check()
         for name, config in self._generators:
             if name in REFUSED:
                 raise ConfigError(f"env.tasks: {name} is refused", got=REFUSED[name])
@@ -108,26 +107,26 @@ class ReasoningGym:
         if held is None:
             return self._grade(0.0, str(fault), informative=True, readable=False)
         if len(held) > LONGEST:
-            told = f"Your answer tag holds {len(held)} characters; only the final answer belongs there."
-            return self._grade(0.0, told, informative=True, readable=False)
+            feedback = f"Your answer tag holds {len(held)} characters; only the final answer belongs there."
+            return self._grade(0.0, feedback, informative=True, readable=False)
         drawn: Drawn = task.payload
         try:
             found = self._worker.ask(["score", drawn.generator, drawn.seed, held])
         except WorkerFault as error:
-            told = f"Your answer could not be judged: {error}. Write it in the form that the task asks for."
-            return self._grade(0.0, told, informative=True, unverified=True)
+            feedback = f"Your answer could not be judged: {error}. Write it in the form that the task asks for."
+            return self._grade(0.0, feedback, informative=True, unverified=True)
         score = float(found["score"])
         if not math.isfinite(score):
             raise EnvError(f"the verifier of {self._generators[drawn.generator][0]} gave no finite score", got=score)
         if score >= 1:
             return self._grade(score, "The verifier accepts your answer.", informative=False)
         partly = score > 0
-        told = f"The verifier gives {score:.2g} of 1." if partly else "The verifier does not accept your answer."
+        verdict = f"The verifier gives {score:.2g} of 1." if partly else "The verifier does not accept your answer."
         if found["refused"]:
             fault = "Your answer holds what is neither a literal nor arithmetic; write plain values."
         elif found["contained"]:
             fault = "Your answer tag holds other text beside the answer; write the answer alone."
-        return self._grade(score, f"{told} {fault}" if fault else told, informative=bool(fault))
+        return self._grade(score, f"{verdict} {fault}" if fault else verdict, informative=bool(fault))
 
     def _grade(
         self, score: float, feedback: str, *, informative: bool, readable: bool = True, unverified: bool = False
@@ -154,9 +153,7 @@ class ReasoningGym:
             if found["question"] in known:
                 continue
             content = f"{found['question'].strip()}\n\n{self.ask}" if self.ask else found["question"]
-            messages: tuple[Message, ...] = ({"role": "user", "content": content},)
-            if self.system:
-                messages = ({"role": "system", "content": self.system}, *messages)
+            messages = with_system(({"role": "user", "content": content},), self.system)
             drawn = Drawn(generator=number, seed=seed, answer=found["answer"])
             return found["question"], Task(id=f"{stream}/{name}", messages=messages, payload=drawn)
         raise ConfigError(
@@ -205,7 +202,7 @@ class ReasoningGym:
             if "known" in fault:
                 raise ConfigError(f"env.tasks: unknown generator {name!r}", do=nearest(name, fault["known"]))
             expected = f"a config with {', '.join(fault['keys'])}"
-            raise ConfigError(f"env.tasks: {name} refuses its config {config}", got=fault["told"], expected=expected)
+            raise ConfigError(f"env.tasks: {name} refuses its config {config}", got=fault["message"], expected=expected)
         return worker
 
 
@@ -231,7 +228,7 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
             reasoning_gym.create_dataset(name, **config, seed=0, size=1)
         except (AssertionError, TypeError, ValueError) as error:
             keys = sorted(set(DATASETS[name][1].__dataclass_fields__) - {"seed", "size"})
-            return {"told": " ".join(str(error).split())[:200], "keys": keys}
+            return {"message": " ".join(str(error).split())[:200], "keys": keys}
         return None
 
     def obey(request: list[Any]) -> Any:
@@ -244,8 +241,8 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
             return {"question": entry["question"], "answer": answer if isinstance(answer, str) else None}
         with fence:
             score = float(source.score_answer(rest[1], entry))
-        whole = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
-        contained = 0 < score < 1 and re.search(whole, rest[1]) is not None
+        reference = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
+        contained = 0 < score < 1 and re.search(reference, rest[1]) is not None
         return {"score": score, "contained": contained, "refused": fence.refused}
 
     return obey

@@ -1,8 +1,6 @@
 """From settings to objects: the one place that knows every part."""
 
-import inspect
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.bundled import BUNDLED, load_bundled
-from vpd.config import Config, CustomEnv, ModelSettings
+from vpd.config import Config, ModelSettings
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine
-from vpd.envs import Announcing, Env, Finite, FixedLength, wrap_user_errors
-from vpd.envs.loading import load_object
-from vpd.errors import ConfigError, ModelError, nearest
+from vpd.envs import Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs.loading import announcements, make_env
+from vpd.errors import ConfigError, ModelError
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.teachers import TeacherSettings
 from vpd.model import lora
@@ -110,21 +108,9 @@ def make_algorithm(config: Config, prompter: Prompter) -> Algorithm:
     return Distill(settings, own_prompt=isinstance(settings, GKDSettings))
 
 
-def make_env(spec: Any) -> Env:
-    """A shipped environment as it is; a custom one from its file."""
-    if not isinstance(spec, CustomEnv):
-        return spec
-    kind, name = load_object(spec.name, "env.name"), spec.name.rpartition(":")[2]
-    known = inspect.signature(kind).parameters
-    for key in spec.options:
-        if key not in known:
-            raise ConfigError(f"unknown key env.{key} for {name}", do=nearest(key, known))
-    return wrap_user_errors(partial(kind, **spec.options), f"{name}(...)")
-
-
 def announce(env: Env) -> None:
     """Print what the environment has to say at the start."""
-    for line in env.announce() if isinstance(env, Announcing) else ():
+    for line in announcements(env):
         print(line)
 
 
@@ -186,7 +172,7 @@ def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateL
 
 def check_prompts(env: Env, prompter: Prompter, config: Config) -> None:
     """Render the prompts that can be known beforehand: a finite data set's, else the first batch's; evaluation's."""
-    count = config.rollout.prompts_per_step
-    tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
-    for task in [*tasks, *env.eval_tasks(config.run.eval_limit)]:
+    first = range(config.rollout.prompts_per_step)
+    tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
+    for task in [*tasks, *held_out_tasks(env, config.run.eval_limit)]:
         prompter.build_student_prompt(task)

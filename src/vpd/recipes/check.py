@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpd.envs.check import Attempt, Report, check_env
-from vpd.recipes.assemble import announce, make_env
+from vpd.envs.loading import announcements, make_env
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
@@ -17,7 +17,8 @@ def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -
     """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
     console = console or Console()
     env = make_env(spec)
-    announce(env)
+    for line in announcements(env):
+        console.print(_printable(line), markup=False, highlight=False, soft_wrap=True)
     report = check_env(env, tasks=tasks, seed=seed)
     if report.attempts:
         _show_example([a for a in report.attempts if a.task is report.attempts[0].task], console)

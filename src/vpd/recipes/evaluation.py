@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
+from vpd.envs import held_out_tasks
 from vpd.evaluate import EvalSettings, Evaluation, evaluate
 from vpd.recipes.assemble import assemble
 from vpd.types import Metrics
@@ -17,7 +18,7 @@ def run_eval(config: Config, settings: EvalSettings, *, limit: int | None, teach
     model = dataclasses.replace(config.model, lora=None)  # a run's model/ has its adapter in its weights
     run = dataclasses.replace(config.run, eval_limit=limit)
     parts = assemble(dataclasses.replace(config, model=model, run=run))
-    tasks = parts.env.eval_tasks(limit)
+    tasks = held_out_tasks(parts.env, limit)
     feedback = config.feedback if teacher else None
     return evaluate(parts.env, parts.engine, parts.prompter, tasks, settings, feedback=feedback)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpd import checkpoint
 from vpd.config import Config
-from vpd.envs import Env
+from vpd.envs import Env, held_out_tasks
 from vpd.errors import StorageError
 from vpd.evaluate import EvalSettings, evaluate
 from vpd.loop import Loop, Observer
@@ -89,7 +89,7 @@ def measure(parts: Parts) -> Metrics:
         success_threshold=config.rollout.success_threshold,
         seed=config.run.seed,
     )
-    tasks = parts.env.eval_tasks(config.run.eval_limit)
+    tasks = held_out_tasks(parts.env, config.run.eval_limit)
     result = evaluate(parts.env, parts.engine, parts.prompter, tasks, settings, feedback=config.feedback)
     metrics: Metrics = {}
     for prefix, values in (("eval", result.student), ("eval_teacher", result.teacher)):
