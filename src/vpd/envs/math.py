@@ -140,7 +140,7 @@ class Math(FileTasks[Problem]):
 
 
 def read_box(text: str) -> tuple[str | None, str | None]:
-    r"""The value in the last ``\boxed{}``, and what is wrong with the form; either may be None."""
+    r"""(value in the last ``\boxed{}``, fault of form); either may be None."""
     boxes = list(BOX.finditer(text))
     if not boxes:
         empty = "is empty" if not text.strip() else r"has no \boxed{}"
@@ -161,7 +161,7 @@ def read_box(text: str) -> tuple[str | None, str | None]:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands in the braces that open at ``start``, None if none open or they do not close."""
+    """The content of the braces that open at ``start``; None if none open there or they do not close."""
     start += len(text[start:]) - len(text[start:].lstrip())
     if text[start : start + 1] != "{":
         return None
@@ -174,13 +174,13 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def same(gold: str, value: str) -> bool:
-    """Whether two values agree as written, less what does not count."""
+    """Whether two values are equal after :func:`normalised`, or are equal numbers."""
     a, b = normalised(gold), normalised(value)
     return a == b or (number(a) is not None and number(a) == number(b))
 
 
 def normalised(value: str) -> str:
-    r"""A value without what does not count.
+    r"""A value without spaces and markup that do not change its meaning.
 
     >>> normalised(r"\left( \dfrac12, x \right)"), normalised(r"\$ 1{,}072.\!"), normalised(r"\text{ east }")
     ('(\\frac{1}{2},x)', '1072', 'east')
@@ -194,7 +194,7 @@ def normalised(value: str) -> str:
 
 
 def number(value: str) -> Fraction | None:
-    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), None if it is no such thing."""
+    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), or None."""
     value = normalised(value)
     if len(value) > 100:
         return None
@@ -206,7 +206,7 @@ def number(value: str) -> Fraction | None:
 
 
 def serve() -> Callable[[Sequence[str]], bool]:
-    """The worker's side: [right value, answered value] -> whether math-verify finds them equal.
+    """In the worker: [right value, answered value] -> whether math-verify finds them equal.
 
     Only LaTeX is parsed, by a grammar; the time limit is the worker's, so math-verify's own alarms are off.
     """
@@ -248,7 +248,7 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _value(record: Mapping[str, Any], where: str) -> str:
-    """The right value, from wherever the data set keeps it."""
+    """The right value, from the field that the data set uses."""
     if "reward_model" in record and "answer" not in record:
         record = records.mapping(record["reward_model"], f"{where}: 'reward_model'")
         field = "ground_truth"

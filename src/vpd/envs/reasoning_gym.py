@@ -9,15 +9,15 @@
 
 Task ``index`` is drawn from generator ``index % len(tasks)`` with a seed that hashes ``(seed, index)``.  The generators
 themselves take item ``i`` of seed ``s`` from ``s + i``, so neighbouring seeds share items; and different seeds may ask
-the same question.  So evaluation is apart by *question*: its questions are drawn first, all different, and training
-draws again where it meets one of them.
+the same question.  Therefore evaluation is disjoint by *question*: its questions are drawn first, all different, and
+training draws again if it gets one of them.
 
-Generators and verifiers run in a :class:`~vpd.envs.worker.Worker`, with one hash seed, since some depend on the order
-of sets.  Some verifiers read an answer with ``eval`` or sympy's ``parse_expr``, which run it as code: the worker lets
-only literals and arithmetic through to them, and says so where it did not.  ``REFUSED`` generators are an error: one
+Generators and verifiers run in a :class:`~vpd.envs.worker.Worker` with a fixed hash seed, because some depend on the
+order of sets.  Some verifiers pass an answer to ``eval`` or sympy's ``parse_expr``, which run it as code: the worker
+passes only literals and arithmetic to them, and feedback says so otherwise.  ``REFUSED`` generators are an error: one
 runs programs that a model wrote, and the verifiers of two accept wrong answers (as of reasoning-gym 0.1.25).
 
-A partial score says how near an answer is and not what is wrong with it, so it is a bare verdict.
+A partial score does not say what is wrong with an answer, so it is a bare verdict.
 """
 
 import ast
@@ -55,7 +55,7 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Where a task came from, so that its verifier can be asked, and a right answer if the generator gives one."""
+    """The generator and seed of a task, for its verifier, and a right answer if the generator gives one."""
 
     generator: int
     seed: int
@@ -64,14 +64,14 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningGym(Settings, section="env"):
-    """The environment.  Raises ConfigError for a generator, a config or a size that cannot be, EnvError if one fails.
+    """The environment.  Raises ConfigError for settings that do not work, EnvError if a generator fails.
 
     Source: https://github.com/open-thought/reasoning-gym (Apache-2.0).
     """
 
     name: Literal["reasoning_gym"] = "reasoning_gym"
     tasks: Annotated[Any, "a generator's name, {name, config: {...}}, or a list of such, drawn in turn"]
-    reward: Annotated[Literal["all", "share"], "1 if the verifier's score is 1 else 0, or the score"] = "all"
+    reward: Annotated[Literal["all", "share"], "1 if the verifier's score is 1 else 0, or the score itself"] = "all"
     eval_size: Annotated[int, Ge(1), "number of held-out questions"] = 64
     verify_seconds: Annotated[float, Gt(0), "seconds that drawing one task or judging one answer may take"] = 10.0
     ask: Annotated[str, "text after each question; '': none"] = ASK
@@ -137,7 +137,7 @@ class ReasoningGym(Settings, section="env"):
         return Grade(reward=reward, success=right, feedback=feedback, informative=informative, metrics=metrics)
 
     def _new(self, stream: str, index: int, known: Mapping[str, Task]) -> tuple[str, Task]:
-        """The first question of a stream that is not known yet, and its task."""
+        """(question, task) of the first draw of a stream whose question is not in ``known``."""
         number = index % len(self._generators)
         name = self._generators[number][0]
         for attempt in range(TRIES):
@@ -158,13 +158,13 @@ class ReasoningGym(Settings, section="env"):
             return found["question"], Task(id=f"{stream}/{name}", messages=messages, payload=drawn)
         raise ConfigError(
             f"{name} has too few different questions",
-            got=f"{TRIES} draws in a row asked what is held out",
+            got=f"{TRIES} draws in a row were held-out questions",
             do="Lower env.eval_size, or give it a config with more of them.",
         )
 
     @cached_property
     def _held_out(self) -> dict[str, Task]:
-        """The held-out tasks by the question, in order."""
+        """The held-out tasks by question, in order."""
         tasks: dict[str, Task] = {}
         for index in range(self.eval_size):
             question, task = self._new(f"eval/{index}", index, tasks)
@@ -207,12 +207,12 @@ class ReasoningGym(Settings, section="env"):
 
 
 def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]], Any]:
-    """The worker's side: ``open`` a generator, ``draw`` a question from it, or ``score`` an answer to one."""
+    """In the worker: ``open`` a generator, ``draw`` a question from it, or ``score`` an answer to one."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    fence = _Fence()
-    fence.put_up()
+    guard = _SafeEval()
+    guard.install()
 
     @functools.lru_cache(maxsize=4096)
     def drawn(number: int, seed: int) -> tuple[Any, Any]:
@@ -231,7 +231,7 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
             return {"message": " ".join(str(error).split())[:200], "keys": keys}
         return None
 
-    def obey(request: list[Any]) -> Any:
+    def serve_request(request: list[Any]) -> Any:
         order, number, *rest = request
         if order == "open":
             return opened(number)
@@ -239,13 +239,13 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
         if order == "draw":
             answer = entry["answer"]
             return {"question": entry["question"], "answer": answer if isinstance(answer, str) else None}
-        with fence:
+        with guard:
             score = float(source.score_answer(rest[1], entry))
         reference = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
         contained = 0 < score < 1 and re.search(reference, rest[1]) is not None
-        return {"score": score, "contained": contained, "refused": fence.refused}
+        return {"score": score, "contained": contained, "refused": guard.refused}
 
-    return obey
+    return serve_request
 
 
 NAMES = {"Abs", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log"} | {
@@ -261,8 +261,8 @@ def is_arithmetic(text: str, *, names: bool) -> bool:
     return known and bool(re.fullmatch(r"[A-Za-z0-9+\-*/^(), .\t]*", text)) and not re.search(r"\.\s*[A-Za-z]", text)
 
 
-class _Fence:
-    """While it is entered, the ``eval`` and ``parse_expr`` of reasoning-gym take literals and arithmetic only."""
+class _SafeEval:
+    """A context in which reasoning-gym's ``eval`` and ``parse_expr`` accept only literals and arithmetic."""
 
     def __init__(self) -> None:
         self.closed = self.refused = False
@@ -273,7 +273,7 @@ class _Fence:
     def __exit__(self, *exception: Any) -> None:
         self.closed = False
 
-    def put_up(self) -> None:
+    def install(self) -> None:
         """Replace both names in every module of reasoning-gym; those modules look them up there first."""
         import sympy
 

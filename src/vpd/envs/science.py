@@ -60,7 +60,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question and its options, as every prompt shows them."""
+        """The question and its options, as they appear in every prompt."""
         return "\n".join((f"{self.stem}\n", *map("{}: {}".format, LETTERS, self.options)))
 
 
@@ -77,7 +77,7 @@ class Science(FileTasks[Question]):
     brief: Annotated[bool, "ask for the letter alone, without a tag: for small models"] = False
     system: Annotated[str | None, "another system message, with {count} and {letters}; '': none"] = None
     domain: Annotated[str | None, "Biology, Chemistry, Material or Physics; Hub records only"] = None
-    level: Annotated[str | None, "null: all; Hub records only"] = "L3"
+    level: Annotated[str | None, "level of the questions; null: all; Hub records only"] = "L3"
     split: Annotated[str, "split of the Hub's data set"] = "test"
 
     @property

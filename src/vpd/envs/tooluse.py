@@ -43,7 +43,7 @@ MAX_COMPLAINTS = 6  # complaints in one feedback
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a tool; ``arguments`` is a JSON object."""
+    """One call of a tool; ``arguments`` is a JSON object; an ``optional`` call may be left out."""
 
     tool: str
     arguments: Mapping[str, Any]
@@ -124,7 +124,7 @@ class ToolUse(FileTasks[Request]):
 
 
 def read_calls(text: str) -> tuple[list[Call], list[str]]:
-    """The calls of an answer and its faults of form.  Thoughts, final answers and other lines are passed over."""
+    """(calls, faults of form) of an answer.  Thoughts, final answers and other lines are ignored."""
     calls: list[Call] = []
     faults: list[str] = []
     position, number, tool = 0, 0, None
@@ -186,9 +186,9 @@ DECODER = json.JSONDecoder(parse_constant=_refuse)
 def compare(
     request: Request, calls: Sequence[Call], *, name_missing: bool = False, ignore_empty: bool = False
 ) -> tuple[float, list[str]]:
-    """The share of an answer's calls that is right, and what is wrong with the others; order does not count.
+    """(share right, complaints) of an answer's calls, in any order.
 
-    The share counts tools and arguments: twice the number that agree, over all wanted and all given.
+    The share counts tools and arguments: twice the number that agree, divided by all wanted plus all given.
     """
     drop = _without_empty if ignore_empty else lambda call: call.arguments
     wanted, given = [drop(call) for call in request.calls], [drop(call) for call in calls]
@@ -221,7 +221,7 @@ def compare(
 def _pairs(
     wanted: Sequence[Call], wanted_arguments: Sequence[Any], given: Sequence[Call], given_arguments: Sequence[Any]
 ) -> dict[int, int]:
-    """Which wanted call each given one is held against: the same tool, those that agree most first."""
+    """The wanted call that each given one is compared with: the same tool, those that agree most first."""
     candidates = [
         (len({**w_args, **g_args}) - _agreeing(w_args, g_args), want.optional, g, w)
         for w, (want, w_args) in enumerate(zip(wanted, wanted_arguments, strict=True))
