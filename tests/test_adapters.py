@@ -108,7 +108,7 @@ def test_several_functions_are_a_weighted_sum_over_those_that_apply(tmp_path: Pa
     assert (good.reward, none.reward, long.reward) == (1.5, 0.0, 0.0)
     assert (good.metrics["rewards/accuracy"], good.metrics["rewards/short"]) == (1.0, 1.0)
     assert "rewards/short" not in none.metrics and long.feedback == "9 characters."
-    with pytest.raises(EnvError, match=r"1 of 1 rows.*first row 0 .*short answered None"):
+    with pytest.raises(EnvError, match=r"1 of 1 rows.*first row 0 .*short returned None"):
         graded(tmp_path, short, [""])
 
 
@@ -248,7 +248,7 @@ def test_a_batch_that_fails_while_no_row_does_is_graded_row_by_row(
         return [1.0] if len(completions) == 1 else [stumble()]
 
     assert [grade.reward for grade in graded(tmp_path, alone, ["a", "b"])] == [1.0, 1.0]
-    assert "on a batch of 2 rows raised ZeroDivisionError" in caplog.text and "asked alone" in caplog.text
+    assert "on a batch of 2 rows raised ZeroDivisionError" in caplog.text and "graded alone" in caplog.text
 
 
 def test_a_function_that_does_not_fit_the_data_is_an_error_before_the_first_task(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_functions_are_named_in_files_and_modules(tmp_path: Path) -> None:
         f"{tmp_path}/broken.py:ones": r"raised ModuleNotFoundError at .*broken.py:1",
         "nothing_like_it:ones": "no module 'nothing_like_it'",
         "ones": "names no object",
-        "vpd.types:Grade": "no function",
+        "vpd.types:Grade": "is not a function",
     }
     for spec, told in faults.items():
         with pytest.raises((ConfigError, EnvError), match=told):
@@ -306,7 +306,7 @@ def test_settings_that_cannot_be(settings: Mapping[str, Any], told: str) -> None
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ({"answer": "4"}, "lacks the text 'prompt'"),
+        ({"answer": "4"}, "has no text 'prompt'"),
         ({"prompt": [{"role": "assistant", "content": "4"}]}, "the user's message"),
         ({"prompt": []}, "the user's message"),
         ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is no list of objects"),
@@ -401,7 +401,7 @@ def test_a_leak_is_found_in_a_reward_function(tmp_path: Path) -> None:
     data = [{"prompt": f"Name number {i}!", "answer": f"w{i}x"} for i in range(20)]
     env = Dataset(path=written(tmp_path, data), reward=tells, solution_column="answer")
     [fault] = check_env(env).of("fault")
-    assert fault.name == "feedback keeps the answer to itself"
+    assert fault.name == "feedback does not contain the answer"
     env = Dataset(path=written(tmp_path, data), reward=tells, solution_column="answer", reveals_answer=True)
     assert not check_env(env).of("fault")
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Sums:
-    """A sound environment; each test breaks one promise of it."""
+    """A sound environment; each subclass below breaks one thing."""
 
     def task(self, index: int, *, seed: int) -> Task:
         return self.ask(random.Random(f"{seed}/{index}"), 0)
@@ -164,12 +164,12 @@ class Tells(Sums):
 FAULTS = {
     Forgetful: ("the same index and seed give the same task", "task 0 changed"),
     Unordered: ("held-out tasks keep their order", "changed between two calls"),
-    NoLimit: ("eval_tasks keeps its limit", "eval_tasks(1)"),
+    NoLimit: ("eval_tasks respects its limit", "eval_tasks(1)"),
     Overlap: ("held-out tasks are not trained on", "1 of 21"),
     FiniteOverlap: ("held-out tasks are not trained on", "1 of 21"),
-    NotATask: ("tasks are well formed", "dict instead of vpd.types.Task"),
-    NoRole: ("tasks are well formed", "no role"),
-    Garbled: ("tasks are well formed", "not text that UTF-8 can write"),
+    NotATask: ("tasks can be drawn", "task(0, seed=0) returned no Task; got {'prompt'"),
+    NoRole: ("tasks can be drawn", "malformed messages"),
+    Garbled: ("tasks are well formed", "cannot be encoded as UTF-8"),
     Answered: ("tasks are well formed", "the last message is the assistant's"),
     TaskRaises: ("tasks can be drawn", "task(0, seed=0) raised FileNotFoundError"),
     EmptyRaises: ("answers can be graded", "raised IndexError"),
@@ -178,16 +178,16 @@ FAULTS = {
     TextMetric: ("metrics are finite numbers", "'length'"),
     WrongSolution: ("its own solution is a success", "fails"),
     Echo: ("feedback can be written as UTF-8", "garbled"),
-    Tells: ("feedback keeps the answer to itself", "reveals_answer"),
+    Tells: ("feedback does not contain the answer", "reveals_answer"),
 }
 
 
 @pytest.mark.parametrize("broken", FAULTS, ids=lambda kind: kind.__name__)
-def test_a_broken_promise_is_a_fault(broken: type[Sums]) -> None:
+def test_a_broken_contract_is_a_fault(broken: type[Sums]) -> None:
     report = check_env(broken(), tasks=8)
-    name, told = FAULTS[broken]
+    name, message = FAULTS[broken]
     fault, *_ = report.of("fault")
-    assert fault.name == name and told in fault.detail, fault
+    assert fault.name == name and message in fault.detail, fault
     with pytest.raises(EnvError, match=re.escape(name)):
         report.require()
 
@@ -234,7 +234,7 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize("odd", WARNINGS, ids=lambda kind: kind.__name__)
-def test_what_is_legal_and_seldom_meant_is_a_warning(odd: type[Sums]) -> None:
+def test_what_is_allowed_and_rarely_intended_is_a_warning(odd: type[Sums]) -> None:
     report = check_env(odd(), tasks=8)
     assert not report.of("fault") and WARNINGS[odd] in found(report, "warning"), report.checks
 
@@ -246,16 +246,16 @@ def test_a_declared_answer_is_no_fault() -> None:
     assert not check_env(Declared(), tasks=8).of("fault")
 
 
-def test_without_a_solution_it_says_what_it_cannot_know() -> None:
+def test_without_a_solution_it_says_what_is_not_known() -> None:
     class Unsolved(Tells):
         solution: Any = None
 
     report = check_env(Unsolved(), tasks=8)
     unknown = [check.name for check in report.of("warning") if check.detail.startswith("not known")]
-    assert unknown == ["its own solution is a success", "feedback keeps the answer to itself"]
+    assert unknown == ["its own solution is a success", "feedback does not contain the answer"]
 
 
-def test_the_part_of_a_solution_that_tells_tasks_apart() -> None:
+def test_the_part_of_a_solution_that_differs_between_tasks() -> None:
     assert reference_answers({"1": "It is 12.", "2": "It is 72."}) == {"1": "12", "2": "72"}
     assert reference_answers({"1": "<answer>A</answer>", "2": "<answer>D</answer>"}) == {"1": "A", "2": "D"}
     assert reference_answers({"1": "a b", "2": "c d"}) == {"1": "a b", "2": "c d"}

@@ -19,7 +19,7 @@ from vpd.cli import main
 from vpd.config import parse
 from vpd.envs import grade_texts, replies_of
 from vpd.envs.check import check_env
-from vpd.envs.code import FAULTS, Code, Exam
+from vpd.envs.code import FAULTS, CaseSuite, Code
 from vpd.envs.code.asserts import NotData, assertions, equal
 from vpd.envs.code.driver import decode, encode
 from vpd.envs.code.feedback import LONGEST, read_code
@@ -110,7 +110,7 @@ def block(code: str) -> str:
 
 def exercise(record: dict[str, Any], part: str = "train", **settings: Any) -> tuple[Code, Task]:
     env = Code(path="unread.jsonl", **{"seconds": 5.0, "memory_mb": 256, "workers": 2} | settings)
-    return env, env._task(part, problem(record, "line 1", 1))
+    return env, env.make_task(part, problem(record, "line 1", 1))
 
 
 def graded(code: str, record: dict[str, Any] | None = None, *, raw: bool = False, **settings: Any) -> Grade:
@@ -451,15 +451,15 @@ BAD = {
     "wrong type": livecodebench(1, metadata='{"func_name": "add"}'),
     "its input is not JSON": livecodebench(1, [("x", "1")] * 2, func_name="add"),
     "'contest_date' is no date": livecodebench(1, contest_date="soon"),
-    "lacks the text 'question_id'": livecodebench(1, question_id=None),
+    "has no text 'question_id'": livecodebench(1, question_id=None),
     "cannot be unpacked": livecodebench(1, private_test_cases="????"),
     "is not a list": livecodebench(1, public_test_cases={"a": 1}),
-    "lacks the text 'test'": humaneval(1, test=""),
+    "has no text 'test'": humaneval(1, test=""),
     "is no Python": humaneval(1, test="def check(candidate:"),
     "'test_list' holds no tests": mbpp(1, test_list=[]),
     "'test_list' is no Python": mbpp(1, test_list=["assert f("]),
     "'test_list' calls no function": mbpp(1, test_list=["assert len([]) == 0"]),
-    "must run beside the program": mbpp(1, test_setup_code="class Node: pass"),
+    "must run in the program": mbpp(1, test_setup_code="class Node: pass"),
 }
 
 
@@ -743,5 +743,5 @@ def test_the_console_says_which_sandbox(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_payload_shows_what_it_holds() -> None:
     case = Case(kind="stdin", input="1", expected="2")
     held = Problem(id="x", text="t", starter="", function=None, public=(case,), private=())
-    exam = Exam(problem=held, cases=(case,), shown=(True,))
-    assert case.size == 2 and exam.problem.solution is None
+    suite = CaseSuite(problem=held, cases=(case,), shown=(True,))
+    assert case.size == 2 and suite.problem.solution is None

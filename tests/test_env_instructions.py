@@ -153,7 +153,7 @@ def test_hostile_answers_are_graded_quickly_and_quoted_nowhere() -> None:
     [
         ({"constraints": ("max_wrods",)}, "'max_words'"),
         ({"constraints": ("include", "include")}, "twice"),
-        ({"per_prompt": 4}, "1, 2 or 3"),
+        ({"per_prompt": 4}, "from 1 to 3"),
         ({"constraints": ("json", "bullets"), "per_prompt": 2}, "fit together"),
         ({"constraints": ()}, "no families"),
         ({"reward": "some"}, "'share'"),

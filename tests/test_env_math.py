@@ -11,6 +11,7 @@ import pytest
 
 from vpd.envs import grade_texts, records
 from vpd.envs.math import Math, Problem, normalised, read_box, same
+from vpd.envs.record_tasks import fraction
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError, EnvError
 from vpd.types import Grade, Task
@@ -58,12 +59,12 @@ def graded(text: str, value: str = "72", **settings: Any) -> Grade:
 
 @pytest.mark.parametrize(("record", "value"), RECORDS, ids=range(len(RECORDS)))
 def test_the_right_value_is_found_wherever_a_data_set_keeps_it(record: Any, value: str, tmp_path: Path) -> None:
-    [problem] = Math(path=written(tmp_path, [record]), verify="exact")._problems(str(tmp_path / "math.jsonl"))
+    [problem] = Math(path=written(tmp_path, [record]), verify="exact").read_items(str(tmp_path / "math.jsonl"))
     assert problem.value == value
     assert problem.text.endswith("?") and "Solve the following" not in problem.text
 
 
-def test_tasks_walk_in_epochs_and_evaluation_is_apart(tmp_path: Path) -> None:
+def test_tasks_come_in_epochs_and_evaluation_is_disjoint(tmp_path: Path) -> None:
     env = Math(path=written(tmp_path, questions(40)), verify="exact", eval_share=0.25)
     train, held_out = env.train_tasks(), env.eval_tasks(None)
     assert len(train) + len(held_out) == 40 and {t.id[:5] for t in held_out} == {"eval/"}
@@ -175,8 +176,8 @@ def test_math_verify_missing_is_an_error_at_the_start(monkeypatch: pytest.Monkey
 
 
 BAD: dict[str, Any] = {
-    "lacks the text 'question'": {"text": "2 + 2?"},
-    "lacks the text 'answer'": {"question": "2 + 2?"},
+    "has no text 'question'": {"text": "2 + 2?"},
+    "has no text 'answer'": {"question": "2 + 2?"},
     "no value in its last box": {"problem": "2 + 2?", "solution": r"\boxed{4"},
     "expected a value on one line": {"problem": "2 + 2?", "solution": "It is\nfour."},
     "holds no value": {"question": "2 + 2?", "answer": "It is 4. ####"},
@@ -264,5 +265,5 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 
 
 def test_a_record_is_split_by_its_text_alone() -> None:
-    assert records.fraction("a") == records.fraction("a") != records.fraction("b")
-    assert records.shown("a\n\ud800" + "b" * 60) == "a " + "b" * 38 + "..."
+    assert fraction("a") == fraction("a") != fraction("b")
+    assert records.excerpt("a\n\ud800" + "b" * 60) == "a " + "b" * 38 + "..."

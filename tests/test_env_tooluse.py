@@ -254,11 +254,11 @@ def test_thoughts_between_actions_are_passed_over() -> None:
 
 
 BAD = {
-    "lacks the text 'prompt'": {"prompt": ""},
+    "has no text 'prompt'": {"prompt": ""},
     "'answer' holds no calls": {"answer": "[]"},
     "'answer' is not JSON": {"answer": "getWeather"},
     "a call in 'answer' is not an object": {"answer": "[1]"},
-    "lacks the text 'Action'": {"answer": "[{}]"},
+    "has no text 'Action'": {"answer": "[{}]"},
     "'Action_Input' of getWeather is not JSON": {"answer": '[{"Action": "getWeather", "Action_Input": "{"}]'},
     "'Action_Input' of getWeather is not an object": {"answer": '[{"Action": "getWeather", "Action_Input": "[]"}]'},
 }

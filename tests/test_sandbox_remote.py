@@ -34,7 +34,7 @@ def service() -> Iterator[Callable[[Answer], RemoteSandbox]]:
                 order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 content = answer(order)
                 body = content if isinstance(content, bytes) else json.dumps(content).encode()
-                with contextlib.suppress(BrokenPipeError):  # who asked had no patience, as a test wants it
+                with contextlib.suppress(BrokenPipeError):  # the client has given up, as a test wants
                     self.send_response(200)
                     self.end_headers()
                     self.wfile.write(body)
@@ -45,7 +45,7 @@ def service() -> Iterator[Callable[[Answer], RemoteSandbox]]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        return RemoteSandbox(url=f"http://127.0.0.1:{server.server_port}/", workers=4, patience=1.0)
+        return RemoteSandbox(url=f"http://127.0.0.1:{server.server_port}/", workers=4, margin_seconds=1.0)
 
     yield serve
     for server in servers:
@@ -95,9 +95,9 @@ def test_its_words_become_ours(service: Any, result: dict[str, Any], status: str
     ("content", "message"),
     [
         ({"status": "SandboxError", "message": "no disk"}, "no disk"),
-        ({"status": "Success"}, "another form"),
-        ([], "another form"),
-        (reply(return_code="zero"), "another form"),
+        ({"status": "Success"}, "cannot be read"),
+        ([], "cannot be read"),
+        (reply(return_code="zero"), "cannot be read"),
         (b"<html>", "failed"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Annotated, Protocol
 from annotated_types import Ge, Gt
 
 from vpd.engines import Engine
-from vpd.envs import Conversational, Env, grade_texts, replies_of
+from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
@@ -112,7 +112,7 @@ class RolloutSource:
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()
             keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
-            tasks = [self.env.task(place, seed=self.seed) for place in share]
+            tasks = draw_tasks(self.env, share, seed=self.seed)
             groups = self.attempt(keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)

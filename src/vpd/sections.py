@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from vpd.envs import Announcing, Env, wrap_user_errors
-from vpd.envs.loading import load_object
+from vpd.envs import Env, wrap_user_errors
+from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -229,10 +229,16 @@ def build(kind: type[Part], data: Data, where: str) -> Part:
 
 def construct(kind: Any, options: Data, name: str, where: str) -> Any:
     """An object of a user's class.  Raises ConfigError for an unknown option, EnvError if the class raises."""
+    short = name.rpartition(":")[2]
+    if not callable(kind):
+        raise ConfigError(f"{where}.name: {short} is not a class", got=repr(kind)[:80], expected="a class")
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return _call(partial(kind, **options), f"{name}(...)")
     known = _options_of(kind)
     for key in options:
         if key not in known:
-            raise ConfigError(f"unknown key {where}.{key} for {name.rpartition(':')[2]}", do=nearest(key, known))
+            raise ConfigError(f"unknown key {where}.{key} for {short}", do=nearest(key, known))
     if dataclasses.is_dataclass(kind):
         return _call(partial(build, kind, options, where), f"{name}(...)")  # type: ignore[arg-type]
     return _call(partial(kind, **options), f"{name}(...)")
@@ -247,7 +253,7 @@ def make_env(spec: Any) -> Env:
 
 def announce(env: Env) -> None:
     """Log what the environment has to say at the start, a line each."""
-    for line in env.announce() if isinstance(env, Announcing) else ():
+    for line in announcements(env):
         LOG.info(line)
 
 

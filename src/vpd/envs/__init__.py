@@ -1,4 +1,4 @@
-"""Environments: where tasks come from and answers are judged.  They speak text and import no torch.
+"""Environments: a task source and a grader in one object.  They read and write text and import no torch.
 
 Write one in ten lines::
 
@@ -21,7 +21,7 @@ and run :func:`vpd.envs.check.check_env` on it.
 
 import functools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from vpd.errors import EnvError, VPDError
@@ -30,20 +30,28 @@ from vpd.types import Grade, Message, Task
 Result = TypeVar("Result")
 
 
-class Env(Protocol):
-    """Draws tasks and grades answers."""
+class TaskSource(Protocol):
+    """Where tasks come from.  Called through :func:`draw_tasks` and :func:`held_out_tasks`."""
 
     def task(self, index: int, *, seed: int) -> Task:
         """The training task at a position of an endless stream (same index and seed: same task)."""
         ...
 
     def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        """Held-out tasks in a fixed order, disjoint from training; at most ``limit`` of them."""
+        """Held-out tasks in a fixed order, disjoint from training; at most ``limit`` of them (None: all)."""
         ...
+
+
+class Grader(Protocol):
+    """Judges answers.  Called through :func:`grade_texts`."""
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         """One grade for each (task, answer) pair, in order.  A bug of the grader raises."""
         ...
+
+
+class Env(TaskSource, Grader, Protocol):
+    """An environment: draws tasks and grades answers."""
 
 
 @runtime_checkable
@@ -63,20 +71,20 @@ class AnswerLength(Protocol):
 
 @runtime_checkable
 class Finite(Protocol):
-    """An environment over a finite data set: all its training tasks can be checked before a run."""
+    """A task source over a finite data set: all its training tasks can be checked before a run."""
 
     def train_tasks(self) -> Sequence[Task]: ...
 
 
-#: What an environment says to an answer: nothing (the attempt is over), a user's message, or any message (a tool's).
+#: An environment's reply to an answer: None (the attempt is over), a user's message, or any message (e.g. a tool's).
 Reply: TypeAlias = str | Message | None
 
 
 @runtime_checkable
 class Conversational(Protocol):
-    """An environment that may reply to an answer and let the model go on: the attempt has several turns.
+    """An environment that may reply to an answer and let the model continue: the attempt has several turns.
 
-    What it says is never trained on, and student and teacher read the same turns.
+    Its replies are masked out of every loss; student and teacher read the same turns.
     """
 
     def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Reply]:
@@ -86,22 +94,23 @@ class Conversational(Protocol):
 
 @runtime_checkable
 class Solvable(Protocol):
-    """An environment that can answer its own tasks rightly, or some of them (None: not this one);
-    :func:`vpd.envs.check.check_env` uses it."""
+    """An environment that knows a correct answer to its tasks, or to some of them (None: not to this one).
+    :func:`vpd.envs.check.check_env` grades it."""
 
     def solution(self, task: Task) -> str | None: ...
 
 
 @runtime_checkable
 class Announcing(Protocol):
-    """An environment that has something to say when a run starts, such as how it runs programs; a line each."""
+    """An environment with lines to print when a run starts, e.g. which sandbox runs the programs."""
 
     def announce(self) -> Sequence[str]: ...
 
 
 @runtime_checkable
 class Revealing(Protocol):
-    """An environment that declares whether its feedback holds the reference answer; others promise that it does not."""
+    """An environment that declares whether its feedback contains the reference answer.  Without the declaration it
+    must not."""
 
     @property
     def reveals_answer(self) -> bool: ...
@@ -123,10 +132,56 @@ def per_row(
     return grade
 
 
-def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-    """``env.grade`` with its contract enforced: right length, right type, no swallowed exception.
+def draw_tasks(env: TaskSource, indices: Iterable[int], *, seed: int) -> list[Task]:
+    """``env.task`` at each index.  Raises EnvError if a call raises or returns no valid Task."""
+    return [
+        _valid_task(
+            wrap_user_errors(functools.partial(env.task, index, seed=seed), f"task({index}, seed={seed})"),
+            f"task({index}, seed={seed})",
+        )
+        for index in indices
+    ]
 
-    Raises :class:`EnvError` naming the row; never turns a fault into reward 0.
+
+def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
+    """``env.eval_tasks(limit)``.  Raises EnvError if it raises or returns something that is no valid Task."""
+    return _listed_tasks(lambda: env.eval_tasks(limit), f"eval_tasks({limit})")
+
+
+def all_train_tasks(env: Finite) -> list[Task]:
+    """``env.train_tasks()``.  Raises EnvError if it raises or returns something that is no valid Task."""
+    return _listed_tasks(env.train_tasks, "train_tasks()")
+
+
+def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
+    tasks = wrap_user_errors(lambda: list(call()), what)
+    return [_valid_task(task, f"{what}, at position {place},") for place, task in enumerate(tasks)]
+
+
+def _valid_task(task: Any, what: str) -> Task:
+    if not isinstance(task, Task):
+        raise EnvError(f"{what} returned no Task", got=repr(task)[:80], expected="a vpd.types.Task", do=FIX)
+    if not isinstance(task.id, str) or not task.id:
+        raise EnvError(f"{what} returned a task without an id", got=repr(task.id), expected="a non-empty str", do=FIX)
+    messages = task.messages
+    if not isinstance(messages, (list, tuple)) or not messages or not all(map(_is_message, messages)):
+        raise EnvError(
+            f"{what} returned a task with malformed messages",
+            got=repr(messages)[:80],
+            expected="at least one {'role': str, 'content': str}",
+            do=FIX,
+        )
+    return task
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+    """``env.grade`` with its return value checked: one Grade for each row.
+
+    Raises EnvError that names the row; an error never becomes reward 0.
     """
     grades = wrap_user_errors(lambda: env.grade(tasks, texts), f"the grader on a batch of {len(tasks)} rows")
     if not isinstance(grades, list) or len(grades) != len(tasks):
@@ -147,7 +202,7 @@ def grade_texts(env: Env, tasks: Sequence[Task], texts: Sequence[str]) -> list[G
 def replies_of(
     env: Conversational, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]
 ) -> list[Message | None]:
-    """``env.respond`` with its contract enforced; a text becomes a user's message.  Raises EnvError."""
+    """``env.respond`` with its return value checked; a text becomes a user's message.  Raises EnvError."""
     replies = wrap_user_errors(lambda: env.respond(tasks, conversations), f"respond, on {len(tasks)} conversations,")
     if not isinstance(replies, list) or len(replies) != len(tasks):
         got = f"{len(replies)} replies" if isinstance(replies, list) else type(replies).__name__
@@ -166,11 +221,14 @@ def replies_of(
     return messages
 
 
-MEND = "Mend the environment; nothing was trained on this batch."
+FIX = "Fix the environment."
 
 
-def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = MEND) -> Result:
-    """The one way an environment's own exception is reported: its type, message, file and line, as an EnvError."""
+def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = FIX) -> Result:
+    """Call user code; an exception becomes an EnvError with its type, message, file and line.
+
+    A VPDError passes through as it is.
+    """
     try:
         return call()
     except VPDError:

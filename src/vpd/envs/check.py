@@ -1,10 +1,10 @@
-"""``check_env``: does an environment keep the promises that training relies on?  (The idea is Stable-Baselines3's.)
+"""``check_env``: does an environment do what training relies on?  (The idea is Stable-Baselines3's.)
 
     report = check_env(MyEnv())
-    report.require()  # an EnvError if a promise is broken
+    report.require()  # raises EnvError if there is a fault
 
-It draws tasks twice, looks at the held-out ones, and grades a right, a wrong, an empty, a huge and a garbled answer.  A
-*fault* breaks a promise; a *warning* is legal and seldom meant.
+It draws tasks twice, compares them with the held-out ones, and grades a right, a wrong, an empty, a huge and a garbled
+answer.  A *fault* breaks training or evaluation; a *warning* is allowed and rarely intended.
 """
 
 import math
@@ -12,12 +12,22 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from vpd.envs import Env, Finite, Revealing, Solvable, grade_texts, wrap_user_errors
+from vpd.envs import (
+    Env,
+    Finite,
+    Revealing,
+    Solvable,
+    all_train_tasks,
+    draw_tasks,
+    grade_texts,
+    held_out_tasks,
+    wrap_user_errors,
+)
 from vpd.errors import ConfigError, EnvError, VPDError
 from vpd.types import Grade, Task
 
@@ -34,7 +44,7 @@ SEARCHED = 512  # tasks of an endless stream that held-out tasks are compared wi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One promise and what was found."""
+    """One requirement and what was found."""
 
     name: str
     status: Literal["ok", "warning", "fault"]
@@ -43,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One answer that the check gave, with its grade and the seconds that grading took."""
+    """One answer that was graded, with its grade and the seconds that grading took."""
 
     kind: str
     task: Task
@@ -71,72 +81,74 @@ class Report:
         faults = self.of("fault")
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise EnvError(f"the environment breaks a promise: {faults[0].name}", got=faults[0].detail + more)
+            raise EnvError(f"the environment has a fault: {faults[0].name}", got=faults[0].detail + more)
 
 
 def check_env(env: Env, *, tasks: int = 32, seed: int = 0) -> Report:
-    """Draw ``tasks`` training tasks with ``seed``, grade answers to them, and report.  A fault does not raise."""
+    """Draw ``tasks`` training tasks with ``seed``, grade answers to them, and report; faults do not raise."""
     if tasks < 1:
-        raise ConfigError("check_env needs a task to look at", got=f"tasks {tasks}", expected="at least 1")
+        raise ConfigError("check_env needs at least one task", got=f"tasks {tasks}", expected="at least 1")
     checks: list[Check] = []
     drawn: list[Task] = []
     attempts: list[Attempt] = []
 
-    def passes(subject: str, look: Iterator[Check]) -> bool:
-        """Whether a look finds no fault; what it raises is one."""
+    def passes(subject: str, found: Iterator[Check]) -> bool:
+        """Whether the checks find no fault; an error that they raise is a fault named ``subject``."""
         before = len(checks)
         try:
-            checks.extend(look)
+            checks.extend(found)
         except VPDError as error:
             checks.append(Check(name=subject, status="fault", detail=str(error)))
         return all(check.status != "fault" for check in checks[before:])
 
-    if passes("tasks can be drawn", _look_at_tasks(env, tasks, seed, drawn)):
-        passes("held-out tasks can be drawn", _look_at_held_out(env, drawn, seed))
-        if passes("answers can be graded", _look_at_grades(env, drawn, attempts)):
-            checks.extend(_look_at_feedback(env, attempts))
+    if passes("tasks can be drawn", _check_tasks(env, tasks, seed, drawn)):
+        passes("held-out tasks can be drawn", _check_held_out(env, drawn, seed))
+        if passes("answers can be graded", _check_grades(env, drawn, attempts)):
+            checks.extend(_check_feedback(env, attempts))
     return Report(checks=tuple(checks), attempts=tuple(attempts))
 
 
-def _look_at_tasks(env: Env, count: int, seed: int, drawn: list[Task]) -> Iterator[Check]:
-    drawn.extend(_draw(env, range(count), seed))
+def _check_tasks(env: Env, count: int, seed: int, drawn: list[Task]) -> Iterator[Check]:
+    drawn.extend(draw_tasks(env, range(count), seed=seed))
     yield (formed := _well_formed("tasks are well formed", drawn))
     if formed.status == "fault":
         return
-    again = _draw(env, reversed(range(count)), seed)[::-1]
-    changed = [index for index in range(count) if _face(drawn[index]) != _face(again[index])]
+    again = draw_tasks(env, reversed(range(count)), seed=seed)[::-1]
+    changed = [index for index in range(count) if _public_form(drawn[index]) != _public_form(again[index])]
     yield _check(
         "the same index and seed give the same task",
         changed and f"task {changed[0]} changed when it was drawn again, in another order",
         ok="drawn twice",
     )
-    others = _draw(env, range(count), seed + 1)
-    same = count > 1 and _faces(drawn) == _faces(others)
-    yield _check("another seed gives other tasks", warning=same and f"seeds {seed} and {seed + 1} agree on all {count}")
+    others = draw_tasks(env, range(count), seed=seed + 1)
+    same = count > 1 and _public_forms(drawn) == _public_forms(others)
+    yield _check(
+        "another seed gives other tasks", warning=same and f"seeds {seed} and {seed + 1} give the same {count} tasks"
+    )
 
 
-def _look_at_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Check]:
-    held_out = _held_out(env, None)
+def _check_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Check]:
+    held_out = held_out_tasks(env, None)
     yield (formed := _well_formed("held-out tasks are well formed", held_out))
     if formed.status == "fault":
         return
     yield _check("there are held-out tasks", warning=not held_out and "none: nothing can be evaluated")
-    changed = _faces(_held_out(env, None)) != _faces(held_out)
+    changed = _public_forms(held_out_tasks(env, None)) != _public_forms(held_out)
     yield _check("held-out tasks keep their order", changed and "eval_tasks(None) changed between two calls")
     limits = (1, max(1, len(held_out) // 2))
-    broken = [limit for limit in limits if _faces(_held_out(env, limit)) != _faces(held_out)[:limit]]
+    broken = [limit for limit in limits if _public_forms(held_out_tasks(env, limit)) != _public_forms(held_out)[:limit]]
     yield _check(
-        "eval_tasks keeps its limit",
+        "eval_tasks respects its limit",
         broken and f"eval_tasks({broken[0]}) is not the first {min(broken[0], len(held_out))} of eval_tasks(None)",
     )
-    repeated = len(held_out) - len(_asked(held_out))
-    yield _check("held-out tasks differ", warning=repeated and f"{repeated} of {len(held_out)} ask what another asks")
+    repeated = len(held_out) - len(_questions(held_out))
+    yield _check("held-out tasks differ", warning=repeated and f"{repeated} of {len(held_out)} repeat another")
     if isinstance(env, Finite):
-        train, extent = list(wrap_user_errors(env.train_tasks, "train_tasks")), "all training tasks"
+        train, extent = all_train_tasks(env), "all training tasks"
     else:
-        train = [*drawn, *_draw(env, range(len(drawn), SEARCHED), seed)]
+        train = [*drawn, *draw_tasks(env, range(len(drawn), SEARCHED), seed=seed)]
         extent = f"{len(train)} training tasks"
-    trained = _asked(train)
+    trained = _questions(train)
     shared = [task for task in held_out if str(task.messages) in trained]
     yield _check(
         "held-out tasks are not trained on",
@@ -145,7 +157,7 @@ def _look_at_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Ch
     )
 
 
-def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> Iterator[Check]:
+def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> Iterator[Check]:
     """Every kind of answer to the first few tasks, and the wrong and the right ones to all."""
     solutions = _solutions(env, drawn)
     for number, task in enumerate(drawn):
@@ -174,7 +186,7 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     slowest = max(attempts, key=lambda attempt: attempt.seconds)
     mean = statistics.fmean(attempt.seconds for attempt in attempts)
     times = f"{_seconds(mean)} an answer, {_seconds(slowest.seconds)} at worst (the {slowest.kind} one)"
-    yield _check("grading is fast", warning=mean > 1 and f"{times}: a step of 128 answers waits for all", ok=times)
+    yield _check("grading is fast", warning=mean > 1 and f"{times}: a step waits for all its answers", ok=times)
     right = [attempt for attempt in attempts if attempt.kind == "right"]
     failed = [attempt for attempt in right if not attempt.success]
     yield _check(
@@ -187,59 +199,59 @@ def _look_at_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) ->
     solved = [a.kind for a in wrong if a.success]
     yield _check(
         "bad answers can fail",
-        warning=len(solved) == len(wrong) and "every one of them is a success",
+        warning=len(solved) == len(wrong) and "all of them succeed",
         ok=f"{len(wrong) - len(solved)} of {len(wrong)} do",
     )
 
 
-def _look_at_feedback(env: Env, attempts: Sequence[Attempt]) -> Iterator[Check]:
-    unwritable = [a for a in attempts if not _writable(a.grade.feedback or "")]
+def _check_feedback(env: Env, attempts: Sequence[Attempt]) -> Iterator[Check]:
+    unwritable = [a for a in attempts if not _encodable(a.grade.feedback or "")]
     yield _check(
         "feedback can be written as UTF-8",
-        unwritable and f"not on the {unwritable[0].kind} answer: it quotes half a surrogate pair",
+        unwritable and f"not on the {unwritable[0].kind} answer: it quotes an unpaired surrogate",
     )
     failures = [attempt for attempt in attempts if not attempt.success]
-    told = [a.grade.feedback for a in failures if a.grade.feedback and a.grade.informative]
+    texts = [a.grade.feedback for a in failures if a.grade.feedback and a.grade.informative]
     yield _check(
         "the teacher has something to read",
-        warning=(not told and "no failure has informative feedback: nothing can be learned from its text")
-        or (len(told) > 1 and len(set(told)) == 1 and f"every failure is told the same: {told[0][:80]!r}"),
-        ok=f"{len(told)} of {len(failures)} failures, {len(set(told))} different texts",
+        warning=(not texts and "no failure has informative feedback: nothing can be learned from its text")
+        or (len(texts) > 1 and len(set(texts)) == 1 and f"every failure has the same feedback: {texts[0][:80]!r}"),
+        ok=f"{len(texts)} of {len(failures)} failures, {len(set(texts))} different texts",
     )
-    yield _look_for_answers(env, attempts)
+    yield _check_for_answers(env, attempts)
 
 
-def _look_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
-    """Whether failures' feedback names *this* task's answer more often than it names any other task's."""
-    name = "feedback keeps the answer to itself"
-    if isinstance(env, Revealing) and env.reveals_answer:
-        return _check(name, ok="it reveals the answer and says so (reveals_answer)")
+def _check_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
+    """Whether feedback on failures contains the answer of its own task more often than any other task's answer."""
+    name = "feedback does not contain the answer"
+    if isinstance(env, Revealing) and wrap_user_errors(lambda: env.reveals_answer, "reveals_answer"):
+        return _check(name, ok="it does, as declared (reveals_answer)")
     answers = reference_answers({a.task.id: a.text for a in attempts if a.kind == "right"})
     wrong = [a for a in attempts if a.kind != "right" and not a.success and a.task.id in answers]
     if len(set(answers.values())) < 2 or not wrong:
-        return _check(name, warning="not known: it takes solution(task) and two tasks with different answers")
-    looked_at, revealed = 0, []
+        return _check(name, warning="not known: needs solution(task) and two tasks with different answers")
+    compared, revealed = 0, []
     for attempt in wrong:
         own = answers[attempt.task.id]
         others = set(answers.values()) - {own}
         prompt = "\n".join(message["content"] for message in attempt.task.messages)
         in_prompt = _occurrences(own, prompt) > min(_occurrences(other, prompt) for other in others)
         if in_prompt or _occurrences(own, attempt.text):
-            continue  # feedback may well say what the task or the attempt says
-        looked_at += 1
+            continue  # feedback may repeat what the task or the attempt contains
+        compared += 1
         feedback = attempt.grade.feedback or ""
         if _occurrences(own, feedback) > max(_occurrences(other, feedback) for other in others):
             revealed.append(attempt)
-    found = revealed and f"{len(revealed)} of {looked_at} name it, e.g. {revealed[0].grade.feedback!r:.160}"
-    if len(revealed) * 2 > looked_at:
-        return _check(name, f"{found}; declare it with reveals_answer = True if it is meant")
-    if not looked_at:
-        return _check(name, warning="not known: every task or attempt names the answer itself")
-    return _check(name, warning=found and f"{found}; perhaps by chance", ok=f"looked at {looked_at} failures")
+    found = revealed and f"{len(revealed)} of {compared} contain it, e.g. {revealed[0].grade.feedback!r:.160}"
+    if len(revealed) * 2 > compared:
+        return _check(name, f"{found}; declare it with reveals_answer = True if that is intended")
+    if not compared:
+        return _check(name, warning="not known: every task or attempt contains the answer itself")
+    return _check(name, warning=found and f"{found}; perhaps by chance", ok=f"{compared} failures compared")
 
 
 def reference_answers(solutions: dict[str, str]) -> dict[str, str]:
-    """Solutions without the frame that all share: ``<answer>B</answer>`` among its like is ``B``.
+    """Solutions without the beginning and the end that all share: ``<answer>B</answer>`` among others is ``B``.
 
     >>> reference_answers({"1": "It is 12.", "2": "It is 72."})
     {'1': '12', '2': '72'}
@@ -266,16 +278,8 @@ def _check(name: str, fault: Any = None, *, warning: Any = None, ok: str = "") -
     return Check(name=name, status="warning" if warning else "ok", detail=str(warning or ok))
 
 
-def _draw(env: Env, indices: Iterable[int], seed: int) -> list[Task]:
-    return [wrap_user_errors(partial(env.task, index, seed=seed), f"task({index}, seed={seed})") for index in indices]
-
-
-def _held_out(env: Env, limit: int | None) -> list[Task]:
-    return list(wrap_user_errors(partial(env.eval_tasks, limit), f"eval_tasks({limit})"))
-
-
 def _solutions(env: Env, tasks: Sequence[Task]) -> list[str | None]:
-    """A right answer to each task; None where the environment gives none."""
+    """A correct answer to each task; None where the environment gives none."""
     if not isinstance(env, Solvable):
         return [None] * len(tasks)
     return [wrap_user_errors(partial(env.solution, task), f"solution(task {task.id!r})") for task in tasks]
@@ -283,36 +287,33 @@ def _solutions(env: Env, tasks: Sequence[Task]) -> list[str | None]:
 
 def _well_formed(name: str, tasks: Sequence[Task]) -> Check:
     fault = next((fault for task in tasks if (fault := _task_fault(task))), None)
-    return _check(name, fault, ok="" if fault else f"{len(tasks)}, {len(_asked(tasks))} different")
+    return _check(name, fault, ok="" if fault else f"{len(tasks)}, {len(_questions(tasks))} different")
 
 
-def _task_fault(task: Any) -> str | None:
-    if not isinstance(task, Task):
-        return f"{type(task).__name__} instead of vpd.types.Task"
-    if not isinstance(task.id, str) or not task.id:
-        return f"a task's id is {task.id!r}, not a name"
-    if not isinstance(task.messages, tuple) or not task.messages:
-        return f"task {task.id!r}: messages are {task.messages!r:.60}, not a tuple with a message"
+def _task_fault(task: Task) -> str | None:
+    """What a valid Task should still not be: other roles, text that cannot be encoded, nothing to answer."""
+    if not isinstance(task.messages, tuple):
+        return f"task {task.id!r}: messages are a {type(task.messages).__name__}, not a tuple"
     for message in task.messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        if message["role"] not in ROLES:
             return f"task {task.id!r}: {message!r:.80} has no role of {', '.join(ROLES)}"
-        if not isinstance(message.get("content"), str) or not _writable(message["content"]):
-            return f"task {task.id!r}: the {message['role']} message's content is not text that UTF-8 can write"
+        if not _encodable(message["content"]):
+            return f"task {task.id!r}: the {message['role']} message cannot be encoded as UTF-8"
     if task.messages[-1]["role"] not in ("user", "tool"):
         return f"task {task.id!r}: the last message is the {task.messages[-1]['role']}'s, so nothing is asked"
     return None
 
 
-def _face(task: Task) -> tuple[str, str]:
-    """What others see of a task."""
+def _public_form(task: Task) -> tuple[str, str]:
+    """What training sees of a task: everything but the payload."""
     return task.id, str(task.messages)
 
 
-def _faces(tasks: Sequence[Task]) -> list[tuple[str, str]]:
-    return [_face(task) for task in tasks]
+def _public_forms(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    return [_public_form(task) for task in tasks]
 
 
-def _asked(tasks: Sequence[Task]) -> set[str]:
+def _questions(tasks: Sequence[Task]) -> set[str]:
     return {str(task.messages) for task in tasks}
 
 
@@ -329,7 +330,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _writable(text: str) -> bool:
+def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,10 +1,10 @@
-"""Any data set with a column of prompts, graded by reward functions of the user's: no class to write.
+"""Any data set with a column of prompts, graded by your reward functions; no class to write.
 
     env = Dataset(path="train.jsonl", reward="my_rewards.py:accuracy")
     env = Dataset(path="train.parquet", reward=[{"function": "a.py:right", "weight": 1.0}, {"function": "a.py:short"}])
 
-A prompt is a text, which becomes one message of the user's, or a list of messages.  Every other column reaches the
-functions by name; how they are called and what they may answer is in :mod:`vpd.envs.adapters.rewards`.
+A prompt is a text, which becomes one user message, or a list of messages.  Every other column reaches the functions by
+name; how they are called and what they may return is in :mod:`vpd.envs.adapters.trl_verl`.
 """
 
 import dataclasses
@@ -15,49 +15,35 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import records
-from vpd.envs.adapters.reward_functions import RetryPolicy, RewardFunctions, Row
-from vpd.envs.adapters.rewards import TRLFunction, VerlFunction, make_grader, read_answer, rewards_of
+from vpd.envs.adapters.reward_functions import GradingSeconds, MaxFailed, Retries, RetryPolicy, Row, WeightedRewards
+from vpd.envs.adapters.trl_verl import TRLFunction, VerlFunction, make_reward_function, parse_rewards, read_answer
+from vpd.envs.record_tasks import FileTasks, Part
 from vpd.errors import DataError
 from vpd.types import Grade, Message, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(FileTasks[Task]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings and for functions that do not fit the data.
-    ``max_failed`` rows of a batch may raise, be late, or get no finite reward: they are failures that no teacher reads,
-    counted in the metric ``env/grader_failed`` and told one by one.
+    Up to ``max_failed`` of a batch's rows may raise, time out, or get no finite reward: such a row counts as a failure
+    that no teacher reads, is logged as a warning, and is counted in the metric ``env/grader_failed``.
     """
 
     name: Literal["dataset"] = "dataset"
-    path: Annotated[str, "JSON lines, a parquet file, or a data set of the Hub: owner/name"]
     reward: Annotated[Any, "my_rewards.py:function, {function, weight}, or a list of such"]
-    eval_path: Annotated[str | None, "held-out records; null: a share of path, chosen by a hash"] = None
-    eval_share: Annotated[float, "that share"] = 0.1
     prompt: Annotated[str, "the column with a text or messages"] = "prompt"
     solution_column: Annotated[str | None, "a column with a right answer, for vpd check"] = None
     reveals_answer: Annotated[bool, "declares that feedback may hold the right answer"] = False
-    seconds: Annotated[float | None, "time to grade one answer; null: no limit"] = None
-    retries: Annotated[int, "how often an answer that could not be graded is graded again"] = 0
-    max_failed: Annotated[float, "share of a batch's answers that may not be gradable; above it: an error"] = 0.0
+    seconds: GradingSeconds = None
+    retries: Retries = 0
+    max_failed: MaxFailed = 0.0
     system: Annotated[str | None, "a system message, in place of the record's"] = None
-    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
-    split: Annotated[str, "split of the Hub's data set"] = "train"
 
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        rewards_of(self.reward)
-        self._retry_policy()
-
-    def task(self, index: int, *, seed: int) -> Task:
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
+    def check(self) -> None:
+        super().check()
+        parse_rewards(self.reward)
 
     def solution(self, task: Task) -> str | None:
         if self.solution_column is None:
@@ -65,38 +51,28 @@ class Dataset:
         return records.text(task.payload.columns, self.solution_column, f"task {task.id!r}")
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._reward_functions.grade(tasks, [task.payload for task in tasks], texts)
-
-    def _retry_policy(self) -> RetryPolicy:
-        return RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+        return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
     @cached_property
-    def _graders(self) -> list[tuple[TRLFunction | VerlFunction, float]]:
-        return [(make_grader(reward.function), reward.weight) for reward in rewards_of(self.reward)]
+    def _functions(self) -> list[tuple[TRLFunction | VerlFunction, float]]:
+        return [(make_reward_function(reward.function), reward.weight) for reward in parse_rewards(self.reward)]
 
     @cached_property
-    def _reward_functions(self) -> RewardFunctions:
-        return RewardFunctions(self._graders, read_answer, self._retry_policy())
+    def _rewards(self) -> WeightedRewards:
+        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+        return WeightedRewards(self._functions, read_answer, policy)
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart, and both such that the functions can judge them."""
-        parts = records.apart(
-            self._read,
-            self.path,
-            self.eval_path,
-            self.eval_share,
-            stem=_asked,
-            whole=_asked,
-            name=lambda task: task.id,
-        )
-        for part in parts:
-            for grader, _ in self._graders:
-                grader.check([task.payload for task in part])
-        return _named("train", parts[0]), _named("eval", parts[1])
+    def split_key(self, item: Task) -> str:
+        return json.dumps(item.messages)
 
-    def _read(self, path: str) -> list[Task]:
-        return [self._task(*entry) for entry in records.read(path, subset=self.subset, split=self.split)]
+    def make_task(self, part: Part, item: Task) -> Task:
+        return dataclasses.replace(item, id=f"{part}/{item.id}")
+
+    def read_items(self, path: str) -> list[Task]:
+        tasks = [self._task(*entry) for entry in records.read(path, subset=self.subset, split=self.split)]
+        for function, _ in self._functions:
+            function.check([task.payload for task in tasks])
+        return tasks
 
     def _task(self, where: str, number: int, record: Mapping[str, Any]) -> Task:
         prompt = record.get(self.prompt)
@@ -119,11 +95,3 @@ class Dataset:
             payload=Row(prompt=prompt, columns=columns),
             tools=tuple(tools),
         )
-
-
-def _named(part: str, tasks: Sequence[Task]) -> tuple[Task, ...]:
-    return tuple(dataclasses.replace(task, id=f"{part}/{task.id}") for task in tasks)
-
-
-def _asked(task: Task) -> str:
-    return json.dumps(task.messages)

@@ -3,11 +3,11 @@
     apply rule B to 3 1 4 1 5 9        ->  6 8 5 8 4 0
     wrong : rule B means mirror             (the feedback on a wrong answer)
 
-Every letter stands for one look-up applied to each digit; ``copy`` is a decoy that no letter means.  An answer is right
-when all its digits are.  Answers fill ``length`` tokens, so a ``length`` finish is normal here.
+Every letter stands for one look-up applied to each digit; no letter stands for ``copy``.  An answer is right if all its
+digits are.  Answers have exactly ``length`` tokens, so a ``length`` finish is normal here.
 
-The text can be made worse on purpose, to see who notices: wrong for a share of the tasks, informative for some letters
-only, wrong from one training task to another, or empty.  What it says is a pure function of the task's place.
+The feedback can be degraded on purpose: wrong for a share of the tasks, informative for some letters only, wrong from
+one training task to another, or empty.  It is a pure function of the task's index and seed.
 """
 
 import functools
@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from annotated_types import Ge
+
 from vpd.envs import per_row
 from vpd.errors import ConfigError
+from vpd.settings import Settings, Share
 from vpd.types import Grade, Task
 
 LENGTH = 6
@@ -29,7 +32,7 @@ OPERATIONS = {
     "copy": "0123456789",
 }
 RULES = {"A": "swap", "B": "mirror", "C": "half", "D": "shuffle"}
-NOTHING = "?"  # what stands for the operation where the text names none
+NOTHING = "?"  # in place of the operation if the feedback names none
 DEFAULT_EVAL_TASKS = 512
 
 
@@ -42,42 +45,46 @@ class Problem(NamedTuple):
 
 
 def apply(operation: str, digits: Sequence[int]) -> list[int]:
-    """What an operation answers."""
+    """The digits after an operation."""
     return [int(OPERATIONS[operation][digit]) for digit in digits]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
-    """``hint="operation"``: feedback names an operation; ``"empty"``: it has that form and names nothing (and the
-    teacher reads it); ``"verdict"``: it says ``wrong`` and nothing else, which is for people.
+class Digits(Settings, section="env"):
+    """The environment.  Raises ConfigError for settings.
+
+    ``hint="operation"``: feedback names an operation; ``"empty"``: the same sentence without the operation, read by the
+    teacher; ``"verdict"``: only ``wrong``, which the teacher does not read.
     """
 
     name: Literal["digits"] = "digits"
-    hint: Annotated[Literal["operation", "empty", "verdict"], "what the feedback on a wrong answer says"] = "operation"
-    length: Annotated[int, "digits of a task, and tokens of its answer"] = LENGTH
-    wrong_share: Annotated[float, "share of tasks whose feedback names a wrong operation"] = 0.0
-    helped_rules: Annotated[str, "letters whose feedback is informative; the others' names any operation"] = "ABCD"
-    wrong_from: Annotated[int | None, "first training task whose feedback names a wrong operation; null: none"] = None
-    wrong_until: Annotated[int | None, "first training task after it that is told the truth again; null: none"] = None
+    hint: Annotated[Literal["operation", "empty", "verdict"], "content of the feedback on a wrong answer"] = "operation"
+    length: Annotated[int, Ge(1), "digits of a task, and tokens of its answer"] = LENGTH
+    wrong_share: Annotated[float, Share, "share of tasks whose feedback names a wrong operation"] = 0.0
+    helped_rules: Annotated[
+        str, "letters whose feedback names the right operation; for others it names a random one"
+    ] = "ABCD"
+    wrong_from: Annotated[int | None, "index of the first training task with wrong feedback; null: none"] = None
+    wrong_until: Annotated[int | None, "index of the first training task with right feedback again; null: none"] = None
     fixed_length: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check = [
-            ("length", self.length >= 1, "at least 1"),
-            ("wrong_share", 0.0 <= self.wrong_share <= 1.0, "a number from 0 to 1"),
-            ("helped_rules", set(self.helped_rules) <= set(RULES), f"letters of {''.join(RULES)}"),
-            ("wrong_until", self.wrong_until is None or self.wrong_from is not None, "null without wrong_from"),
-        ]
-        for name, holds, expected in check:
-            if not holds:
-                raise ConfigError(f"env.{name} is out of range", got=vars(self)[name], expected=expected)
+    def check(self) -> None:
+        super().check()
+        if not set(self.helped_rules) <= set(RULES):
+            raise ConfigError(
+                "env.helped_rules is out of range", got=self.helped_rules, expected=f"letters of {''.join(RULES)}"
+            )
+        if self.wrong_until is not None and self.wrong_from is None:
+            raise ConfigError(
+                "env.wrong_until is out of range", got=self.wrong_until, expected="null without wrong_from"
+            )
 
     def task(self, index: int, *, seed: int) -> Task:
         wrong = self.wrong_from is not None and self.wrong_from <= index < (self.wrong_until or index + 1)
         return self._draw(f"train/{seed}/{index}", held_out=False, wrong=wrong)
 
     def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        """Held-out tasks; their feedback is that of training outside ``wrong_from`` to ``wrong_until``."""
+        """Held-out tasks; ``wrong_from`` and ``wrong_until`` do not affect their feedback."""
         return _eval_tasks(self, DEFAULT_EVAL_TASKS if limit is None else limit)
 
     @per_row
@@ -100,7 +107,7 @@ class Digits:
         return " ".join(map(str, apply(RULES[problem.rule], problem.digits)))
 
     def _draw(self, key: str, *, held_out: bool, wrong: bool = False) -> Task:
-        """A task of one stream; one number in sixteen belongs to evaluation, so the streams never meet."""
+        """A task of one stream; one number in sixteen belongs to evaluation, so the two streams are disjoint."""
         source = random.Random(key)
         while True:
             rule = source.choice("ABCD")

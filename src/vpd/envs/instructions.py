@@ -7,11 +7,11 @@
     env = Instructions(constraints=("max_words", "json", "forbid"), per_prompt=2)
     [grade] = env.grade([env.task(0, seed=0)], ["Because they are content."])
 
-A family of rules is what it asks, a function that complains about an answer, and how its value is drawn.  Nothing
-judges whether an answer is *true*.  Evaluation asks questions of its own, which training never sees.
+A family of rules is a sentence of the prompt, a function that checks an answer, and how its value is drawn.  Nothing
+checks whether an answer is *true*.  Evaluation has its own questions, which training never asks.
 
-The default families are those that a model of 135 M parameters keeps now and then.  It hardly ever keeps ``lowercase``,
-``uppercase`` or ``json``: where no attempt succeeds, only feedback can teach.
+A model of 135 M parameters sometimes follows the default families.  It almost never follows ``lowercase``,
+``uppercase`` or ``json``: without a single success in a group, only feedback gives a learning signal.
 """
 
 import itertools
@@ -23,15 +23,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
 from vpd.envs import per_row
 from vpd.errors import ConfigError, nearest
+from vpd.settings import Settings
 from vpd.types import Grade, Task
 
 EVAL_TASKS = 256
 CLOSERS = "\"'”’)]*_"
 
 
-# A complaint says how an answer breaks a rule, in words that quote nothing of it; None: the rule is kept.
+# Each function returns how an answer breaks a rule, without quoting the answer, or None if it keeps the rule.
 
 
 def max_words(answer: str, most: int) -> str | None:
@@ -113,7 +116,7 @@ def bullets(answer: str, number: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a rule asks, its complaint about an answer, how its value is drawn (given a word that fits the topic)."""
+    """The sentence in the prompt, the check of an answer, how the value is drawn (given a word that fits the topic)."""
 
     ask: Callable[[Any], str]
     complain: Callable[[str, Any], str | None]
@@ -144,7 +147,7 @@ FAMILIES = {
         'Answer with {} lines that each begin with "- ".'.format, bullets, lambda rng, _: rng.randint(2, 4)
     ),
 }
-CLASHES = {  # no answer keeps both, or none that reads well
+CLASHES = {  # families that no sensible answer can satisfy together
     "json": {"sentences", "no_commas", "start_with", "end_with", "uppercase", "bullets"},
     "bullets": {"sentences", "start_with"},
     "lowercase": {"uppercase"},
@@ -153,7 +156,7 @@ CLASHES = {  # no answer keeps both, or none that reads well
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One demand on one answer, e.g. ``Rule("max_words", 12)``."""
+    """One rule for one answer, e.g. ``Rule("max_words", 12)``."""
 
     family: str
     value: Any
@@ -167,7 +170,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instructions:
+class Instructions(Settings, section="env"):
     """The environment.  Raises ConfigError for settings that leave no task."""
 
     name: Literal["instructions"] = "instructions"
@@ -178,19 +181,16 @@ class Instructions:
         "forbid",
         "no_commas",
     )
-    per_prompt: Annotated[int, "rules in one prompt, 1 to 3"] = 1
-    reward: Annotated[Literal["all", "share"], "1 if all rules are kept else 0, or the share that is kept"] = "all"
+    per_prompt: Annotated[int, Interval(ge=1, le=3), "rules in one prompt"] = 1
+    reward: Annotated[Literal["all", "share"], "1 if all rules are kept else 0, or the share of rules kept"] = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         for family in self.constraints:
             if family not in FAMILIES:
                 raise ConfigError(f"unknown family {family!r} in env.constraints", do=nearest(str(family), FAMILIES))
         if len(set(self.constraints)) < len(self.constraints):
             raise ConfigError("env.constraints names a family twice", got=", ".join(self.constraints))
-        if self.per_prompt not in (1, 2, 3):
-            raise ConfigError("env.per_prompt is out of range", got=self.per_prompt, expected="1, 2 or 3")
-        if self.reward not in ("all", "share"):
-            raise ConfigError("env.reward is unknown", got=repr(self.reward), expected="'all' or 'share'")
         if not self.combinations:
             raise ConfigError(
                 "no rules of env.constraints fit together",
@@ -237,7 +237,7 @@ class Instructions:
         )
 
     def solution(self, task: Task) -> str:
-        """An answer that keeps every rule and says little: the wanted words, once for each sentence or line."""
+        """An answer that keeps every rule: the required words, once for each sentence or line."""
         values = {rule.family: rule.value for rule in task.payload}
         word, mark = values.get("include", "yes"), values.get("end_with", ".")
         if "json" in values:

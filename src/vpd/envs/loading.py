@@ -1,4 +1,4 @@
-"""Objects of the user's that settings name: ``path/to/file.py:name`` or ``package.module:name``."""
+"""Loads your own objects that settings name, ``path/to/file.py:name`` or ``package.module:name``; imports no torch."""
 
 import hashlib
 import importlib
@@ -9,12 +9,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpd.envs import wrap_user_errors
+from vpd.envs import Announcing, Env, wrap_user_errors
 from vpd.errors import ConfigError, nearest
 
 
+def announcements(env: Env) -> list[str]:
+    """The lines that an environment wants printed when a run starts.  Raises EnvError if it raises."""
+    if not isinstance(env, Announcing):
+        return []
+    return wrap_user_errors(lambda: [str(line) for line in env.announce()], "announce()")
+
+
 def load_object(spec: str, setting: str) -> Any:
-    """What ``spec`` names.  Raises ConfigError if it is not there, EnvError if its file raises."""
+    """The object that ``spec`` names.  Raises ConfigError if there is none, EnvError if its file raises."""
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(

@@ -23,7 +23,10 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt
+
 from vpd.envs import per_row, records
+from vpd.envs.record_tasks import FileTasks, Part
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError
 from vpd.types import Grade, Message, Task
@@ -50,32 +53,21 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math:
+class Math(FileTasks[Problem]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings or a missing math-verify.
     """
 
     name: Literal["math"] = "math"
-    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
-    eval_path: Annotated[str | None, "held-out problems; null: a share of path, chosen by a hash"] = None
-    eval_share: Annotated[float, "that share"] = 0.1
     verify: Annotated[Literal["math-verify", "exact"], "exact: values must agree as written"] = "math-verify"
-    verify_seconds: Annotated[float, "time for one comparison by math-verify"] = 5.0
+    verify_seconds: Annotated[float, Gt(0), "seconds that math-verify may take for one comparison"] = 5.0
     hint: Annotated[Literal["none", "key"], "key: feedback names the right value"] = "none"
-    ask: Annotated[str, "what follows each problem; '': nothing"] = ASK
+    ask: Annotated[str, "text after each problem; '': none"] = ASK
     system: Annotated[str | None, "a system message"] = None
-    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
-    split: Annotated[str, "split of the Hub's data set"] = "train"
 
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        if self.verify not in ("math-verify", "exact"):
-            raise ConfigError("env.verify is unknown", got=repr(self.verify), expected="'math-verify' or 'exact'")
-        if self.hint not in ("none", "key"):
-            raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
-        if not self.verify_seconds > 0:
-            raise ConfigError("env.verify_seconds is too small", got=self.verify_seconds, expected="more than 0")
+    def check(self) -> None:
+        super().check()
         if self.verify == "math-verify" and importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "env.verify needs the package math-verify, which is missing",
@@ -86,15 +78,6 @@ class Math:
     def reveals_answer(self) -> bool:
         """Whether feedback holds the right value."""
         return self.hint == "key"
-
-    def task(self, index: int, *, seed: int) -> Task:
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
 
     def solution(self, task: Task) -> str:
         return rf"\boxed{{{task.payload.value}}}"
@@ -112,14 +95,14 @@ class Math:
         if right:
             return self._grade(True, "The value in your box is right.", informative=False)
         if value is not None and number(problem.value) is not None and not re.search(r"\d", value):
-            fault = fault or f'Your box holds "{records.shown(value)}"; the answer is a number.'
-        told = [part for part in (unverified, fault) if part]
+            fault = fault or f'Your box holds "{records.excerpt(value)}"; the answer is a number.'
+        details = [part for part in (unverified, fault) if part]
         verdict = [] if value is None or unverified else ["The value in your box is not right."]
-        told += [f"The right value is {problem.value}."] if self.reveals_answer else []
+        details += [f"The right value is {problem.value}."] if self.reveals_answer else []
         return self._grade(
             False,
-            " ".join(verdict + told),
-            informative=bool(told),
+            " ".join(verdict + details),
+            informative=bool(details),
             readable=value is not None,
             unverified=unverified is not None,
         )
@@ -140,30 +123,16 @@ class Math:
     def _worker(self) -> Worker:
         return Worker("vpd.envs.math", seconds=self.verify_seconds)
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart."""
-        train, held_out = records.apart(
-            self._problems,
-            self.path,
-            self.eval_path,
-            self.eval_share,
-            stem=lambda problem: problem.text,
-            whole=lambda problem: problem.text,
-            name=lambda problem: problem.id,
-        )
-        return tuple(self._task("train", p) for p in train), tuple(self._task("eval", p) for p in held_out)
+    def split_key(self, item: Problem) -> str:
+        return item.text
 
-    def _task(self, part: str, problem: Problem) -> Task:
-        *before, last = problem.messages
+    def make_task(self, part: Part, item: Problem) -> Task:
+        *before, last = item.messages
         content = f"{last['content']}\n{self.ask}" if self.ask else last["content"]
-        messages: tuple[Message, ...] = (*before, {"role": last["role"], "content": content})
-        if self.system:
-            others = [message for message in messages if message["role"] != "system"]
-            messages = ({"role": "system", "content": self.system}, *others)
-        return Task(id=f"{part}/{problem.id}", messages=messages, payload=problem)
+        messages = records.with_system((*before, {"role": last["role"], "content": content}), self.system)
+        return Task(id=f"{part}/{item.id}", messages=messages, payload=item)
 
-    def _problems(self, path: str) -> list[Problem]:
+    def read_items(self, path: str) -> list[Problem]:
         return [
             _problem(record, where, number)
             for where, number, record in records.read(path, subset=self.subset, split=self.split)
@@ -171,7 +140,7 @@ class Math:
 
 
 def read_box(text: str) -> tuple[str | None, str | None]:
-    r"""The value in the last ``\boxed{}``, and what is wrong with the form; either may be None."""
+    r"""(value in the last ``\boxed{}``, fault of form); either may be None."""
     boxes = list(BOX.finditer(text))
     if not boxes:
         empty = "is empty" if not text.strip() else r"has no \boxed{}"
@@ -192,7 +161,7 @@ def read_box(text: str) -> tuple[str | None, str | None]:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands in the braces that open at ``start``, None if none open or they do not close."""
+    """The content of the braces that open at ``start``; None if none open there or they do not close."""
     start += len(text[start:]) - len(text[start:].lstrip())
     if text[start : start + 1] != "{":
         return None
@@ -205,13 +174,13 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def same(gold: str, value: str) -> bool:
-    """Whether two values agree as written, less what does not count."""
+    """Whether two values are equal after :func:`normalised`, or are equal numbers."""
     a, b = normalised(gold), normalised(value)
     return a == b or (number(a) is not None and number(a) == number(b))
 
 
 def normalised(value: str) -> str:
-    r"""A value without what does not count.
+    r"""A value without spaces and markup that do not change its meaning.
 
     >>> normalised(r"\left( \dfrac12, x \right)"), normalised(r"\$ 1{,}072.\!"), normalised(r"\text{ east }")
     ('(\\frac{1}{2},x)', '1072', 'east')
@@ -225,7 +194,7 @@ def normalised(value: str) -> str:
 
 
 def number(value: str) -> Fraction | None:
-    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), None if it is no such thing."""
+    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), or None."""
     value = normalised(value)
     if len(value) > 100:
         return None
@@ -237,7 +206,7 @@ def number(value: str) -> Fraction | None:
 
 
 def serve() -> Callable[[Sequence[str]], bool]:
-    """The worker's side: [right value, answered value] -> whether math-verify finds them equal.
+    """In the worker: [right value, answered value] -> whether math-verify finds them equal.
 
     Only LaTeX is parsed, by a grammar; the time limit is the worker's, so math-verify's own alarms are off.
     """
@@ -279,7 +248,7 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _value(record: Mapping[str, Any], where: str) -> str:
-    """The right value, from wherever the data set keeps it."""
+    """The right value, from the field that the data set uses."""
     if "reward_model" in record and "answer" not in record:
         record = records.mapping(record["reward_model"], f"{where}: 'reward_model'")
         field = "ground_truth"

@@ -9,15 +9,15 @@
 
 Task ``index`` is drawn from generator ``index % len(tasks)`` with a seed that hashes ``(seed, index)``.  The generators
 themselves take item ``i`` of seed ``s`` from ``s + i``, so neighbouring seeds share items; and different seeds may ask
-the same question.  So evaluation is apart by *question*: its questions are drawn first, all different, and training
-draws again where it meets one of them.
+the same question.  Therefore evaluation is disjoint by *question*: its questions are drawn first, all different, and
+training draws again if it gets one of them.
 
-Generators and verifiers run in a :class:`~vpd.envs.worker.Worker`, with one hash seed, since some depend on the order
-of sets.  Some verifiers read an answer with ``eval`` or sympy's ``parse_expr``, which run it as code: the worker lets
-only literals and arithmetic through to them, and says so where it did not.  ``REFUSED`` generators are an error: one
+Generators and verifiers run in a :class:`~vpd.envs.worker.Worker` with a fixed hash seed, because some depend on the
+order of sets.  Some verifiers pass an answer to ``eval`` or sympy's ``parse_expr``, which run it as code: the worker
+passes only literals and arithmetic to them, and feedback says so otherwise.  ``REFUSED`` generators are an error: one
 runs programs that a model wrote, and the verifiers of two accept wrong answers (as of reasoning-gym 0.1.25).
 
-A partial score says how near an answer is and not what is wrong with it, so it is a bare verdict.
+A partial score does not say what is wrong with an answer, so it is a bare verdict.
 """
 
 import ast
@@ -32,11 +32,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
+
 from vpd.envs import per_row
+from vpd.envs.records import with_system
 from vpd.envs.tags import CLOSE, OPEN, read_tag
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, EnvError, nearest
-from vpd.types import Grade, Message, Task
+from vpd.settings import Settings
+from vpd.types import Grade, Task
 
 ASK = f"Give your final answer between {OPEN} and {CLOSE}."
 LONGEST = 10_000  # characters of an answer
@@ -51,7 +55,7 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Where a task came from, so that its verifier can be asked, and a right answer if the generator gives one."""
+    """The generator and seed of a task, for its verifier, and a right answer if the generator gives one."""
 
     generator: int
     seed: int
@@ -59,27 +63,22 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningGym:
-    """The environment.  Raises ConfigError for a generator, a config or a size that cannot be, EnvError if one fails.
+class ReasoningGym(Settings, section="env"):
+    """The environment.  Raises ConfigError for settings that do not work, EnvError if a generator fails.
 
     Source: https://github.com/open-thought/reasoning-gym (Apache-2.0).
     """
 
     name: Literal["reasoning_gym"] = "reasoning_gym"
     tasks: Annotated[Any, "a generator's name, {name, config: {...}}, or a list of such, drawn in turn"]
-    reward: Annotated[Literal["all", "share"], "1 if the verifier's score is 1 else 0, or the score"] = "all"
-    eval_size: Annotated[int, "held-out questions"] = 64
-    verify_seconds: Annotated[float, "time for drawing one task or judging one answer"] = 10.0
-    ask: Annotated[str, "what follows each question; '': nothing"] = ASK
+    reward: Annotated[Literal["all", "share"], "1 if the verifier's score is 1 else 0, or the score itself"] = "all"
+    eval_size: Annotated[int, Ge(1), "number of held-out questions"] = 64
+    verify_seconds: Annotated[float, Gt(0), "seconds that drawing one task or judging one answer may take"] = 10.0
+    ask: Annotated[str, "text after each question; '': none"] = ASK
     system: Annotated[str | None, "a system message"] = None
 
-    def __post_init__(self) -> None:
-        if self.reward not in ("all", "share"):
-            raise ConfigError("env.reward is unknown", got=repr(self.reward), expected="'all' or 'share'")
-        if self.eval_size < 1:
-            raise ConfigError("env.eval_size is too small", got=self.eval_size, expected="at least 1")
-        if not self.verify_seconds > 0:
-            raise ConfigError("env.verify_seconds is too small", got=self.verify_seconds, expected="more than 0")
+    def check(self) -> None:
+        super().check()
         for name, config in self._generators:
             if name in REFUSED:
                 raise ConfigError(f"env.tasks: {name} is refused", got=REFUSED[name])
@@ -108,26 +107,26 @@ class ReasoningGym:
         if held is None:
             return self._grade(0.0, str(fault), informative=True, readable=False)
         if len(held) > LONGEST:
-            told = f"Your answer tag holds {len(held)} characters; only the final answer belongs there."
-            return self._grade(0.0, told, informative=True, readable=False)
+            feedback = f"Your answer tag holds {len(held)} characters; only the final answer belongs there."
+            return self._grade(0.0, feedback, informative=True, readable=False)
         drawn: Drawn = task.payload
         try:
             found = self._worker.ask(["score", drawn.generator, drawn.seed, held])
         except WorkerFault as error:
-            told = f"Your answer could not be judged: {error}. Write it in the form that the task asks for."
-            return self._grade(0.0, told, informative=True, unverified=True)
+            feedback = f"Your answer could not be judged: {error}. Write it in the form that the task asks for."
+            return self._grade(0.0, feedback, informative=True, unverified=True)
         score = float(found["score"])
         if not math.isfinite(score):
             raise EnvError(f"the verifier of {self._generators[drawn.generator][0]} gave no finite score", got=score)
         if score >= 1:
             return self._grade(score, "The verifier accepts your answer.", informative=False)
         partly = score > 0
-        told = f"The verifier gives {score:.2g} of 1." if partly else "The verifier does not accept your answer."
+        verdict = f"The verifier gives {score:.2g} of 1." if partly else "The verifier does not accept your answer."
         if found["refused"]:
             fault = "Your answer holds what is neither a literal nor arithmetic; write plain values."
         elif found["contained"]:
             fault = "Your answer tag holds other text beside the answer; write the answer alone."
-        return self._grade(score, f"{told} {fault}" if fault else told, informative=bool(fault))
+        return self._grade(score, f"{verdict} {fault}" if fault else verdict, informative=bool(fault))
 
     def _grade(
         self, score: float, feedback: str, *, informative: bool, readable: bool = True, unverified: bool = False
@@ -138,7 +137,7 @@ class ReasoningGym:
         return Grade(reward=reward, success=right, feedback=feedback, informative=informative, metrics=metrics)
 
     def _new(self, stream: str, index: int, known: Mapping[str, Task]) -> tuple[str, Task]:
-        """The first question of a stream that is not known yet, and its task."""
+        """(question, task) of the first draw of a stream whose question is not in ``known``."""
         number = index % len(self._generators)
         name = self._generators[number][0]
         for attempt in range(TRIES):
@@ -154,20 +153,18 @@ class ReasoningGym:
             if found["question"] in known:
                 continue
             content = f"{found['question'].strip()}\n\n{self.ask}" if self.ask else found["question"]
-            messages: tuple[Message, ...] = ({"role": "user", "content": content},)
-            if self.system:
-                messages = ({"role": "system", "content": self.system}, *messages)
+            messages = with_system(({"role": "user", "content": content},), self.system)
             drawn = Drawn(generator=number, seed=seed, answer=found["answer"])
             return found["question"], Task(id=f"{stream}/{name}", messages=messages, payload=drawn)
         raise ConfigError(
             f"{name} has too few different questions",
-            got=f"{TRIES} draws in a row asked what is held out",
+            got=f"{TRIES} draws in a row were held-out questions",
             do="Lower env.eval_size, or give it a config with more of them.",
         )
 
     @cached_property
     def _held_out(self) -> dict[str, Task]:
-        """The held-out tasks by the question, in order."""
+        """The held-out tasks by question, in order."""
         tasks: dict[str, Task] = {}
         for index in range(self.eval_size):
             question, task = self._new(f"eval/{index}", index, tasks)
@@ -205,17 +202,17 @@ class ReasoningGym:
             if "known" in fault:
                 raise ConfigError(f"env.tasks: unknown generator {name!r}", do=nearest(name, fault["known"]))
             expected = f"a config with {', '.join(fault['keys'])}"
-            raise ConfigError(f"env.tasks: {name} refuses its config {config}", got=fault["told"], expected=expected)
+            raise ConfigError(f"env.tasks: {name} refuses its config {config}", got=fault["message"], expected=expected)
         return worker
 
 
 def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]], Any]:
-    """The worker's side: ``open`` a generator, ``draw`` a question from it, or ``score`` an answer to one."""
+    """In the worker: ``open`` a generator, ``draw`` a question from it, or ``score`` an answer to one."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    fence = _Fence()
-    fence.put_up()
+    guard = _SafeEval()
+    guard.install()
 
     @functools.lru_cache(maxsize=4096)
     def drawn(number: int, seed: int) -> tuple[Any, Any]:
@@ -231,10 +228,10 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
             reasoning_gym.create_dataset(name, **config, seed=0, size=1)
         except (AssertionError, TypeError, ValueError) as error:
             keys = sorted(set(DATASETS[name][1].__dataclass_fields__) - {"seed", "size"})
-            return {"told": " ".join(str(error).split())[:200], "keys": keys}
+            return {"message": " ".join(str(error).split())[:200], "keys": keys}
         return None
 
-    def obey(request: list[Any]) -> Any:
+    def serve_request(request: list[Any]) -> Any:
         order, number, *rest = request
         if order == "open":
             return opened(number)
@@ -242,13 +239,13 @@ def serve(generators: list[tuple[str, dict[str, Any]]]) -> Callable[[list[Any]],
         if order == "draw":
             answer = entry["answer"]
             return {"question": entry["question"], "answer": answer if isinstance(answer, str) else None}
-        with fence:
+        with guard:
             score = float(source.score_answer(rest[1], entry))
-        whole = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
-        contained = 0 < score < 1 and re.search(whole, rest[1]) is not None
-        return {"score": score, "contained": contained, "refused": fence.refused}
+        reference = rf"(?<!\w){re.escape(str(entry['answer']))}(?!\w)"
+        contained = 0 < score < 1 and re.search(reference, rest[1]) is not None
+        return {"score": score, "contained": contained, "refused": guard.refused}
 
-    return obey
+    return serve_request
 
 
 NAMES = {"Abs", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log"} | {
@@ -264,8 +261,8 @@ def is_arithmetic(text: str, *, names: bool) -> bool:
     return known and bool(re.fullmatch(r"[A-Za-z0-9+\-*/^(), .\t]*", text)) and not re.search(r"\.\s*[A-Za-z]", text)
 
 
-class _Fence:
-    """While it is entered, the ``eval`` and ``parse_expr`` of reasoning-gym take literals and arithmetic only."""
+class _SafeEval:
+    """A context in which reasoning-gym's ``eval`` and ``parse_expr`` accept only literals and arithmetic."""
 
     def __init__(self) -> None:
         self.closed = self.refused = False
@@ -276,7 +273,7 @@ class _Fence:
     def __exit__(self, *exception: Any) -> None:
         self.closed = False
 
-    def put_up(self) -> None:
+    def install(self) -> None:
         """Replace both names in every module of reasoning-gym; those modules look them up there first."""
         import sympy
 

@@ -1,30 +1,26 @@
-"""Data sets as records: read from JSON lines, parquet or the Hub, checked field by field, split, walked in epochs.
+"""Data sets as records: read from JSON lines, parquet or the Hub, and checked field by field.
 
 Every error names the file and the line.
 """
 
-import functools
-import hashlib
 import json
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from vpd.errors import ConfigError, DataError
+from vpd.errors import DataError
 from vpd.types import Message
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
-Item = TypeVar("Item")
 
 
 def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """(where it stands, its number, record) of every record of a file of JSON lines, of a parquet file, or of
-    ``owner/name`` on the Hub."""
+    """(place for error messages, number, record) of every record of a file of JSON lines, of a parquet file, or of
+    ``owner/name`` on the Hub.  Raises DataError."""
     source = Path(path)
     if source.suffix == ".parquet":
         yield from ((f"{path} row {number}", number, record) for number, record in enumerate(_parquet(source)))
@@ -69,7 +65,7 @@ def _parquet(source: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file that are not blank."""
+    """(line number, text) of the lines that are not blank."""
     try:
         raw = source.read_bytes()
         content = raw.decode("utf-8-sig")
@@ -86,18 +82,20 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
 
 
 def text(record: Mapping[str, Any], field: str, where: str) -> str:
-    """A field that must hold text."""
+    """A field that must be a non-empty string.  Raises DataError."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         got = f"only {', '.join(map(str, record))}"[:200] if field not in record else repr(value)[:80]
-        raise DataError(f"{where} lacks the text {field!r}", got=got, expected="a string that is not empty")
+        raise DataError(f"{where} has no text {field!r}", got=got, expected="a non-empty string")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {field!r} holds half a surrogate pair", expected="text that UTF-8 can write")
+        raise DataError(
+            f"{where}: {field!r} contains an unpaired surrogate", expected="text that can be encoded as UTF-8"
+        )
     return value
 
 
 def messages(value: Sequence[Any], field: str, where: str) -> tuple[Message, ...]:
-    """Messages of which the last is the user's."""
+    """A list of messages, the last of them the user's.  Raises DataError."""
     read: list[Message] = []
     for message in value:
         message = mapping(message, f"{where}: a message of {field!r}")
@@ -108,75 +106,20 @@ def messages(value: Sequence[Any], field: str, where: str) -> tuple[Message, ...
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """A value that must be an object."""
+    """A value that must be a JSON object.  Raises DataError."""
     if not isinstance(value, Mapping):
         raise DataError(f"{where} is not an object", got=type(value).__name__, expected="a JSON object")
     return value
 
 
-def check_share(eval_share: float) -> None:
-    """Raises ConfigError for a share that leaves training or evaluation nothing."""
-    if not 0 < eval_share < 1:
-        raise ConfigError("env.eval_share is out of range", got=eval_share, expected="between 0 and 1")
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The messages with ``system`` as the only system message; None or empty: unchanged."""
+    if not system:
+        return messages
+    return ({"role": "system", "content": system}, *(m for m in messages if m["role"] != "system"))
 
 
-def apart(
-    load: Callable[[str], list[Item]],
-    path: str,
-    eval_path: str | None,
-    eval_share: float,
-    *,
-    stem: Callable[[Item], str],
-    whole: Callable[[Item], str],
-    name: Callable[[Item], str],
-) -> tuple[list[Item], list[Item]]:
-    """Training and evaluation: two files that share no ``whole`` text, or one, of which a share is held out by a hash
-    of the ``stem``, so that no stem stands on both sides."""
-    everything = load(path)
-    if eval_path is None or eval_path == path:
-        train = [item for item in everything if fraction(stem(item)) >= eval_share]
-        held_out = [item for item in everything if fraction(stem(item)) < eval_share]
-    else:
-        train, held_out = everything, load(eval_path)
-        known = {whole(item) for item in train}
-        shared = [name(item) for item in held_out if whole(item) in known]
-        if shared:
-            raise DataError(
-                f"{path} and {eval_path} share {len(shared)} questions",
-                got=f"record {shared[0]} of the latter in both",
-                expected="evaluation apart from training",
-                do="Take them out of one, or leave env.eval_path out: then a share of env.path is held out.",
-            )
-    for part, items in (("training", train), ("evaluation", held_out)):
-        if not items:
-            raise DataError(
-                f"{path} leaves no question for {part}",
-                got=f"{len(everything)} in all, env.eval_share {eval_share}",
-                do="Give more questions, another env.eval_share, or env.eval_path.",
-            )
-    held_out.sort(key=lambda item: fraction(whole(item)))  # any first few are a fair sample
-    return train, held_out
-
-
-def walk(items: Sequence[Item], index: int, *, name: str, seed: int) -> Item:
-    """Item ``index`` of an endless walk: each epoch goes through all in the order drawn by (name, seed, epoch)."""
-    epoch, place = divmod(index, len(items))
-    return items[_permutation(name, len(items), seed, epoch)[place]]
-
-
-@functools.lru_cache(maxsize=8)
-def _permutation(name: str, length: int, seed: int, epoch: int) -> Sequence[int]:
-    order = list(range(length))
-    random.Random(f"{name}/{seed}/{epoch}").shuffle(order)
-    return order
-
-
-def fraction(content: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=6).digest(), "big") / 2**48
-
-
-def shown(content: str) -> str:
+def excerpt(content: str) -> str:
     """At most 40 printable characters on one line, to be quoted in feedback."""
     line = " ".join("".join(c if c.isprintable() else " " for c in content[:200]).split())
     return line if len(line) <= 40 else f"{line[:40]}..."

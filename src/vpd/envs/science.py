@@ -16,13 +16,13 @@ which the multiple-choice questions are taken.  Both may come from a file of JSO
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import per_row, records
+from vpd.envs.record_tasks import FileTasks, Part
 from vpd.envs.tags import CLOSE, OPEN, read_tag
-from vpd.errors import ConfigError, DataError, nearest
-from vpd.types import Grade, Message, Task
+from vpd.errors import DataError, nearest
+from vpd.types import Grade, Task
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 LETTERS = "ABCDEF"
@@ -60,12 +60,12 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question and its options, as every prompt shows them."""
+        """The question and its options, as they appear in every prompt."""
         return "\n".join((f"{self.stem}\n", *map("{}: {}".format, LETTERS, self.options)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Science:
+class Science(FileTasks[Question]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings.  Source of the data:
@@ -73,42 +73,17 @@ class Science:
     """
 
     name: Literal["science"] = "science"
-    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
-    eval_path: Annotated[str | None, "held-out questions; null: a share of path, chosen by a hash"] = None
-    eval_share: Annotated[float, "that share"] = 0.1
     hint: Annotated[Literal["none", "key"], "key: feedback names the right option"] = "none"
     brief: Annotated[bool, "ask for the letter alone, without a tag: for small models"] = False
     system: Annotated[str | None, "another system message, with {count} and {letters}; '': none"] = None
     domain: Annotated[str | None, "Biology, Chemistry, Material or Physics; Hub records only"] = None
-    level: Annotated[str | None, "null: all; Hub records only"] = "L3"
-    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
+    level: Annotated[str | None, "level of the questions; null: all; Hub records only"] = "L3"
     split: Annotated[str, "split of the Hub's data set"] = "test"
-
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        if self.hint not in ("none", "key"):
-            raise ConfigError("env.hint is unknown", got=repr(self.hint), expected="'none' or 'key'")
 
     @property
     def reveals_answer(self) -> bool:
         """Whether feedback holds the gold answer."""
         return self.hint == "key"
-
-    def task(self, index: int, *, seed: int) -> Task:
-        """Epoch ``index // n`` walks through all training questions in the order drawn by (seed, epoch)."""
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
-
-    @cached_property
-    def repeated_stems(self) -> int:
-        """Held-out questions that training asks too, with other options: a memory of training may solve them."""
-        known = {task.payload.stem for task in self._tasks[0]}
-        return sum(task.payload.stem in known for task in self._tasks[1])
 
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
@@ -116,13 +91,13 @@ class Science:
         letter, fault = read_letter(text, question) if self.brief else read_answer(text, question)
         right = letter == question.key
         verdict = f"Option {letter} is {'right' if right else 'not right'}." if letter else ""
-        told = [fault] if fault and not right else []
-        told += [f"The right option is {question.key}."] if self.reveals_answer else []
+        details = [fault] if fault and not right else []
+        details += [f"The right option is {question.key}."] if self.reveals_answer else []
         return Grade(
             reward=float(right),
             success=right,
-            feedback=" ".join(filter(None, (verdict, *told))),
-            informative=bool(told),
+            feedback=" ".join(filter(None, (verdict, *details))),
+            informative=bool(details),
             metrics={"answer_readable": float(letter is not None)},
         )
 
@@ -130,37 +105,27 @@ class Science:
         key: str = task.payload.key
         return key if self.brief else f"{OPEN}{key}{CLOSE}"
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart."""
-        train, held_out = records.apart(
-            self._questions,
-            self.path,
-            self.eval_path,
-            self.eval_share,
-            stem=lambda question: question.stem,
-            whole=lambda question: question.text,
-            name=lambda question: question.id,
-        )
-        return tuple(self._task("train", q) for q in train), tuple(self._task("eval", q) for q in held_out)
+    def split_key(self, item: Question) -> str:
+        return item.stem
 
-    def _task(self, part: str, question: Question) -> Task:
-        count = COUNTS[len(question.options)]
+    def identity_key(self, item: Question) -> str:
+        return item.text
+
+    def make_task(self, part: Part, item: Question) -> Task:
+        count = COUNTS[len(item.options)]
         if self.system is not None:
-            system = self.system.replace("{count}", count).replace("{letters}", question.letters)
+            system = self.system.replace("{count}", count).replace("{letters}", item.letters)
         elif self.brief:
             system = BRIEF
         else:
-            system = _corrected(question.system or SYSTEM.format(count=count, letters=question.letters), question)
-        user = question.prompt or f"{question.text}\nPlease reason step by step."
+            system = _corrected(item.system or SYSTEM.format(count=count, letters=item.letters), item)
+        user = item.prompt or f"{item.text}\nPlease reason step by step."
         if self.brief:
-            user = f"{question.text}\n\nAnswer with one letter: {question.letters}."
-        messages: tuple[Message, ...] = ({"role": "user", "content": user},)
-        if system:
-            messages = ({"role": "system", "content": system}, *messages)
-        return Task(id=f"{part}/{question.id}", messages=messages, payload=question)
+            user = f"{item.text}\n\nAnswer with one letter: {item.letters}."
+        messages = records.with_system(({"role": "user", "content": user},), system)
+        return Task(id=f"{part}/{item.id}", messages=messages, payload=item)
 
-    def _questions(self, path: str) -> list[Question]:
+    def read_items(self, path: str) -> list[Question]:
         """All questions of one file or data set that pass the filters."""
         found: list[Question] = []
         domains: set[str] = set()
@@ -194,9 +159,12 @@ def read_answer(text: str, question: Question) -> tuple[str | None, str | None]:
     if held is None:
         return None, fault
     if len(held) > 1:
-        return None, f'Your answer tag holds "{records.shown(held)}"; it must hold one letter only: {question.letters}.'
+        return (
+            None,
+            f'Your answer tag holds "{records.excerpt(held)}"; it must hold one letter only: {question.letters}.',
+        )
     if held not in LETTERS[: len(question.options)]:
-        return None, f'Your answer tag holds "{records.shown(held)}"; the options are {question.letters}.'
+        return None, f'Your answer tag holds "{records.excerpt(held)}"; the options are {question.letters}.'
     return held, fault
 
 

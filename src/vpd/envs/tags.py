@@ -1,10 +1,10 @@
-"""The last answer tag of a text, and what is wrong with its form."""
+"""Reads the last answer tag of a text."""
 
 OPEN, CLOSE = "<answer>", "</answer>"
 
 
 def read_tag(text: str, form: str) -> tuple[str | None, str | None]:
-    """What the last closed tag holds, and a fault of form; either may be None.  ``form`` says how it must look."""
+    """(content of the last closed tag, fault of form), either may be None; ``form`` is the required form."""
     start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
     end = text.find(CLOSE, start)
     if start < 0:

@@ -18,12 +18,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import per_row, records
-from vpd.errors import ConfigError, DataError
-from vpd.types import Grade, Message, Task
+from vpd.envs.record_tasks import FileTasks, Part
+from vpd.errors import DataError
+from vpd.types import Grade, Task
 
 OPTIONAL = "[Optional]"
 LABEL = re.compile(r"^[ \t*]*(Action[ _]Input|Action)[ \t*]*:[ \t*]*", re.MULTILINE | re.IGNORECASE)
@@ -38,12 +38,12 @@ KINDS: tuple[tuple[Any, str], ...] = (
     (list, "a list"),
     (object, "null"),
 )
-MOST = 6  # complaints in one feedback
+MAX_COMPLAINTS = 6  # complaints in one feedback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a tool; ``arguments`` is a JSON object."""
+    """One call of a tool; ``arguments`` is a JSON object; an ``optional`` call may be left out."""
 
     tool: str
     arguments: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolUse:
+class ToolUse(FileTasks[Request]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings.  Source of the data: ToolAlpaca
@@ -70,40 +70,17 @@ class ToolUse:
     """
 
     name: Literal["tooluse"] = "tooluse"
-    path: Annotated[str, "a file of JSON lines, or a data set of the Hub: owner/name"]
-    eval_path: Annotated[str | None, "held-out questions; null: a share of path, chosen by a hash"] = None
-    eval_share: Annotated[float, "that share"] = 0.1
     reward: Annotated[Literal["all", "share"], "1 if all calls are right else 0, or the share that is right"] = "all"
     hint: Annotated[Literal["none", "tool", "key"], "tool: feedback names missing tools; key: also all arguments"] = (
         "none"
     )
     ignore_empty: Annotated[bool, 'an argument of "" or null counts as left out'] = False
     system: Annotated[str | None, "a system message, in place of the record's"] = None
-    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
-    split: Annotated[str, "split of the Hub's data set"] = "train"
-
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        for setting, value, known in (
-            ("reward", self.reward, ("all", "share")),
-            ("hint", self.hint, ("none", "tool", "key")),
-        ):
-            if value not in known:
-                raise ConfigError(f"env.{setting} is unknown", got=repr(value), expected=" or ".join(map(repr, known)))
 
     @property
     def reveals_answer(self) -> bool:
         """Whether feedback holds the right calls, or the tools that they call."""
         return self.hint != "none"
-
-    def task(self, index: int, *, seed: int) -> Task:
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
 
     def solution(self, task: Task) -> str:
         return "\n".join(
@@ -117,42 +94,29 @@ class ToolUse:
         calls, faults = read_calls(text)
         share, complaints = compare(request, calls, name_missing=self.hint == "tool", ignore_empty=self.ignore_empty)
         share *= len(calls) / max(1, len(calls) + len(faults))  # a fault of form counts as a call that is wrong
-        told = faults or complaints
-        right = not told
-        if len(told) > MOST:
-            told = [*told[:MOST], f"And {len(told) - MOST} more."]
+        details = faults or complaints
+        right = not details
+        if len(details) > MAX_COMPLAINTS:
+            details = [*details[:MAX_COMPLAINTS], f"And {len(details) - MAX_COMPLAINTS} more."]
         if not right and self.hint == "key":
-            told = [*told, f"The right calls are:\n{self.solution(task)}"]
+            details = [*details, f"The right calls are:\n{self.solution(task)}"]
         return Grade(
             reward=share if self.reward == "share" else float(right),
             success=right,
-            feedback="All calls are right." if right else " ".join(told),
+            feedback="All calls are right." if right else " ".join(details),
             informative=not right,
             metrics={"calls_readable": float(not faults), "calls_share": share},
         )
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart."""
-        train, held_out = records.apart(
-            self._requests,
-            self.path,
-            self.eval_path,
-            self.eval_share,
-            stem=lambda request: request.prompt,
-            whole=lambda request: request.prompt,
-            name=lambda request: request.id,
-        )
-        return tuple(self._task("train", r) for r in train), tuple(self._task("eval", r) for r in held_out)
+    def split_key(self, item: Request) -> str:
+        return item.prompt
 
-    def _task(self, part: str, request: Request) -> Task:
-        system = request.system if self.system is None else self.system
-        messages: tuple[Message, ...] = ({"role": "user", "content": request.prompt},)
-        if system:
-            messages = ({"role": "system", "content": system}, *messages)
-        return Task(id=f"{part}/{request.id}", messages=messages, payload=request)
+    def make_task(self, part: Part, item: Request) -> Task:
+        system = item.system if self.system is None else self.system
+        messages = records.with_system(({"role": "user", "content": item.prompt},), system)
+        return Task(id=f"{part}/{item.id}", messages=messages, payload=item)
 
-    def _requests(self, path: str) -> list[Request]:
+    def read_items(self, path: str) -> list[Request]:
         return [
             _request(record, where, number)
             for where, number, record in records.read(path, subset=self.subset, split=self.split)
@@ -160,7 +124,7 @@ class ToolUse:
 
 
 def read_calls(text: str) -> tuple[list[Call], list[str]]:
-    """The calls of an answer and its faults of form.  Thoughts, final answers and other lines are passed over."""
+    """(calls, faults of form) of an answer.  Thoughts, final answers and other lines are ignored."""
     calls: list[Call] = []
     faults: list[str] = []
     position, number, tool = 0, 0, None
@@ -222,9 +186,9 @@ DECODER = json.JSONDecoder(parse_constant=_refuse)
 def compare(
     request: Request, calls: Sequence[Call], *, name_missing: bool = False, ignore_empty: bool = False
 ) -> tuple[float, list[str]]:
-    """The share of an answer's calls that is right, and what is wrong with the others; order does not count.
+    """(share right, complaints) of an answer's calls, in any order.
 
-    The share counts tools and arguments: twice the number that agree, over all wanted and all given.
+    The share counts tools and arguments: twice the number that agree, divided by all wanted plus all given.
     """
     drop = _without_empty if ignore_empty else lambda call: call.arguments
     wanted, given = [drop(call) for call in request.calls], [drop(call) for call in calls]
@@ -234,7 +198,7 @@ def compare(
     total = sum(1 + len(wanted[w]) for w in counted) + sum(1 + len(arguments) for arguments in given)
     complaints = []
     for g, call in enumerate(calls):
-        where = f'action {g + 1} ("{records.shown(call.tool)}")'
+        where = f'action {g + 1} ("{records.excerpt(call.tool)}")'
         if g in pairs:
             wrong = _differences(wanted[pairs[g]], given[g], request.tools.get(call.tool))
             complaints += [f"In {where}: {'; '.join(wrong)}."] if wrong else []
@@ -257,7 +221,7 @@ def compare(
 def _pairs(
     wanted: Sequence[Call], wanted_arguments: Sequence[Any], given: Sequence[Call], given_arguments: Sequence[Any]
 ) -> dict[int, int]:
-    """Which wanted call each given one is held against: the same tool, those that agree most first."""
+    """The wanted call that each given one is compared with: the same tool, those that agree most first."""
     candidates = [
         (len({**w_args, **g_args}) - _agreeing(w_args, g_args), want.optional, g, w)
         for w, (want, w_args) in enumerate(zip(wanted, wanted_arguments, strict=True))
@@ -275,7 +239,7 @@ def _differences(wanted: Mapping[str, Any], given: Mapping[str, Any], documented
     """What is wrong with the arguments of one call, inside objects too; no wanted value is quoted."""
     wrong = [f'the argument "{path}{key}" is missing' for key in wanted if key not in given]
     for key, value in given.items():
-        name = f'"{path}{records.shown(key)}"'
+        name = f'"{path}{records.excerpt(key)}"'
         if key not in wanted:
             known = documented is None or path or key in documented
             wrong.append(f"{name} is not wanted" if known else f"{name} is no argument of this tool")

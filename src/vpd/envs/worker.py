@@ -1,13 +1,13 @@
-"""A verifier in a process of its own: it may hang, crash or run out of memory, and the caller goes on.
+"""A verifier in its own process: it may hang, crash or run out of memory without harm to the caller.
 
     worker = Worker("vpd.envs.math", seconds=5)
-    worker.ask(["1/2", "0.5"])        # True; raises WorkerFault where the worker did not answer
+    worker.ask(["1/2", "0.5"])        # True; raises WorkerFault if the worker did not answer
 
-Requests and answers are lines of JSON.  A worker starts with the first request, serves one after the other, and is
-killed with its process group when it overruns its time; the next request starts another.  It has no environment
-variables of the caller's, writes no file, and gets ``MEMORY`` bytes of address space and its own processor-time limit,
-so it ends even when the caller is gone.  It is for *our* verifiers, whose libraries were not written for hostile
-input.  It is no sandbox: text that a library would run as code must not be sent to it.
+Requests and answers are lines of JSON.  A worker starts with the first request, serves one request at a time, and is
+killed with its process group when it exceeds its time; the next request starts another.  It does not inherit the
+caller's environment variables, cannot write files, and has limits of address space (``MEMORY`` bytes) and processor
+time, so it ends even if the caller is gone.  It is for *our* verifiers, whose libraries were not written for hostile
+input.  It is not a sandbox: text that a library would run as code must not be sent to it.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ START_SECONDS = 120.0
 
 
 class WorkerFault(Exception):
-    """The worker gave no answer: it overran its time, died, or its library raised.  The text says which, without the
-    library's message, which may hold the right answer."""
+    """The worker gave no answer: it exceeded its time, died, or its library raised.  The message says which; it leaves
+    out the library's message, which may contain the right answer."""
 
 
 class Worker:
@@ -51,7 +51,7 @@ class Worker:
             process = self._process or self._start()
             try:
                 answer = self._exchange(process, request, self.seconds)
-            except BaseException:  # an answer that comes late must not pass for the next one
+            except BaseException:  # a late answer must not be taken for the next one
                 self.close()
                 raise
         if "raised" in answer:
@@ -108,7 +108,7 @@ class Worker:
 
 
 def _cause(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended that has closed its output."""
+    """How a process ended, after it closed its output."""
     try:
         code = process.wait(timeout=1)
     except subprocess.TimeoutExpired:
@@ -127,7 +127,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(module: str) -> None:
-    """The worker's side: set up, then answer line by line until the caller is gone."""
+    """In the worker: set up, then answer line by line until the caller is gone."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # a library that prints must not garble the answers

@@ -16,7 +16,7 @@ from vpd.config import Config, ModelSettings, check_together
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Env, Finite, FixedLength
+from vpd.envs import AnswerLength, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -144,9 +144,9 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
 
 def known_tasks(env: Env, config: Config) -> list[Task]:
     """Tasks that can be known beforehand: all of a finite data set's, else the first batch's; and evaluation's."""
-    count = config.rollout.prompts_per_step
-    tasks = env.train_tasks() if isinstance(env, Finite) else [env.task(i, seed=config.run.seed) for i in range(count)]
-    return [*tasks, *env.eval_tasks(config.run.eval_limit)]
+    first = range(config.rollout.prompts_per_step)
+    tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
+    return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
 
 
 def source_of(name: str) -> str:

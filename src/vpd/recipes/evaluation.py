@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
-from vpd.envs import Env
+from vpd.envs import Env, held_out_tasks
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
@@ -51,7 +51,7 @@ def evaluate(
         num_samples=options.num_samples,
         teacher=options.teacher,
     )
-    return evaluate_tasks(parts.source, parts.env.eval_tasks(options.limit), settings)
+    return evaluate_tasks(parts.source, held_out_tasks(parts.env, options.limit), settings)
 
 
 def show(rows: Sequence[tuple[str, Metrics]], k: int, console: Console | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpd import checkpoint, run_state
 from vpd.config import Config
-from vpd.envs import Env
+from vpd.envs import Env, held_out_tasks
 from vpd.errors import StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
@@ -140,7 +140,7 @@ def evaluation_metrics(parts: Parts) -> Metrics:
         sampling=config.rollout.sampling,
         num_samples=config.run.eval_samples,
     )
-    tasks = parts.env.eval_tasks(config.run.eval_limit)
+    tasks = held_out_tasks(parts.env, config.run.eval_limit)
     result = evaluate(parts.source, tasks, settings)
     metrics: Metrics = {}
     for prefix, values in (("eval", result.student), ("eval_teacher", result.teacher)):

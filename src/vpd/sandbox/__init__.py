@@ -1,11 +1,11 @@
-"""Runs programs that nobody has read, so that they can do no harm and always end.
+"""Runs untrusted programs isolated from the caller, with limits, so that they always end.
 
     sandbox = strongest(workers=2)
     [outcome] = sandbox.run([Program(source="print(1 + 1)")])
     outcome.status, outcome.stdout        # "ok", "2\\n"
 
-:func:`strongest` tries the kinds of protection on this machine, keeps the first that holds, and ``describe()`` says
-which it is.  A remote service (:mod:`vpd.sandbox.remote`) and :class:`ScriptedSandbox` fit the same two methods.
+:func:`strongest` probes the kinds of protection on this machine and returns the first that holds; ``describe()`` says
+which it is.  A remote service (:mod:`vpd.sandbox.remote`) and :class:`ScriptedSandbox` have the same two methods.
 """
 
 import re
@@ -14,29 +14,29 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Protocol, TypeAlias
 
+from annotated_types import Ge
+
 from vpd.errors import ConfigError
+from vpd.settings import Settings
 
 Status: TypeAlias = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a program may use.  ``memory_mb`` bounds each address space exactly (a larger request raises MemoryError)
-    and what all its processes hold together, which is looked at about twenty times a second.  To ``seconds`` is added
-    what the program waited for busy processors, up to three times as long again."""
+class Limits(Settings, section="limits"):
+    """What a program may use.
 
-    seconds: Annotated[float, "wall-clock time"] = 6.0
-    cpu_seconds: Annotated[int, "processor time of each process"] = 6
-    memory_mb: Annotated[int, "memory, of each process and of all together"] = 512
-    file_mb: Annotated[int, "its own and all files it writes, together"] = 32
-    processes: Annotated[int, "processes and threads at once"] = 16
-    output_kb: Annotated[int, "standard output, and as much standard error"] = 64
+    ``memory_mb`` limits each address space (a larger request raises MemoryError) and the sum over the program's
+    processes, which is measured about twenty times a second.  Time that the program waited for busy processors is added
+    to ``seconds``, up to three times ``seconds``.
+    """
 
-    def __post_init__(self) -> None:
-        low = {"seconds": 0.01, "cpu_seconds": 1, "memory_mb": 32, "file_mb": 1, "processes": 1, "output_kb": 1}
-        for name, least in low.items():
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"limits.{name} is too small", got=getattr(self, name), expected=f"at least {least}")
+    seconds: Annotated[float, Ge(0.01), "wall-clock time"] = 6.0
+    cpu_seconds: Annotated[int, Ge(1), "processor time of each process"] = 6
+    memory_mb: Annotated[int, Ge(32), "memory of each process, and of all together"] = 512
+    file_mb: Annotated[int, Ge(1), "size of all its files together, source included"] = 32
+    processes: Annotated[int, Ge(1), "processes and threads at the same time"] = 16
+    output_kb: Annotated[int, Ge(1), "size of standard output, and of standard error"] = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,9 @@ class Program:
 class Outcome:
     """How a program ended.
 
-    ``ok``: exit code 0; ``error``: another one; ``killed``: by a signal (a crash); ``timeout``, ``memory`` and
-    ``output``: a limit was reached.  ``exit_code`` is minus the signal's number after a signal, None where the sandbox
-    ended it; ``stdout`` and ``stderr`` are what came before that.
+    ``status``: ``ok`` (exit code 0), ``error`` (another exit code), ``killed`` (by a signal), or the limit reached:
+    ``timeout``, ``memory``, ``output``.  ``exit_code``: minus the signal's number after a signal, None if the
+    sandbox ended the program.  ``stdout``, ``stderr``: what was written until then.  ``seconds``: wall-clock time.
     """
 
     status: Status
@@ -74,28 +74,28 @@ class Outcome:
 
 
 class Sandbox(Protocol):
-    """Runs programs apart from the caller."""
+    """Runs programs isolated from the caller."""
 
     def run(self, programs: Sequence[Program]) -> list[Outcome]:
-        """One outcome for each program, in order.  Ends in bounded time and raises for no deed of a program.
+        """One outcome for each program, in order, in bounded time.
 
-        Raises SandboxError where the machine or the service fails.
+        Nothing that a program does raises.  Raises SandboxError if the machine or the service fails.
         """
         ...
 
     def describe(self) -> str:
-        """One line: which protections are in force."""
+        """One line: which protections are active."""
         ...
 
 
 def ran_out_of_memory(code: int, stderr: str) -> bool:
-    """Whether a program ended by a MemoryError (NumPy's has a name of its own) that it did not catch."""
+    """Whether a program ended by an uncaught MemoryError (NumPy's subclass included)."""
     last = stderr.rstrip().rpartition("\n")[2]
     return code == 1 and re.match(r"[\w.]*MemoryError\b", last) is not None
 
 
 class ScriptedSandbox:
-    """A fake for tests and dry runs: runs nothing, answers by a function; ``asked`` holds the programs so far."""
+    """A fake for tests and dry runs: answers by a function and runs nothing; ``asked`` holds the programs so far."""
 
     def __init__(self, answer: Callable[[Program], Outcome]):
         self.answer = answer
@@ -110,13 +110,13 @@ class ScriptedSandbox:
 
 
 def strongest(*, workers: int | None = None, packages: Sequence[str] = (), insist: bool = False) -> Sandbox:
-    """The strongest sandbox that this machine carries, proved by a program that tries to break out.
+    """The strongest sandbox that works on this machine, tested with a program that tries to break out.
 
-    ``workers`` programs run at once (None: one for each usable processor); programs may import from the folders
-    ``packages``, read only, besides the standard library.  Raises ConfigError where the minimum (no network, no reading
-    of the caller's files, a kill that leaves nothing, limits) cannot be had; ``insist`` runs without it, and
-    ``describe()`` says so.
+    ``workers`` programs run at the same time (None: one per usable processor); besides the standard library, programs
+    may import from the folders ``packages``, read only.  Raises ConfigError if the minimum is missing (no network, no
+    reading of the caller's files, limits, no process left after a kill); with ``insist`` programs then run
+    unprotected, and ``describe()`` says so.
     """
-    from vpd.sandbox.local import choose  # imports this module's types
+    from vpd.sandbox.local import choose  # that module imports this one
 
     return choose(workers=workers, packages=packages, insist=insist)

@@ -1,11 +1,11 @@
-"""The far side of the wall: reads an order on standard input, confines a program, runs it.
+"""Runs in a new process: reads an order from standard input, confines a program and runs it.
 
     supervisor --order, then the program's stdin--> keeper --fork--> init --fork--> program
 
-Init is process 1 of the program's own namespaces: when it goes, the kernel kills all that is in there with it, whatever
-they ignore or have become.  Without namespaces the keeper plays init itself.  ``report`` carries lines back:
-``init PID``, ``start``, ``end WAIT_STATUS CPU_SECONDS MAX_RSS_KB`` or ``fault TEXT``.  Runs before any of the program's
-code, as ``python -I -S``, and needs little of the standard library, as each import is paid for by every program.
+Init is process 1 of the program's own namespaces: when it ends, the kernel kills every process in them.  Without
+namespaces the keeper does init's work itself.  The descriptor ``report`` carries lines back: ``init PID``, ``start``,
+``end WAIT_STATUS CPU_SECONDS MAX_RSS_KB`` or ``fault TEXT``.  It runs before any of the program's code, as ``python -I
+-S``, and imports little, because every program pays for each import.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ libc.syscall.restype = ctypes.c_long
 
 
 def call(function: str, *arguments: int | bytes | None) -> int:
-    """A C function; raises OSError where it fails."""
+    """Call a C function.  Raises OSError if it fails."""
     result = getattr(libc, function)(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if result < 0:
         number = ctypes.get_errno()
@@ -53,15 +53,15 @@ def main(report: int) -> None:
     os.set_inheritable(report, False)
     call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     order = marshal.loads(_read(int.from_bytes(_read(8), "big")))
-    if not order["namespaces"]:  # then no kernel clears away what is left
+    if not order["namespaces"]:  # then the kernel does not clean up after the program
         import signal  # takes a while
 
-        signal.signal(SIGTERM, lambda number, frame: clear_away(order["home"]))
+        signal.signal(SIGTERM, lambda number, frame: kill_and_remove(order["home"]))
         call("prctl", PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
     if os.getppid() != order["parent"]:
         os._exit(1)  # it was gone before prctl
     with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # the machine runs out of memory: this one first
+        file.write("1000")  # if the machine runs out of memory, kill this process first
     os.umask(0o022)
     os.environ.clear()
     if order["namespaces"]:
@@ -77,7 +77,7 @@ def main(report: int) -> None:
             os.close(lifeline)
             call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
             if not select.select([life], [], [], 0)[0]:  # readable: the keeper was gone before prctl
-                keep(order, report, announce=False)
+                supervise(order, report, announce=False)
     else:
         os.mkdir(order["home"], 0o700)
         write_environment(order, order["home"] + "/venv")
@@ -85,17 +85,17 @@ def main(report: int) -> None:
         if os.geteuid() == 0:
             os.chown(order["home"], NOBODY, NOBODY)
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        keep(order, report, announce=True)
+        supervise(order, report, announce=True)
         kill_descendants()
     os._exit(0)
 
 
-def keep(order: dict[str, Any], report: int, *, announce: bool) -> None:
-    """Fork the program, reap whatever ends, report how the program ended."""
+def supervise(order: dict[str, Any], report: int, *, announce: bool) -> None:
+    """Fork the program, reap its processes, report how it ended."""
     program = os.fork()
     if program == 0:
         try:
-            start(order, report)
+            exec_program(order, report)
         except OSError as error:
             os.write(report, f"fault {error}\n".encode())
         os._exit(1)
@@ -112,8 +112,8 @@ def keep(order: dict[str, Any], report: int, *, announce: bool) -> None:
     os.write(report, line.encode())
 
 
-def start(order: dict[str, Any], report: int) -> None:
-    """Give up every right that is left and become the program."""
+def exec_program(order: dict[str, Any], report: int) -> None:
+    """Drop all remaining privileges and exec the program."""
     os.setsid()
     os.chdir(order["home"] + "/tmp")
     for what, soft, hard in order["limits"]:
@@ -135,10 +135,10 @@ def start(order: dict[str, Any], report: int) -> None:
 
 
 def drop_rights(order: dict[str, Any]) -> None:
-    """Root becomes nobody (inside namespaces: user 1000), and no capability is left.
+    """Root becomes the user nobody (inside namespaces: user 1000), without capabilities.
 
-    One exception: outside namespaces, where root's interpreter lies in a folder closed to nobody, the capability to
-    read past file modes stays; Landlock still bounds what can be opened.
+    One exception: outside namespaces, if root's interpreter is in a folder that nobody cannot read, the capability to
+    bypass file modes stays; Landlock still limits what can be opened.
     """
     kept = 0
     if os.geteuid() == 0:
@@ -162,10 +162,10 @@ def drop_rights(order: dict[str, Any]) -> None:
 def unshare() -> None:
     """New namespaces.  Inside, the program is user 1000: the caller outside, or nobody where the caller is root."""
     keeper, caller, group = os.getpid(), os.geteuid(), os.getegid()
-    own = f"{PROGRAM_ID} {{}} 1\n"
-    apart = f"0 {{}} 1\n{PROGRAM_ID} {NOBODY} 1\n"
-    lines = apart if caller == 0 and _nobody_exists() else own
-    if caller == 0 and lines == apart:
+    one_line = f"{PROGRAM_ID} {{}} 1\n"
+    two_lines = f"0 {{}} 1\n{PROGRAM_ID} {NOBODY} 1\n"
+    lines = two_lines if caller == 0 and _nobody_exists() else one_line
+    if caller == 0 and lines == two_lines:
         os.setgroups([])
     ready, go = os.pipe()
     helper = os.fork()  # stays outside, as only from there may root write two lines
@@ -173,7 +173,7 @@ def unshare() -> None:
         os.close(go)
         os.read(ready, 1)
         texts = {"uid_map": lines.format(caller), "gid_map": lines.format(group)}
-        if lines == own:
+        if lines == one_line:
             texts = {"setgroups": "deny", **texts}
         for name, text in texts.items():
             with open(f"/proc/{keeper}/{name}", "w") as file:
@@ -195,7 +195,7 @@ def _nobody_exists() -> bool:
 
 
 def build_root(order: dict[str, Any]) -> None:
-    """A root of its own: ``order["readable"]`` read only, three devices, and /tmp in memory; nothing else is there."""
+    """Build a new root with ``order["readable"]`` read only, three devices, and /tmp in memory, and nothing else."""
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=755,size=1m,nr_inodes=4k")
     os.mkdir("/tmp/old")
@@ -275,7 +275,7 @@ def restrict_files(order: dict[str, Any]) -> None:
 
 
 def kill_descendants() -> None:
-    """Kill until nothing is left: what loses its parent becomes this process's child, and its children follow."""
+    """Kill all descendants; orphans become this process's children (subreaper), so repeat until there are none."""
     while True:
         for process in descendants(os.getpid()):
             try:
@@ -289,10 +289,10 @@ def kill_descendants() -> None:
         time.sleep(0.001)
 
 
-def clear_away(home: str) -> None:
-    """The caller is gone: end everything, then become the command that removes the folder.
+def kill_and_remove(home: str) -> None:
+    """After the caller's death: kill all processes, then exec the command that removes the folder.
 
-    Each of the caller's threads that ends after another sends the signal again, and that command would die of it.
+    Every thread of the caller that ends sends the signal again, which would kill that command, so it is ignored.
     """
     libc.signal(SIGTERM, SIG_IGN)
     call("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
@@ -301,6 +301,7 @@ def clear_away(home: str) -> None:
 
 
 def descendants(process: int) -> list[int]:
+    """Pids of all processes below ``process``."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{process}/task"):
@@ -312,7 +313,7 @@ def descendants(process: int) -> list[int]:
 
 
 def _read(count: int) -> bytes:
-    """Exactly so many bytes of standard input, and not one of the program's."""
+    """Exactly ``count`` bytes of standard input; the rest belongs to the program."""
     parts = []
     while count:
         part = os.read(0, min(count, 1 << 20))

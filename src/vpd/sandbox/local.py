@@ -1,15 +1,15 @@
 """Runs programs on this machine, each in a jail of its own (:mod:`vpd.sandbox.jail`), a few at once.
 
-Nothing here waits without a deadline or holds more of a program's output than its limit.  How a program is kept apart:
+Nothing here waits without a deadline or keeps more of a program's output than its limit.  The kinds of protection:
 
 * ``namespaces``: its own users, mounts, processes, network and IPC; a root folder with the interpreter, the system's
-  libraries and an empty /tmp in memory; and a seccomp filter.  Its process 1 is ours; its end is everything's end.
+  libraries and an empty /tmp in memory; and a seccomp filter.  When its process 1 ends, the kernel kills all others.
 * ``landlock``, where containers forbid namespaces: it may open the interpreter, the libraries and its own folder, and
   write nothing; seccomp refuses sockets, new processes, signals and changes to files it cannot open.
-* ``bare``: limits and a kill of all its descendants.  Only where the user insists.
+* ``bare``: limits, and a kill of all its descendants.  Only if the user insists.
 
-Always: an empty environment, closed descriptors, no rights to gain, resource limits, nobody's user where we are root.
-Memory is watched from outside too, as a limit on each address space does not bound what many processes hold together.
+Always: an empty environment, closed descriptors, no new privileges, resource limits, user nobody if run as root.
+Memory is also measured from outside, as a limit on each address space does not limit the sum over many processes.
 """
 
 import contextlib
@@ -42,20 +42,20 @@ DESCRIPTIONS: dict[Protection, str] = {
     "seccomp, resource limits",
     "landlock": "Landlock (opens the interpreter and its own folder, writes nothing), seccomp (no sockets, no new "
     "processes, no signals), resource limits",
-    "bare": "NOT ISOLATED, as insisted: resource limits alone; programs can read your files and reach the network",
+    "bare": "NOT ISOLATED (insist): resource limits only; programs can read your files and reach the network",
 }
 JAIL = "import sys; sys.path.append(sys.argv[1]); import jail; jail.main(int(sys.argv[2]))"  # compiled, once
-TICK = 0.05  # seconds between looks at the clock and at memory
-SET_UP = 30.0  # seconds until the program must have started
-GRACE = 5.0  # seconds that a killed program may take to be gone
+TICK = 0.05  # seconds between measurements of time and memory
+SET_UP = 30.0  # seconds within which the program must have started
+GRACE = 5.0  # seconds that a killed program may take to end
 CHUNK = 1 << 16
-PATIENCE = 3.0  # of its limit of seconds: what a program may wait for a busy processor besides
-PAGE, MOST_NAMES = 4096, 4000  # of the folder in memory; the jail makes it for 4096 names
+MAX_WAIT_FACTOR = 3.0  # of limits.seconds: what a program may wait for a busy processor in addition
+PAGE, MAX_NAMES = 4096, 4000  # of the folder in memory, which the jail makes for 4096 names
 RLIMIT_SIGPENDING = 11  # signals waiting and timers; on Linux the same everywhere
 
 
 class LocalSandbox:
-    """A pool of jails; ``workers`` programs run at once, over all concurrent calls."""
+    """A pool of jails; ``workers`` programs run at the same time, over all concurrent calls."""
 
     def __init__(self, *, protection: Protection, workers: int, packages: Sequence[str] = ()):
         if workers < 1:
@@ -89,11 +89,11 @@ class LocalSandbox:
         return run_each(self._run, programs, self.workers)
 
     def _run(self, program: Program) -> Outcome:
-        excess = _excess(program)
-        if excess:
-            return Outcome(status="error", exit_code=None, stdout="", stderr=f"{excess}\n", seconds=0.0)
+        too_large = _too_large(program)
+        if too_large:
+            return Outcome(status="error", exit_code=None, stdout="", stderr=f"{too_large}\n", seconds=0.0)
         with self._slots, self._home() as home:
-            order = {**self._order, "parent": os.getpid(), "home": home, **self._demands(program, home)}
+            order = {**self._order, "parent": os.getpid(), "home": home, **self._program_order(program, home)}
             data = marshal.dumps(order)
             text = program.stdin.encode("utf-8", "surrogatepass")
             outcome = _Run(program.limits, len(data).to_bytes(8, "big") + data + text).outcome(self._interpreter)
@@ -101,17 +101,17 @@ class LocalSandbox:
 
     @contextlib.contextmanager
     def _home(self) -> Iterator[str]:
-        """Where the program's /tmp and interpreter are made; with namespaces no file is ever made outside them."""
+        """The folder for the program's /tmp and interpreter; with namespaces no file is made outside them."""
         if self.protection == "namespaces":
             yield ""
             return
-        home = f"{tempfile.gettempdir()}/vpd-sandbox-{secrets.token_hex(8)}"  # made by the keeper, which outlives us
+        home = f"{tempfile.gettempdir()}/vpd-sandbox-{secrets.token_hex(8)}"  # made by the keeper, which can outlive us
         try:
             yield home
         finally:
             subprocess.run(["/bin/sh", "-c", REMOVE, "sh", home], check=False, stderr=subprocess.DEVNULL)
 
-    def _demands(self, program: Program, home: str) -> dict[str, Any]:
+    def _program_order(self, program: Program, home: str) -> dict[str, Any]:
         limits = program.limits
         memory, file = limits.memory_mb << 20, limits.file_mb << 20
         bounds = [
@@ -146,32 +146,32 @@ class LocalSandbox:
         }
 
 
-def _excess(program: Program) -> str:
-    """What of a program does not fit into its folder, which has memory pages and a stock of names."""
+def _too_large(program: Program) -> str:
+    """Why a program does not fit into its folder, whose pages and names are limited; empty if it fits."""
     texts = [program.source, *program.files.values()]
     pages = sum(-(-len(text.encode("utf-8", "surrogatepass")) // PAGE) for text in texts)
     folders = {parent for name in program.files for parent in PurePosixPath(name).parents}
     if pages * PAGE > program.limits.file_mb << 20:
         return f"the program and its files are larger than {program.limits.file_mb} MB"
-    if len(texts) + len(folders) > MOST_NAMES:
-        return f"the program has more than {MOST_NAMES} files and folders"
+    if len(texts) + len(folders) > MAX_NAMES:
+        return f"the program has more than {MAX_NAMES} files and folders"
     return ""
 
 
 class _Run:
-    """One program from launch to burial."""
+    """One program, from its start to the removal of its processes."""
 
-    def __init__(self, limits: Limits, feed: bytes):
+    def __init__(self, limits: Limits, stdin: bytes):
         self.limits = limits
-        self.feed = memoryview(feed)
+        self.stdin = memoryview(stdin)
         self.output = {"stdout": bytearray(), "stderr": bytearray()}
         self.report = bytearray()
         self.init: int | None = None  # its pid
-        self.handle: int | None = None  # of the same process, which cannot come to mean another one
+        self.pidfd: int | None = None  # of init; unlike a pid it is never reused
         self.started: float | None = None
-        self.ended: tuple[int, float, int, float] | None = None  # wait status, CPU seconds, KiB, when
+        self.ended: tuple[int, float, int, float] | None = None  # wait status, CPU seconds, KiB, time
         self.fault: str | None = None
-        self.reason: Status | None = None  # why we killed it
+        self.reason: Status | None = None  # why it was killed
 
     def outcome(self, interpreter: str) -> Outcome:
         ours, theirs = os.pipe()
@@ -197,13 +197,13 @@ class _Run:
             with selectors.DefaultSelector() as selector:
                 self._supervise(jail, ours, selector, launched)
         finally:
-            self._bury(jail, ours)
-        return self._verdict(launched)
+            self._clean_up(jail, ours)
+        return self._result(launched)
 
     def _supervise(
         self, jail: subprocess.Popen[bytes], report: int, selector: selectors.BaseSelector, launched: float
     ) -> None:
-        """Feed it, listen to it, and kill it when it is time; ends when the jail has ended or will not."""
+        """Exchange data with the jail until it ends; kill it at a limit, and stop waiting ``GRACE`` seconds later."""
         assert jail.stdin and jail.stdout and jail.stderr
         streams = {"stdout": jail.stdout.fileno(), "stderr": jail.stderr.fileno(), "report": report}
         for name, number in streams.items():
@@ -236,17 +236,17 @@ class _Run:
     def _write(self, jail: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> None:
         assert jail.stdin
         try:
-            self.feed = self.feed[os.write(jail.stdin.fileno(), self.feed[:CHUNK]) :]
+            self.stdin = self.stdin[os.write(jail.stdin.fileno(), self.stdin[:CHUNK]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self.feed = memoryview(b"")
-        if not self.feed:
+            self.stdin = memoryview(b"")
+        if not self.stdin:
             selector.unregister(jail.stdin.fileno())
             jail.stdin.close()
 
     def _read(self, number: int, name: str, selector: selectors.BaseSelector) -> bool:
-        """One chunk; False at the end, for now or for ever.  A stream over its limit is left unread."""
+        """Read one chunk; False if there is none now or any more.  A stream over its limit is not read further."""
         try:
             chunk = os.read(number, CHUNK)
         except BlockingIOError:
@@ -256,7 +256,7 @@ class _Run:
             return False
         if name == "report":
             self.report += chunk
-            self._listen()
+            self._parse_report()
             return True
         kept = self.output[name]
         room = (self.limits.output_kb << 10) - len(kept)
@@ -267,7 +267,7 @@ class _Run:
             return False
         return True
 
-    def _listen(self) -> None:
+    def _parse_report(self) -> None:
         *lines, rest = self.report.split(b"\n")
         self.report = bytearray(rest)
         for line in lines:
@@ -275,7 +275,7 @@ class _Run:
             if word == "init":
                 self.init = int(values)
                 with contextlib.suppress(ProcessLookupError):
-                    self.handle = os.pidfd_open(self.init)
+                    self.pidfd = os.pidfd_open(self.init)
             elif word == "start":
                 self.started = time.monotonic()
             elif word == "end":
@@ -291,7 +291,7 @@ class _Run:
             return "timeout" if now > launched + SET_UP else None
         late = now - self.started - self.limits.seconds
         if late > 0 and (
-            self.init is None or late > _waited(self.init, now - self.started, PATIENCE * self.limits.seconds)
+            self.init is None or late > _waited(self.init, now - self.started, MAX_WAIT_FACTOR * self.limits.seconds)
         ):
             return "timeout"
         if self.init is not None:
@@ -303,27 +303,27 @@ class _Run:
         return None
 
     def _kill(self, jail: subprocess.Popen[bytes]) -> None:
-        if self.handle is None:
+        if self.pidfd is None:
             jail.kill()
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def _bury(self, jail: subprocess.Popen[bytes], report: int) -> None:
-        jail.kill()  # it has closed the report and is ending, or it will not end
+    def _clean_up(self, jail: subprocess.Popen[bytes], report: int) -> None:
+        jail.kill()  # it has closed the report and is ending, or it hangs
         with contextlib.suppress(subprocess.TimeoutExpired):
             jail.wait(GRACE)
         for stream in (jail.stdin, jail.stdout, jail.stderr):
             assert stream
             stream.close()
         os.close(report)
-        if self.handle is not None:
-            os.close(self.handle)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
 
-    def _verdict(self, launched: float) -> Outcome:
+    def _result(self, launched: float) -> Outcome:
         stdout, stderr = (bytes(self.output[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
         if self.started is None or self.fault is not None:
-            last = stderr.strip().splitlines()[-1:] or ["no word from it"]
+            last = stderr.strip().splitlines()[-1:] or ["no output"]
             raise SandboxError("the sandbox could not be set up", got=self.fault or last[0])
         status: Status = self.reason or "killed"
         code = None
@@ -331,11 +331,11 @@ class _Run:
         if self.ended is not None:
             end = self.ended[3]
             reported = os.waitstatus_to_exitcode(self.ended[0])
-            if self.reason is None or (self.reason == "timeout" and reported != -signal.SIGKILL):  # it was just faster
-                code, status = reported, self._named(reported, stderr)
+            if self.reason is None or (self.reason == "timeout" and reported != -signal.SIGKILL):  # it ended by itself
+                code, status = reported, self._status(reported, stderr)
         return Outcome(status=status, exit_code=code, stdout=stdout, stderr=stderr, seconds=end - self.started)
 
-    def _named(self, code: int, stderr: str) -> Status:
+    def _status(self, code: int, stderr: str) -> Status:
         assert self.ended
         _, processor, resident, _ = self.ended
         if code == 0:
@@ -350,7 +350,7 @@ class _Run:
 
 
 def _interpreter() -> str:
-    """The Python that runs us, without our virtual environment."""
+    """The Python interpreter of this process, outside the virtual environment."""
     path = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     if not os.path.exists(path):
         raise SandboxError("the sandbox finds no Python interpreter", got=path)
@@ -373,8 +373,8 @@ def _usage(init: int) -> tuple[int, int]:
 
 
 def _waited(init: int, elapsed: float, most: float) -> float:
-    """Seconds, up to ``most``, that a program was ready to run and others had the processors: the longest wait of a
-    process below ``init``, less what its processes took from each other.  0 where the kernel does not count it."""
+    """Seconds, up to ``most``, that a program waited for processors that other programs used: the longest wait of a
+    process below ``init``, less what its own processes took from each other.  0 where the kernel does not count it."""
     ran = longest = 0.0
     for process in [init, *descendants(init)]:
         try:
@@ -388,12 +388,12 @@ def _waited(init: int, elapsed: float, most: float) -> float:
 
 PROBE = """
 import socket
-def attempt(deed, harm):
+def attempt(action, violation):
     try:
-        deed()
+        action()
     except BaseException:
         return
-    print(harm)
+    print(violation)
 attempt(lambda: open({secret!r}).read(), "reads the caller's files")
 attempt(lambda: open("/etc/passwd").read(), "reads /etc/passwd")
 attempt(lambda: socket.create_connection(("127.0.0.1", {port}), 1), "reaches the network")
@@ -418,32 +418,32 @@ def choose(
     for protection in protections:
         try:
             sandbox = LocalSandbox(protection=protection, workers=workers, packages=packages)
-            harms = _prove(sandbox)
+            violations = probe(sandbox)
         except SandboxError as error:
-            harms = str(error)
-        if not harms:
+            violations = str(error)
+        if not violations:
             return sandbox
-        reasons.append(f"{protection}: {harms}")
+        reasons.append(f"{protection}: {violations}")
     if insist:
         return LocalSandbox(protection="bare", workers=workers, packages=packages)
     raise ConfigError(
-        "no safe sandbox can be had on this machine",
+        "no safe sandbox is available on this machine",
         got=" | ".join(reasons),
         expected="user namespaces, or Landlock and seccomp",
-        do="Allow one of them, use a remote sandbox, or insist on running model-written code unprotected.",
+        do="Allow one of them, use a remote sandbox, or set insist to run model-written code unprotected.",
     )
 
 
-def _prove(sandbox: LocalSandbox) -> str:
-    """Runs a program that tries to do harm; what it managed to do, or nothing."""
+def probe(sandbox: LocalSandbox) -> str:
+    """Run a program that tries to break out; what it managed to do, or an empty text."""
     with tempfile.TemporaryDirectory(prefix="vpd-probe-") as folder, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(folder, 0o755)
         secret = Path(folder) / "secret"
         secret.write_text("secret")
-        limits = Limits(memory_mb=128, seconds=30)  # a busy machine is no worse protected
+        limits = Limits(memory_mb=128, seconds=30)  # so long because the machine may be busy
         source = PROBE.format(secret=str(secret), port=server.getsockname()[1], memory=256 << 20)
         [outcome] = sandbox.run([Program(source=source, limits=limits)])
-    *harms, last = outcome.stdout.split("\n")[:-1] or [""]
+    *violations, last = outcome.stdout.split("\n")[:-1] or [""]
     if last != "done":
-        harms.append(f"the probe ended early ({outcome.status}: {outcome.stderr.strip()[-200:]})")
-    return ", ".join(harms)
+        violations.append(f"the probe ended early ({outcome.status}: {outcome.stderr.strip()[-200:]})")
+    return ", ".join(violations)

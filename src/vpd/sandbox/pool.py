@@ -1,4 +1,4 @@
-"""A few programs at a time, in order."""
+"""Runs a few programs at the same time and returns their outcomes in order."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from vpd.sandbox import Outcome, Program
 
 
 def run_each(run: Callable[[Program], Outcome], programs: Sequence[Program], workers: int) -> list[Outcome]:
-    """Outcomes in order; where one raises, those not yet begun are dropped and the error goes on."""
+    """One outcome for each program, in order.  If one raises, programs that have not started are dropped."""
     if not programs:
         return []
     pool = ThreadPoolExecutor(min(workers, len(programs)), thread_name_prefix="sandbox")

@@ -1,5 +1,5 @@
 """A sandbox that is a service: SandboxFusion's ``POST /run_code`` (https://bytedance.github.io/SandboxFusion), or one
-that speaks like it.  How well it keeps programs apart is the service's affair."""
+with the same interface.  The service is responsible for the isolation of programs."""
 
 import base64
 import json
@@ -17,20 +17,20 @@ CHUNK = 1 << 16
 
 
 class RemoteSandbox:
-    """Sends ``workers`` programs at a time; an answer may come ``patience`` seconds after the program's own limit."""
+    """Sends ``workers`` programs at a time and waits ``margin_seconds`` longer than each program's own limit."""
 
-    def __init__(self, *, url: str = "http://127.0.0.1:8080", workers: int = 8, patience: float = 30.0):
+    def __init__(self, *, url: str = "http://127.0.0.1:8080", workers: int = 8, margin_seconds: float = 30.0):
         if not url.startswith(("http://", "https://")):
             raise ConfigError("the sandbox's address is not a URL", got=url, expected="http://host:port")
         if workers < 1:
             raise ConfigError("the sandbox has too few workers", got=workers, expected="at least 1")
         self.url = url.rstrip("/")
         self.workers = workers
-        self.patience = patience
+        self.margin_seconds = margin_seconds
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment
 
     def describe(self) -> str:
-        return f"sandbox: the service at {self.url}, whose protections are its own; {self.workers} at once"
+        return f"sandbox: the service at {self.url}, which is responsible for isolation; {self.workers} at once"
 
     def run(self, programs: Sequence[Program]) -> list[Outcome]:
         return run_each(self._run, programs, self.workers)
@@ -50,20 +50,20 @@ class RemoteSandbox:
         }
         began = time.monotonic()
         most = (16 * limits.output_kb + 64) << 10  # both streams, escaped, and what is around them
-        answer = self._post(json.dumps(order).encode(), limits.seconds + self.patience, most)
+        answer = self._post(json.dumps(order).encode(), limits.seconds + self.margin_seconds, most)
         if answer is None:
             return Outcome(status="output", exit_code=None, stdout="", stderr="", seconds=time.monotonic() - began)
         try:
             return _outcome(answer, limits.output_kb << 10)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SandboxError(
-                "the sandbox service gave an answer of another form",
+                "the sandbox service returned an answer that cannot be read",
                 got=repr(answer)[:200],
                 expected="status and run_result, as SandboxFusion's /run_code",
             ) from error
 
     def _post(self, data: bytes, seconds: float, most: int) -> Any:
-        """The answer as plain data; None where it is longer than any program within its limit could make it."""
+        """The answer as parsed JSON; None if it is longer than ``most`` bytes."""
         request = urllib.request.Request(
             f"{self.url}/run_code", data=data, headers={"Content-Type": "application/json"}, method="POST"
         )
@@ -80,7 +80,7 @@ class RemoteSandbox:
             return json.loads(body)
         except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors, bad JSON is a ValueError
             raise SandboxError(
-                f"the sandbox service at {self.url} failed", got=error, do="Start it, or mend its address."
+                f"the sandbox service at {self.url} failed", got=error, do="Start it, or correct its address."
             ) from error
 
 

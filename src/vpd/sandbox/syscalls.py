@@ -1,8 +1,8 @@
 """The seccomp filter: which system calls a program may not make.
 
-Its form is in the kernel's Documentation/userspace-api/seccomp_filter.rst.  Numbers are from Linux's ``unistd.h``;
-from 424 on they are the same on every processor.  What is refused answers EPERM as a missing right would; a call newer
-than this table answers ENOSYS, as an older kernel would.
+Its format is in the kernel's Documentation/userspace-api/seccomp_filter.rst.  Numbers are from Linux's ``unistd.h``;
+from 424 on they are the same on every processor.  A refused call returns EPERM, as without the privilege; a call newer
+than this table returns ENOSYS, as on an older kernel.
 """
 
 import os
@@ -77,7 +77,7 @@ def column() -> int:
 
 
 def seccomp_filter(*, shared: bool) -> bytes:
-    """The filter as ``struct sock_filter[]``; ``shared`` adds what a program without namespaces may not do."""
+    """The filter as ``struct sock_filter[]``; ``shared`` also refuses what a program without namespaces must not do."""
     side, arch = _processor()
     code = [(LOAD, 0, 0, ARCH), (EQUAL, 1, 0, arch), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     if arch == PROCESSORS["x86_64"][1]:
@@ -105,7 +105,7 @@ def _refuse(values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
 
 
 def _when(number: int, argument: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """``then`` on the low half of an argument of one call; the call's number is loaded again behind it."""
+    """Apply ``then`` to the low half of an argument of one call, then load the call's number again."""
     load = (LOAD, 0, 0, ARGUMENTS + 8 * argument)
     return [(EQUAL, 0, len(then) + 2, number), load, *then, (LOAD, 0, 0, NUMBER)]
 

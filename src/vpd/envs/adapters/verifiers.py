@@ -3,9 +3,9 @@
     env = Verifiers(taskset="my-taskset")                            # an installed package
     env = Verifiers(taskset="my_taskset.py:MyTaskset", config={"split": "train"})
 
-Here the model answers a task in one message, and the task's own ``@reward`` methods judge the trace of it.  So it is
-for tasks that a prompt asks and an answer settles; one that needs a container, tools, a judge, or a ``runtime`` to be
-scored is refused, not scored in part.  A reward that leaves a text in ``trace.info["feedback"]`` speaks to the teacher.
+Here the model answers a task in one message, and the task's own ``@reward`` methods score the trace.  A task that needs
+a container, tools, a judge, or a ``runtime`` to be scored is an error; it is not scored in part.  A text that a reward
+leaves in ``trace.info["feedback"]`` becomes the feedback that the teacher reads.
 
 The older interface of the package (``load_environment``, ``SingleTurnEnv``, ``Rubric``), which its version 0.4 has
 dropped, is not supported: give its reward function to :class:`vpd.envs.dataset.Dataset`.
@@ -19,17 +19,20 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
-from vpd.envs import records, wrap_user_errors
-from vpd.envs.adapters.reward_functions import RetryPolicy, RewardFunctions, Row
+from annotated_types import Ge
+
+from vpd.envs import wrap_user_errors
+from vpd.envs.adapters.reward_functions import GradingSeconds, MaxFailed, Retries, RetryPolicy, Row, WeightedRewards
 from vpd.envs.loading import load_object
+from vpd.envs.record_tasks import EvalShare, Part, RecordTasks
 from vpd.errors import ConfigError, DataError, EnvError
 from vpd.types import Grade, Message, Task
 
-ONE = "a task that a prompt asks and one answer settles"
+ONE = "a task with a prompt, answered in one message"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifiers:
+class Verifiers(RecordTasks[Task]):
     """The environment; the taskset is loaded when the first task is asked for.
 
     Raises ConfigError for settings, a missing package, or tasks that need more than an answer in one message.
@@ -38,52 +41,36 @@ class Verifiers:
     name: Literal["verifiers"] = "verifiers"
     taskset: Annotated[str, "an installed taskset's id, or my_taskset.py:MyTaskset"]
     config: Annotated[Mapping[str, Any], "keys of the taskset's own config"] = field(default_factory=dict)
-    eval_share: Annotated[float, "share of the tasks that is held out, chosen by a hash of the prompt"] = 0.1
-    limit: Annotated[int, "at most so many tasks; a taskset may be endless"] = 10_000
-    seconds: Annotated[float | None, "time to score one answer; null: no limit"] = None
-    retries: Annotated[int, "how often an answer that could not be scored is scored again"] = 0
-    max_failed: Annotated[float, "share of a batch's answers that may not be gradable; above it: an error"] = 0.0
+    eval_share: EvalShare = 0.1
+    limit: Annotated[int, Ge(1), "maximum number of tasks; a taskset may be endless"] = 10_000
+    seconds: GradingSeconds = None
+    retries: Retries = 0
+    max_failed: MaxFailed = 0.0
 
-    def __post_init__(self) -> None:
-        records.check_share(self.eval_share)
-        self._retry_policy()
+    def check(self) -> None:
+        super().check()
         if importlib.util.find_spec("verifiers") is None:
             raise ConfigError("the package verifiers is missing", do="pip install 'vpd-rl[verifiers]'")
 
-    def task(self, index: int, *, seed: int) -> Task:
-        return records.walk(self.train_tasks(), index, name=self.name, seed=seed)
-
-    def train_tasks(self) -> Sequence[Task]:
-        return self._tasks[0]
-
-    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
-        return self._tasks[1][:limit]
-
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._reward_functions.grade(tasks, [task.payload for task in tasks], texts)
+        return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
     @cached_property
-    def _reward_functions(self) -> RewardFunctions:
-        return RewardFunctions([(_Scorer(), 1.0)], _read, self._retry_policy())
+    def _rewards(self) -> WeightedRewards:
+        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+        return WeightedRewards([(_TaskRewards(), 1.0)], _read, policy)
 
-    def _retry_policy(self) -> RetryPolicy:
-        return RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+    @property
+    def sources(self) -> tuple[str, str | None]:
+        return self.taskset, None
 
-    @cached_property
-    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training and evaluation, apart."""
-        train, held_out = records.apart(
-            lambda _: self._load(),
-            self.taskset,
-            None,
-            self.eval_share,
-            stem=lambda task: str(task.messages),
-            whole=lambda task: str(task.messages),
-            name=lambda task: task.id,
-        )
-        return tuple(train), tuple(held_out)
+    def split_key(self, item: Task) -> str:
+        return str(item.messages)
 
-    def _load(self) -> list[Task]:
+    def make_task(self, part: Part, item: Task) -> Task:
+        return item
+
+    def read_items(self, source: str) -> list[Task]:
         from verifiers import v1
         from verifiers.v1.utils.generic import concrete_type
         from verifiers.v1.utils.loaders import taskset_class
@@ -105,7 +92,7 @@ class Verifiers:
 
 
 def _task(task: Any, number: int, base: type) -> Task:
-    """One of theirs as one of ours.  Raises ConfigError if an answer in one message does not settle it."""
+    """A ``verifiers`` task as a :class:`vpd.types.Task`.  Raises ConfigError if it needs more than one message."""
     where = f"task {number} of {type(task).__name__}"
     scorers = [*task.hooks("reward"), *task.hooks("metric")]
     needs = {
@@ -120,12 +107,12 @@ def _task(task: Any, number: int, base: type) -> Task:
         if needed:
             raise ConfigError(f"{where} needs {need}", expected=ONE)
     if not task.hooks("reward"):
-        raise ConfigError(f"{where} has no @reward method", expected="something that judges an answer")
+        raise ConfigError(f"{where} has no @reward method", expected="at least one")
     prompt = task.data.prompt
-    said = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
     roles = ["user"] if isinstance(prompt, str) else [message.role for message in prompt]
     messages: list[Message] = []
-    for role, content in zip(roles, said, strict=True):
+    for role, content in zip(roles, contents, strict=True):
         if not isinstance(content, str):
             raise ConfigError(f"{where}: a message is not text", got=type(content).__name__)
         messages.append({"role": role, "content": content})
@@ -140,7 +127,7 @@ def _needs_runtime(scorer: Any) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-class _Scorer:
+class _TaskRewards:
     """The tasks' own rewards, on a trace with the prompt and the answer."""
 
     name, batched, is_async = "verifiers", False, True
@@ -152,11 +139,12 @@ class _Scorer:
         [row], [text] = rows, texts
         task = row.prompt
         prompt = task.data.prompt
-        said = [v1.UserMessage(content=prompt)] if isinstance(prompt, str) else list(prompt)
+        messages = [v1.UserMessage(content=prompt)] if isinstance(prompt, str) else list(prompt)
         if task.data.system_prompt is not None:
-            said.insert(0, v1.SystemMessage(content=task.data.system_prompt))
+            messages.insert(0, v1.SystemMessage(content=task.data.system_prompt))
         nodes = [
-            v1.MessageNode(parent=place - 1 if place else None, message=message) for place, message in enumerate(said)
+            v1.MessageNode(parent=place - 1 if place else None, message=message)
+            for place, message in enumerate(messages)
         ]
         answer = v1.AssistantMessage(content=text)
         nodes.append(v1.MessageNode(parent=len(nodes) - 1, message=answer, sampled=True))

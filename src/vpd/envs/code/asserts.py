@@ -115,16 +115,16 @@ def _walk(body: Sequence[ast.stmt], names: dict[str, Any], function: str) -> Ite
                 yield from _walk(node.body, names, function)
         elif isinstance(node, ast.Expr) and _is_helper(node.value):
             yield _compared(node.value, names, function)  # type: ignore[arg-type]
-        elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)) and not _is_talk(node):
+        elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)) and not _has_no_effect(node):
             raise NotData(ast.unparse(node)[:80])
 
 
-def _is_talk(node: ast.stmt) -> bool:
+def _has_no_effect(node: ast.stmt) -> bool:
     """A docstring, a print, a name that stands alone."""
     if not isinstance(node, ast.Expr):
         return False
-    said = node.value.func if isinstance(node.value, ast.Call) else node.value
-    return isinstance(node.value, (ast.Constant, ast.Name)) or (isinstance(said, ast.Name) and said.id == "print")
+    name = node.value.func if isinstance(node.value, ast.Call) else node.value
+    return isinstance(node.value, (ast.Constant, ast.Name)) or (isinstance(name, ast.Name) and name.id == "print")
 
 
 def _is_helper(node: ast.expr) -> bool:

@@ -1,4 +1,4 @@
-"""From an answer's text to its code, and from the faults of a program to words."""
+"""Reads the code out of an answer, and describes the faults of a program as feedback."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ PART = 300  # of one input, output or message
 
 
 def read_code(text: str) -> tuple[str | None, str, str]:
-    """The code in the last fenced block that is marked as Python, or in the last one where none is; or None, the kind
-    of fault (``no_code``, ``cut``) and words about it."""
+    """(code, "", "") of the last fenced block marked as Python, or of the last block if none is marked; or
+    (None, kind of fault, feedback), where the kind is ``no_code`` or ``cut``."""
     blocks = list(_blocks(text))
     marked = [block for block in blocks if block[0] in PYTHON]
     if not blocks:
@@ -45,11 +45,13 @@ def _blocks(text: str) -> Iterator[tuple[str, str | None]]:
         yield opened[2].lower(), None
 
 
-def add_feedback(
+def describe_faults(
     cases: Sequence[Case], shown: Sequence[bool], faults: Sequence[Fault | None], function: str | None, limits: str
 ) -> tuple[str, bool]:
-    """Words about the failed tests, which stand in the order that they were run in, and whether they say more than
-    that some failed.  Of a test that is not ``shown`` nothing is quoted."""
+    """Feedback on the failed tests, and whether it is informative.
+
+    ``faults`` are in the order of ``cases`` and at least one is not None.  A test that is not ``shown`` is not quoted.
+    """
     failed = [(case, see, fault) for case, see, fault in zip(cases, shown, faults, strict=False) if fault is not None]
     first = next(fault for fault in faults if fault is not None)
     if first.kind == "wrong":
@@ -58,14 +60,14 @@ def add_feedback(
             return "Your program gives a wrong answer to a test that is not shown.", False
         parts = [_wrong(case, fault, number) for number, (case, fault) in enumerate(wrong, start=1)]
         return clean("\n".join(["Your program gives a wrong answer.", *parts])), True
-    parts = [_said(first, function, limits), *map(cut, first.lines)]
+    parts = [_describe(first, function, limits), *map(cut, first.lines)]
     for case, see, _ in failed[:1]:
         if see and case.kind != "inside" and first.kind not in ("syntax", "missing") and not first.loading:
             parts.append(f"Input:\n{cut(case.input)}")
     return clean("\n".join(parts)), True
 
 
-def _said(fault: Fault, function: str | None, limits: str) -> str:
+def _describe(fault: Fault, function: str | None, limits: str) -> str:
     if fault.kind == "syntax":
         return f"Your code is not valid Python. {cut(fault.text)}"
     if fault.kind == "error":
@@ -90,12 +92,12 @@ def _wrong(case: Case, fault: Fault, number: int) -> str:
 
 
 def cut(text: str) -> str:
-    """At most PART characters, without the middle of what is longer."""
+    """At most PART characters; the middle of a longer text is left out."""
     text = text.strip("\n")
     return text if len(text) <= PART else f"{text[: PART - 105]} [...] {text[-98:]}"
 
 
 def clean(text: str) -> str:
-    """Text that can be written and shown, at most LONGEST characters."""
+    """At most LONGEST printable characters."""
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
     return text if len(text) <= LONGEST else text[: LONGEST - 6] + " [...]"

@@ -1,6 +1,6 @@
 """Programming problems as read: LiveCodeBench, HumanEval and MBPP, with their EvalPlus forms.
 
-| schema | told by | tests |
+| schema | recognised by | tests |
 |---|---|---|
 | LiveCodeBench | ``question_content`` | ``public_test_cases`` and ``private_test_cases``: standard input, or a call |
 | HumanEval | ``prompt``, ``test``, ``entry_point`` | ``check(candidate)``, all of it private |
@@ -33,9 +33,11 @@ OTHER_OPCODES = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One test.  ``stdin``: a program reads ``input`` and must print ``expected``.  ``call``: the function is called
-    and ``assertion`` judges its value.  ``inside``: ``input`` is test code
-    that must run in the process of the program, which can fake it."""
+    """One test.
+
+    ``stdin``: a program reads ``input`` and must print ``expected``.  ``call``: the function is called and its value
+    must meet ``assertion``.  ``inside``: ``input`` is test code that runs in the program's process, which can fake it.
+    """
 
     kind: Literal["stdin", "call", "inside"]
     input: str
@@ -49,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One problem as read; ``function`` is None for whole programs; ``weak`` says why its tests must run inside."""
+    """One problem; ``function`` is None for whole programs; ``weak`` says why its tests are of kind ``inside``."""
 
     id: str
     text: str

@@ -1,8 +1,8 @@
-"""Running a program on its tests: in waves, in the sandbox, judged outside of it.
+"""Runs a program on its tests: in batches, in the sandbox, with the results compared outside of it.
 
-A program of whole input and output runs once a test.  A function is called a few tests in one process; where that
-process is ended before all have answered, the first that has not answers in a process of its own, so that every test
-has all its time and memory, and fails by a fault of the process only when it was the first in it.
+A program that reads standard input runs once for each test.  A function is called for several tests in one process; if
+that process ends early, the first test without a result starts a new process, so that every test has all its time and
+memory, and fails by an error of the process only if it was the first in it.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ FRAME = re.compile(
     r'^  File "(?:[^"\n]*/)?solution\.py", line (\d+)(, in (.+))?\n(?:    (?! *[~^]+\n)(.*)\n)?', re.MULTILINE
 )
 NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d{1,4})?", re.ASCII)  # in linear time
-LARGEST_WAVE = 64
-PATIENCE = 2.0
-GIVE_UP = 3  # limits reached and crashes, after which the tests not yet run count as failed
+MAX_BATCH = 64
+EXTRA_SECONDS = 2.0  # of wall-clock time, for a program that waits
+MAX_EXPENSIVE_FAULTS = 3  # limits reached or crashes, after which the remaining tests count as failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Why a test failed.  ``text``: the error, or what was given instead of what was expected.
-    ``lines`` of the solution led to it.  ``loading``: it came before the first call, so every test fails by it."""
+    """Why a test failed.  ``text``: the error message, or the wrong output.  ``lines``: the solution's lines in the
+    traceback.  ``loading``: it happened before the first call, so every test fails by it."""
 
     kind: Kind
     text: str = ""
@@ -47,18 +47,21 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """What one test may use, and whether the rest is run after a failure.  ``seconds`` are of the processor, so that a
-    busy machine fails no program; one that only waits is ended by the clock, at twice that and ``PATIENCE``."""
+class CaseLimits:
+    """What one test may use, and whether all tests are run after a failure (``thorough``).
+
+    ``seconds`` is processor time, so that a busy machine fails no program; a program that only waits ends after
+    2 * ``seconds`` + ``EXTRA_SECONDS`` of wall-clock time.
+    """
 
     seconds: float
     memory_mb: int
     thorough: bool
 
-    def limits(self, *, given: int, wanted: int) -> Limits:
-        """For so many characters of input and of expected output."""
+    def sandbox_limits(self, *, given: int, wanted: int) -> Limits:
+        """The sandbox's limits for so many characters of input and of expected output."""
         return Limits(
-            seconds=2 * self.seconds + PATIENCE,
+            seconds=2 * self.seconds + EXTRA_SECONDS,
             cpu_seconds=math.ceil(self.seconds),
             memory_mb=self.memory_mb,
             file_mb=32 + (given >> 19),
@@ -66,62 +69,65 @@ class Bounds:
         )
 
 
-#: Asks for programs to be run and is sent their outcomes; returns a fault or None (passed) for each test it ran.
-Examination: TypeAlias = Generator[list[Program], list[Outcome], list[Fault | None]]
+#: Yields programs to run and is sent their outcomes; returns a fault or None (passed) for each test it ran.
+SuiteRun: TypeAlias = Generator[list[Program], list[Outcome], list[Fault | None]]
 
 
-def conduct(examinations: Sequence[Examination], sandbox: Sandbox) -> list[list[Fault | None]]:
-    """Run examinations side by side, so that the sandbox always has the programs of all of them."""
+def run_suites(runs: Sequence[SuiteRun], sandbox: Sandbox) -> list[list[Fault | None]]:
+    """Drive several runs at once, so that the sandbox always has the programs of all of them."""
     results: dict[int, list[Fault | None]] = {}
-    wanted: dict[int, list[Program]] = {}
-    answers: dict[int, list[Outcome] | None] = dict.fromkeys(range(len(examinations)))
+    requested: dict[int, list[Program]] = {}
+    answers: dict[int, list[Outcome] | None] = dict.fromkeys(range(len(runs)))
     while answers:
-        wanted.clear()
+        requested.clear()
         for number, outcomes in answers.items():
             try:
-                programs = next(examinations[number]) if outcomes is None else examinations[number].send(outcomes)
+                programs = next(runs[number]) if outcomes is None else runs[number].send(outcomes)
             except StopIteration as stop:
                 results[number] = stop.value
             else:
-                wanted[number] = programs
-        ran = iter(sandbox.run([program for programs in wanted.values() for program in programs]))
-        answers = {number: [next(ran) for _ in programs] for number, programs in wanted.items()}
-    return [results[number] for number in range(len(examinations))]
+                requested[number] = programs
+        ran = iter(sandbox.run([program for programs in requested.values() for program in programs]))
+        answers = {number: [next(ran) for _ in programs] for number, programs in requested.items()}
+    return [results[number] for number in range(len(runs))]
 
 
-def examine(code: str, function: str | None, cases: Sequence[Case], bounds: Bounds) -> Examination:
-    """Run a program on its tests in order.  Without ``thorough`` it ends once it is known why the program fails: at
-    two wrong answers, or one fault of another kind; the tests that it has not run are missing in the result."""
+def run_cases(code: str, function: str | None, cases: Sequence[Case], limits: CaseLimits) -> SuiteRun:
+    """Run a program on its tests in order.
+
+    Without ``thorough`` it ends after two wrong answers or one fault of another kind; the result lacks the
+    tests that were not run.
+    """
     faults: list[Fault | None] = []
-    wave = 1 if function is None else 4
-    while len(faults) < len(cases) and not _settled(faults, bounds.thorough):
-        following = cases[len(faults) : len(faults) + wave]
+    batch = 1 if function is None else 4
+    while len(faults) < len(cases) and not _settled(faults, limits.thorough):
+        following = cases[len(faults) : len(faults) + batch]
         if following[0].kind == "stdin":
-            outcomes = yield [_reading(code, case, bounds) for case in following]
-            faults += [_judged(case, outcome) for case, outcome in zip(following, outcomes, strict=True)]
+            outcomes = yield [_stdin_program(code, case, limits) for case in following]
+            faults += [_check_output(case, outcome) for case, outcome in zip(following, outcomes, strict=True)]
         elif following[0].kind == "inside":
             nonce = secrets.token_hex(8)
-            [outcome] = yield [_calling(code, function, (), nonce, bounds, test=following[0].input)]
+            [outcome] = yield [_call_program(code, function, (), nonce, limits, test=following[0].input)]
             faults.append(None if _answers(outcome, nonce, 1) else _failed_inside(following[0], outcome))
         else:
             together = list(itertools.takewhile(lambda case: case.kind == "call", following))
             nonce = secrets.token_hex(8)
-            [outcome] = yield [_calling(code, function, together, nonce, bounds)]
+            [outcome] = yield [_call_program(code, function, together, nonce, limits)]
             found = _answers(outcome, nonce, len(together))
-            faults += [_judged_value(case, answer) for case, answer in zip(together, found, strict=False)]
+            faults += [_check_value(case, answer) for case, answer in zip(together, found, strict=False)]
             if not found:
                 ready = f"{nonce} ready\n" in outcome.stdout
                 faults.append(dataclasses.replace(_process_fault(outcome), loading=not ready))
-        wave = min(4 * wave, LARGEST_WAVE)
+        batch = min(4 * batch, MAX_BATCH)
     return faults
 
 
-def load(code: str, function: str | None, bounds: Bounds) -> Examination:
-    """No test: only see whether the code of a function can be loaded."""
+def try_loading(code: str, function: str | None, limits: CaseLimits) -> SuiteRun:
+    """Without tests: only whether the code of a function can be loaded."""
     if function is None:
         return []
     nonce = secrets.token_hex(8)
-    [outcome] = yield [_calling(code, function, (), nonce, bounds)]
+    [outcome] = yield [_call_program(code, function, (), nonce, limits)]
     return [None if outcome.status == "ok" else _process_fault(outcome)]
 
 
@@ -130,27 +136,27 @@ def _settled(faults: Sequence[Fault | None], thorough: bool) -> bool:
     if "syntax" in kinds or "missing" in kinds or any(fault is not None and fault.loading for fault in faults):
         return True
     if thorough:
-        return sum(kind in ("timeout", "memory", "output", "killed") for kind in kinds) >= GIVE_UP
+        return sum(kind in ("timeout", "memory", "output", "killed") for kind in kinds) >= MAX_EXPENSIVE_FAULTS
     return len(kinds) >= 2 or any(kind != "wrong" for kind in kinds)
 
 
-def _reading(code: str, case: Case, bounds: Bounds) -> Program:
+def _stdin_program(code: str, case: Case, limits: CaseLimits) -> Program:
     files = {"solution.py": code, "order.json": json.dumps({"function": None})}
-    limits = bounds.limits(given=len(case.input), wanted=len(case.expected))
-    return Program(source=DRIVER, stdin=case.input, files=files, limits=limits)
+    sandbox_limits = limits.sandbox_limits(given=len(case.input), wanted=len(case.expected))
+    return Program(source=DRIVER, stdin=case.input, files=files, limits=sandbox_limits)
 
 
-def _calling(
-    code: str, function: str | None, cases: Sequence[Case], nonce: str, bounds: Bounds, *, test: str = ""
+def _call_program(
+    code: str, function: str | None, cases: Sequence[Case], nonce: str, limits: CaseLimits, *, test: str = ""
 ) -> Program:
     calls = [encode(case.assertion.arguments) for case in cases if case.assertion is not None]
     order = json.dumps({"function": function, "calls": calls, "nonce": nonce, "test": test})
-    limits = bounds.limits(given=len(order), wanted=sum(len(case.expected) + 8192 for case in cases))
-    return Program(source=DRIVER, files={"solution.py": code, "order.json": order}, limits=limits)
+    sandbox_limits = limits.sandbox_limits(given=len(order), wanted=sum(len(case.expected) + 8192 for case in cases))
+    return Program(source=DRIVER, files={"solution.py": code, "order.json": order}, limits=sandbox_limits)
 
 
 def _answers(outcome: Outcome, nonce: str, most: int) -> list[dict[str, Any]]:
-    """What the driver wrote about the first calls, up to the first that it wrote nothing readable about."""
+    """The driver's results of the first calls, up to the first call without a readable result."""
     found: list[dict[str, Any]] = []
     for line in outcome.stdout.split("\n")[:-1]:
         if len(found) == most or not line.startswith(f"{nonce} {len(found)} "):
@@ -163,7 +169,7 @@ def _answers(outcome: Outcome, nonce: str, most: int) -> list[dict[str, Any]]:
     return found
 
 
-def _judged_value(case: Case, answer: dict[str, Any]) -> Fault | None:
+def _check_value(case: Case, answer: dict[str, Any]) -> Fault | None:
     assert case.assertion is not None
     if "raised" in answer:
         return _raised(str(answer["raised"]))
@@ -179,7 +185,7 @@ def _judged_value(case: Case, answer: dict[str, Any]) -> Fault | None:
     return None if case.assertion.holds(value) else Fault(kind="wrong", text=text)
 
 
-def _judged(case: Case, outcome: Outcome) -> Fault | None:
+def _check_output(case: Case, outcome: Outcome) -> Fault | None:
     if outcome.status != "ok":
         return _process_fault(outcome)
     return None if same_output(case.expected, outcome.stdout) else Fault(kind="wrong", text=outcome.stdout)
@@ -203,7 +209,7 @@ def _same_numbers(a: str, b: str) -> bool:
 
 
 def _process_fault(outcome: Outcome) -> Fault:
-    """Why a process ended without an answer."""
+    """Why a process ended without a result."""
     if outcome.status == "error":
         if "Traceback (most recent call last):" in outcome.stderr:
             return _raised(outcome.stderr)
@@ -240,7 +246,7 @@ def _line(frame: re.Match[str]) -> str:
 
 
 def _failed_inside(case: Case, outcome: Outcome) -> Fault:
-    """A failed assertion of test code is a wrong answer; anything else is what it is."""
+    """A failed assertion of test code is a wrong answer; any other fault stays as it is."""
     fault = _process_fault(outcome)
     places = re.findall(r'^  File "test\.py", line (\d+)', outcome.stderr, re.MULTILINE)
     lines = case.input.split("\n")

@@ -1,4 +1,4 @@
-"""Reward functions of other libraries as graders.
+"""TRL's and verl's reward functions, with their own signatures.
 
 TRL's, on a whole batch; every column of the data reaches it by name, and None means "does not apply to this row"::
 
@@ -8,11 +8,11 @@ verl's, on one record of its schema (``data_source``, ``reward_model.ground_trut
 
     def compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict: ...
 
-Which of the two a function is, its parameters tell; either may be ``async``.  For each row it may answer with a
-number or, so that a teacher has something to read, with more: ``(number, feedback)``, a ``Grade``, or a mapping with
-``reward`` or ``score`` and, if it likes, ``feedback``, ``informative``, ``success``; a mapping's other numbers become
-metrics, and its other texts are passed over.  As in TRL, where the prompt is a text the completion is one, and where
-the prompt is a list of messages the completion is a list with one.
+The parameters of a function decide which of the two it is; either may be ``async``.  For each row it returns a number
+or, so that a teacher has something to read, more: ``(number, feedback)``, a ``Grade``, or a mapping with ``reward`` or
+``score`` and optionally ``feedback``, ``informative`` and ``success``; other numbers of the mapping become metrics,
+its other texts are ignored.  As in TRL, a completion is a text where the prompt is a text, and a list with one message
+where the prompt is a list of messages.
 """
 
 import copy
@@ -29,12 +29,18 @@ from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
 from vpd.types import Grade
 
-NOT_HERE = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")  # TRL's, about its trainer
+TRAINER_ARGUMENTS = (
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)  # TRL passes them, vpd does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """One reward function and its share in the sum: a callable, or its name (``my_rewards.py:accuracy``)."""
+    """One reward function, a callable or its name (``my_rewards.py:accuracy``), and its weight in the sum."""
 
     function: str | Callable[..., Any]
     weight: float = 1.0
@@ -50,9 +56,9 @@ class TRLFunction:
     batched: bool = True
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Raise ConfigError if it needs what the data has not."""
+        """Raise ConfigError if the function needs an argument that the data does not have."""
         columns = dict.fromkeys(column for row in rows for column in row.columns)
-        _wanted(self.name, self.function, ["prompts", "completions", *columns])
+        _accepted_arguments(self.name, self.function, ["prompts", "completions", *columns])
 
     def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Any:
         names = list(dict.fromkeys(name for row in rows for name in row.columns))
@@ -62,8 +68,8 @@ class TRLFunction:
             text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
         ]
-        wanted = _wanted(self.name, self.function, list(given))
-        return self.function(**{name: copy.deepcopy(given[name]) for name in wanted})
+        accepted = _accepted_arguments(self.name, self.function, list(given))
+        return self.function(**{name: copy.deepcopy(given[name]) for name in accepted})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,8 @@ class VerlFunction:
     batched: bool = False
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Raise ConfigError if the function is another, or a record is not in verl's schema."""
-        _wanted(self.name, self.function, ["data_source", "solution_str", "ground_truth", "extra_info"])
+        """Raise ConfigError if the function needs other arguments, or a record is not in verl's schema."""
+        _accepted_arguments(self.name, self.function, ["data_source", "solution_str", "ground_truth", "extra_info"])
         for number, row in enumerate(rows):
             model = row.columns.get("reward_model")
             if "data_source" not in row.columns or not isinstance(model, Mapping) or "ground_truth" not in model:
@@ -95,34 +101,34 @@ class VerlFunction:
             "ground_truth": row.columns["reward_model"]["ground_truth"],
             "extra_info": row.columns.get("extra_info"),
         }
-        wanted = _wanted(self.name, self.function, list(given))
-        answer = self.function(**{name: copy.deepcopy(given[name]) for name in wanted})
-        return _listed(answer) if inspect.isawaitable(answer) else [answer]
+        accepted = _accepted_arguments(self.name, self.function, list(given))
+        answer = self.function(**{name: copy.deepcopy(given[name]) for name in accepted})
+        return _as_list(answer) if inspect.isawaitable(answer) else [answer]
 
 
-async def _listed(answer: Awaitable[Any]) -> list[Any]:
+async def _as_list(answer: Awaitable[Any]) -> list[Any]:
     return [await answer]
 
 
-def _wanted(name: str, function: Callable[..., Any], given: Sequence[str]) -> list[str]:
-    """Which of the given arguments a function takes.  Raises ConfigError if it needs others."""
+def _accepted_arguments(name: str, function: Callable[..., Any], given: Sequence[str]) -> list[str]:
+    """The given arguments that a function accepts.  Raises ConfigError if it needs others."""
     parameters = inspect.signature(function).parameters
     for parameter in parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty and parameter.name not in given:
-            theirs = parameter.name in NOT_HERE
+            of_trainer = parameter.name in TRAINER_ARGUMENTS
             raise ConfigError(
                 f"the reward function {name} needs {parameter.name!r}",
                 got=f"the arguments {', '.join(given)}",
-                expected="columns of the data" if not theirs else "a function of texts and columns",
-                do="That argument is about TRL's trainer; give it a default." if theirs else None,
+                expected="columns of the data" if not of_trainer else "a function of texts and columns",
+                do="That argument is about TRL's trainer; give it a default." if of_trainer else None,
             )
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return [key for key in given if takes_all or key in parameters]
 
 
-def rewards_of(setting: Any) -> tuple[Reward, ...]:
+def parse_rewards(setting: Any) -> tuple[Reward, ...]:
     """The setting ``reward`` as a list: a name or callable, ``{function, weight}``, or several.  Raises ConfigError."""
     entries = setting if isinstance(setting, (list, tuple)) else [setting]
     rewards = []
@@ -137,7 +143,7 @@ def rewards_of(setting: Any) -> tuple[Reward, ...]:
         if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
             raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
         if isinstance(entry.weight, bool) or not isinstance(entry.weight, (int, float)) or entry.weight == 0:
-            raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number but 0")
+            raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number other than 0")
         rewards.append(entry)
     if not rewards:
         raise ConfigError("env.reward is empty", expected=_FORM)
@@ -147,11 +153,13 @@ def rewards_of(setting: Any) -> tuple[Reward, ...]:
 _FORM = "my_rewards.py:name, {function: my_rewards.py:name, weight: 1.0}, or a list of such"
 
 
-def make_grader(function: str | Callable[..., Any]) -> TRLFunction | VerlFunction:
-    """A reward function as a grader; its parameters tell whose it is.  Raises ConfigError if they do not."""
+def make_reward_function(function: str | Callable[..., Any]) -> TRLFunction | VerlFunction:
+    """A function as TRL's or verl's, decided by its parameters.  Raises ConfigError if it is neither."""
     found = load_object(function, "env.reward") if isinstance(function, str) else function
     if not callable(found) or inspect.isclass(found):
-        raise ConfigError(f"env.reward: {function} is no function", got=repr(found)[:80], expected="a reward function")
+        raise ConfigError(
+            f"env.reward: {function} is not a function", got=repr(found)[:80], expected="a reward function"
+        )
     name = found.__name__ if inspect.isroutine(found) else type(found).__name__
     is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(vars(type(found)).get("__call__"))
     parameters = inspect.signature(found).parameters
@@ -160,14 +168,14 @@ def make_grader(function: str | Callable[..., Any]) -> TRLFunction | VerlFunctio
     if "solution_str" in parameters:
         return VerlFunction(name, found, is_async)
     raise ConfigError(
-        f"env.reward: {name} is no reward function that is known here",
+        f"env.reward: {name} is neither TRL's nor verl's reward function",
         got=f"the parameters {', '.join(parameters) or 'none'}",
         expected="'completions' among them (TRL's), or 'solution_str' (verl's)",
     )
 
 
 def read_answer(answer: Any, what: str) -> Grade | None:
-    """What a function said about a row, as a grade.  Raises EnvError, led by ``what``, if it cannot be read."""
+    """What a function returned for a row, as a grade.  Raises EnvError (it starts with ``what``) for anything else."""
     if answer is None or isinstance(answer, Grade):
         return answer
     if isinstance(answer, Mapping):
@@ -198,7 +206,7 @@ def _from_mapping(answer: dict[Any, Any], what: str) -> Grade:
 
 
 def _number(value: Any, what: str) -> float:
-    """A finite number of any library's."""
+    """A finite number of any type with ``__float__``."""
     if not isinstance(value, SupportsFloat):
         raise EnvError(
             f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"

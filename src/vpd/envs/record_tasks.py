@@ -1,0 +1,179 @@
+"""Task sources over records: split into training and evaluation, and visited in epochs.
+
+An environment over a file derives from :class:`FileTasks` and adds how records are read and how answers are graded::
+
+    @dataclass(frozen=True, kw_only=True)
+    class Capitals(FileTasks[Country]):
+        name: Literal["capitals"] = "capitals"
+
+        def read_items(self, path):
+            return [...]
+
+        def make_task(self, part, item):
+            return Task(id=f"{part}/{item.id}", messages=..., payload=item)
+
+        def split_key(self, item):
+            return item.question
+
+        def grade(self, tasks, texts): ...
+"""
+
+import functools
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+from annotated_types import Interval
+
+from vpd.errors import DataError
+from vpd.settings import Settings
+from vpd.types import Task
+
+Part: TypeAlias = Literal["train", "eval"]
+EvalShare: TypeAlias = Annotated[
+    float, Interval(gt=0.0, lt=1.0), "share of the data held out for evaluation, chosen by a hash of the question"
+]
+
+
+class Identified(Protocol):
+    """What has an id that an error message can quote."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Identified)
+Element = TypeVar("Element")
+
+
+class RecordTasks(Settings, ABC, Generic[Item], section="env"):
+    """A finite task source over items that are read once, when the first task is asked for.
+
+    A subclass has the settings ``name`` and ``eval_share``.
+    """
+
+    name: Any
+    eval_share: Any
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, str | None]:
+        """Where items are read from: for training, and for evaluation (None: a share of the former)."""
+
+    @abstractmethod
+    def read_items(self, source: str) -> list[Item]:
+        """All items of a source.  Raises DataError that names the record."""
+
+    @abstractmethod
+    def make_task(self, part: Part, item: Item) -> Task:
+        """The task that an item becomes in training or in evaluation."""
+
+    @abstractmethod
+    def split_key(self, item: Item) -> str:
+        """Text whose hash decides whether an item is held out; items with the same key stay on one side."""
+
+    def identity_key(self, item: Item) -> str:
+        """Text that two items share if they are the same question; it must not be in both sources."""
+        return self.split_key(item)
+
+    def task(self, index: int, *, seed: int) -> Task:
+        """Epoch ``index // n`` visits all n training tasks in the order drawn by (seed, epoch)."""
+        return epoch_item(self.train_tasks(), index, name=self.name, seed=seed)
+
+    def train_tasks(self) -> Sequence[Task]:
+        return self._tasks[0]
+
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        return self._tasks[1][:limit]
+
+    @functools.cached_property
+    def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+        """(training tasks, held-out tasks)."""
+        train, held_out = train_eval_split(
+            self.read_items,
+            *self.sources,
+            self.eval_share,
+            split_key=self.split_key,
+            identity_key=self.identity_key,
+        )
+        return (
+            tuple(self.make_task("train", item) for item in train),
+            tuple(self.make_task("eval", item) for item in held_out),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTasks(RecordTasks[Item]):
+    """:class:`RecordTasks` over a file of JSON lines, a parquet file or a data set on the Hub."""
+
+    name: str
+    path: Annotated[str, "JSON lines, a parquet file, or a data set on the Hub (owner/name)"]
+    eval_path: Annotated[str | None, "records held out for evaluation; null: eval_share of path"] = None
+    eval_share: EvalShare = 0.1
+    subset: Annotated[str | None, "configuration of the Hub's data set"] = None
+    split: Annotated[str, "split of the Hub's data set"] = "train"
+
+    @property
+    def sources(self) -> tuple[str, str | None]:
+        return self.path, self.eval_path
+
+
+def train_eval_split(
+    read: Callable[[str], list[Item]],
+    path: str,
+    eval_path: str | None,
+    eval_share: float,
+    *,
+    split_key: Callable[[Item], str],
+    identity_key: Callable[[Item], str],
+) -> tuple[list[Item], list[Item]]:
+    """(training items, held-out items).
+
+    With an ``eval_path`` the two sources must have no ``identity_key`` in common.  Without one, the items of ``path``
+    with ``fraction(split_key) < eval_share`` are held out.  Raises DataError for a shared item or an empty part.
+    """
+    items = read(path)
+    if eval_path is None or eval_path == path:
+        train = [item for item in items if fraction(split_key(item)) >= eval_share]
+        held_out = [item for item in items if fraction(split_key(item)) < eval_share]
+    else:
+        train, held_out = items, read(eval_path)
+        known = {identity_key(item) for item in train}
+        shared = [item.id for item in held_out if identity_key(item) in known]
+        if shared:
+            raise DataError(
+                f"{path} and {eval_path} share {len(shared)} questions",
+                got=f"record {shared[0]} of the latter in both",
+                expected="no question in both",
+                do="Remove them from one, or leave env.eval_path out: then env.eval_share of env.path is held out.",
+            )
+    for part, chosen in (("training", train), ("evaluation", held_out)):
+        if not chosen:
+            raise DataError(
+                f"{path} leaves no question for {part}",
+                got=f"{len(items)} in all, env.eval_share {eval_share}",
+                do="Give more questions, another env.eval_share, or env.eval_path.",
+            )
+    held_out.sort(key=lambda item: fraction(identity_key(item)))  # so that the first few are a fair sample
+    return train, held_out
+
+
+def epoch_item(items: Sequence[Element], index: int, *, name: str, seed: int) -> Element:
+    """Item ``index`` of an endless stream; each epoch visits every item once, in an order from (name, seed, epoch)."""
+    epoch, place = divmod(index, len(items))
+    return items[_permutation(name, len(items), seed, epoch)[place]]
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(name: str, length: int, seed: int, epoch: int) -> Sequence[int]:
+    order = list(range(length))
+    random.Random(f"{name}/{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def fraction(content: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=6).digest(), "big") / 2**48
