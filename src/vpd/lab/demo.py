@@ -31,10 +31,10 @@ Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per see
 
 METHODS = {"grpo": "GRPO", "sdpo": "SDPO", "vpd": "VPD", "gated": "evidence-gated VPD"}
 LEARNS_FROM = {
-    "grpo": "learns from the reward alone and needs no feedback",
-    "sdpo": "learns from feedback; its teacher is not trained",
-    "vpd": "learns from feedback; its teacher is trained on outcomes",
-    "gated": "learns from the reward, and from feedback as far as its teacher has been right",
+    "grpo": "reward alone",
+    "sdpo": "feedback, with a teacher that is not trained",
+    "vpd": "feedback, with a teacher trained on outcomes",
+    "gated": "reward, and feedback as far as the teacher is right",
 }
 MOST_PROCESSES = 8  # of about half a gigabyte each
 SETTING = "sparse"
@@ -146,7 +146,8 @@ def _choice(best: str, second: str, final: Mapping[str, float], students: Curves
 def _ranking(final: Mapping[str, float]) -> str:
     """All methods by their final accuracy, with what each learns from."""
     order = sorted(final, key=lambda name: -final[name])
-    return "\n".join(f"  {final[name]:.2f}  {METHODS[name]} {LEARNS_FROM[name]}." for name in order)
+    rows = [f"  {final[name]:.2f}  {METHODS[name]}: {LEARNS_FROM[name]}" for name in order]
+    return "\n".join(["At the end, and what each method learns from:", *rows])
 
 
 def _run(method: str, seed: int, steps: int, advance: Advance) -> dict[str, Any]:
