@@ -77,7 +77,17 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     teachers = {method: [run["teacher"] for run in runs if run["method"] == method] for method in METHODS}
     console.print(_table(students, teachers))
     console.print("\n" + verdict(students, teachers), highlight=False)
-    results = {
+    results = _results(runs, students, teachers, first_seed=first_seed, seeds=seeds)
+    _write(output, results, students, teachers)
+    console.print(f"\nWritten: {output}/results.json and {output}/curves.png", highlight=False)
+    return results
+
+
+def _results(
+    runs: Sequence[Mapping[str, Any]], students: Curves, teachers: Curves, *, first_seed: int, seeds: int
+) -> dict[str, Any]:
+    """What ``results.json`` holds: means over seeds by method, and every run."""
+    return {
         "methods": {
             method: {
                 "student": mean_curve(students[method]),
@@ -91,9 +101,6 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
         "commit": commit(),
         "runs": runs,
     }
-    _write(output, results, students, teachers)
-    console.print(f"\nWritten: {output}/results.json and {output}/curves.png", highlight=False)
-    return results
 
 
 def verdict(students: Curves, teachers: Curves) -> str:
