@@ -9,17 +9,17 @@ import pytest
 
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
-from vpd.lab.reproduce import bases, regimes, run, tune, versions
+from vpd.lab.reproduce import bases, run, settings_table, tune, versions
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.methods import METHODS, load_rates, load_table, rate_of
 from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
-from vpd.lab.reproduce.regimes import REGIMES
 from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, make_all, measure
+from vpd.lab.reproduce.settings_table import SETTINGS
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 
-RATES = {where: {who: 1e-3 for who in METHODS} for where in REGIMES}
+RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,17 @@ def test_all_comparisons_must_hold() -> None:
     assert together(["does not hold", "not run"]) == "not run"
 
 
-def fake(who: str, seed: int, level: float, where: str = "sparse", steps: int = 100) -> dict[str, Any]:
+def fake(method: str, seed: int, level: float, setting: str = "sparse", steps: int = 100) -> dict[str, Any]:
     """A run that rises in a straight line to ``level``."""
     rising = [(k + 1, level * (k + 1) / steps) for k in range(steps)]
     curves: dict[str, Any] = {name: [] for name in run.KEPT}
     curves |= {"reward": rising, "eval/accuracy": [(0, 0.0), *rising[19::20]]}
-    if who != "grpo":
+    if method != "grpo":
         curves["eval_teacher/accuracy"] = [(0, 0.1), *((k, 0.1 + v) for k, v in rising[19::20])]
-    if who.startswith(("vpd", "gated")):
+    if method.startswith(("vpd", "gated")):
         curves["e_step/accuracy"] = [(k, 0.8) for k in range(1, steps, 5)]
         curves["e_step/student_drift_kl"] = [(k, 0.001) for k in range(1, steps, 5)]
-    job = {"regime": where, "method": who, "seed": seed, "learning_rate": 1e-3}
+    job = {"setting": setting, "method": method, "seed": seed, "learning_rate": 1e-3}
     return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": {}, "code": "x"}
 
 
@@ -93,9 +93,11 @@ def test_claims_are_judged_by_pairs_of_the_same_seed() -> None:
 
 def test_not_worse_compares_with_the_best_on_average() -> None:
     levels = {"gated": (0.5, 0.52), "grpo": (0.9, 0.1), "vpd": (0.53, 0.55)}
-    runs = {("sparse", who): {s: fake(who, s, level) for s, level in enumerate(two)} for who, two in levels.items()}
+    runs = {
+        ("sparse", method): {s: fake(method, s, level) for s, level in enumerate(two)} for method, two in levels.items()
+    }
     claim = Claim(
-        name="x", regime="sparse", statement="", source="",
+        name="x", setting="sparse", statement="", source="",
         comparisons=(Comparison(measure="final", left="gated", right=("grpo", "vpd"), least=0.0),),
     )  # fmt: skip
     found = judge(claim, runs)  # against vpd (mean .54), not grpo (.5): -.03 in both seeds, .05 is allowed
@@ -111,21 +113,21 @@ def test_not_worse_compares_with_the_best_on_average() -> None:
 
 
 def test_every_claim_can_be_planned_and_quick_has_at_least_six() -> None:
-    assert {who for claim in CLAIMS.values() for who in claim.methods()} <= set(METHODS)
+    assert {method for claim in CLAIMS.values() for method in claim.methods()} <= set(METHODS)
     quick = Options(output=Path(), suite="quick")
     assert len(quick.claims()) >= 6
     jobs = plan(quick.claims(), quick, RATES)
     assert all(base in (("tiny", 0), ("tiny-cold", 0)) for job in jobs for base in job.bases())  # all shipped
     full = Options(output=Path(), suite="all", seeds=5)
-    seeds = {(job.regime, job.method): set() for job in plan(full.claims(), full, RATES)}  # type: ignore[var-annotated]
+    seeds = {(job.setting, job.method): set() for job in plan(full.claims(), full, RATES)}  # type: ignore[var-annotated]
     for job in plan(full.claims(), full, RATES):
-        seeds[job.regime, job.method].add(job.seed)
+        seeds[job.setting, job.method].add(job.seed)
     assert len(seeds["sparse", "vpd"]) == len(seeds["noisy", "gated"]) == 5 and len(seeds["sparse", "vpd_f1"]) == 3
 
 
-def test_regimes_that_differ_in_text_alone_share_the_runs_of_who_reads_none() -> None:
-    def key(where: str, who: str) -> str:
-        return Job(regime=where, method=who, seed=0, learning_rate=1e-3).key()
+def test_settings_that_differ_in_feedback_alone_share_the_runs_of_methods_that_read_none() -> None:
+    def key(setting: str, method: str) -> str:
+        return Job(setting=setting, method=method, seed=0, learning_rate=1e-3).key()
 
     assert key("sparse", "grpo") == key("noisy", "grpo") == key("partial", "grpo") != key("cold", "grpo")
     assert key("sparse", "vpd") != key("noisy", "vpd")
@@ -142,19 +144,19 @@ def test_a_run_depends_on_the_sources_of_its_own_algorithm() -> None:
     assert versions.code_version("grpo") != versions.code_version("gated")
 
 
-def test_only_regimes_and_bad_input() -> None:
+def test_only_settings_and_bad_input() -> None:
     assert [c.name for c in Options(output=Path(), only=("dynamic_prior",)).claims()] == ["dynamic_prior"]
-    assert {c.regime for c in Options(output=Path(), suite="all", regimes=("cold",)).claims()} == {"cold"}
+    assert {c.setting for c in Options(output=Path(), suite="all", settings=("cold",)).claims()} == {"cold"}
     for wrong, message in (
         ({"seeds": 0}, "--seeds is too small"),
         ({"jobs": 0}, "--jobs is too small"),
-        ({"regimes": ("spars",)}, "Did you mean 'sparse'"),
+        ({"settings": ("spars",)}, "Did you mean 'sparse'"),
         ({"only": ("dynamic_prio",)}, "Did you mean 'dynamic_prior'"),
     ):
         with pytest.raises(ConfigError, match=message):
             Options(output=Path(), **wrong)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no claim is left to test"):
-        Options(output=Path(), regimes=("noisy",), suite="quick").claims()
+    with pytest.raises(ConfigError, match="these options leave no claim to test"):
+        Options(output=Path(), settings=("noisy",), suite="quick").claims()
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,13 +170,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and "interrupted suite goes on" in text and all(name in text for name in REGIMES)
+    assert (
+        stop.value.code == 0
+        and "continues an interrupted suite" in " ".join(text.split())
+        and all(name in text for name in SETTINGS)
+    )
 
 
 def test_the_shipped_rates_cover_every_claim() -> None:
     rates = load_rates()
-    assert all(rate_of(rates, claim.regime, who) in tune.GRID for claim in CLAIMS.values() for who in claim.methods())
-    with pytest.raises(ConfigError, match="no learning rate for gkd in the regime cold"):
+    assert all(
+        rate_of(rates, claim.setting, method) in tune.GRID for claim in CLAIMS.values() for method in claim.methods()
+    )
+    with pytest.raises(ConfigError, match="no learning rate for gkd in the setting cold"):
         rate_of(rates, "cold", "gkd")
 
 
@@ -188,7 +196,7 @@ def test_the_shipped_rates_cover_every_claim() -> None:
 )
 def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, float]], chosen: float) -> None:
     runs = {
-        Job(regime="sparse", method="vpd", seed=100 + s, learning_rate=rate): fake("vpd", s, level)
+        Job(setting="sparse", method="vpd", seed=100 + s, learning_rate=rate): fake("vpd", s, level)
         for rate, two in finals.items()
         for s, level in enumerate(two)
     }
@@ -196,7 +204,7 @@ def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, 
     assert row["learning_rate"] == chosen and row["seeds"] == [100, 101]
 
 
-def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_regimes_alone() -> None:
+def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_settings_alone() -> None:
     jobs = tune.tuning_jobs([("sparse", "vpd"), ("sparse", "vpd_f1"), ("noisy", "vpd")], seeds=2)
     assert {job.seed for job in jobs} == {100, 101} and len(jobs) == 2 * len(tune.GRID)
 
@@ -204,8 +212,7 @@ def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_regimes_alone() -> Non
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two iterations and few evaluations."""
-    world = dataclasses.replace(REGIMES["sparse"], steps=2)
-    monkeypatch.setitem(regimes.REGIMES, "sparse", world)
+    monkeypatch.setitem(settings_table.SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=2))
     monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
 
 
@@ -232,7 +239,7 @@ def test_a_suite_is_run_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
     level = {"grpo": 0.2, "sdpo": 0.3, "vpd": 0.6, "gated": 0.9, "vpd_fixed": 0.55}
-    runs = {("sparse", who): {s: fake(who, s, at + s / 100) for s in range(3)} for who, at in level.items()}
+    runs = {("sparse", method): {s: fake(method, s, at + s / 100) for s in range(3)} for method, at in level.items()}
     findings = [
         judge(CLAIMS[name], runs) for name in ("vpd_over_sdpo", "dynamic_prior", "f_5_over_1", "cold_grpo_wins")
     ]
@@ -249,9 +256,14 @@ def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(
 ) -> None:
     monkeypatch.setattr(tune, "FIRST_SEED", 0)  # its base is shipped
     monkeypatch.setattr(tune, "GRID", (2e-4,))
-    path = tune_rates(Options(output=tmp_path, regimes=("sparse",), only=("vpd_over_sdpo",), seeds=1))
+    path = tune_rates(Options(output=tmp_path, settings=("sparse",), only=("vpd_over_sdpo",), seeds=1))
     before, after = load_table(RATES_FILE), load_table(path)
-    changed = {(where, who) for where, rows in after.items() for who in rows if rows[who] != before[where][who]}
+    changed = {
+        (setting, method)
+        for setting, rows in after.items()
+        for method in rows
+        if rows[method] != before[setting][method]
+    }
     assert changed == {("sparse", "vpd"), ("sparse", "sdpo")} and after.keys() == before.keys()
     assert after["sparse"]["vpd"] == {"learning_rate": 2e-4, "seeds": [0], "final": {2e-4: pytest.approx(0, abs=0.02)}}
 
@@ -259,7 +271,7 @@ def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(
 def test_a_base_that_came_out_wrong_is_refused() -> None:
     good = {"student": 0.3, "hint": 0.7, "demonstration": 0.7}
     bases.require("tiny", 5, good)
-    with pytest.raises(ModelError, match=r"the warm-up of tiny \(seed 5\) came out wrong: hint less student; got 0.10"):
+    with pytest.raises(ModelError, match=r"the base tiny \(seed 5\) failed its check: hint less student; got 0.10"):
         bases.require("tiny", 5, good | {"hint": 0.4})
     with pytest.raises(ModelError, match="tiny-cold"):
         bases.require("tiny-cold", 1, {"student": 0.57, "hint": 0.5})  # reads the text after all
@@ -285,7 +297,7 @@ def test_a_warm_up_that_came_out_wrong_is_repeated(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-mid", "tiny-cold"])
-def test_shipped_bases_are_what_their_regimes_need(name: str) -> None:
+def test_shipped_bases_are_what_their_settings_need(name: str) -> None:
     folder = bases.find(name, 0)
     assert folder is not None
     bases.require(name, 0, bases.probe(folder, name))

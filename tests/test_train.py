@@ -222,13 +222,3 @@ def test_eval_reports_student_and_teacher(tmp_path: Path, capsys: pytest.Capture
     assert result["student"]["tasks"] == 64 and result["student"]["answers"] == 128
     assert result["teacher"]["avg@2"] > result["student"]["avg@2"] + 0.05  # the base follows hints
     assert 0 <= result["teacher"]["avg@2_se"] < 0.1
-
-
-def test_demo_writes_results_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "3", "--output_dir", str(tmp_path / "demo")]) == 0
-    results = json.loads((tmp_path / "demo" / "results.json").read_text())
-    assert set(results["methods"]) == {"grpo", "sdpo", "vpd"}
-    assert [step for step, _ in results["methods"]["vpd"]["student"]] == [0, 1, 2, 3]
-    assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
-    shown = capsys.readouterr().out
-    assert "wrong : rule" in shown and "GRPO, which sees the reward alone" in " ".join(shown.split())

@@ -19,12 +19,13 @@ from typing import Any
 from vpd.errors import VPDError
 
 REPRODUCE = """\
-Writes claims.json (claim, regime, numbers, verdict), reproduction.md and a picture for each regime to --output_dir. Raw
-runs stay in its runs/ and are used again as long as settings and code are the same, so an interrupted suite goes on.
+Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
+--output_dir. Raw runs stay in its runs/ and are used again while configuration and code are the same, so the same
+command continues an interrupted suite.
 
-regimes (SUITE): sparse sibling self_critique rigid cold noisy partial changing
+settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing
 
-Bases for seeds other than 0 are warmed up on first use (under a minute each) and kept in $VPD_CACHE, else
+Base models for seeds other than 0 are made on first use (under a minute each) and cached in $VPD_CACHE, else
 $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes with --jobs 2.
 """
 
@@ -130,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--tasks", type=int, default=32, help="training tasks to draw (default 32)")
     check.add_argument("--seed", type=int, default=0, help="seed that the tasks are drawn with (default 0)")
-    demo = command("demo", _demo, "GRPO, SDPO and VPD learn side by side on the shipped base, in minutes.")
+    demo = command(
+        "demo",
+        _demo,
+        "GRPO, SDPO, VPD and evidence-gated VPD learn one task from one tiny model, in about a minute on two cores.",
+    )
     demo.add_argument(
         "--output_dir", default="demo-out", help="where results.json and curves.png go (default demo-out)"
     )
@@ -139,21 +144,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
     suite = command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU.")
     suite.epilog = REPRODUCE
-    suite.add_argument("suite", nargs="*", metavar="SUITE", help="only the claims of these regimes (default all)")
+    suite.add_argument("settings", nargs="*", metavar="SETTING", help="only the claims of these settings (default all)")
     size = suite.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two regimes")
+    size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two settings")
     size.add_argument("--all", action="store_true", help="all claims, at most 90 minutes on two cores")
-    suite.add_argument("--only", action="append", default=[], metavar="CLAIM", help="this claim alone (repeatable)")
-    suite.add_argument("--seeds", type=int, help="runs per method (default 3, --quick 1; side claims get 3 at most)")
-    suite.add_argument("--first_seed", type=int, default=0, help="seeds from this one on (default 0)")
-    suite.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (default 1)")
-    suite.add_argument("--tune", action="store_true", help="choose learning rates instead: writes rates.yaml")
-    suite.add_argument("--rates", type=Path, help="learning rates of an own --tune (default: the shipped table)")
+    suite.add_argument("--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)")
+    suite.add_argument(
+        "--seeds", type=int, help="runs per method (default 3, with --quick 1; side claims get at most 3)"
+    )
+    suite.add_argument("--first_seed", type=int, default=0, help="first seed (default 0)")
+    suite.add_argument("--jobs", type=int, default=1, help="parallel processes of one thread each (default 1)")
+    suite.add_argument(
+        "--tune", action="store_true", help="choose learning rates instead of testing claims; writes rates.yaml"
+    )
+    suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
     model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
     model.add_argument("folder", type=Path, help="where it is written")
-    model.add_argument("--seed", type=int, help="tiny only: seed of the first weights and of the warm-up")
+    model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
     return parser
 
 
@@ -195,7 +204,7 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:
 
     chosen = Options(
         output=options.output_dir,
-        regimes=tuple(options.suite),
+        settings=tuple(options.settings),
         suite="quick" if options.quick else "all" if options.all else "default",
         only=tuple(options.only),
         seeds=options.seeds,

@@ -1,108 +1,93 @@
-"""``vpd demo``: GRPO, SDPO and VPD learn side by side from the same base, on the same budget of rollouts.
+"""``vpd demo``: four methods learn the same task from the same base model, with the same number of rollouts.
 
-The task is in words.  A rule's letter hides an operation on digits; the student is not told which, is right about one
-time in a few hundred, and after each wrong answer the environment says in a sentence what the rule means.  Who reads
-that sentence learns; who sees the reward alone has almost nothing to go on.
+A rule's letter stands for an operation on digits.  The student does not know which, and is right about one time in a
+thousand; after a wrong answer the environment says in words what the rule means.  A method that learns from this text
+has much more to go on than one that sees the reward alone.
 """
 
-import dataclasses
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config, parse
-from vpd.errors import StorageError
+from vpd.errors import ConfigError, StorageError
+from vpd.lab.processes import Advance, Call, available_cores, one_thread, run_calls
+from vpd.lab.reproduce.claims import WIDE, decide
+from vpd.lab.reproduce.methods import load_rates, rate_of
+from vpd.lab.reproduce.run import CurveRecorder, Job
+from vpd.lab.reproduce.versions import commit
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
-from vpd.report.console import ConsoleProgress
 from vpd.report.curves import Curve, draw_curves, mean_curve
-from vpd.types import Group, Metrics
 
-Curves: TypeAlias = Mapping[str, Sequence[Curve]]
+Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
 
-METHODS = ("grpo", "sdpo", "vpd")
-LEARNING_RATES = {"grpo": 1e-3, "sdpo": 2e-4, "vpd": 2e-4}  # each method's own best; one rate for all would be unfair
-
-
-class _Trace:
-    """An observer that keeps the two curves and one failed attempt to show."""
-
-    def __init__(self) -> None:
-        self.student: list[tuple[int, float]] = []
-        self.teacher: list[tuple[int, float]] = []
-        self.failure: Any = None
-
-    def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
-        if "eval/accuracy" in metrics:
-            self.student.append((step, metrics["eval/accuracy"]))
-        if "eval_teacher/accuracy" in metrics:
-            self.teacher.append((step, metrics["eval_teacher/accuracy"]))
-        if self.failure is None:
-            rollouts = [r for group in groups for r in group.rollouts]
-            self.failure = next((r for r in rollouts if r.teacher_prompt is not None and not r.success), None)
-
-    def rewind(self, step: int) -> None:
-        """Such a run is never continued."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Such a run is never continued."""
+METHODS = {"grpo": "GRPO", "sdpo": "SDPO", "vpd": "VPD", "gated": "evidence-gated VPD"}
+LEARNS_FROM = {
+    "grpo": "reward alone",
+    "sdpo": "feedback, with a teacher that is not trained",
+    "vpd": "feedback, with a teacher trained on outcomes",
+    "gated": "reward, and feedback as far as the teacher is right",
+}
+MOST_PROCESSES = 8  # of about half a gigabyte each
+SETTING = "sparse"
+STUDENT, TEACHER = "eval/accuracy", "eval_teacher/accuracy"
 
 
-def settings_of(method: str, seed: int, steps: int) -> Config:
-    """The demo's settings of one method; all but algorithm and learning rate are shared."""
-    average = {} if method == "grpo" else {"average": "token_mean"}
-    return parse(
-        {
-            "model": {"name_or_path": "tiny"},
-            "env": {"name": "digits"},
-            "feedback": ["environment"],
-            "rollout": {"prompts_per_step": 16, "num_generations": 8, "max_completion_length": 6, "max_rows": 512},
-            "algorithm": {"name": method, **average},
-            "optim": {"learning_rate": LEARNING_RATES[method], "weight_decay": 0.0, "micro_batch_size": 128},
-            "run": {
-                "max_steps": steps,
-                "eval_steps": max(steps // 10, 1),
-                "eval_limit": 256,
-                "eval_samples": 1,
-                "seed": seed,
-            },
-        }
-    )
+def config_of(method: str, seed: int, steps: int) -> Config:
+    """The configuration of one method, as ``vpd reproduce sparse`` runs it, from the shipped base for every seed.
+
+    All methods have the same tasks, number of rollouts and optimiser.  Each has its own learning rate, chosen for it
+    from one grid on other seeds (rates.yaml), because a rate that suits one method can be far off for another.
+    """
+    rate = rate_of(load_rates(), SETTING, method)
+    data = Job(setting=SETTING, method=method, seed=seed, learning_rate=rate).config_data()
+    data["model"]["name_or_path"] = "tiny"
+    data["run"] |= {"max_steps": steps, "eval_steps": max(steps // 10, 1)}
+    return parse(data)
 
 
 def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0) -> dict[str, Any]:
-    """Run the three methods, show what happened, write ``results.json`` and ``curves.png``; returns the results."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / ".probe").touch()
-        (output / ".probe").unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
-        ) from error
+    """Run the methods side by side, show the results, write ``results.json`` and ``curves.png``; returns the results.
+
+    Raises ConfigError for an option out of range, StorageError if ``output`` cannot be written.
+    """
+    for option, value, least in (("--seeds", seeds, 1), ("--steps", steps, 1), ("--seed", first_seed, 0)):
+        if value < least:
+            raise ConfigError(f"{option} is too small", got=value, expected=f"at least {least}")
+    _check_writable(output)
     console = Console()
-    runs: list[dict[str, Any]] = []
-    for seed in range(first_seed, first_seed + seeds):
-        for method in METHODS:
-            trace, seconds = _run(method, seed, steps, console, introduce=not runs)
-            runs.append(
-                {"method": method, "seed": seed, "student": trace.student, "teacher": trace.teacher, "seconds": seconds}
-            )
+    with one_thread():
+        _introduce(first_seed, steps, console)
+    calls = [
+        Call(arguments=(method, seed, steps), title=f"{title:<18}", steps=steps)
+        for seed in range(first_seed, first_seed + seeds)
+        for method, title in METHODS.items()
+    ]
+    processes = min(available_cores(), MOST_PROCESSES)
+    runs: list[dict[str, Any]] = run_calls(_run, calls, processes=processes, console=console)
     students = {method: [run["student"] for run in runs if run["method"] == method] for method in METHODS}
     teachers = {method: [run["teacher"] for run in runs if run["method"] == method] for method in METHODS}
     console.print(_table(students, teachers))
     console.print("\n" + verdict(students, teachers), highlight=False)
-    results = {
+    results = _results(runs, students, teachers, first_seed=first_seed, seeds=seeds)
+    _write(output, results, students, teachers)
+    console.print(f"\nWritten: {output}/results.json and {output}/curves.png", highlight=False)
+    return results
+
+
+def _results(
+    runs: Sequence[Mapping[str, Any]], students: Curves, teachers: Curves, *, first_seed: int, seeds: int
+) -> dict[str, Any]:
+    """What ``results.json`` holds: means over seeds by method, and every run."""
+    return {
         "methods": {
             method: {
                 "student": mean_curve(students[method]),
@@ -116,84 +101,110 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
         "commit": commit(),
         "runs": runs,
     }
-    (output / "results.json").write_text(json.dumps(results, indent=1))
-    draw_curves(output / "curves.png", students, teachers)
-    console.print(f"\nWritten: {output}/results.json and {output}/curves.png")
-    return results
 
 
 def verdict(students: Curves, teachers: Curves) -> str:
-    """What the numbers say, computed from them: who learned from the text, and where reward alone stands."""
-    mean = {name: statistics.fmean(_mean(run) for run in runs) for name, runs in students.items()}
-    peak = {name: statistics.fmean(_peak(run) for run in runs) for name, runs in students.items()}
+    """Which method to choose for a task like this, computed from the curves."""
     start = statistics.fmean(run[0][1] for runs in students.values() for run in runs)
-    taught = {name: statistics.fmean(_peak(run) for run in runs) for name, runs in teachers.items()}
-    relation = "above" if mean["vpd"] > mean["sdpo"] else "not above"
-    lead = (
-        f"From a base that is right {start:.1%} of the time, VPD's student averages {mean['vpd']:.2f} over the run, "
-        f"{relation} SDPO's {mean['sdpo']:.2f}; its teacher, trained on outcomes, peaks at {taught['vpd']:.2f} "
-        f"against {taught['sdpo']:.2f}."
+    final = {name: statistics.fmean(_final(run) for run in runs) for name, runs in students.items()}
+    best, second, *_ = sorted(final, key=lambda name: -final[name])
+    seeds = len(students[best])
+    lines = [_situation(start, teachers)]
+    if final[best] < start + WIDE:
+        lines.append(
+            f"No method has learned the task yet: {METHODS[best]} is best with {final[best]:.2f}. Add --steps."
+        )
+    else:
+        lines.append(_choice(best, second, final, students))
+        lines.append(_ranking(final))
+    lines.append(
+        "Where reward is frequent, or feedback says no more than right or wrong, the order may be different: "
+        "`vpd reproduce` tests more settings."
     )
-    best = max(mean["vpd"], mean["sdpo"])
-    place = (
-        "behind both"
-        if mean["grpo"] < min(mean["vpd"], mean["sdpo"])
-        else ("ahead of both" if mean["grpo"] > best else "between the two")
-    )
-    seeds = len(students["vpd"])
-    caution = (
-        "One seed: run with --seeds 3 before believing a small difference."
-        if seeds == 1
-        else f"Means of {seeds} seeds."
-    )
-    alone = f"GRPO, which sees the reward alone, averages {mean['grpo']:.2f} (peak {peak['grpo']:.2f}): {place}."
-    return f"{lead} {alone} {caution}"
+    caution = "One seed: use --seeds 3 before relying on a small difference." if seeds == 1 else f"{seeds} seeds."
+    return "\n".join([*lines, caution])
 
 
-def _run(method: str, seed: int, steps: int, console: Console, *, introduce: bool) -> tuple[_Trace, float]:
+def _situation(start: float, teachers: Curves) -> str:
+    """What kind of task this is, by the base's accuracy with and without feedback."""
+    retries = [run[0][1] for runs in teachers.values() for run in runs if run]
+    with_feedback = statistics.fmean(retries)
+    relation = "so feedback helps" if with_feedback > start else "so feedback does not help"
+    return (
+        f"The task: the base is right {start:.1%} of the time, and {with_feedback:.1%} when it retries a failed "
+        f"attempt with feedback, {relation}."
+    )
+
+
+def _choice(best: str, second: str, final: Mapping[str, float], students: Curves) -> str:
+    """The method to choose, or the two between which the runs do not decide."""
+    differences = [_final(a) - _final(b) for a, b in zip(students[best], students[second], strict=True)]
+    if decide(differences) != "holds":
+        return (
+            f"{METHODS[best]} ({final[best]:.2f} of its answers are right at the end) and {METHODS[second]} "
+            f"({final[second]:.2f}) are too close to call: choose either for a task like this."
+        )
+    return (
+        f"Choose {METHODS[best]} for a task like this: at the end {final[best]:.2f} of its answers are right, "
+        f"{final[second]:.2f} with the next best method, {METHODS[second]}."
+    )
+
+
+def _ranking(final: Mapping[str, float]) -> str:
+    """All methods by their final accuracy, with what each learns from."""
+    order = sorted(final, key=lambda name: -final[name])
+    rows = [f"  {final[name]:.2f}  {METHODS[name]}: {LEARNS_FROM[name]}" for name in order]
+    return "\n".join(["At the end, and what each method learns from:", *rows])
+
+
+def _run(method: str, seed: int, steps: int, advance: Advance) -> dict[str, Any]:
+    """Train with one method and return its curves."""
     started = time.perf_counter()
-    parts = assemble(settings_of(method, seed, steps))
-    trace = _Trace()
-    progress = ConsoleProgress(steps, title=f"{method:>4}, seed {seed}", every=steps + 1, console=console)
-    loop = make_loop(parts, [trace, progress], output=None)
-    if introduce:
-        _introduce(dataclasses.replace(loop), parts.tokenizer, console)
-    with progress:
-        loop.run()
-    return trace, time.perf_counter() - started
+    recorder = CurveRecorder((STUDENT, TEACHER), advance)
+    make_loop(assemble(config_of(method, seed, steps)), [recorder], output=None).run()
+    return {
+        "method": method,
+        "seed": seed,
+        "student": recorder.curves[STUDENT],
+        "teacher": recorder.curves[TEACHER],
+        "seconds": time.perf_counter() - started,
+    }
 
 
-def _introduce(loop: Any, tokenizer: Any, console: Console) -> None:
-    """Show one failed attempt as text, before anything is trained."""
-    groups, _ = loop.source.take(0)
-    failure = next(r for group in groups for r in group.rollouts if r.teacher_prompt is not None and not r.success)
+def _introduce(seed: int, steps: int, console: Console) -> None:
+    """Show one failed attempt of the base as text, before anything is trained."""
+    parts = assemble(config_of("vpd", seed, steps))
+    groups, _ = parts.source.take(0)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    failure, teacher_prompt = next((r, r.teacher_prompt) for r in rollouts if r.teacher_prompt and not r.success)
     console.print("One attempt, before training:", style="bold")
-    console.print(
-        f"  the student reads   {tokenizer.decode(failure.prompt)}", markup=False, highlight=False, soft_wrap=True
-    )
-    console.print(f"  and answers         {failure.completion.text}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"  the feedback is     {failure.grade.feedback}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"  the teacher reads   {tokenizer.decode(failure.teacher_prompt.tokens)}\n",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    for name, text in (
+        ("the student reads", parts.tokenizer.decode(failure.prompt)),
+        ("and answers", failure.completion.text),
+        ("the feedback is", failure.grade.feedback),
+        ("the teacher reads", parts.tokenizer.decode(teacher_prompt.tokens)),
+    ):
+        console.print(f"  {name:<19} {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def _table(students: Curves, teachers: Curves) -> Table:
-    table = Table(title="Share of right answers (held-out tasks), by iteration")
+    """Accuracy by iteration, a row for each method's student and teacher."""
+    table = Table(title="Share of right answers (held-out tasks), by iteration", box=box.SIMPLE, padding=(0, 1, 0, 0))
     steps = [step for step, _ in students["vpd"][0]]
     shown = [step for step in steps if step in {steps[0], *steps[2::2], steps[-1]}]
-    for column in ("", *(str(step) for step in shown), "final", "peak", "mean"):
-        table.add_column(column, justify="right" if column else "left")
+    for column in ("", "", *(str(step) for step in shown), "peak", "mean"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for method in METHODS:
         for role, curves in (("student", students[method]), ("teacher", teachers[method])):
+            if not any(curves):
+                continue
             curve = dict(mean_curve(curves))
             cells = [f"{curve[step]:.2f}" if step in curve else "-" for step in shown]
-            summary = [statistics.fmean(part(run) for run in curves) for part in (_final, _peak, _mean)]
+            summary = [statistics.fmean(part(run) for run in curves) for part in (_peak, _mean)]
             style = "bold" if role == "student" else "dim"
-            table.add_row(f"{method.upper()} {role}", *cells, *(f"{value:.2f}" for value in summary), style=style)
+            first = METHODS[method] if role == "student" else ""
+            table.add_row(first, role, *cells, *(f"{value:.2f}" for value in summary), style=style)
     return table
 
 
@@ -209,11 +220,22 @@ def _mean(curve: Curve) -> float:
     return statistics.fmean(value for _, value in curve)
 
 
-def commit() -> str | None:
-    """The commit of the source tree, None outside one."""
-    here = Path(__file__).resolve().parent
+def _check_writable(output: Path) -> None:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".probe").touch()
+        (output / ".probe").unlink()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
+        ) from error
+
+
+def _write(output: Path, results: Mapping[str, Any], students: Curves, teachers: Curves) -> None:
+    try:
+        (output / "results.json").write_text(json.dumps(results, indent=1))
+        draw_curves(output / "curves.png", students, teachers)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
+        ) from error

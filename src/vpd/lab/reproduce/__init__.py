@@ -1,6 +1,7 @@
-"""``vpd reproduce``: the paper in miniature, every claim of it tested on a CPU.
+"""``vpd reproduce``: the paper's claims, each tested on a CPU with tiny models.
 
-``regimes`` say what the environment is like, ``methods`` who learns in it, ``bases`` from which weights; ``run`` makes
-the runs of a plan in processes and keeps them, ``claims`` reads verdicts off their numbers (``paper`` lists them),
-``report`` and ``pictures`` show them, ``suite`` is the command.
+A claim (``claims``, listed in ``paper``) compares methods (``methods``) in one experimental setting
+(``settings_table``: environment, feedback and base).  ``run`` makes the runs that the claims need and keeps them,
+``report`` and ``pictures`` write the results, ``suite`` is the command.  ``tune`` chooses learning rates, ``bases``
+finds or makes the base models.
 """

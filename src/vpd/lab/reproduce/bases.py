@@ -1,8 +1,8 @@
-"""The bases that runs start from: shipped for seed 0, made on first use and kept for other seeds.
+"""The base models that runs start from: shipped for seed 0, made on first use and cached for other seeds.
 
-A base is only used if it is what its regime needs: told what is right, it must do much better than untold (or, cold,
-much worse), else a "sparse reward" run would secretly be a cold start.  A warm-up that comes out wrong is repeated from
-another seed (:data:`TRIES`, :data:`NEXT`), before any method has run on it.
+Every base is checked before a method runs on it: with the right answer in its prompt it must do much better than
+without (the cold base: much worse); otherwise a "sparse reward" run could in fact be a cold start.  A base that fails
+the check is made again from another seed (:data:`TRIES`, :data:`SEED_STRIDE`).
 """
 
 import os
@@ -18,9 +18,9 @@ from vpd.bundled import BUNDLED, check_hashes, load_bundled
 from vpd.errors import ModelError, StorageError
 from vpd.lab import tiny
 
-ROWS = 512
-TRIES, NEXT = 4, 1000  # warm-ups of a base, and how far apart their seeds are
-#: name of the base -> (probe, lowest, highest): share of digits right, teachers' less the student's
+PROBE_ROWS = 512
+TRIES, SEED_STRIDE = 4, 1000  # attempts at a base, and the distance between their seeds
+#: base -> kind of prompt -> (lowest, highest) share of right digits; all but "student" are differences to the student
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "tiny": {"student": (0.2, 0.4), "hint": (0.3, 1.0), "demonstration": (0.2, 1.0)},
     "tiny-mid": {"student": (0.45, 0.68), "hint": (0.05, 1.0), "demonstration": (0.05, 1.0), "silent": (-1.0, 0.1)},
@@ -31,7 +31,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 def cache_folder() -> Path:
-    """Where bases are kept: $VPD_CACHE, else $XDG_CACHE_HOME/vpd, else ~/.cache/vpd."""
+    """The folder of cached bases: $VPD_CACHE, else $XDG_CACHE_HOME/vpd, else ~/.cache/vpd."""
     chosen = os.environ.get("VPD_CACHE")
     if chosen:
         return Path(chosen)
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def find(name: str, seed: int) -> Path | None:
-    """The folder of a base that is there already."""
+    """The folder of a base, None if it has not been made yet.  Raises ModelError if its files are damaged."""
     if seed == tiny.SEED and name in BUNDLED:
         return load_bundled(name)
     folder = cache_folder() / f"{name}-{tiny.recipe_hash(name)}-{seed}"
@@ -49,7 +49,7 @@ def find(name: str, seed: int) -> Path | None:
 
 
 def ensure(name: str, seed: int) -> Path:
-    """The folder of a base, made if it is not there yet (about a minute).  Raises ModelError if it never comes out."""
+    """The folder of a base, made (about a minute) if there is none.  Raises ModelError if no attempt passes."""
     found = find(name, seed)
     if found is not None:
         return found
@@ -66,7 +66,7 @@ def ensure(name: str, seed: int) -> Path:
         start = tiny.BASES[name].start
         origin = None if start is None else ensure(start, seed)
         for number in range(TRIES):
-            tiny.build(draft, seed + NEXT * number, name, origin)
+            tiny.build(draft, seed + SEED_STRIDE * number, name, origin)
             try:
                 require(name, seed, probe(draft, name))
                 break
@@ -81,13 +81,13 @@ def ensure(name: str, seed: int) -> Path:
 
 
 def require(name: str, seed: int, shares: Mapping[str, float]) -> None:
-    """Raise ModelError unless the base is what its regimes need."""
-    for what, (low, high) in BOUNDS[name].items():
-        value = shares[what] - (0.0 if what == "student" else shares["student"])
+    """Check a base's :func:`probe` against :data:`BOUNDS`.  Raises ModelError."""
+    for kind, (low, high) in BOUNDS[name].items():
+        value = shares[kind] - (0.0 if kind == "student" else shares["student"])
         if not low <= value <= high:
             raise ModelError(
-                f"the warm-up of {name} (seed {seed}) came out wrong: {what}"
-                + ("" if what == "student" else " less student"),
+                f"the base {name} (seed {seed}) failed its check: {kind}"
+                + ("" if kind == "student" else " less student"),
                 got=f"{value:.2f}",
                 expected=f"{low} to {high}",
                 do="Use other seeds (--first_seed).",
@@ -96,16 +96,16 @@ def require(name: str, seed: int, shares: Mapping[str, float]) -> None:
 
 @torch.no_grad()
 def probe(folder: Path, name: str) -> dict[str, float]:
-    """Share of digits that are right, by prompt, when the answer itself (the truth) is read along."""
+    """Mean probability of the right next digit, by kind of prompt, given the right digits before it."""
     base = tiny.BASES[name]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     shares = {}
-    for what in ("student", "hint", "demonstration", "critic", "silent"):
-        if what in ("critic", "silent") and not base.more_words:
+    for kind in ("student", "hint", "demonstration", "critic", "silent"):
+        if kind in ("critic", "silent") and not base.more_words:
             continue
-        ids, answers = tiny.Drill(tokenizer, base, seed=77).exam(what, ROWS)
+        ids, answers = tiny.WarmUpData(tokenizer, base, seed=77).test_rows(kind, PROBE_ROWS)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, -answers.shape[1] :]
         right = logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0].exp()
-        shares[what] = float((right[:, -1] if what == "critic" else right).mean())
+        shares[kind] = float((right[:, -1] if kind == "critic" else right).mean())
     return shares

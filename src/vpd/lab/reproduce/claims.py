@@ -1,4 +1,4 @@
-"""What the paper claims (arXiv 2605.15113), and what we add, each with a comparison of runs that can decide it."""
+"""Claims of the paper (arXiv 2605.15113) and our own, each decided by comparisons of runs."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,49 +9,49 @@ from vpd.lab.reproduce.run import Run, measure
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
 Suite: TypeAlias = Literal["quick", "default", "all"]
-Runs: TypeAlias = Mapping[tuple[str, str], Mapping[int, Run]]  # (regime, method) -> seed -> run
+Runs: TypeAlias = Mapping[tuple[str, str], Mapping[int, Run]]  # (setting, method) -> seed -> run
 
-SMALLEST = 0.02  # the least difference in accuracy that counts as one
-NEGLIGIBLE = 0.03  # a difference that is surely smaller than this is none
-WIDE = 0.1  # what a difference must reach where there is one seed
-NOT_WORSE = 0.05  # how far below the best still counts as not worse
+SMALLEST = 0.02  # the smallest difference in accuracy that counts
+NEGLIGIBLE = 0.03  # mean + 2 standard errors below this: no difference
+WIDE = 0.1  # the smallest difference that counts with a single seed
+NOT_WORSE = 0.05  # this far below the best still counts as not worse
 RULE = f"""\
-A comparison is a list of differences, one for each seed: two methods from the same base on the same tasks, or a method
-and a bound. It **holds** if the mean is positive, larger than two standard errors and than {SMALLEST}, and every seed
-agrees in sign; it **does not hold** if the same is true of the negative mean, or if mean plus two standard errors is
-below {NEGLIGIBLE} (there is no difference to speak of); else it is **undecided**. With one seed a difference must reach
-{WIDE}; where the bound itself allows a margin (*not worse*, the drift) the sign decides. A claim of several comparisons
-holds if all of them do, and does not if one does not. *Not worse* means: not more than {NOT_WORSE} below the best of
-the others, by the same rule; the difference is shown without that margin."""
+A comparison gives one difference per seed, either between two methods (same base, same tasks) or between a method and a
+fixed bound. It **holds** if the mean difference is positive, at least {SMALLEST} and more than two standard errors, and
+has the same sign in every seed. It **does not hold** if the same is true with the opposite sign, or if the mean plus
+two standard errors is below {NEGLIGIBLE} (no relevant difference). Otherwise it is **undecided**. With a single seed
+the difference must exceed {WIDE}; for comparisons that already allow a margin (*not worse*, the drift) its sign
+decides. A claim with several comparisons holds if all of them hold, and does not hold if one of them does not. *Not
+worse* means: at most {NOT_WORSE} below the best of the other methods, by the same rule; the table shows the difference
+without that margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """``measure`` of ``left`` against another method's, a bound, or the best of several methods (``not worse``).
 
-    ``least``: the smallest difference that counts.  ``sign`` -1: the difference is to be negative.
+    ``least``: the smallest difference that counts.  ``sign`` -1: the claim expects ``left`` to be smaller.
     """
 
     measure: str
     left: str
     right: str | float | tuple[str, ...]
-    less: str = ""  # a measure of the left side that is taken off it first, e.g. what it started with
+    less: str = ""  # a measure of the left side that is subtracted from it first, e.g. its start
     sign: int = 1
     least: float = SMALLEST
 
     @property
     def allowed(self) -> float:
-        """How far below the other side still supports the claim."""
+        """How far below the other side ``left`` may be and still support the claim."""
         return NOT_WORSE if isinstance(self.right, tuple) else 0.0
 
     def methods(self) -> tuple[str, ...]:
-        """Everyone who must have run."""
+        """All methods that the comparison needs runs of."""
         others = (self.right,) if isinstance(self.right, str) else self.right
         return (self.left, *(others if isinstance(others, tuple) else ()))
 
     def differences(self, runs: Mapping[str, Mapping[int, Run]]) -> list[float]:
-        """One number for each seed that all sides have; the sign is such that positive, or above minus
-        :attr:`allowed`, supports the claim."""
+        """One difference per seed that all methods have; above minus :attr:`allowed` it supports the claim."""
         sides = [runs.get(name, {}) for name in self.methods()]
         seeds = sorted(set.intersection(*(set(side) for side in sides)))
         if isinstance(self.right, tuple):
@@ -83,13 +83,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement, where it comes from, and the comparisons that decide it in one regime.
+    """A statement, its source, and the comparisons that decide it in one setting.
 
-    ``suite``: the smallest suite that tests it.  ``main``: gets all the seeds asked for, others at most three.
+    ``suite``: the smallest suite that tests it.  ``main``: tested on all requested seeds; others on at most three.
     """
 
     name: str
-    regime: str
+    setting: str
     statement: str
     source: str
     comparisons: tuple[Comparison, ...]
@@ -102,7 +102,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the numbers say about a claim."""
+    """A claim's verdict and the numbers behind it."""
 
     claim: Claim
     numbers: tuple[Mapping[str, Any], ...]
@@ -110,7 +110,7 @@ class Finding:
 
 
 def decide(differences: Sequence[float], least: float = SMALLEST) -> Verdict:
-    """The rule (:data:`RULE`) on one comparison."""
+    """The verdict on one comparison, by :data:`RULE`."""
     if not differences:
         return "not run"
     mean = statistics.fmean(differences)
@@ -127,12 +127,12 @@ def decide(differences: Sequence[float], least: float = SMALLEST) -> Verdict:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 for one value."""
+    """Standard error of the mean; 0 for one value."""
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def difference_text(mean: float | None, error: float | None, n: int) -> str:
-    """A difference as people read it; one seed has no standard error."""
+    """A difference with its standard error, without it for a single seed."""
     if mean is None:
         return "-"
     return f"{mean:+.3f}" if n < 2 else f"{mean:+.3f} ± {error:.3f}"
@@ -140,7 +140,7 @@ def difference_text(mean: float | None, error: float | None, n: int) -> str:
 
 def judge(claim: Claim, runs: Runs) -> Finding:
     """The verdict on a claim, with the numbers that lead to it."""
-    here = {who: seeds for (where, who), seeds in runs.items() if where == claim.regime}
+    here = {method: seeds for (setting, method), seeds in runs.items() if setting == claim.setting}
     numbers, verdicts = [], []
     for comparison in claim.comparisons:
         differences = comparison.differences(here)
@@ -159,7 +159,7 @@ def judge(claim: Claim, runs: Runs) -> Finding:
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
-    """All must hold; one that does not decides."""
+    """The verdict on a claim, given its comparisons' verdicts."""
     verdicts = list(verdicts)
     for verdict in ("not run", "does not hold", "undecided"):
         if verdict in verdicts:

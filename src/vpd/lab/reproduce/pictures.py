@@ -1,4 +1,4 @@
-"""Curves of one regime against rollouts: student, teacher, the E-step's accuracy, and how far it moves the student."""
+"""Curves of one setting by number of rollouts: student, teacher, the E-step's accuracy, and the student's drift."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,59 +10,58 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from vpd.lab.reproduce.methods import METHODS
-from vpd.lab.reproduce.regimes import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Regime
 from vpd.lab.reproduce.run import Run, curve
-from vpd.report.curves import Curve, mean_curve
+from vpd.lab.reproduce.settings_table import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Setting
+from vpd.report.curves import METHOD_COLOURS, Curve, mean_curve
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),
-    ("eval_teacher/accuracy", "Teacher: the same weights, told what was wrong", ""),
-    ("e_step/accuracy", "E-step: right about success or failure", "balanced accuracy"),
-    ("e_step/student_drift_kl", "Drift of the student by an E-step", "KL, nats a token"),
+    ("eval_teacher/accuracy", "Teacher: retries of its failed attempts, with feedback", ""),
+    ("e_step/accuracy", "E-step: implicit reward tells success from failure", "balanced accuracy"),
+    ("e_step/student_drift_kl", "Drift of the student caused by an E-step", "KL, nats a token"),
 )
-COLOURS = {
-    "grpo": "#7f7f7f", "sdpo": "#e69f00", "sdpo_live": "#f0c75e", "vpd": "#0072b2", "vpd_paper": "#56b4e9",
-    "gkd": "#8c564b", "reshape": "#cc79a7", "reweight": "#7b3294", "gated": "#009e73", "gated_no_e": "#7fc97f",
-    "gated_f1": "#006d4f", "vpd_f1": "#4a90c2", "vpd_f10": "#1b3f8b", "vpd_fixed": "#00b4c4",
+COLOURS = METHOD_COLOURS | {
+    "sdpo_live": "#f0c75e", "vpd_paper": "#56b4e9", "gkd": "#8c564b", "reshape": "#cc79a7", "reweight": "#7b3294",
+    "gated_no_e": "#7fc97f", "gated_f1": "#006d4f", "vpd_f1": "#4a90c2", "vpd_f10": "#1b3f8b", "vpd_fixed": "#00b4c4",
 }  # fmt: skip
 DASHES = {"vpd_f1": (1, 1), "vpd_f10": (4, 1.5), "vpd_fixed": (4, 1, 1, 1), "gated_no_e": (4, 1.5), "gated_f1": (1, 1)}
 
 
-def draw_regime(path: Path, regime: Regime, runs: Mapping[str, Sequence[Run]]) -> None:
+def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]) -> None:
     """Write a PNG of four panels; thin lines are seeds, thick ones their mean."""
     figure, grid = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
     order = [name for name in METHODS if name in runs]
     for panel, (name, title, unit) in zip(grid.flat, PANELS, strict=True):
-        for who in order:
-            _draw(panel, [curve(run, name) for run in runs[who]], who)
+        for method in order:
+            _draw(panel, [curve(run, name) for run in runs[method]], method)
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_ylabel(unit)
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
-        if regime.name == "changing":
+        if setting.name == "changing":
             panel.axvline(CHANGE * PROMPTS_PER_STEP * GENERATIONS, color="black", linewidth=0.8, linestyle=":")
         if not panel.lines:
-            panel.text(0.5, 0.5, "no such curve here", transform=panel.transAxes, ha="center", color="grey")
+            panel.text(0.5, 0.5, "not measured here", transform=panel.transAxes, ha="center", color="grey")
     for panel in grid[1]:
         panel.set_xlabel("rollouts")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
-    figure.suptitle(f"{regime.name.replace('_', '-')}: {regime.title}", fontsize=12.5, x=0.01, ha="left")
+    figure.suptitle(f"{setting.name.replace('_', '-')}: {setting.title}", fontsize=12.5, x=0.01, ha="left")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def _draw(panel: Any, curves: Sequence[Curve], who: str) -> None:
+def _draw(panel: Any, curves: Sequence[Curve], method: str) -> None:
     curves = [[(step * PROMPTS_PER_STEP * GENERATIONS, value) for step, value in points] for points in curves if points]
     if not curves:
         return
-    colour = COLOURS[who]
+    colour = COLOURS[method]
     for points in curves if len(curves) > 1 else ():
         panel.plot(*zip(*points, strict=True), color=colour, alpha=0.18, linewidth=0.8)
     common = [set(dict(points)) for points in curves]
     shared = set.intersection(*common)
     mean = mean_curve([[point for point in points if point[0] in shared] for points in curves])
-    [line] = panel.plot(*zip(*mean, strict=True), color=colour, linewidth=2.2, label=METHODS[who].title)
-    if who in DASHES:
-        line.set_dashes(DASHES[who])
+    [line] = panel.plot(*zip(*mean, strict=True), color=colour, linewidth=2.2, label=METHODS[method].title)
+    if method in DASHES:
+        line.set_dashes(DASHES[method])

@@ -1,4 +1,4 @@
-"""The report: claims with verdicts, what every method reached in every regime, and the curves."""
+"""The report: claims with verdicts, each method's results by setting, and curves."""
 
 import json
 import statistics
@@ -10,12 +10,12 @@ import torch
 import transformers
 
 from vpd.errors import StorageError
-from vpd.lab.demo import commit
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS
-from vpd.lab.reproduce.pictures import draw_regime
-from vpd.lab.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, REGIMES
+from vpd.lab.reproduce.pictures import draw_setting
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
+from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, SETTINGS
+from vpd.lab.reproduce.versions import commit
 
 STYLES: Mapping[Verdict, str] = {
     "holds": "bold green",
@@ -39,16 +39,15 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """``claims.json``, ``reproduction.md`` and ``images/``, a picture for each regime; returns the paths."""
-    regimes = [name for name in REGIMES if any(where == name for where, _ in runs)]
+    """Write ``claims.json``, ``reproduction.md`` and a picture of each setting; returns the paths."""
+    shown = [name for name in SETTINGS if _runs_in(name, runs)]
     written = [output / "claims.json", output / "reproduction.md"]
     try:
         (output / "images").mkdir(exist_ok=True)
         written[0].write_text(json.dumps([as_data(finding) for finding in findings], indent=1))
-        for name in regimes:
+        for name in shown:
             picture = output / "images" / f"reproduce-{name}.png"
-            here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
-            draw_regime(picture, REGIMES[name], here)
+            draw_setting(picture, SETTINGS[name], _runs_in(name, runs))
             written.append(picture)
         written[1].write_text(markdown(findings, runs, rates=rates))
     except OSError as error:
@@ -59,13 +58,13 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
 
 
 def as_data(finding: Finding) -> dict[str, Any]:
-    """A finding as plain data."""
+    """An entry of ``claims.json``; its key ``regime`` holds the setting."""
     claim = finding.claim
     return {
         "claim": claim.name,
         "statement": claim.statement,
         "source": claim.source,
-        "regime": claim.regime,
+        "regime": claim.setting,
         "numbers": list(finding.numbers),
         "verdict": finding.verdict,
     }
@@ -84,36 +83,41 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"Written by `vpd reproduce` at {commit() or 'no commit'}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
-        "The task is `digits`: a letter hides an operation on digits, an answer is right when every digit is. "
-        f"The bases have 0.24 M parameters; every iteration is {PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for "
-        "every method. Seeds differ in base, tasks and samples. The student's accuracy is "
-        f"measured on its own rollouts, whose tasks are new in every iteration: *final* is the mean of the last "
-        f"{2 * BLOCK} iterations, *peak* the best {BLOCK} in a row. *Held out* and *teacher* are evaluations of "
-        f"{EVAL_ANSWERS} answers; the teacher's are second attempts at what the student failed, with the text. "
+        "The task is `digits`: a letter stands for an unknown operation on digits; an answer is right if all its "
+        "digits are. The bases have 0.24 M parameters; every iteration is "
+        f"{PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for every method. Each seed has its own base, tasks and "
+        "samples. The student's accuracy is measured on its training rollouts, whose tasks are new in every iteration: "
+        f"*final* is the mean of the last {2 * BLOCK} iterations, *peak* the best {BLOCK} iterations in a row. "
+        f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher retries the tasks that the "
+        "student failed, with feedback. "
         f"Learning rates were chosen on other seeds (`{rates.name}`).",
         "",
         RULE,
         "",
         "## Claims",
         "",
-        "| claim | regime | source | comparison | difference | n | verdict |",
+        "| claim | setting | source | comparison | difference | n | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for finding in findings:
         lines += _rows_of(finding)
-    for name, world in REGIMES.items():
-        here = {who: list(seeds.values()) for (where, who), seeds in runs.items() if where == name}
-        if here:
-            lines += ["", f"## {name}", "", _sentence(world.title), "", *_regime_table(here)]
+    for name, setting in SETTINGS.items():
+        if here := _runs_in(name, runs):
+            lines += ["", f"## {name}", "", _sentence(setting.title), "", *_method_table(here)]
             lines += ["", f"![Curves of {name}](images/reproduce-{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _runs_in(name: str, runs: Runs) -> dict[str, list[Run]]:
+    """The runs made in one setting, by method."""
+    return {method: list(seeds.values()) for (setting, method), seeds in runs.items() if setting == name}
 
 
 def _rows_of(finding: Finding) -> list[str]:
     claim, rows = finding.claim, []
     for number, comparison in enumerate(finding.numbers):
         difference = difference_text(comparison["mean"], comparison["standard_error"], comparison["n"])
-        head = (claim.statement, claim.regime, claim.source) if number == 0 else ("", "", "")
+        head = (claim.statement, claim.setting, claim.source) if number == 0 else ("", "", "")
         verdict = f"**{comparison['verdict']}**"
         rows.append(
             "| " + " | ".join([*head, comparison["comparison"], difference, str(comparison["n"]), verdict]) + " |"
@@ -121,7 +125,7 @@ def _rows_of(finding: Finding) -> list[str]:
     return rows
 
 
-def _regime_table(here: Mapping[str, Sequence[Run]]) -> list[str]:
+def _method_table(here: Mapping[str, Sequence[Run]]) -> list[str]:
     shown = [name for name in COLUMNS if any(measure(r, name) is not None for runs in here.values() for r in runs)]
     titles = [name.replace("_", " ").replace("cpu", "CPU s") for name in shown]
     lines = ["| method | rate | n | " + " | ".join(titles) + " |", "|---" * (3 + len(shown)) + "|"]

@@ -1,29 +1,25 @@
-"""One run of a plan, and many of them in processes; every finished run is a file that is never made twice."""
+"""Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
 
-import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vpd.config import Config, parse
 from vpd.envs.digits import LENGTH
-from vpd.errors import StorageError, VPDError
+from vpd.errors import StorageError
 from vpd.lab import tiny
+from vpd.lab.processes import Advance, Call, run_calls
 from vpd.lab.reproduce import bases
-from vpd.lab.reproduce.methods import method
-from vpd.lab.reproduce.regimes import GENERATIONS, PROMPTS_PER_STEP, regime
+from vpd.lab.reproduce.methods import find_method
+from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
@@ -35,7 +31,7 @@ EVAL_EVERY = 20
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
-SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # of one core: a base; an iteration on six digits
+SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # on one core: a base; an iteration with answers of six digits
 KEPT = (
     "reward",
     "frac_reward_zero_std",
@@ -47,7 +43,7 @@ KEPT = (
     "gate/auc",
     "gate/groups",
 )
-#: a number of a run: the curve, and what is taken of it
+#: summary number -> (curve, which part of it)
 MEASURES = {
     "start": ("eval/accuracy", "first"),
     "held_out": ("eval/accuracy", "last"),
@@ -66,45 +62,45 @@ MEASURES = {
 class Job:
     """One run to make."""
 
-    regime: str
+    setting: str
     method: str
     seed: int
     learning_rate: float
 
     def base(self) -> tuple[str, int]:
-        """The base it starts from, and that base's seed."""
-        return regime(self.regime).base, self.seed
+        """Name and seed of the base it starts from."""
+        return find_setting(self.setting).base, self.seed
 
     def bases(self) -> list[tuple[str, int]]:
-        """All the bases it needs."""
+        """Name and seed of every base it needs."""
         return [self.base(), *([EXPERT] if self.method == "gkd" else [])]
 
-    def settings(self) -> dict[str, Any]:
-        """The whole configuration, with names of bases where folders will stand.
+    def config_data(self) -> dict[str, Any]:
+        """The whole configuration, with the names of bases in place of their folders.
 
-        A method that reads no text is not told any, so that regimes that differ in the text alone share its runs.
+        A method that reads no feedback gets none, so that settings which differ in feedback alone share its runs.
         """
-        world, how = regime(self.regime), method(self.method)
-        env = world.env if how.reads else {k: v for k, v in world.env.items() if k == "length"}
-        algorithm = dict(how.algorithm)
-        samples = world.eval_samples if how.reads else 1
+        setting, method = find_setting(self.setting), find_method(self.method)
+        env = setting.env if method.reads_feedback else {k: v for k, v in setting.env.items() if k == "length"}
+        algorithm = dict(method.algorithm)
+        samples = setting.eval_samples if method.reads_feedback else 1
         if self.method == "gkd":
             algorithm["teacher_model"] = _label(EXPERT)
         return {
             "model": {"name_or_path": _label(self.base())},
             "env": {"name": "digits", **env},
-            "feedback": list(world.feedback) if how.reads else [],
+            "feedback": list(setting.feedback) if method.reads_feedback else [],
             "prompts": asdict(tiny.TEMPLATE),
             "rollout": {
                 "prompts_per_step": PROMPTS_PER_STEP,
                 "num_generations": GENERATIONS,
-                "max_completion_length": world.length,
+                "max_completion_length": setting.length,
                 "max_rows": 512,
             },
             "algorithm": algorithm,
             "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0, "micro_batch_size": 128},
             "run": {
-                "max_steps": world.steps,
+                "max_steps": setting.steps,
                 "eval_steps": EVAL_EVERY,
                 "eval_limit": EVAL_ANSWERS // samples,
                 "eval_samples": samples,
@@ -113,34 +109,37 @@ class Job:
         }
 
     def key(self) -> str:
-        """Twelve characters that change with any setting and with the code that decides the numbers."""
-        whole = json.dumps([self.settings(), self.code()], sort_keys=True)
+        """A hash (12 characters) of the configuration and of the code that determines the results."""
+        whole = json.dumps([self.config_data(), self.code()], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def code(self) -> str:
-        """The version of the code that decides the numbers."""
-        return f"{code_version(method(self.method).algorithm['name'])}-{tiny.recipe_hash(self.base()[0])}"
+        """The version of the code that determines the results."""
+        return f"{code_version(find_method(self.method).algorithm['name'])}-{tiny.recipe_hash(self.base()[0])}"
 
     def file(self, folder: Path) -> Path:
-        return folder / f"{regime(self.regime).base}-{self.method}-{self.seed}-{self.key()}.json"
+        return folder / f"{find_setting(self.setting).base}-{self.method}-{self.seed}-{self.key()}.json"
 
     def seconds(self) -> float:
-        """About what it will take on one idle core."""
-        world = regime(self.regime)
+        """Estimated time on one idle core."""
+        setting = find_setting(self.setting)
         rate = SECONDS["grpo"] if self.method == "grpo" else SECONDS["other"]
-        return rate * world.steps * world.length / LENGTH
+        return rate * setting.steps * setting.length / LENGTH
 
 
-class Trace:
-    """An observer that keeps the curves: name -> [(step, value), ...]."""
+class CurveRecorder:
+    """An observer that keeps the curves of some metrics: name -> [(step, value), ...], NaN left out."""
 
-    def __init__(self) -> None:
-        self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in KEPT}
+    def __init__(self, names: Sequence[str], advance: Advance) -> None:
+        self._advance = advance
+        self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
-        for name in KEPT:
+        for name, curve in self.curves.items():
             if name in metrics and metrics[name] == metrics[name]:
-                self.curves[name].append((step, metrics[name]))
+                curve.append((step, metrics[name]))
+        if step:
+            self._advance(1)
 
     def rewind(self, step: int) -> None:
         """Such a run is never continued."""
@@ -152,20 +151,20 @@ class Trace:
         """Such a run is never continued."""
 
 
-def make(job: Job, folder: Path) -> Run:
-    """Make one run, unless its file is there already, and return it."""
+def make(job: Job, folder: Path, advance: Advance) -> Run:
+    """Make one run and write its file; a file that exists is loaded instead."""
     file = job.file(folder)
     if file.is_file():
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
     parts = assemble(_config(job))
-    trace = Trace()
-    make_loop(parts, [trace], output=None).run()
+    recorder = CurveRecorder(KEPT, advance)
+    make_loop(parts, [recorder], output=None).run()
     run = {
         "job": asdict(job),
-        "settings": job.settings(),
+        "settings": job.config_data(),
         "code": job.code(),
-        "curves": trace.curves,
+        "curves": recorder.curves,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
@@ -178,71 +177,52 @@ def make(job: Job, folder: Path) -> Run:
     return load(file)
 
 
+def _make_base(name: str, seed: int, advance: Advance) -> Path:
+    return bases.ensure(name, seed)
+
+
 def load(file: Path) -> Run:
-    """A finished run.  Raises StorageError if the file is damaged."""
+    """Load a finished run.  Raises StorageError if the file is damaged."""
     try:
         run: Run = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise StorageError(
-            f"cannot read the run {file}", got=" ".join(str(error).split()), do="Remove it; it is made anew."
+            f"cannot read the run {file}",
+            got=" ".join(str(error).split()),
+            do="Remove the file; the run is then made again.",
         ) from error
     return run
 
 
 def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Console) -> dict[Job, Run]:
-    """Every run of a plan, in processes of one thread each; what was made before is not made again."""
+    """All runs of a plan, made in ``processes`` of one thread each; runs whose files exist are used again."""
     first = list({job.key(): job for job in jobs if not job.file(folder).is_file()}.values())
     missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))
     console.print(estimate(len(jobs), first, missing, processes), highlight=False)
     if missing:
-        _work(bases.ensure, [(name, seed) for name, seed in missing], "bases", processes, console)
+        calls = [Call(arguments=base, title="bases") for base in missing]
+        run_calls(_make_base, calls, processes=processes, console=console)
     if first:
         first.sort(key=Job.seconds, reverse=True)
-        _work(make, [(job, folder) for job in first], "runs", processes, console)
+        calls = [
+            Call(arguments=(job, folder), title="iterations", steps=find_setting(job.setting).steps) for job in first
+        ]
+        run_calls(make, calls, processes=processes, console=console)
     return {job: load(job.file(folder)) for job in jobs}
 
 
 def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int) -> str:
-    """The plan in a line."""
+    """The plan in one line."""
     seconds = sum(job.seconds() for job in todo) + SECONDS["base"] * len(missing)
     return (
-        f"{asked} runs asked for, {len(todo)} to make, {len(missing)} bases to warm up: "
+        f"{asked} runs in the plan, {len(todo)} to make, {len(missing)} bases to make: "
         f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / processes:.0f} with --jobs {processes}."
     )
 
 
-def _work(function: Any, arguments: Sequence[Any], title: str, processes: int, console: Console) -> None:
-    """Call ``function`` on every tuple of arguments, in ``processes``, with a progress bar."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("", total=len(arguments))
-        if processes == 1:
-            quiet()
-            for call in arguments:
-                function(*call)
-                progress.advance(bar)
-            return
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, context, initializer=quiet) as pool:
-            futures = [pool.submit(function, *call) for call in arguments]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-                    progress.advance(bar)
-            except (VPDError, KeyboardInterrupt):
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def quiet() -> None:
-    """One thread, and none of the warnings that a library repeats at every call."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
 def _config(job: Job) -> Config:
-    """The configuration with folders for bases."""
-    data = job.settings()
+    """The configuration with the folders of bases."""
+    data = job.config_data()
     data["model"]["name_or_path"] = str(bases.ensure(*job.base()))
     if "teacher_model" in data["algorithm"]:
         data["algorithm"]["teacher_model"] = str(bases.ensure(*EXPERT))
@@ -256,8 +236,8 @@ def _label(base: tuple[str, int]) -> str:
 def curve(run: Run, name: str) -> list[tuple[int, float]]:
     """One curve of a run; empty where the method has none.
 
-    ``student``: the share of its own rollouts that are right, by blocks of iterations, before their updates.  Tasks are
-    drawn anew for every iteration, so that this is an unbiased measure on fresh tasks, and it costs nothing.
+    ``student``: the success rate of its training rollouts, by blocks of iterations.  Every iteration has new tasks, and
+    rollouts are sampled before the update, so that this is an unbiased estimate on unseen tasks, at no cost.
     """
     if name != "student":
         return [(int(step), float(value)) for step, value in run["curves"][name]]
@@ -267,10 +247,10 @@ def curve(run: Run, name: str) -> list[tuple[int, float]]:
 
 
 def measure(run: Run, name: str) -> float | None:
-    """A number of a run: None where the method has no such curve.
+    """A summary number of a run; None if the method has no such curve.
 
-    Of the student: ``start`` (held out, before training), ``final`` (the last two blocks of its rollouts), ``peak``
-    (the best block), ``mean`` (of all), ``held_out`` (the last evaluation).  Of the teacher: ``teacher_start``,
+    Student: ``start`` (held out, before training), ``final`` (the last two blocks of its rollouts), ``peak``
+    (the best block), ``mean`` (of all), ``held_out`` (the last evaluation).  Teacher: ``teacher_start``,
     ``teacher_peak``.  ``e_accuracy`` (the later half of the E-steps), ``drift``, ``trust`` (the later half), ``cpu``
     seconds.
     """

@@ -1,4 +1,4 @@
-"""``vpd reproduce``: plan, run, judge, write."""
+"""The command ``vpd reproduce``: plan the runs, make them, judge the claims, write the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from vpd.errors import ConfigError, StorageError, nearest
 from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
 from vpd.lab.reproduce.methods import RATES, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
-from vpd.lab.reproduce.regimes import regime
 from vpd.lab.reproduce.report import STYLES, write_report
 from vpd.lab.reproduce.run import Job, Run, make_all
+from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
 
 LEVEL: Mapping[Suite, int] = {"quick": 0, "default": 1, "all": 2}
 SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3}
-SIDE_SEEDS = 3  # the most that a claim gets which is not a main one
+SIDE_SEEDS = 3  # the most seeds of a claim that is not a main claim
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says."""
+    """The command's options."""
 
     output: Path
-    regimes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     suite: Suite = "default"
     only: tuple[str, ...] = ()
     seeds: int | None = None
@@ -41,26 +41,26 @@ class Options:
                 raise ConfigError(f"{name} is too small", got=value, expected="at least 1")
         if self.first_seed < 0:
             raise ConfigError("--first_seed is negative", got=self.first_seed)
-        for name in self.regimes:
-            regime(name)
+        for name in self.settings:
+            find_setting(name)
         for name in self.only:
             if name not in CLAIMS:
                 raise ConfigError(f"unknown claim {name!r}", do=nearest(name, CLAIMS))
 
     def claims(self) -> list[Claim]:
-        """The claims to test: those named, else the suite's; of the regimes named, else of all."""
+        """The claims to test: those named in ``only``, else the suite's; limited to ``settings`` if there are any."""
         chosen = [
             claim
             for claim in CLAIMS.values()
             if (claim.name in self.only if self.only else LEVEL[claim.suite] <= LEVEL[self.suite])
-            and (not self.regimes or claim.regime in self.regimes)
+            and (not self.settings or claim.setting in self.settings)
         ]
         if not chosen:
             raise ConfigError(
-                "no claim is left to test",
-                got=f"regimes {', '.join(self.regimes)}, suite {self.suite}"
+                "these options leave no claim to test",
+                got=f"settings {', '.join(self.settings)}, suite {self.suite}"
                 + f", only {', '.join(self.only)}" * bool(self.only),
-                do="Name other regimes, or add --all.",
+                do="Name other settings, or add --all.",
             )
         return chosen
 
@@ -70,7 +70,7 @@ class Options:
 
 
 def reproduce(options: Options, console: Console | None = None) -> list[Finding]:
-    """Make the runs of a plan, judge the claims, and write ``claims.json``, ``reproduction.md`` and pictures."""
+    """Make the runs, judge the claims, and write ``claims.json``, ``reproduction.md`` and pictures."""
     console = console or Console()
     claims = options.claims()
     jobs = plan(claims, options, load_rates(options.rates))
@@ -78,7 +78,7 @@ def reproduce(options: Options, console: Console | None = None) -> list[Finding]
     made = make_all(jobs, folder, processes=options.jobs, console=console)
     runs: dict[tuple[str, str], dict[int, Run]] = {}
     for job, run in sorted(made.items()):
-        runs.setdefault((job.regime, job.method), {})[job.seed] = run
+        runs.setdefault((job.setting, job.method), {})[job.seed] = run
     findings = [judge(claim, runs) for claim in claims]
     console.print(table(findings))
     for path in write_report(findings, runs, options.output, rates=options.rates):
@@ -87,20 +87,20 @@ def reproduce(options: Options, console: Console | None = None) -> list[Finding]
 
 
 def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[str, float]]) -> list[Job]:
-    """Every run that the claims compare, once."""
+    """Every run that the claims need, once."""
     jobs = [
-        Job(regime=claim.regime, method=who, seed=seed, learning_rate=rate_of(rates, claim.regime, who))
+        Job(setting=claim.setting, method=method, seed=seed, learning_rate=rate_of(rates, claim.setting, method))
         for claim in claims
-        for who in claim.methods()
+        for method in claim.methods()
         for seed in options.seeds_of(claim)
     ]
     return list(dict.fromkeys(jobs))
 
 
 def tune_rates(options: Options, console: Console | None = None) -> Path:
-    """Choose the learning rates of everything that the options' claims compare."""
+    """Choose the learning rates of all methods that the options' claims compare."""
     prepare(options.output)
-    pairs = [(claim.regime, who) for claim in options.claims() for who in claim.methods()]
+    pairs = [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
     return tune(
         pairs,
         options.output,
@@ -112,7 +112,7 @@ def tune_rates(options: Options, console: Console | None = None) -> Path:
 
 
 def prepare(output: Path) -> Path:
-    """Make the folder of raw runs and prove that it can be written."""
+    """Make the folder of raw runs.  Raises StorageError if it cannot be written."""
     folder = output / "runs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,15 +127,15 @@ def prepare(output: Path) -> Path:
 
 
 def table(findings: Sequence[Finding]) -> Table:
-    """The verdicts for a terminal."""
-    shown = Table("regime", "claim", "difference", "n", "verdict", title="Claims", title_justify="left")
+    """The verdicts as a table for the terminal."""
+    shown = Table("setting", "claim", "difference", "n", "verdict", title="Claims", title_justify="left")
     for finding in findings:
         for number, comparison in enumerate(finding.numbers):
             difference = difference_text(comparison["mean"], comparison["standard_error"], comparison["n"])
             verdict = comparison["verdict"]
             first = number == 0
             shown.add_row(
-                finding.claim.regime if first else "",
+                finding.claim.setting if first else "",
                 finding.claim.statement if first else "",
                 difference,
                 str(comparison["n"]),

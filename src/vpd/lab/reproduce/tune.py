@@ -1,4 +1,4 @@
-"""Each method's learning rate, from one grid for all, on seeds that are never reported."""
+"""Choose each method's learning rate, from one grid for all methods, on seeds that are not reported."""
 
 import statistics
 from collections.abc import Iterable, Mapping
@@ -9,24 +9,28 @@ import yaml
 from rich.console import Console
 
 from vpd.errors import StorageError
-from vpd.lab.reproduce.methods import GRID, load_table, method
-from vpd.lab.reproduce.regimes import REGIMES
+from vpd.lab.reproduce.methods import GRID, find_method, load_table
 from vpd.lab.reproduce.run import Job, Run, make_all, measure
+from vpd.lab.reproduce.settings_table import SETTINGS
 
 FIRST_SEED, SEEDS = 100, 2
-TIE = 0.02  # rates whose finals are this close are equally good: the lowest of them is taken
+TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
 HEAD = f"""\
-# Learning rates, as `vpd reproduce REGIME --tune --all --seeds N` chose them: of the grid the lowest whose mean final
-# accuracy, on seeds that are not reported, is within {TIE} of the best.  The same grid and rollouts for every method.
+# Learning rates, chosen by `vpd reproduce SETTING --tune --all --seeds N`: the lowest of the grid whose mean final
+# accuracy, on seeds that are not reported, is within {TIE} of the best.  All methods have the same grid and rollouts.
 """
 
 
 def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
-    """The grid of every (regime, method) that has a rate of its own."""
-    own = dict.fromkeys((REGIMES[where].tuned_as or where, who) for where, who in pairs if method(who).tuned_as is None)
+    """The whole grid for every (setting, method) that has a learning rate of its own."""
+    own = dict.fromkeys(
+        (SETTINGS[setting].tuned_as or setting, method)
+        for setting, method in pairs
+        if find_method(method).tuned_as is None
+    )
     return [
-        Job(regime=where, method=who, seed=FIRST_SEED + seed, learning_rate=rate)
-        for where, who in own
+        Job(setting=setting, method=method, seed=FIRST_SEED + seed, learning_rate=rate)
+        for setting, method in own
         for rate in GRID
         for seed in range(seeds)
     ]
@@ -35,13 +39,13 @@ def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
 def tune(
     pairs: Iterable[tuple[str, str]], output: Path, *, known: Path, seeds: int, processes: int, console: Console
 ) -> Path:
-    """Run the grid and write ``rates.yaml``; what was not asked for stays as in ``known``."""
+    """Run the grid and write ``rates.yaml``; all other entries are copied from the file ``known``."""
     table = load_table(known)
     jobs = tuning_jobs(pairs, seeds)
     runs = make_all(jobs, output / "runs", processes=processes, console=console)
     path = output / "rates.yaml"
-    for where, rows in choose(runs).items():
-        table.setdefault(where, {}).update(rows)
+    for setting, rows in choose(runs).items():
+        table.setdefault(setting, {}).update(rows)
     try:
         path.write_text(HEAD + yaml.safe_dump({"rates": table}, sort_keys=False, width=120, default_flow_style=None))
     except OSError as error:
@@ -51,22 +55,22 @@ def tune(
 
 
 def choose(runs: Mapping[Job, Run]) -> dict[str, dict[str, Any]]:
-    """For every regime and method the lowest rate whose final accuracy is all but the best, and all finals."""
+    """For every setting and method the lowest rate within :data:`TIE` of the best, and all final accuracies."""
     finals: dict[str, dict[str, dict[float, list[float]]]] = {}
     seeds: dict[tuple[str, str], set[int]] = {}
     for job, run in runs.items():
         value = measure(run, "final")
         assert value is not None, "every run is evaluated"
-        finals.setdefault(job.regime, {}).setdefault(job.method, {}).setdefault(job.learning_rate, []).append(value)
-        seeds.setdefault((job.regime, job.method), set()).add(job.seed)
+        finals.setdefault(job.setting, {}).setdefault(job.method, {}).setdefault(job.learning_rate, []).append(value)
+        seeds.setdefault((job.setting, job.method), set()).add(job.seed)
     table: dict[str, dict[str, Any]] = {}
-    for where, methods in finals.items():
-        for who, by_rate in methods.items():
+    for setting, methods in finals.items():
+        for method, by_rate in methods.items():
             means = {rate: round(statistics.fmean(values), 3) for rate, values in sorted(by_rate.items())}
             good = min(rate for rate, mean in means.items() if mean >= max(means.values()) - TIE)
-            table.setdefault(where, {})[who] = {
+            table.setdefault(setting, {})[method] = {
                 "learning_rate": good,
-                "seeds": sorted(seeds[where, who]),
+                "seeds": sorted(seeds[setting, method]),
                 "final": means,
             }
     return table

@@ -1,8 +1,9 @@
-"""Which sources decide a run's numbers: a run is made again when one of them changes, and only then."""
+"""A hash of the source files that determine a run's results; a run is made again only if one of them changes."""
 
 import ast
 import functools
 import hashlib
+import subprocess
 from pathlib import Path
 
 import vpd
@@ -17,12 +18,12 @@ COMMON = (
     "vpd.learners.accelerate_learner",
     "vpd.loop",
 )
-SILENT = ("vpd.errors",)  # what decides no number
+EXCLUDED = ("vpd.errors",)  # does not influence results
 
 
 @functools.cache
 def code_version(algorithm: str) -> str:
-    """Twelve characters that change with the sources of an algorithm and of everything that runs it."""
+    """A hash (12 characters) of the sources of an algorithm and of everything that runs it."""
     digest = hashlib.sha256()
     for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].partition(":")[0])):
         digest.update(_file(module).read_bytes())
@@ -30,12 +31,12 @@ def code_version(algorithm: str) -> str:
 
 
 def sources(*modules: str) -> set[str]:
-    """The modules of ours that these import, directly or not, and themselves."""
+    """These modules of vpd and all modules of vpd that they import, directly or not."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module in found or module in SILENT:
+        if module in found or module in EXCLUDED:
             continue
         found.add(module)
         for node in ast.walk(ast.parse(_file(module).read_text())):
@@ -52,3 +53,12 @@ def _file(module: str) -> Path:
 
 def _exists(module: str) -> bool:
     return _file(module).is_file()
+
+
+def commit() -> str | None:
+    """The git commit of the source tree; None if it is not a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None

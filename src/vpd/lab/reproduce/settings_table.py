@@ -1,6 +1,7 @@
-"""Eight worlds for the same task: what is told after a wrong answer, and what the base already knows.
+"""The eight experimental settings: the same task with other feedback, or from another base.
 
-The last three were not used to design the gated method, and nothing is tuned on them: rates are those of ``sparse``.
+The last three were not used to design evidence-gated VPD, and nothing is tuned on them: they use the learning rates of
+``sparse``.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ PROMPTS_PER_STEP = 16
 GENERATIONS = 8
 CRITIQUE = {
     "name": "self_critique",
-    "template": tiny.critic_of("{task}", "{attempt}", "{verdict}"),
+    "template": tiny.critic_prompt("{task}", "{attempt}", "{verdict}"),
     "failed_verdict": "wrong",
     "passed_verdict": "right",
     "max_critique_length": 6,
@@ -23,11 +24,11 @@ CRITIQUE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regime:
+class Setting:
     """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each.
 
-    ``tuned_as``: the regime whose learning rates are used (None: its own).  ``eval_samples``: answers to each held-out
-    task, always 256 in all; a sibling needs several.
+    ``tuned_as``: the setting whose learning rates are used (None: its own).  ``eval_samples``: answers per held-out
+    task, 256 answers in all; feedback from siblings needs several per task.
     """
 
     name: str
@@ -41,62 +42,62 @@ class Regime:
 
     @property
     def length(self) -> int:
-        """Tokens of an answer."""
+        """Tokens per answer."""
         return int(self.env.get("length", LENGTH))
 
 
-CHANGE = 40  # the iteration from which ``changing`` tells wrong things
-REGIMES: dict[str, Regime] = {
-    regime.name: regime
-    for regime in (
-        Regime(
+CHANGE = 40  # ``changing``: feedback is wrong from this iteration on
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
             name="sparse",
-            title="sparse reward (one answer in a thousand is right), text that names the operation",
+            title="sparse reward (one answer in a thousand is right), feedback that names the operation",
             base="tiny",
             steps=100,
         ),
-        Regime(
+        Setting(
             name="sibling",
-            title="a right answer of the same group is all that is shown",
+            title="the only feedback is a right answer of the same group",
             base="tiny-mid",
             steps=60,
             feedback=("sibling",),
             eval_samples=4,
         ),
-        Regime(
+        Setting(
             name="self_critique",
-            title="the model criticises itself, and names the true operation six times in ten",
+            title="the model's own critique, which names the true operation six times in ten",
             base="tiny-mid",
             steps=60,
             feedback=(CRITIQUE,),
         ),
-        Regime(
+        Setting(
             name="rigid",
-            title="right or wrong and nothing else, as in mathematics: the text names nothing",
+            title="the verdict alone, as in mathematics: feedback names no operation",
             base="tiny-mid",
             steps=60,
             env={"hint": "empty"},
         ),
-        Regime(name="cold", title="a base that cannot read the text", base="tiny-cold", steps=60),
-        Regime(
+        Setting(name="cold", title="a base that cannot read feedback", base="tiny-cold", steps=60),
+        Setting(
             name="noisy",
-            title="as sparse, but the text is wrong for 30 % of the tasks",
+            title="as sparse, but feedback is wrong for 30 % of the tasks",
             base="tiny",
             steps=100,
             env={"wrong_share": 0.3},
             tuned_as="sparse",
         ),
-        Regime(
+        Setting(
             name="partial",
-            title="as sparse, but the text is informative for two letters of four and random for the others",
+            title="as sparse, but feedback is informative for two letters of four and random for the others",
             base="tiny",
             steps=100,
             env={"helped_rules": "AB"},
             tuned_as="sparse",
         ),
-        Regime(
+        Setting(
             name="changing",
-            title=f"answers of ten digits; the text is right for {CHANGE} iterations and wrong from then on",
+            title=f"answers of ten digits; feedback is right for {CHANGE} iterations and wrong from then on",
             base="tiny-long",
             steps=80,
             env={"length": 10, "wrong_from": CHANGE * PROMPTS_PER_STEP},
@@ -106,8 +107,8 @@ REGIMES: dict[str, Regime] = {
 }
 
 
-def regime(name: str) -> Regime:
-    """A regime by its name.  Raises ConfigError."""
-    if name not in REGIMES:
-        raise ConfigError(f"unknown regime {name!r}", do=nearest(name, REGIMES))
-    return REGIMES[name]
+def find_setting(name: str) -> Setting:
+    """A setting by its name.  Raises ConfigError."""
+    if name not in SETTINGS:
+        raise ConfigError(f"unknown setting {name!r}", do=nearest(name, SETTINGS))
+    return SETTINGS[name]

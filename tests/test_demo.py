@@ -1,0 +1,110 @@
+"""``vpd demo``: what it writes and shows, its verdict on made-up curves, and its picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from vpd.cli import main
+from vpd.lab import demo
+from vpd.lab.demo import verdict
+from vpd.lab.reproduce.methods import load_rates
+from vpd.report.curves import Curve, draw_curves, spread
+
+
+def test_demo_writes_results_and_a_picture_and_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "3", "--output_dir", str(tmp_path / "demo")]) == 0
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert set(results["methods"]) == {"grpo", "sdpo", "vpd", "gated"}
+    assert all([step for step, _ in curves["student"]] == [0, 1, 2, 3] for curves in results["methods"].values())
+    assert results["methods"]["grpo"]["teacher"] == [] and len(results["methods"]["gated"]["teacher"]) == 4
+    assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
+    captured = capfd.readouterr()
+    text = " ".join(captured.out.split())
+    assert "the feedback is wrong : rule" in text and "evidence-gated VPD student" in text
+    assert "No method has learned the task yet" in text
+    assert captured.err == ""  # no warning of any library, from any process
+
+
+def test_all_but_algorithm_feedback_and_learning_rate_is_shared() -> None:
+    configs = {method: demo.config_of(method, 0, 100).as_dict() for method in demo.METHODS}
+    rates = load_rates()["sparse"]
+    assert all(configs[method]["optim"]["learning_rate"] == rates[method] for method in demo.METHODS)
+    for config in configs.values():
+        config["optim"].pop("learning_rate")
+        config.pop("algorithm")
+    assert configs["sdpo"] == configs["vpd"] == configs["gated"]
+    assert configs["grpo"] | {"feedback": configs["vpd"]["feedback"]} == configs["vpd"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seeds", "0"), ("--steps", "0"), ("--seed", "-1")]
+)  # fmt: skip
+def test_an_option_out_of_range_is_one_line(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", option, value, "--output_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"vpd: error: {option} is too small; got {value}; expected at least {max(int(value) + 1, 0)}\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--output_dir", str(tmp_path / "file" / "demo")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vpd: error: cannot write to") and error.count("\n") == 1
+
+
+def rising(*finals: float) -> list[Curve]:
+    """A curve from 0 for each seed."""
+    return [[(0, 0.0), (50, final / 2), (100, final)] for final in finals]
+
+
+TEACHERS: Mapping[str, Sequence[Curve]] = {"grpo": [[]], "sdpo": rising(0.3), "vpd": rising(0.4), "gated": rising(0.2)}
+
+
+@pytest.mark.parametrize(
+    ("finals", "said"),
+    [
+        ({"grpo": 0.2, "sdpo": 0.3, "vpd": 0.5, "gated": 0.9}, "Choose evidence-gated VPD for"),
+        ({"grpo": 0.2, "sdpo": 0.3, "vpd": 0.9, "gated": 0.5}, "Choose VPD for"),
+        ({"grpo": 0.9, "sdpo": 0.3, "vpd": 0.2, "gated": 0.5}, "Choose GRPO for"),
+        (
+            {"grpo": 0.2, "sdpo": 0.3, "vpd": 0.85, "gated": 0.9},
+            "evidence-gated VPD (0.90 of its answers are right at the end) and VPD (0.85) are too close to call",
+        ),
+        ({"grpo": 0.01, "sdpo": 0.02, "vpd": 0.05, "gated": 0.04}, "No method has learned the task yet: VPD is best"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(finals: dict[str, float], said: str) -> None:
+    text = verdict({name: rising(final) for name, final in finals.items()}, TEACHERS)
+    assert said in text and "One seed" in text
+    others = {"Choose", "too close", "No method"} - {
+        word for word in ("Choose", "too close", "No method") if word in said
+    }
+    assert not any(word in text for word in others)
+
+
+def test_several_seeds_decide_a_smaller_difference_if_they_agree() -> None:
+    students = {"grpo": rising(0.1, 0.1, 0.1), "sdpo": rising(0.1, 0.1, 0.1), "vpd": rising(0.5, 0.51, 0.49)}
+    assert "Choose evidence-gated VPD" in verdict(students | {"gated": rising(0.56, 0.57, 0.55)}, TEACHERS)
+    assert "too close to call" in verdict(students | {"gated": rising(0.7, 0.45, 0.5)}, TEACHERS)
+
+
+def test_the_verdict_ranks_all_methods_and_says_what_the_task_is_like() -> None:
+    text = verdict({name: rising(f) for name, f in zip(demo.METHODS, (0.2, 0.4, 0.6, 0.9), strict=True)}, TEACHERS)
+    ranks = [text.index(start) for start in ("0.90  evidence-gated VPD:", "0.60  VPD:", "0.40  SDPO:", "0.20  GRPO:")]
+    assert ranks == sorted(ranks) and "right 0.0% of the time" in text
+
+
+def test_labels_of_a_picture_stay_near_their_curves_and_apart() -> None:
+    assert spread([0.5, 0.9, 0.5], [0.1, 0.1, 0.1]) == pytest.approx([0.45, 0.9, 0.55])
+    assert spread([0.5, 0.52], [0.1, 0.2]) == pytest.approx([0.41, 0.56])
+    assert spread([0.1, 0.9], [0.1, 0.1]) == [0.1, 0.9]
+
+
+def test_a_picture_of_several_seeds(tmp_path: Path) -> None:
+    students = {name: rising(0.2, 0.4) for name in demo.METHODS}
+    draw_curves(tmp_path / "a.png", students, students | {"grpo": [[], []]})
+    assert (tmp_path / "a.png").stat().st_size > 10_000
