@@ -162,6 +162,30 @@ def test_known_weights_spare_the_second_logits() -> None:
     assert operations(clip=None) == operations(known=False) + product
 
 
+@pytest.mark.parametrize("analytic", [False, True])
+@torch.no_grad()
+def test_a_mixture_is_the_weighted_sum_of_its_modules_logits(analytic: bool) -> None:
+    models = [model_of(torch.float64, True, seed) for seed in (0, 1)]
+    batch = batch_of(torch.float64)
+    scorer = Scorer(
+        batch, student=((models[0], 1.0),), teacher=((models[0], 0.7), (models[1], 0.3)), train=None, temperature=0.8,
+        chunk_tokens=7, analytic=analytic,
+    )  # fmt: skip
+    shares = {"student": (1.0, 0.0), "teacher": (0.7, 0.3)}
+    for role in ("student", "teacher"):
+        for row, example in enumerate(batch.examples):
+            prompt = example.prompt if role == "student" else example.teacher_prompt
+            assert prompt is not None
+            ids = torch.tensor([prompt + example.completion])
+            parts = zip(shares[role], models, strict=True)
+            logits = torch.stack([share * model(ids).logits[0] for share, model in parts]).sum(0) / 0.8
+            logp = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = logp.gather(1, torch.tensor(example.completion)[:, None])[:, 0] * torch.tensor(example.mask)
+            assert torch.allclose(scorer.logprobs(role)[row, : len(expected)], expected, atol=1e-5)
+            entropy = -(logp.exp() * logp).sum(-1) * torch.tensor(example.mask)
+            assert torch.allclose(scorer.entropy(role)[row, : len(expected)], entropy, atol=1e-5)
+
+
 def test_a_scorer_of_a_term_shares_what_was_computed() -> None:
     model, batch = model_of(torch.float64, True), batch_of(torch.float64)
     seen: list[int] = []
