@@ -2,7 +2,6 @@
 for a remote teacher's top-k log-probs."""
 
 import dataclasses
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,7 +113,7 @@ def agree(loss: Loss, dtype: torch.dtype, **changes: Any) -> None:
 
 
 def weighted(options: dict[str, Any], *, known: bool = True, clip: float | None = 1.1, factor: float = 1.0) -> Loss:
-    """A loss that clips the importance ratio at 1.1, and a scorer that is told so, or not, or another ``clip``."""
+    """A loss that clips the importance ratio at 1.1; the scorer knows so, or does not, or expects another ``clip``."""
 
     def loss(scorer: Scorer, batch: Batch) -> Tensor:
         of_term = scorer.for_term(row_weights(batch)) if known else scorer
@@ -161,6 +160,30 @@ def test_known_weights_spare_the_second_logits() -> None:
     assert operations() + logits == operations(known=False)
     # formed for another clip, and then once more; the counter does not see the in-place product of the head's gradient
     assert operations(clip=None) == operations(known=False) + product
+
+
+@pytest.mark.parametrize("analytic", [False, True])
+@torch.no_grad()
+def test_a_mixture_is_the_weighted_sum_of_its_modules_logits(analytic: bool) -> None:
+    models = [model_of(torch.float64, True, seed) for seed in (0, 1)]
+    batch = batch_of(torch.float64)
+    scorer = Scorer(
+        batch, student=((models[0], 1.0),), teacher=((models[0], 0.7), (models[1], 0.3)), train=None, temperature=0.8,
+        chunk_tokens=7, analytic=analytic,
+    )  # fmt: skip
+    shares = {"student": (1.0, 0.0), "teacher": (0.7, 0.3)}
+    for role in ("student", "teacher"):
+        for row, example in enumerate(batch.examples):
+            prompt = example.prompt if role == "student" else example.teacher_prompt
+            assert prompt is not None
+            ids = torch.tensor([prompt + example.completion])
+            parts = zip(shares[role], models, strict=True)
+            logits = torch.stack([share * model(ids).logits[0] for share, model in parts]).sum(0) / 0.8
+            logp = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = logp.gather(1, torch.tensor(example.completion)[:, None])[:, 0] * torch.tensor(example.mask)
+            assert torch.allclose(scorer.logprobs(role)[row, : len(expected)], expected, atol=1e-5)
+            entropy = -(logp.exp() * logp).sum(-1) * torch.tensor(example.mask)
+            assert torch.allclose(scorer.entropy(role)[row, : len(expected)], entropy, atol=1e-5)
 
 
 def test_a_scorer_of_a_term_shares_what_was_computed() -> None:
@@ -285,29 +308,6 @@ def test_what_a_remote_teacher_cannot_do_is_refused() -> None:
     for mixed in ([*batch.examples, *prompted], [*prompted, dataclasses.replace(prompted[0], teacher=None)]):
         with pytest.raises(ValueError, match="without a teacher's prompt"):
             scorer(collate(mixed, device=CPU, dtype=torch.float64)).divergence(alpha=0.5)
-    other = batch_of(torch.float64, remote=5).examples
-    with pytest.raises(ValueError, match=r"one K; got \[4, 5\]"):
-        collate([*batch.examples, *other], device=CPU, dtype=torch.float64)
-    with pytest.raises(ValueError, match="top-k log-probs of 9 tokens for a completion of"):
-        dataclasses.replace(prompted[0], teacher=random_top_k(9, 2, seed=0))
-
-
-@pytest.mark.parametrize(
-    ("ids", "logprobs", "message"),
-    [
-        (((1, 2), (3,)), ((-1.0, -2.0), (-1.0,)), "length"),
-        (((1, 2),), ((-1.0,),), "length"),
-        (((1,), (2,)), ((-1.0,),), "2 and 1 rows"),
-        ((), (), "0 and 0 rows"),
-        (((1, 1),), ((-1.0, -1.0),), "twice"),
-        (((1, 2),), ((0.6, 0.4),), "natural logarithms"),
-        (((1, 2),), ((-1.0, -math.inf),), "finite"),
-        (((1, 2),), ((-1.0, math.nan),), "finite"),
-    ],
-)
-def test_top_k_log_probs_are_checked(ids: Any, logprobs: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TopKLogprobs(ids=ids, logprobs=logprobs)
 
 
 MEMORY = """

@@ -93,6 +93,16 @@ def test_top_k_of_a_remote_teacher_by_hand() -> None:
     assert losses.divergence_from_top_k(PI, ids, logprobs, alpha=1.0, tail=False).item() == pytest.approx(0.0)
 
 
+def test_a_remote_teacher_of_the_whole_vocabulary_has_no_bucket() -> None:
+    """Its log-probs may be rounded, so that they do not sum to 1: the rest is nobody's."""
+    ids, logprobs = torch.tensor([[2, 0, 1]]), of(0.50, 0.24, 0.24)[None]
+    exact = losses.divergence(PI, of(0.24, 0.24, 0.50), alpha=0.5).item()
+    for tail in (True, False):
+        value = losses.divergence_from_top_k(PI[None], ids, logprobs, alpha=0.5, tail=tail)
+        found = losses.divergence_from_top_k_and_grad(PI[None], ids, logprobs, torch.tensor([0]), alpha=0.5, tail=tail)
+        assert value.item() == pytest.approx(exact) and found.value_N.item() == pytest.approx(exact)
+
+
 def test_statistics_of_a_remote_teacher_by_hand() -> None:
     # of five tokens two are known, .5 and .2: the other three share .3, so .1 each
     ids, logprobs = torch.tensor([[3, 1]] * 3), of(0.5, 0.2).expand(3, 2)

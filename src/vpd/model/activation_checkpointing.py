@@ -61,6 +61,7 @@ def active(model: Any) -> Iterator[None]:
     """Here layers checkpoint.
 
     Transformers asks each layer's ``training`` flag; the modules inside a layer keep theirs, so dropout stays off.
+    Sample outside of it: older transformers ignore the cache of a layer that checkpoints, even without gradients.
     """
     for layer in _layers(model):
         layer.training = True
