@@ -305,7 +305,7 @@ def test_a_new_setting_of_a_later_version_is_at_its_default(tmp_path: Path, caps
     for section, name in (("optim", "max_grad_norm"), ("env", "length"), ("algorithm", "importance_clip")):
         del state.settings[section][name]
     state.settings["run"]["no_longer_known"] = 3
-    run_state.write(tmp_path / "run", state, FileSystem())
+    run_state.Recorder(folder=tmp_path / "run", files=FileSystem(), settings=state.settings).record("done", 2)
     more = SETTINGS | {"run__resume": "true", "run__max_steps": 3}
     assert vpd_train(tmp_path / "run", **more, optim__max_grad_norm=0.5) == 2
     assert "optim.max_grad_norm 1.0 -> 0.5" in refusal(capsys)

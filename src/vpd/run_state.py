@@ -61,15 +61,23 @@ class Change:
         return f"{self.key} {_show(self.old)} -> {_show(self.new)}"
 
 
-def write(folder: Path, state: RunState, files: FileSystem) -> None:
-    """Write ``run.json``.  Raises StorageError."""
-    data = {
-        "phase": state.phase,
-        "step": state.step,
-        "settings_hash": _hash(state.settings),
-        "settings": state.settings,
-    }
-    files.write_atomically(folder / FILE, (json.dumps(data, indent=1) + "\n").encode())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Writes ``run.json`` as a run goes on; its settings stay."""
+
+    folder: Path
+    files: FileSystem
+    settings: Mapping[str, Any]
+
+    def record(self, phase: Phase, step: int) -> None:
+        """Raises StorageError."""
+        data = {
+            "phase": phase,
+            "step": step,
+            "settings_hash": _hash(self.settings),
+            "settings": self.settings,
+        }
+        self.files.write_atomically(self.folder / FILE, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def read(folder: Path) -> RunState | None:

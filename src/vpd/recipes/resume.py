@@ -112,7 +112,7 @@ def _older(output: Path) -> RunState | None:
     if not path.is_file():
         return None
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
         lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").is_file() else []
         step = max((json.loads(line)["step"] for line in lines[:-1] or lines), default=0)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

@@ -1,5 +1,6 @@
 """``vpd train``: one run, from settings to a folder with everything it learned."""
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -8,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd import checkpoint, run_state
+from vpd import checkpoint
 from vpd.config import Config
 from vpd.envs import Env, held_out_tasks
 from vpd.errors import StorageError
@@ -24,7 +25,7 @@ from vpd.report.console import ConsoleProgress
 from vpd.report.folder import RunFolder
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
-from vpd.run_state import Phase, RunState
+from vpd.run_state import Recorder, RunState
 from vpd.types import Metrics
 
 log = logging.getLogger("vpd")
@@ -59,38 +60,42 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         return output
     trackers = Trackers(config.run.report_to, output)
     prepare_folder(output)
+    recorder = Recorder(folder=output, files=files, settings=settings_of(config))
     with locked(output):
-        _train_and_export(parts, output, past, trackers, files)
+        files.repair(output)
+        loop = _prepared(parts, trackers, recorder, past)
+        _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     return output
 
 
-def _train_and_export(parts: Parts, output: Path, past: RunState | None, trackers: Trackers, files: FileSystem) -> None:
-    """Train, then export; ``run.json`` says which of the two is going on."""
-    config = parts.config
-    settings = settings_of(config)
-
-    def record(phase: Phase, step: int) -> None:
-        run_state.write(output, RunState(settings=settings, phase=phase, step=step), files)
-
-    files.repair(output)
+def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunState | None) -> Loop:
+    """The loop with its observers, set to where the run goes on; the folder's files are set back to there too."""
+    config, output, files = parts.config, recorder.folder, recorder.files
     progress = ConsoleProgress(config.run.max_steps, title=config.method)
     monitor = Monitor(progress.warn, folder=output, files=files)
-    watching: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
-    loop = make_loop(
-        parts, [*watching, *parts.observers], output=output, files=files, on_save=partial(record, "training")
-    )
+    ours: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
+    observers = [*ours, *parts.observers]
+    loop = make_loop(parts, observers, output=output, files=files, on_save=partial(recorder.record, "training"))
     _resume(loop, parts, start_point(output, past) if config.run.resume else None)
     checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
     files.write_atomically(output / "config.yaml", config.to_yaml().encode())
     trackers.config = config.as_dict()
-    record("training", loop.step)
-    if loop.step < config.run.max_steps:
-        with progress, trackers:
+    return loop
+
+
+def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
+    """Train, unless only the export is missing, and export."""
+    recorder.record("training", loop.step)
+    if loop.step < loop.max_steps:
+        with contextlib.ExitStack() as opened:
+            for observer in loop.observers:
+                if isinstance(observer, contextlib.AbstractContextManager):
+                    opened.enter_context(observer)
             loop.run()
-    record("exporting", loop.step)
-    export(parts, output, files)
-    record("done", loop.step)
+    recorder.record("exporting", loop.step)
+    export(parts, recorder.folder, recorder.files)
+    recorder.record("done", loop.step)
 
 
 def make_loop(
