@@ -71,9 +71,9 @@ def named(env: Digits, count: int = 2000, first: int = 0) -> list[tuple[str, str
 
 def test_noisy_text_is_wrong_as_often_as_declared() -> None:
     pairs = named(Digits(wrong_share=0.3))
-    wrong = sum(true != told for true, told in pairs) / len(pairs)
+    wrong = sum(true != stated for true, stated in pairs) / len(pairs)
     assert abs(wrong - 0.3) < 4 * (0.3 * 0.7 / len(pairs)) ** 0.5
-    assert all(told in OPERATIONS for _, told in pairs)
+    assert all(stated in OPERATIONS for _, stated in pairs)
     held_out = Digits(wrong_share=0.3).eval_tasks(512)
     assert 0.2 < sum(task.payload.named != RULES[task.payload.rule] for task in held_out) / 512 < 0.4
 
@@ -81,15 +81,15 @@ def test_noisy_text_is_wrong_as_often_as_declared() -> None:
 def test_partial_text_helps_some_letters_only() -> None:
     pairs = named(Digits(helped_rules="AB"))
     for rule, true in RULES.items():
-        told = [t for other, t in pairs if other == true]
-        right = sum(t == true for t in told) / len(told)
+        stated = [t for other, t in pairs if other == true]
+        right = sum(t == true for t in stated) / len(stated)
         assert right == 1.0 if rule in "AB" else abs(right - 1 / len(OPERATIONS)) < 0.08
 
 
 def test_changing_text_is_right_then_wrong_then_right() -> None:
     env = Digits(wrong_from=100, wrong_until=200)
-    assert [sum(true == told for true, told in named(env, 100, first)) for first in (0, 100, 200)] == [100, 0, 100]
-    assert sum(true == told for true, told in named(Digits(wrong_from=100), 100, 10_000)) == 0
+    assert [sum(true == stated for true, stated in named(env, 100, first)) for first in (0, 100, 200)] == [100, 0, 100]
+    assert sum(true == stated for true, stated in named(Digits(wrong_from=100), 100, 10_000)) == 0
     assert all(task.payload.named == RULES[task.payload.rule] for task in env.eval_tasks(64))
 
 

@@ -123,7 +123,7 @@ CALLS = [("1\n2", "3"), ("10\n20", "30"), ("-1\n1", "0"), ("100\n200", "300"), (
 FUNCTION = livecodebench(2, CALLS, func_name="add")
 
 
-# --- what a program is told -------------------------------------------------------------------------------------------
+# --- feedback on a program --------------------------------------------------------------------------------------------
 
 TOLD = {
     "I would rather not.": ("no_code", "has no code block"),
@@ -135,9 +135,9 @@ TOLD = {
 
 @pytest.mark.parametrize("text", TOLD)
 def test_answers_without_a_whole_program(text: str) -> None:
-    kind, told = TOLD[text]
+    kind, message = TOLD[text]
     grade = graded(text, raw=True)
-    assert told in str(grade.feedback) and "```python" in str(grade.feedback) and grade.informative
+    assert message in str(grade.feedback) and "```python" in str(grade.feedback) and grade.informative
     assert grade.reward == 0 and [name for name, value in grade.metrics.items() if value] == [f"code_{kind}"]
 
 
@@ -164,13 +164,13 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("code", PROGRAMS)
-def test_what_a_program_is_told(code: str) -> None:
-    kind, told = PROGRAMS[code]
+def test_feedback_on_a_program(code: str) -> None:
+    kind, message = PROGRAMS[code]
     tests = [("7 7\n", "14\n"), ("10 20\n", "30\n"), ("1 2\n", "3\n")] if kind != "wrong" else SUMS
     seconds = 0.5 if kind == "timeout" else 5.0
     env, task = exercise(livecodebench(1, tests), seconds=seconds)
     [grade] = grade_texts(env, [task], [block(code)])
-    assert told in str(grade.feedback), grade.feedback
+    assert message in str(grade.feedback), grade.feedback
     assert len(str(grade.feedback)) <= LONGEST and grade.informative and not grade.success and grade.reward == 0
     assert [name for name, value in grade.metrics.items() if value] == [f"code_{kind}"]
     assert "main.py" not in str(grade.feedback) and len(grade.metrics) == len(FAULTS)
@@ -190,10 +190,10 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("code", FUNCTIONS)
-def test_what_a_function_is_told(code: str) -> None:
-    kind, told = FUNCTIONS[code]
+def test_feedback_on_a_function(code: str) -> None:
+    kind, message = FUNCTIONS[code]
     grade = graded(code, FUNCTION, seconds=0.5 if kind == "timeout" else 5.0)
-    assert told in str(grade.feedback) and not grade.success, grade.feedback
+    assert message in str(grade.feedback) and not grade.success, grade.feedback
     assert [name for name, value in grade.metrics.items() if value] == [f"code_{kind}"]
 
 
@@ -375,8 +375,8 @@ def test_tests_that_run_inside_resist_an_early_end_but_not_a_program_that_knows_
     record = humaneval(1, prompt="def f(x):\n    '''x'''\n", entry_point="f", test=test)
     for attack in ("def f(x): return x", "import sys\nsys.exit(0)", "import os\nos._exit(0)", "def f(x):\n    exit()"):
         assert not graded(attack, record).success
-    told = graded("def f(x): return x", record)
-    assert "assert candidate(x)" in str(told.feedback) and told.metrics["code_wrong"] == 1
+    message = graded("def f(x): return x", record)
+    assert "assert candidate(x)" in str(message.feedback) and message.metrics["code_wrong"] == 1
     assert graded(f"def f(x): return '{SECRET}'", record).success
     peek = "import json\ntest = json.load(open('order.json'))['test']\ndef f(x): return test.split(\"'\")[1]"
     assert graded(peek, record).success  # the weakness that env.asserts is about
@@ -463,12 +463,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("told", BAD)
-def test_a_bad_record_is_named_by_its_line(told: str, tmp_path: Path) -> None:
-    path = written(tmp_path, [*(livecodebench(number) for number in range(10)), BAD[told]])
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_record_is_named_by_its_line(message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, [*(livecodebench(number) for number in range(10)), BAD[message]])
     with pytest.raises(DataError) as caught:
         Code(path=path).train_tasks()
-    assert "code.jsonl line 11" in str(caught.value) and told in str(caught.value)
+    assert "code.jsonl line 11" in str(caught.value) and message in str(caught.value)
 
 
 def test_the_release_window(tmp_path: Path) -> None:
@@ -730,7 +730,7 @@ def test_a_repair_without_public_tests_speaks_of_loading_alone() -> None:
     replies = replies_of(env, [task] * 3, [says(task, block(text)) for text in texts])
     assert replies[0] is None
     assert all(
-        told in str(reply) for told, reply in zip(("not valid Python", "ZeroDivision"), replies[1:], strict=True)
+        message in str(reply) for message, reply in zip(("not valid Python", "ZeroDivision"), replies[1:], strict=True)
     )
 
 

@@ -81,8 +81,8 @@ def test_a_family_accepts_and_complains(case: tuple[str, Any, list[str], dict[st
     family, value, kept, broken = case
     rule = Rule(family, value)
     assert [text for text in kept if rule.complaint(text)] == []
-    for text, told in broken.items():
-        assert told in (rule.complaint(text) or ""), (text[:40], rule.complaint(text))
+    for text, message in broken.items():
+        assert message in (rule.complaint(text) or ""), (text[:40], rule.complaint(text))
     for text in HOSTILE:
         rule.complaint(text)
 
@@ -149,7 +149,7 @@ def test_hostile_answers_are_graded_quickly_and_quoted_nowhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"constraints": ("max_wrods",)}, "'max_words'"),
         ({"constraints": ("include", "include")}, "twice"),
@@ -159,6 +159,6 @@ def test_hostile_answers_are_graded_quickly_and_quoted_nowhere() -> None:
         ({"reward": "some"}, "'share'"),
     ],
 )
-def test_settings_that_leave_no_task(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_leave_no_task(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Instructions(**settings)

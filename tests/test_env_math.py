@@ -90,7 +90,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("text", FAULTS)
-def test_a_fault_of_form_is_told_and_a_wrong_value_is_a_bare_verdict(text: str) -> None:
+def test_a_fault_of_form_is_informative_and_a_wrong_value_is_a_bare_verdict(text: str) -> None:
     grade = graded(text)
     assert (grade.reward, grade.feedback, grade.informative) == (0.0, FAULTS[text], True)
     assert grade.metrics["answer_readable"] == 0

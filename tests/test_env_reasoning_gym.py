@@ -148,7 +148,7 @@ def test_an_answer_that_takes_too_long_is_a_failure_and_the_next_is_graded() -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"tasks": []}, "env.tasks is empty"),
         ({"tasks": [3]}, "cannot be read"),
@@ -161,8 +161,8 @@ def test_an_answer_that_takes_too_long_is_a_failure_and_the_next_is_graded() -> 
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ReasoningGym(**settings)
 
 

@@ -59,7 +59,7 @@ def test_an_epoch_asks_everything_once_in_another_order_each_time(env: Science) 
 
 
 @pytest.mark.parametrize(
-    ("text", "reward", "informative", "told"),
+    ("text", "reward", "informative", "message"),
     [
         ("<answer>B</answer>", 1.0, False, "Option B is right."),
         ("x <answer>A</answer> no: <answer>\nB\n</answer>", 1.0, False, "Option B is right."),
@@ -76,28 +76,28 @@ def test_an_epoch_asks_everything_once_in_another_order_each_time(env: Science) 
         ("x" * 1_000_000, 0.0, True, "no answer tag"),
     ],
 )
-def test_grades(tmp_path: Path, text: str, reward: float, informative: bool, told: str) -> None:
+def test_grades(tmp_path: Path, text: str, reward: float, informative: bool, message: str) -> None:
     path = write(tmp_path / "d.jsonl", [prepared(1), prepared(2)])
     env = Science(path=path, eval_path=write(tmp_path / "e.jsonl", [prepared(3)]))
     [grade] = env.grade([env.eval_tasks(1)[0]], [text])
-    assert (grade.reward, grade.informative) == (reward, informative) and told in (grade.feedback or "")
+    assert (grade.reward, grade.informative) == (reward, informative) and message in (grade.feedback or "")
     assert len(grade.feedback or "") < 300 and "right option is" not in (grade.feedback or "")
 
 
 @pytest.mark.parametrize(
-    ("text", "reward", "told"),
+    ("text", "reward", "message"),
     [("B", 1.0, "right"), ("(B)", 1.0, "right"), ("B.", 1.0, "right"), ("A", 0.0, "not right"),
      ("", 0.0, "empty"), ("I think B", 0.0, "3 words"), ("E", 0.0, "1 word;")],
 )  # fmt: skip
-def test_brief_answers(env: Science, text: str, reward: float, told: str) -> None:
+def test_brief_answers(env: Science, text: str, reward: float, message: str) -> None:
     brief = Science(path=env.path, eval_path=env.eval_path, brief=True)
     task = brief.eval_tasks(1)[0]
     [grade] = brief.grade([task], [text])
-    assert grade.reward == reward and told in (grade.feedback or "")
+    assert grade.reward == reward and message in (grade.feedback or "")
     assert "answer tag" not in str(task.messages) and "one letter" in task.messages[-1]["content"]
 
 
-def test_the_key_is_told_only_where_it_is_declared(env: Science) -> None:
+def test_the_key_is_in_feedback_only_if_declared(env: Science) -> None:
     gold = Science(path=env.path, eval_path=env.eval_path, hint="key")
     task = gold.eval_tasks(1)[0]
     [grade] = gold.grade([task], ["<answer>A</answer>"])
@@ -127,12 +127,12 @@ BAD: list[tuple[list[Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("records", "told"), BAD, ids=[told for _, told in BAD])
-def test_bad_data_is_refused_with_its_line(tmp_path: Path, records: list[Any], told: str) -> None:
+@pytest.mark.parametrize(("records", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_data_is_refused_with_its_line(tmp_path: Path, records: list[Any], message: str) -> None:
     path = write(tmp_path / "bad.jsonl", records)
     with pytest.raises(DataError) as error:
         Science(path=path).train_tasks()
-    assert told in str(error.value) and "\n" not in str(error.value) and "bad.jsonl" in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value) and "bad.jsonl" in str(error.value)
 
 
 def test_missing_and_unreadable_files_and_shared_questions(tmp_path: Path) -> None:

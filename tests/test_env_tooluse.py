@@ -132,7 +132,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("text", FAULTS)
-def test_a_fault_of_form_is_told(text: str) -> None:
+def test_a_fault_of_form_is_informative(text: str) -> None:
     grade = graded(text)
     assert (grade.reward, grade.feedback, grade.informative) == (0.0, FAULTS[text], True)
     assert grade.metrics["calls_readable"] == 0
@@ -175,10 +175,10 @@ WRONG: list[tuple[Any, list[Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "wanted", "told"), WRONG, ids=range(len(WRONG)))
-def test_feedback_names_what_is_wrong(text: str, wanted: list[Any], told: str) -> None:
+@pytest.mark.parametrize(("text", "wanted", "message"), WRONG, ids=range(len(WRONG)))
+def test_feedback_names_what_is_wrong(text: str, wanted: list[Any], message: str) -> None:
     grade = graded(text, *wanted)
-    assert (grade.reward, grade.success, grade.feedback, grade.informative) == (0.0, False, told, True)
+    assert (grade.reward, grade.success, grade.feedback, grade.informative) == (0.0, False, message, True)
 
 
 def test_calls_are_a_multiset() -> None:
@@ -208,10 +208,10 @@ def test_the_share_counts_tools_and_arguments_that_agree() -> None:
 
 
 def test_hints_and_empty_arguments() -> None:
-    told = graded(said(("listCities", {})), hint="tool").feedback
-    assert told is not None and told.endswith('A call of "getWeather" is missing.')
-    told = graded("", hint="key").feedback
-    assert told is not None and told.endswith(
+    message = graded(said(("listCities", {})), hint="tool").feedback
+    assert message is not None and message.endswith('A call of "getWeather" is missing.')
+    message = graded("", hint="key").feedback
+    assert message is not None and message.endswith(
         f"The right calls are:\nAction: getWeather\nAction Input: {json.dumps(OSLO)}"
     )
     assert [ToolUse(path="x", hint=hint).reveals_answer for hint in ("none", "tool", "key")] == [False, True, True]
@@ -264,12 +264,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("told", BAD)
-def test_a_bad_record_is_named_by_its_line(told: str, tmp_path: Path) -> None:
-    env = ToolUse(path=written(tmp_path, [record(1), record(2) | BAD[told]]))
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_record_is_named_by_its_line(message: str, tmp_path: Path) -> None:
+    env = ToolUse(path=written(tmp_path, [record(1), record(2) | BAD[message]]))
     with pytest.raises(DataError, match="line 2") as error:
         env.train_tasks()
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_settings_out_of_range() -> None:

@@ -1,0 +1,81 @@
+"""FileTasks: what an environment over a file gets from it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from vpd.envs import Finite, records
+from vpd.envs.record_tasks import FileTasks, Part, fraction
+from vpd.errors import ConfigError, DataError
+from vpd.types import Grade, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(FileTasks[Word]):
+    name: Literal["words"] = "words"
+
+    def read_items(self, source: str) -> list[Word]:
+        rows = records.read(source, subset=self.subset, split=self.split)
+        return [Word(id=str(number), text=records.text(record, "text", where)) for where, number, record in rows]
+
+    def make_task(self, part: Part, item: Word) -> Task:
+        return Task(id=f"{part}/{item.id}", messages=({"role": "user", "content": item.text},), payload=item)
+
+    def split_key(self, item: Word) -> str:
+        return item.text
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        return [Grade(reward=0.0) for _ in tasks]
+
+
+def written(path: Path, texts: Sequence[str]) -> str:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+def test_the_split_is_by_the_hash_of_the_key(tmp_path: Path) -> None:
+    texts = [f"word {number}" for number in range(50)]
+    env = Words(path=written(tmp_path / "a.jsonl", texts), eval_share=0.3)
+    assert isinstance(env, Finite)
+    held_out = {task.payload.text for task in env.eval_tasks(None)}
+    assert held_out == {text for text in texts if fraction(text) < 0.3}
+    assert {task.payload.text for task in env.train_tasks()} == set(texts) - held_out
+    assert {task.id.partition("/")[0] for task in env.train_tasks()} == {"train"}
+
+
+def test_each_epoch_visits_every_task_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    env = Words(path=written(tmp_path / "a.jsonl", [f"word {number}" for number in range(50)]))
+    count = len(env.train_tasks())
+    first, second, other = (
+        [env.task(start + index, seed=seed).id for index in range(count)]
+        for start, seed in ((0, 0), (count, 0), (0, 1))
+    )
+    assert sorted(first) == sorted(second) == sorted(other) == sorted(task.id for task in env.train_tasks())
+    assert first != second and first != other
+
+
+def test_two_files_must_not_share_a_question(tmp_path: Path) -> None:
+    train = written(tmp_path / "a.jsonl", ["one", "two"])
+    env = Words(path=train, eval_path=written(tmp_path / "b.jsonl", ["three"]))
+    assert (len(env.train_tasks()), len(env.eval_tasks(None))) == (2, 1)
+    with pytest.raises(DataError, match="share 1 questions; got record 2 of the latter"):
+        Words(path=train, eval_path=written(tmp_path / "c.jsonl", ["three", "two"])).train_tasks()
+
+
+def test_an_eval_share_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
+    for share in (0.0, 1.0):
+        with pytest.raises(ConfigError, match=r"env\.eval_share is out of range"):
+            Words(path="unread.jsonl", eval_share=share)
+    path = written(tmp_path / "a.jsonl", ["one"])
+    with pytest.raises(DataError, match="leaves no question for"):
+        Words(path=path).train_tasks()
