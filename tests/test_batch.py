@@ -89,7 +89,7 @@ def test_a_row_knows_the_version_that_sampled_it() -> None:
 def test_an_update_with_remote_rows_equals_one_with_a_local_teacher(share_prefixes: bool) -> None:
     """Every other row carries all of the teacher's log-probs instead of its prompt; some rows have no teacher."""
     made = to_examples(random_groups(0))
-    objective = Distill(SDPOSettings(teacher="frozen")).objective
+    objective = Distill(SDPOSettings(teacher="frozen")).loss
 
     def with_top_k(row: Example) -> Example:
         assert row.teacher_prompt is not None
@@ -107,8 +107,8 @@ def test_an_update_with_remote_rows_equals_one_with_a_local_teacher(share_prefix
             share_prefixes=share_prefixes,
         )
         weights = [0.1 * (number + 1) if row.teacher else 0.0 for number, row in enumerate(rows)]
-        learner.update("m", with_loss_weights(rows, distill=weights), objective)
-        return flat(learner.weights()) - flat(tiny_model())
+        learner.update("m", with_loss_weights(rows, distill=weights), {"distill": objective})
+        return flat(learner.model) - flat(tiny_model())
 
     local = trained(made)
     remote = trained([with_top_k(row) if row.teacher and number % 2 else row for number, row in enumerate(made)])

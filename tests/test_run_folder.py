@@ -405,7 +405,7 @@ def test_an_environment_given_in_python_is_what_config_yaml_names(
     train(small(run, resume=True), env=Mine(reward=0.0))
     assert [line["step"] for line in metrics_of(run)][-1] == 4
     other = train(small(tmp_path / "other", max_steps=2))
-    with pytest.raises(StorageError, match=r"env .*digits.*test_run_folder\.Mine"):
+    with pytest.raises(StorageError, match=r"env.*digits.*test_run_folder\.Mine"):
         train(small(other, resume=True), env=Mine())
     shipped = train(small(tmp_path / "shipped", max_steps=1), env=Digits(length=4))
     assert yaml.safe_load((shipped / "config.yaml").read_text())["env"]["length"] == 4
