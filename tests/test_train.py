@@ -11,8 +11,8 @@ import yaml
 from helpers import metrics_of, vpd_train
 from transformers import AutoModelForCausalLM
 
-from vpd import checkpoint
 from vpd.cli import main
+from vpd.run_folder import checkpoint
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -237,7 +237,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _settings_help(sections: Sequence[str]) -> str:
     """Every setting of the sections with its meaning, range and default, as the dataclasses declare them."""
     from vpd.config import OPTIM_OF_SHIPPED_BASES
-    from vpd.sections import CHOICES, PLAIN, settings_class
+    from vpd.config.sections import CHOICES, PLAIN, settings_class
 
     lines = [SETTINGS]
     for section in sections:
@@ -254,7 +254,7 @@ def _settings_help(sections: Sequence[str]) -> str:
 
 
 def _choice_help(section: str) -> list[str]:
-    from vpd.sections import CHOICES, settings_class
+    from vpd.config.sections import CHOICES, settings_class
 
     choice = CHOICES[section]
     names = ", ".join(choice.table)

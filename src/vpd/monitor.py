@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vpd.files import FileSystem, rewind_lines
+from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.types import Group, Metrics
 
 History: TypeAlias = Sequence[Metrics]

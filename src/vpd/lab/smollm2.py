@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vpd.checkpoint import save_model
 from vpd.errors import ModelError
+from vpd.run_folder.checkpoint import save_model
 
 
 def build(folder: Path) -> Path:

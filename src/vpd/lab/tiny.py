@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vpd.bundled import ASSETS, write_hashes
-from vpd.checkpoint import save_model
 from vpd.envs.digits import LENGTH, NOTHING, OPERATIONS, RULES, apply
 from vpd.prompts import Prompter, PromptSettings, save_settings
+from vpd.run_folder.checkpoint import save_model
 from vpd.types import Section, Task
 
 FOLDER = ASSETS / "tiny"

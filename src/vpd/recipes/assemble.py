@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vpd.algorithms import Algorithm, Needs
 from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
+from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
@@ -25,7 +26,6 @@ from vpd.loop import Observer
 from vpd.model import lora
 from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
-from vpd.sections import Passed, announce, make_env, named_or_passed
 from vpd.types import Task
 
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vpd.config.sections import announce, make_env
 from vpd.envs.check import Attempt, Report, check_env
-from vpd.sections import announce, make_env
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from vpd import checkpoint, run_state
 from vpd.config import Config
+from vpd.config.sections import Custom, Passed
 from vpd.errors import StorageError
-from vpd.run_state import RunState
-from vpd.sections import Custom, Passed
+from vpd.run_folder import checkpoint
+from vpd.run_folder import state as run_state
+from vpd.run_folder.state import RunState
 
 log = logging.getLogger("vpd")
 

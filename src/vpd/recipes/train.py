@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd import checkpoint
 from vpd.config import Config
 from vpd.envs import Env, held_out_tasks
 from vpd.errors import StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
-from vpd.files import FileSystem, locked
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.resume import check_folder, settings_of, start_point
 from vpd.report.console import ConsoleProgress
-from vpd.report.folder import RunFolder
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
-from vpd.run_state import Recorder, RunState
+from vpd.run_folder import checkpoint
+from vpd.run_folder.files import FileSystem, locked
+from vpd.run_folder.state import Recorder, RunState
+from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
 
 log = logging.getLogger("vpd")

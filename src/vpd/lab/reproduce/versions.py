@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import vpd
-from vpd.sections import ALGORITHMS
+from vpd.config.sections import ALGORITHMS
 
 ROOT = Path(vpd.__file__).parent
 COMMON = (

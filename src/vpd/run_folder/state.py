@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from vpd.errors import StorageError
-from vpd.files import FileSystem
+from vpd.run_folder.files import FileSystem
 
 Phase: TypeAlias = Literal["training", "exporting", "done"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vpd.files import FileSystem, rewind_lines
+from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.types import Completion, Group, Metrics
 
 

@@ -8,8 +8,8 @@
     run: {max_steps: 100, output_dir: out}
 
 ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
-frozen dataclass that lives beside the code that reads it (:mod:`vpd.sections` has the tables); an unknown key is an
-error that names the nearest one.
+frozen dataclass that lives beside the code that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
+an error that names the nearest one.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ import yaml
 from annotated_types import Ge
 
 from vpd.bundled import BUNDLED
+from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, build, known_keys, named, settings_class
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
-from vpd.sections import CHOICES, PLAIN, Custom, Passed, build, known_keys, named, settings_class
 from vpd.settings import Settings
 
 if TYPE_CHECKING:

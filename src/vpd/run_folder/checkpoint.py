@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpd.files import FileSystem, storage_errors
 from vpd.learners import Learner, weights
+from vpd.run_folder.files import FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-[0-9]+")
 

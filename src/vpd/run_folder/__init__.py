@@ -1,0 +1,5 @@
+"""The run folder and its history: what a run leaves behind, and what makes it safe to kill and continue.
+
+``files``: writes that are whole or not there; ``state``: ``run.json``, the settings and the phase; ``checkpoint``:
+``checkpoint-N/``; ``tables``: ``metrics.jsonl`` and ``rollouts/``.
+"""
