@@ -31,6 +31,11 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "kind_predicts_success": (1, {"e_step/kind_predicts_success": 0.7}, {"e_step/kind_predicts_success": 0.6}),
     "grader_failed": (1, {"env/grader_failed": 0.1}, {"env/grader_failed": 0.0}),
     "dead_gradient": (1, {"m_step/grad_norm": 1e-9}, {"m_step/grad_norm": 1e-9, "m_step/loss": 1e-6}),
+    "stale_rollouts": (
+        1,
+        {"rollout/staleness": 1.0, "m_step/sampling_logp_difference": 0.05},
+        {"rollout/staleness": 1.0, "m_step/sampling_logp_difference": 0.0},
+    ),
     "sampler_differs": (1, {"m_step/sampling_logp_difference": 0.2}, {"m_step/sampling_logp_difference": 0.05}),
 }
 

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights
 from vpd.learners import Learner, Loss, TokenLoss, Update, combine
+from vpd.learners.teachers import TeacherSettings
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
 from vpd.types import Example, Group
@@ -238,6 +239,12 @@ def test_a_learner_hands_out_a_policy_and_not_its_modules() -> None:
     assert policy.version == learner.policy().version == 1
     teacher = learner.policy("teacher")
     assert teacher.call(lambda found: found) is learner.teacher.mixture("teacher")[0][0]
+
+
+def test_a_teacher_that_is_no_model_of_its_own_has_no_policy() -> None:
+    learner = tiny_learner(tiny_model(), teacher=TeacherSettings(kind="trust_region"))
+    with pytest.raises(ValueError, match="no model of their own"):
+        learner.policy("teacher")
 
 
 def test_copies_of_the_weights_belong_to_the_learners_root() -> None:

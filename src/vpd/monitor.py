@@ -177,6 +177,14 @@ def _sampler_differs(history: History) -> str | None:
     return None
 
 
+def _stale_rollouts(history: History) -> str | None:
+    lag = history[-1].get("rollout/staleness", 0.0)
+    gaps = [history[-1].get(f"{step}/sampling_logp_difference", 0.0) for step in ("m_step", "policy")]
+    if lag <= 0 or max(gaps) == 0.0:
+        return None
+    return f"answers were sampled by weights {lag:.3g} iterations old, and the importance ratio does not correct for it"
+
+
 RULES = (
     Rule(
         "teacher_no_better",
@@ -219,5 +227,6 @@ RULES = (
         "The warnings name the rows. Mend the grader, or set env.max_failed to 0 to stop at the first.",
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
+    Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),
     Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
 )

@@ -129,6 +129,7 @@ class GKDSettings(DistillSettings):
 
     name: Literal["gkd"] = "gkd"
     teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
+    importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
     ] = 1.0

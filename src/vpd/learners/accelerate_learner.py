@@ -317,11 +317,17 @@ class AccelerateLearner:
 
 
 class LearnerPolicy:
-    """The policy of a learner on Accelerate, or of one of its teachers."""
+    """The policy of a learner on Accelerate, or of a teacher that is a model of its own.
+
+    Raises ValueError for a teacher that mixes two models, or that is the live model with another adapter.
+    """
 
     def __init__(self, learner: AccelerateLearner, model: ModelName):
+        (module, _), *others = learner.teacher.mixture(model)
+        if others or not isinstance(module, nn.Module):
+            raise ValueError(f"the {model!r} weights are no model of their own, so no engine can load them")
         self._learner = learner
-        ((self._model, _),) = learner.teacher.mixture(model)
+        self._model: Any = module
 
     @property
     def version(self) -> int:
@@ -336,10 +342,7 @@ class LearnerPolicy:
             yield name, tensor.detach()
 
     def save(self, folder: Path) -> None:
-        if lora.is_attached(self._model):
-            lora.save(self._model, folder)
-        else:
-            self._model.save_pretrained(folder, max_shard_size="1000GB")
+        weights.save(self._model, folder)
 
 
 def _optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
