@@ -5,17 +5,21 @@
 Whatever the method, this is the loop: VPD, SDPO, GKD and GRPO differ in ``algorithm`` alone.
 """
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
-from vpd.learners import Learner
+from vpd.learners import Learner, Update
 from vpd.rollout import Source
 from vpd.types import Group, Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Observer(Protocol):
@@ -40,6 +44,21 @@ class Observer(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
+        ...
+
+
+@runtime_checkable
+class TokenObserver(Protocol):
+    """An observer that also wants what the updates measured of every token."""
+
+    def on_token_signals(
+        self, step: int, signals: Mapping[str, Sequence["Tensor | None"]], groups: Sequence[Group]
+    ) -> None:
+        """Called after :meth:`Observer.on_step` of a step that trained.
+
+        ``signals`` holds for each ``update/signal`` (such as ``m_step/divergence``) the values [T] of each rollout's
+        tokens, rollouts in the order of the groups; None for a rollout that did not take part.
+        """
         ...
 
 
@@ -75,24 +94,27 @@ class Loop:
             groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
-            metrics |= self.train(groups)
+            update = self.train(groups)
+            metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
                 metrics |= self.evaluate()
             self._notify(metrics, groups)
+            self._notify_of_tokens(update, groups)
             if self.save is not None and self._is_due(self.save_steps):
                 self.save(self)
 
-    def train(self, groups: Sequence[Group]) -> Metrics:
-        """One iteration on these rollouts; what was measured."""
+    def train(self, groups: Sequence[Group]) -> Update:
+        """One iteration on these rollouts, and what was measured."""
         started = time.perf_counter()
         metrics = self.rollout_metrics(groups) | {"learning_rate": self.learner.learning_rate}
         lags = [self.step - rollout.completion.version for group in groups for rollout in group.rollouts]
         metrics["rollout/staleness"] = statistics.fmean(lags)
-        metrics |= self.algorithm.step(groups, self.learner).metrics
+        update = self.algorithm.step(groups, self.learner)
         self.learner.end_iteration()
         self.step += 1
-        return metrics | {"time/update": time.perf_counter() - started}
+        metrics |= update.metrics | {"time/update": time.perf_counter() - started}
+        return dataclasses.replace(update, metrics=metrics)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner."""
@@ -110,3 +132,8 @@ class Loop:
     def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         for observer in self.observers:
             observer.on_step(self.step, metrics, groups)
+
+    def _notify_of_tokens(self, update: Update, groups: Sequence[Group]) -> None:
+        for observer in self.observers:
+            if isinstance(observer, TokenObserver):
+                observer.on_token_signals(self.step, update.tokens, groups)
