@@ -98,7 +98,7 @@ def divide(ranks: Ranks, items: Sequence[Item], work: Callable[[Sequence[Item]],
     gathered = ranks.all_gather((done, None if fault is None else str(fault)))
     if fault is not None:
         raise fault
-    for rank, (_, told) in enumerate(gathered):
-        if told is not None:
-            raise VPDError(f"rank {rank} failed: {told}")
+    for rank, (_, fault_text) in enumerate(gathered):
+        if fault_text is not None:
+            raise VPDError(f"rank {rank} failed: {fault_text}")
     return [result for results, _ in gathered for result in results]

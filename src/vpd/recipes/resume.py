@@ -71,9 +71,9 @@ def _compare(past: RunState, config: Config, output: Path) -> None:
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
     found = run_state.changes(before, resolved)
     run_state.refuse_changes(found, output)
-    told = [change for change in found if change.key != "run.resume"]
-    if told:
-        log.info("changed for this run: %s", "; ".join(map(str, told)))
+    named = [change for change in found if change.key != "run.resume"]
+    if named:
+        log.info("changed for this run: %s", "; ".join(map(str, named)))
 
 
 def _completed(section: Any, config: Config, name: str) -> Any:
