@@ -1,6 +1,6 @@
 """The tiny bases that ship with the package, and the hashes that prove a base's folder is whole.
 
-``vpd.lab.tiny`` makes them; whoever only loads one needs no more than this file.
+``vpd.lab.tiny`` makes them; loading one needs only this file.
 """
 
 import hashlib

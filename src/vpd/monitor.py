@@ -1,6 +1,6 @@
 """Alarms: what goes wrong in such runs without an error, noticed while it happens, with what to change.
 
-A rule looks at the metrics of all steps so far and answers with what it saw, or None.  A rule that fires is told once;
+A rule looks at the metrics of all steps so far and returns what it saw, or None.  A rule that fires raises one alarm;
 it may fire again after it has been quiet for ``REARM`` steps.
 """
 
@@ -41,7 +41,7 @@ class Rule:
 
 
 class Monitor:
-    """An observer.  ``say`` is told every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
+    """An observer.  ``say`` is called with every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Monitor:
         return {"steps": self._steps, "history": self._history, "fired": self._fired, "alarms": alarms}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave; nothing is told again."""
+        """Take back what :meth:`state` gave; no alarm is repeated."""
         self._steps, self._history = list(state["steps"]), list(state["history"])
         self._fired = {name: list(fired) for name, fired in state["fired"].items()}
         self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
@@ -219,7 +219,7 @@ RULES = (
     Rule(
         "kind_predicts_success",
         _above("e_step/kind_predicts_success", 0.6, "the kind of context alone tells successes from failures"),
-        "Use algorithm.success_context: matched, or a source that speaks about both.",
+        "Use algorithm.success_context: matched, or a source that writes about both.",
     ),
     Rule(
         "grader_failed",

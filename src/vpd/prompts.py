@@ -39,7 +39,7 @@ class PromptSettings(Settings, section="prompts"):
     demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
     feedback_header: Annotated[str, "line above the feedback"] = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
     closing: Annotated[str, "last line of the teacher's user message"] = "\n\nNow solve the original task."
-    cut_marker: Annotated[str, "what stands where a middle was cut"] = " [...] "
+    cut_marker: Annotated[str, "text that replaces a middle that was cut"] = " [...] "
     enable_thinking: Annotated[bool, "passed to chat templates that have the argument enable_thinking"] = False
 
 
@@ -47,7 +47,7 @@ SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings t
 
 
 def save_settings(settings: PromptSettings, folder: Path) -> None:
-    """Write the settings into a model's folder, so that whoever loads it prompts it in the same way."""
+    """Write the settings into a model's folder, so that it is prompted in the same way wherever it is loaded."""
     (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
 
 

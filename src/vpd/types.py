@@ -35,6 +35,9 @@ class Task:
     """What is asked.  ``payload`` belongs to the environment alone: nobody else reads it.
 
     ``tools`` are descriptions (JSON schemas) that the chat template shows the model.
+
+    >>> Task(id="capital/Peru", messages=({"role": "user", "content": "The capital of Peru?"},), payload="Lima").payload
+    'Lima'
     """
 
     id: str
@@ -76,6 +79,19 @@ class Completion:
     where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
     ``turns`` counts its answers; ``version`` counts the weights that sampled it.
+
+    Two answers of two tokens, with a reply of one token between them, which no loss sees:
+
+    >>> attempt = Completion(
+    ...     tokens=(5, 9, 7, 6, 9),
+    ...     sampled=(True, True, False, True, True),
+    ...     logprobs=(-0.2, -0.1, 0.0, -0.4, -0.1),
+    ...     text="Lima",
+    ...     finish="stop",
+    ...     turns=2,
+    ... )
+    >>> sum(attempt.sampled)
+    4
     """
 
     tokens: Tokens
@@ -94,6 +110,11 @@ class Grade:
     ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
     when the rollouts are collected; ``feedback`` is text about this attempt.  ``informative=False``
     marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+
+    >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
+    True
+    >>> Grade(reward=0.0, feedback="wrong", informative=False).success is None
+    True
     """
 
     reward: float
@@ -121,9 +142,12 @@ class Grade:
 class Section:
     """One piece of the diagnostic text C about an attempt.
 
-    ``kind`` says where it stands in the teacher's prompt, ``source`` which feedback source wrote it,
+    ``kind`` says where it appears in the teacher's prompt, ``source`` which feedback source wrote it,
     ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
     were generated to write it.
+
+    >>> Section(kind="demonstration", source="sibling", text="Lima", quotes=3).quotes
+    3
     """
 
     kind: Literal["demonstration", "feedback"]
@@ -135,7 +159,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherPrompt:
-    """The task and C, as tokens [Q]; ``sources`` of the sections that stand in it; tokens ``cut`` from them."""
+    """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
+
+    >>> TeacherPrompt(tokens=(1, 2, 3), sources=("environment", "sibling")).cut
+    0
+    """
 
     tokens: Tokens
     sources: tuple[str, ...]
@@ -144,7 +172,18 @@ class TeacherPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One attempt, with everything that is known about it; ``key`` says which one it is."""
+    """One attempt, with everything that is known about it; ``key`` says which one it is.
+
+    >>> attempt = Rollout(
+    ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
+    ...     task=Task(id="capital/Peru", messages=({"role": "user", "content": "The capital of Peru?"},)),
+    ...     prompt=(1, 2, 3),
+    ...     completion=Completion(tokens=(5,), sampled=(True,), logprobs=(-0.2,), text="Lima", finish="stop"),
+    ...     grade=Grade(reward=1.0, success=True),
+    ... )
+    >>> attempt.success, attempt.teacher_prompt
+    (True, None)
+    """
 
     key: SampleKey
     task: Task
@@ -158,13 +197,17 @@ class Rollout:
     def success(self) -> bool:
         """Whether the attempt counts as solved."""
         if self.grade.success is None:
-            raise ValueError("success is resolved when rollouts are collected (vpd.rollout.collect)")
+            raise ValueError("success is resolved when completions are graded (vpd.rollout.grade_completions)")
         return self.grade.success
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The G attempts at one task."""
+    """The G attempts at one task.
+
+    >>> len(Group(rollouts=()).rollouts)
+    0
+    """
 
     rollouts: tuple[Rollout, ...]
 
@@ -212,6 +255,15 @@ class Example:
     sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
     completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
     carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
+
+    A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
+
+    >>> row = Example(
+    ...     prompt=(1, 2), completion=(5, 9), mask=(True, True), behaviour=(-0.2, -0.1), teacher=(1, 2, 8),
+    ...     loss_weights={"distill": 1 / 6},
+    ... )
+    >>> row.teacher_prompt, row.reference
+    ((1, 2, 8), None)
     """
 
     prompt: Tokens

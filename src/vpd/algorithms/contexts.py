@@ -19,7 +19,7 @@ def e_step_contexts(groups: Sequence[Group], mode: SuccessContext) -> list[Group
     """The groups with the contexts of the E-step; a row that is left with none leaves the E-step.
 
     ``matched``: a success that lacks a kind (a source) its failed siblings have takes that section from its first
-    failed sibling, never one that quotes the success itself; a kind that then stands in one class only is dropped.
+    failed sibling, never one that quotes the success itself; a kind that only one class then has is dropped.
     ``own``: every row keeps its own.  ``failed_sibling``: a success takes the whole context of its first failed
     sibling.  ``drop``: successes take no part.
     """

@@ -87,7 +87,7 @@ class SelfTeacher(Settings, section="algorithm"):
     ] = None
 
     def teacher_settings(self) -> TeacherSettings:
-        """What the learner is told about the teacher."""
+        """The learner's settings of the teacher."""
         return TeacherSettings(
             kind=self.teacher,
             ema_rate=self.teacher_ema_rate,
@@ -152,7 +152,7 @@ class GKDSettings(DistillSettings):
             raise ConfigError("algorithm.teacher_model is missing", expected="a Hub id or a folder")
 
     def teacher_settings(self) -> TeacherSettings:
-        """What the learner is told about the teacher."""
+        """The learner's settings of the teacher."""
         return TeacherSettings(kind="external")
 
 

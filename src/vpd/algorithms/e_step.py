@@ -72,9 +72,9 @@ class EStep:
     def run(
         self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner, *, score_all: bool = False
     ) -> tuple[list[Example], Update]:
-        """Train the teacher on this batch; returns the M-step's examples with logp_S0, and what was reported.
+        """Train the teacher on this batch; returns the M-step's examples with log pi_0, and what was reported.
 
-        ``score_all``: rows without a context get a logp_S0 too.
+        ``score_all``: rows without a context get a log pi_0 too.
         """
         self._iteration += 1
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From groups to examples: the one place where a rollout becomes a row of an update."""
+"""From groups to examples: how a rollout becomes a row of an update."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
 
 
 def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Floats], Metrics]:
-    """logp_S0, the learner's log-probs of every example that one engine sampled, and how they were come by.
+    """log pi_0, the learner's log-probs of every example that one engine sampled, and how they were obtained.
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
     are scored for comparison tell; where one of their tokens differs, all rows are scored.

@@ -65,7 +65,7 @@ class Gate:
         return max(0.0, 2.0 * self.auc - 1.0)
 
     def add(self, evidence: Evidence) -> None:
-        """Take in one batch; a batch without a mixed group says nothing and nothing fades."""
+        """Take in one batch; a batch without a mixed group is no evidence, and old evidence keeps its weight."""
         if not evidence.groups:
             return
         unit = sum(evidence.pairs) / evidence.groups

@@ -1,6 +1,6 @@
 """GRPO (arXiv 2402.03300): group-relative advantages and PPO's clipped policy gradient, no KL term.
 
-The outcome alone speaks: feedback, if there is any, is not read.
+Only the outcome counts: feedback, if there is any, is not read.
 """
 
 import dataclasses

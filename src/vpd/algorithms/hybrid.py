@@ -5,7 +5,7 @@ With o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), the teacher's log-ratio of a toke
     reshape   A_t = lambda A + (1 - lambda) o_t                                  AdvReshape, additive
     reweight  A_t = A clip(exp(sign(A) o_t), 1 - eps, 1 + eps)                   AdvReweight, multiplicative
 
-Either stands in PPO's clipped policy gradient.  A row without a context has o_t = 0.
+Either is the advantage in PPO's clipped policy gradient.  A row without a context has o_t = 0.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The sections of a configuration: which class a name stands for, and plain data as an object of that class.
+"""The sections of a configuration: which class a name means, and plain data made into an object of that class.
 
 Four sections are chosen by name: ``env``, ``algorithm``, ``engine`` and the entries of ``feedback``.  The tables hold
 where the shipped ones stand; they are imported when they are named.  A name with a colon is the place of the user's
@@ -181,7 +181,7 @@ def named_or_passed(section: str, part: Any) -> Any:
 
 
 def settings_class(place: str) -> Any:
-    """The class that a table's entry ``module:Class`` stands for."""
+    """The class that a table's entry ``module:Class`` names."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

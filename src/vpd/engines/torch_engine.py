@@ -2,7 +2,7 @@
 
 Each distinct prompt is read once and, where the model allows it, kept once (:mod:`vpd.model.decoding`); finished rows
 leave the batch; a token is drawn by inverse CDF from a uniform number that belongs to its row alone: what a row says
-does not depend on which rows stand beside it.
+does not depend on which other rows are in the batch.
 
 Dimension legend: B rows still running, V vocabulary, M blocks of the vocabulary, W tokens of a block.
 """

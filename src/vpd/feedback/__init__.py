@@ -7,7 +7,7 @@ A source is a function ``(groups, writer) -> groups`` that adds sections to roll
 * ``self_critique``: what the current model itself says is wrong (:mod:`vpd.feedback.critique`);
 * ``critic``: the same, said by another model behind an OpenAI-compatible endpoint.
 
-``when: missing`` makes a source a fallback: it speaks only where the sources before it said nothing.
+``when: missing`` makes a source a fallback: it is used only where the sources before it gave no text.
 """
 
 import dataclasses

@@ -59,9 +59,9 @@ class OptimSettings(Settings, section="optim"):
     chunk_tokens: Annotated[
         int | None, Ge(1), "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
     ] = None
-    share_prefixes: Annotated[
-        bool, "rows that begin alike share one pass over their beginning, where the model allows it"
-    ] = True
+    share_prefixes: Annotated[bool, "compute a prefix that several rows share only once, where the model allows it"] = (
+        True
+    )
     gradient_checkpointing: Annotated[
         Checkpointing,
         "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
@@ -182,7 +182,7 @@ class AccelerateLearner:
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
-        with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
+        with warnings.catch_warnings():  # an iteration without any row rightly takes no optimiser step
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._scheduler.step()
         self.teacher.end_iteration()

@@ -52,7 +52,7 @@ class UpdateJob:
         objective = self._objectives[term]
         if not isinstance(objective, MeasuredLoss):
             return objective
-        if term not in self._prepared:  # all rows stand in this micro-batch, so their values come from the same pass
+        if term not in self._prepared:  # this micro-batch holds all rows, so their values come from the same pass
             values_B = objective.measure(scorer, batch).detach()
             self.prepare(term, dict(zip(micro.rows, values_B.tolist(), strict=True)))
         return self._prepared[term]

@@ -1,4 +1,4 @@
-"""From settings to objects: the one place that knows every part."""
+"""From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """``run.report_to``: a run's metrics also to TensorBoard, W&B, trackio or MLflow, through Accelerate's trackers.
 
-Nothing is sent anywhere unless a name stands in ``run.report_to``.
+Nothing is sent anywhere unless ``run.report_to`` names a tracker.
 """
 
 import math
