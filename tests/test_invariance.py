@@ -234,7 +234,7 @@ def test_the_samplers_logprobs_stand_in_only_where_they_are_the_learners() -> No
     taken, near = step(lambda example, scores: scores)
     assert same(taken, scored)
     assert near["e_step/sampler_logp_difference"] < 1e-12 and far["e_step/sampler_logp_difference"] > 0.009
-    assert near["e_step/rows_scored"] < 0.2 * far["e_step/rows_scored"]
+    assert near["e_step/rows_scored"] < 0.5 * far["e_step/rows_scored"]
 
 
 def test_e_steps_fall_on_multiples_of_f_and_the_ratio_is_one_elsewhere() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALGORITHMS
+from helpers import ALGORITHMS, tiny_model
 
 HERE = Path(__file__).resolve().parent
 
@@ -43,3 +43,14 @@ def test_two_ranks_equal_one(name: str, runs: list[dict[str, Any]]) -> None:
                 for mine, other in zip(ours[signal], theirs[signal], strict=True):
                     assert (mine is None) == (other is None)
                     assert mine is None or torch.allclose(mine, other, atol=1e-10, rtol=0)
+
+
+@pytest.mark.timeout(400)
+def test_gradients_of_bfloat16_weights_are_summed_over_ranks_in_fp32(runs: list[dict[str, Any]]) -> None:
+    one, *ranks = (run["masters"] for run in runs)
+    assert {value.dtype for value in one.values()} == {torch.float32}
+    start = tiny_model(dtype=torch.bfloat16).state_dict()
+    for two in ranks:
+        for name, value in one.items():
+            moved = (value - start[name].float()).norm()
+            assert moved > 0 and (two[name] - value).norm() < 1e-3 * moved, name

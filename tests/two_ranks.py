@@ -29,6 +29,15 @@ for name, (make, teacher) in ALGORITHMS.items():
         learner.end_iteration()
     scores = learner.score(to_examples(random_groups(8, groups=1, size=3)), student_logprobs)
     out[name] = {"weights": flat(learner.model), "metrics": metrics, "scores": scores, "tokens": tokens}
+learner = tiny_learner(
+    tiny_model(dtype=torch.bfloat16), optimizer="adamw", learning_rate=1e-3, max_grad_norm=0.1, micro_batch_size=1,
+    accelerator=accelerator,
+)  # fmt: skip
+grpo = ALGORITHMS["grpo"][0]()
+for seed in range(3):
+    grpo.step(random_groups(seed, groups=3, size=3), learner)
+    learner.end_iteration()
+out["masters"] = learner.state()["master_weights"]
 torch.save(out, f"{sys.argv[1]}-{accelerator.process_index}.pt")
 sys.stdout.flush()
 os._exit(0)  # gloo's destructor may hang at exit (pytorch issue 56297)

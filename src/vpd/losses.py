@@ -5,6 +5,10 @@ Dimension legend: B rows, T completion tokens, V vocabulary, K top-k support, N 
 Leading dimensions may be anything: ``[N, V]`` works where ``[B, T, V]`` is written.  All logarithms are natural (nats).
 Nothing broadcasts silently: a function raises ValueError if its tensors differ in shape.
 
+A logit of -inf is probability 0, as in a masked vocabulary.  It adds 0 to entropies, and to divergences and gradients
+where both distributions have it.  Where one rules out what the other can say, KL is +inf, as it is defined: KL(pi || q)
+for such a teacher, KL(q || pi) for such a student.  Between the two (Jensen-Shannon) the divergence is finite.
+
 pi is the student pi(y|x), q the teacher q(y|x,C).  Source: arXiv 2605.15113 (VPD) unless said.
 """
 
@@ -41,16 +45,16 @@ def logprobs_and_grad(logits_NV: Tensor, tokens_N: Tensor) -> ValueAndGrad:
     _same_shape("logprobs_and_grad", logits=logits_NV[..., 0], tokens=tokens_N)
     logp_NV = torch.log_softmax(logits_NV, -1)
     p_NV = logp_NV.exp()
-    entropy_N = -torch.linalg.vecdot(p_NV, logp_NV)
+    chosen_N, entropy_N = _token_aux(logp_NV, p_NV, tokens_N)
     grad_NV = p_NV.neg_()
     grad_NV.scatter_add_(1, tokens_N[:, None], grad_NV.new_ones(len(tokens_N), 1))
-    return ValueAndGrad(logp_NV.gather(1, tokens_N[:, None])[:, 0], grad_NV, (entropy_N,))
+    return ValueAndGrad(chosen_N, grad_NV, (entropy_N,))
 
 
 def entropy(logits_BTV: Tensor) -> Tensor:
     """Entropy of each next-token distribution [B,T], in nats."""
     logp_BTV = torch.log_softmax(logits_BTV, -1)
-    return -(logp_BTV.exp() * logp_BTV).sum(-1)
+    return -(logp_BTV.exp() * logp_BTV.clamp(min=_floor(logp_BTV))).sum(-1)
 
 
 def divergence(
@@ -101,26 +105,29 @@ def divergence_and_grad(
     _same_shape("divergence_and_grad", student_logits=student_logits_NV[..., 0], tokens=tokens_N)
     s_NV, t_NV = torch.log_softmax(student_logits_NV, -1), torch.log_softmax(teacher_logits_NV, -1)
     p_NV, q_NV = s_NV.exp(), t_NV.exp()
-    aux = (
-        s_NV.gather(1, tokens_N[:, None])[:, 0],
-        t_NV.gather(1, tokens_N[:, None])[:, 0],
-        -torch.linalg.vecdot(p_NV, s_NV),
-        -torch.linalg.vecdot(q_NV, t_NV),
-    )
+
+    def aux() -> tuple[Tensor, ...]:  # overwrites s and t
+        student, teacher = _token_aux(s_NV, p_NV, tokens_N), _token_aux(t_NV, q_NV, tokens_N)
+        return student[0], teacher[0], student[1], teacher[1]
+
     if top_k is not None and top_k < s_NV.shape[1]:
         support_NK = s_NV.topk(top_k, dim=-1).indices
-        return ValueAndGrad(*_grad_on(support_NK, s_NV, t_NV.gather(1, support_NK), p_NV, alpha, tail), aux)
+        s_NK, t_NK, found = s_NV.gather(1, support_NK), t_NV.gather(1, support_NK), aux()
+        return ValueAndGrad(*_grad_on(support_NK, s_NK, t_NK, p_NV, alpha, tail), found)
     if alpha == 0.0:
-        return ValueAndGrad(torch.linalg.vecdot(q_NV, t_NV.sub_(s_NV)), p_NV.sub_(q_NV), aux)
+        value_N = torch.linalg.vecdot(q_NV, _gap(q_NV, t_NV, s_NV))
+        found = aux()
+        return ValueAndGrad(value_N, p_NV.sub_(q_NV), found)
     if alpha == 1.0:
-        gap_NV = s_NV.sub_(t_NV)
+        gap_NV, found = _gap(p_NV, s_NV, t_NV), aux()
         value_N = torch.linalg.vecdot(p_NV, gap_NV)
-        return ValueAndGrad(value_N, p_NV.mul_(gap_NV.sub_(value_N[:, None])), aux)
+        return ValueAndGrad(value_N, p_NV.mul_(gap_NV.sub_(value_N[:, None])), found)
+    found = aux()
     m_NV = p_NV.lerp(q_NV, alpha).clamp_(min=torch.finfo(p_NV.dtype).tiny).log_()
     above_NV = s_NV.sub_(m_NV)
     above_N = torch.linalg.vecdot(p_NV, above_NV)
     value_N = (1 - alpha) * above_N + alpha * torch.linalg.vecdot(q_NV, t_NV.sub_(m_NV))
-    return ValueAndGrad(value_N, p_NV.mul_(above_NV.sub_(above_N[:, None])).mul_(1 - alpha), aux)
+    return ValueAndGrad(value_N, p_NV.mul_(above_NV.sub_(above_N[:, None])).mul_(1 - alpha), found)
 
 
 def divergence_from_top_k(
@@ -159,9 +166,11 @@ def divergence_from_top_k_and_grad(
     s_NV = torch.log_softmax(student_logits_NV, -1)
     p_NV = s_NV.exp()
     teacher_N, teacher_entropy_N = top_k_statistics(teacher_ids_NK, teacher_logprobs_NK, tokens_N, vocabulary)
-    aux = (s_NV.gather(1, tokens_N[:, None])[:, 0], teacher_N, -torch.linalg.vecdot(p_NV, s_NV), teacher_entropy_N)
+    s_NK = s_NV.gather(1, teacher_ids_NK)
+    student_N, student_entropy_N = _token_aux(s_NV, p_NV, tokens_N)
+    aux = (student_N, teacher_N, student_entropy_N, teacher_entropy_N)
     tail = tail and teacher_ids_NK.shape[1] < vocabulary
-    return ValueAndGrad(*_grad_on(teacher_ids_NK, s_NV, teacher_logprobs_NK, p_NV, alpha, tail), aux)
+    return ValueAndGrad(*_grad_on(teacher_ids_NK, s_NK, teacher_logprobs_NK, p_NV, alpha, tail), aux)
 
 
 def top_k_statistics(
@@ -175,7 +184,7 @@ def top_k_statistics(
     _same_shape("top_k_statistics", ids=ids_BTK, logprobs=logprobs_BTK)
     _same_shape("top_k_statistics", ids=ids_BTK[..., 0], tokens=tokens_BT)
     p_BTK = logprobs_BTK.exp()
-    entropy_BT = -(p_BTK * logprobs_BTK).sum(-1)
+    entropy_BT = -(p_BTK * logprobs_BTK.clamp(min=_floor(logprobs_BTK))).sum(-1)
     found_BTK = ids_BTK == tokens_BT[..., None]
     logprobs_BT = torch.where(found_BTK, logprobs_BTK, 0.0).sum(-1)
     others = vocabulary - ids_BTK.shape[-1]
@@ -297,13 +306,34 @@ def _jensen_shannon(student_logp: Tensor, teacher_logp: Tensor, alpha: float) ->
         return _kl(teacher_logp, student_logp)
     if alpha == 1.0:
         return _kl(student_logp, teacher_logp)
-    mixture_logp = torch.logaddexp(student_logp + math.log1p(-alpha), teacher_logp + math.log(alpha))
+    neither = (student_logp == -math.inf) & (teacher_logp == -math.inf)
+    mixture_logp = torch.logaddexp(
+        student_logp.masked_fill(neither, 0.0) + math.log1p(-alpha),
+        teacher_logp.masked_fill(neither, 0.0) + math.log(alpha),
+    )
     return (1 - alpha) * _kl(student_logp, mixture_logp) + alpha * _kl(teacher_logp, mixture_logp)
 
 
 def _kl(left_logp: Tensor, right_logp: Tensor) -> Tensor:
     """KL(left || right) over the last dimension; entries of probability 0 on the left add nothing."""
-    return F.kl_div(right_logp, left_logp, reduction="none", log_target=True).sum(-1)
+    left_p = left_logp.exp()
+    return (left_p * _gap(left_p, left_logp, right_logp)).sum(-1)
+
+
+def _gap(left_p: Tensor, left_logp: Tensor, right_logp: Tensor) -> Tensor:
+    """log left - log right, 0 where left is 0."""
+    return (left_logp - right_logp).masked_fill_(left_p == 0, 0.0)
+
+
+def _token_aux(logp_NV: Tensor, p_NV: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-prob of each token and entropy, both [N]; bounds ``logp_NV`` below in place, so that 0 log 0 is 0."""
+    chosen_N = logp_NV.gather(1, tokens_N[:, None])[:, 0]
+    return chosen_N, -torch.linalg.vecdot(p_NV, logp_NV.clamp_(min=_floor(logp_NV)))
+
+
+def _floor(logp: Tensor) -> float:
+    """A log-prob whose exponential is 0 and of which a few may be added up."""
+    return torch.finfo(logp.dtype).min / 4
 
 
 def _restrict(logp_BTK: Tensor, tail: bool) -> Tensor:
@@ -320,11 +350,11 @@ def _rest(known: Tensor) -> Tensor:
 
 
 def _grad_on(
-    support_NK: Tensor, s_NV: Tensor, teacher_logp_NK: Tensor, p_NV: Tensor, alpha: float, tail: bool
+    support_NK: Tensor, student_logp_NK: Tensor, teacher_logp_NK: Tensor, p_NV: Tensor, alpha: float, tail: bool
 ) -> tuple[Tensor, Tensor]:
     """The divergence on K tokens [N] and its gradient in the student's logits [N,V]; overwrites p = exp(s)."""
     with torch.enable_grad():  # on K tokens autograd is cheap, and the mathematics is written once
-        s_NK = s_NV.gather(1, support_NK).requires_grad_()
+        s_NK = student_logp_NK.requires_grad_()
         value_N = _jensen_shannon(_restrict(s_NK, tail), _restrict(teacher_logp_NK, tail), alpha)
         (grad_NK,) = torch.autograd.grad(value_N.sum(), s_NK)
     return value_N.detach(), p_NV.mul_(-grad_NK.sum(-1, keepdim=True)).scatter_add_(1, support_NK, grad_NK)

@@ -78,12 +78,16 @@ class SelfTeacher(Settings, section="algorithm"):
         "whose weights play the teacher: the student's own now, their moving average, the initial ones, or a mixture"
         " of live and initial logits",
     ] = "ema"
-    teacher_ema_rate: Annotated[float, Share, "share of the student that enters an EMA teacher each iteration"] = 0.05
-    teacher_trust_region_mix: Annotated[float, Share, "share of the live logits in a trust_region teacher"] = 0.05
+    teacher_ema_rate: Annotated[
+        float, Share, "share of the student that enters an EMA teacher each iteration; 0: as frozen"
+    ] = 0.05
+    teacher_trust_region_mix: Annotated[
+        float, Share, "share of the live logits in a trust_region teacher; 0: as frozen"
+    ] = 0.05
     teacher_dtype: Annotated[
         CopyType | None,
-        "number type of the copy of the weights that the teacher or a fixed prior keeps; null: the model's"
-        " (an EMA teacher cannot be bfloat16)",
+        "number type of the copy of the weights that the teacher or a fixed prior keeps; null: the model's, and an EMA"
+        " of a bfloat16 model is averaged in float32 (6 bytes a weight, with its rounded copy; float32: 4, slower)",
     ] = None
 
     def teacher_settings(self) -> TeacherSettings:

@@ -15,8 +15,7 @@ from vpd.types import Example, Floats, Group, Metrics
 #: Whose log-probs the importance ratio is taken against: the learner's own before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]
 
-PROBE = 16  # one row in so many is scored to see whether the sampler's log-probs are the learner's
-AGREES = 1e-3  # largest difference, in nats, of any token of those rows at which they are
+PROBE = 16  # at least one row in so many is scored to see whether the sampler's log-probs are the learner's
 
 
 def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own") -> list[Example]:
@@ -70,25 +69,42 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
 
 
 def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Floats], Metrics]:
-    """log pi_0, the learner's log-probs of every example that one engine sampled, and how they were obtained.
+    """log pi, the learner's log-probs of every example now, before any update on them, and what was measured for it.
 
-    The sampler's own log-probs are taken where it shares the learner's weights and precision, which a few rows that
-    are scored for comparison tell; where one of their tokens differs, all rows are scored.
+    The sampler's own log-probs are taken where it shares the learner's weights and precision: the rows of
+    :func:`probe_rows` are scored, and no token of theirs may differ by more than ``Learner.logprob_tolerance``, nor all
+    tokens by a tenth of it on average.  Else all rows are scored.
     """
-    probe = examples[::PROBE]
-    apart = max(
-        (
-            abs(score - sampled)
-            for example, scores in zip(probe, learner.score(probe, student_logprobs), strict=True)
-            for score, sampled, counts in zip(scores, example.behaviour, example.mask, strict=True)
-            if counts
-        ),
-        default=0.0,
-    )
-    if apart <= AGREES:
-        return [e.behaviour for e in examples], {"sampler_logp_difference": apart, "rows_scored": float(len(probe))}
-    metrics = {"sampler_logp_difference": apart, "rows_scored": float(len(probe) + len(examples))}
-    return [tuple(scores) for scores in learner.score(examples, student_logprobs)], metrics
+    probe = probe_rows(examples)
+    scores = dict(zip(probe, learner.score([examples[row] for row in probe], student_logprobs), strict=True))
+    differences = [
+        abs(score - sampled)
+        for row in probe
+        for score, sampled, counts in zip(scores[row], examples[row].behaviour, examples[row].mask, strict=True)
+        if counts
+    ]
+    largest = max(differences, default=0.0)
+    metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
+    tolerance = learner.logprob_tolerance
+    if largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
+        return [e.behaviour for e in examples], metrics
+    others = [row for row in range(len(examples)) if row not in scores]
+    scores |= zip(others, learner.score([examples[row] for row in others], student_logprobs), strict=True)
+    return [tuple(scores[row]) for row in range(len(examples))], metrics | {"rows_scored": float(len(examples))}
+
+
+def probe_rows(examples: Sequence[Example]) -> list[int]:
+    """The rows that stand for all: the longest, one of every group, and one in ``PROBE``.
+
+    Each rank samples whole groups, so no rank's sampler goes unseen; the longest row crosses every window and range of
+    positions that any row crosses.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, example in enumerate(examples):
+        groups.setdefault(example.group, []).append(row)
+    chosen = {rows[number % len(rows)] for number, rows in enumerate(groups.values())}
+    longest = max(range(len(examples)), key=lambda row: len(examples[row].prompt) + len(examples[row].completion))
+    return sorted(chosen | {longest, *range(0, len(examples), PROBE)})
 
 
 def split_by_group(examples: Sequence[Example], count: int) -> list[list[Example]]:

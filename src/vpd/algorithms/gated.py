@@ -23,7 +23,13 @@ from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import Distill
 from vpd.algorithms.e_step import EStep
-from vpd.algorithms.examples import teacher_logprobs, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import (
+    own_logprobs,
+    teacher_logprobs,
+    to_examples,
+    token_counts,
+    with_loss_weights,
+)
 from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPDSettings, drift_of
@@ -31,7 +37,7 @@ from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
-from vpd.types import Example, Group
+from vpd.types import Example, Group, Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class GatedVPD:
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
-        evidence = self._evidence(groups, learner)
+        evidence, scored = self._evidence(groups, learner)
         self._gate.add(evidence)
         trust = self._gate.trust
         examples = to_examples(groups, self.settings.importance_reference)
@@ -89,7 +95,7 @@ class GatedVPD:
             "gate/gap": evidence.gap,
             "gate/groups": float(evidence.groups),
         }
-        return combine([e_step, m_step, drift_of(e_step, m_step), Update(gate)])
+        return combine([e_step, m_step, drift_of(e_step, m_step), Update(gate | scored)])
 
     def state(self) -> dict[str, Any]:
         return self.e_step.state() | {"gate": self._gate.state()}
@@ -98,8 +104,11 @@ class GatedVPD:
         self.e_step.restore(state)
         self._gate.restore(state["gate"])
 
-    def _evidence(self, groups: Sequence[Group], learner: Learner) -> Evidence:
-        """One pass without gradient over the mixed groups, each in one shared context, with the M-step's teacher."""
+    def _evidence(self, groups: Sequence[Group], learner: Learner) -> tuple[Evidence, Metrics]:
+        """One pass without gradient over the mixed groups, each in one shared context, with the M-step's teacher.
+
+        log pi is the learner's own: the sampler's stand in for it on the same evidence as in the E-step.
+        """
         contexts = shared_context(groups)
         chosen: list[Example] = []
         for group, own in enumerate(_by_group(to_examples(groups))):
@@ -108,14 +117,15 @@ class GatedVPD:
                 kept = (e for index, e in enumerate(own) if index not in quoted)
                 chosen += [dataclasses.replace(e, teacher=prompt) for e in kept]
         if not chosen:
-            return weigh([])
+            return weigh([]), {}
+        own_logps, how = own_logprobs(chosen, learner)
         scores = learner.score(chosen, teacher_logprobs, model="teacher")
         preferences: dict[int, list[tuple[float, bool]]] = {}
-        for example, score in zip(chosen, scores, strict=True):
-            pairs = zip(score, example.behaviour, example.mask, strict=True)
+        for example, score, own_logp in zip(chosen, scores, own_logps, strict=True):
+            pairs = zip(score, own_logp, example.mask, strict=True)
             preference = sum(with_context - without for with_context, without, counts in pairs if counts)
             preferences.setdefault(example.group, []).append((preference, example.success))
-        return weigh(list(preferences.values()))
+        return weigh(list(preferences.values())), {f"gate/{name}": value for name, value in how.items()}
 
     def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Update:
         settings = self.settings

@@ -85,12 +85,11 @@ class VPDSettings(SelfTeacher, DistillSettings):
 
     def check(self) -> None:
         super().check()
-        still = self.teacher == "frozen" or (self.teacher == "ema" and self.teacher_ema_rate == 0.0)
-        if self.e_every is not None and still:
+        if self.e_every is not None and not self.teacher_settings().moves:
             raise ConfigError(
                 "VPD with a teacher that never moves: the E-step would not reach the student",
-                got=f"algorithm.teacher {self.teacher}",
-                do="Use ema (rate above 0), live or trust_region, or set e_every to null (SDPO).",
+                got=f"algorithm.teacher {self.teacher}" + ("" if self.teacher == "frozen" else " at share 0"),
+                do="Use ema or trust_region with a share above 0, or live, or set e_every to null (SDPO).",
             )
 
     def _keeps_a_copy(self) -> bool:

@@ -137,6 +137,11 @@ class Learner(Protocol):
         """The schedule's rate of the iteration at hand."""
         ...
 
+    @property
+    def logprob_tolerance(self) -> float:
+        """How far a token's log-prob may differ, in nats, between two ways to compute it in the learner's precision."""
+        ...
+
     def policy(self, model: ModelName = "live") -> Policy:
         """What ``Engine.load`` takes: the live weights, or those of another role."""
         ...

@@ -5,6 +5,7 @@ share, and the gradients are *summed* over ranks.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import get_scheduler
 from vpd.errors import TrainingError
 from vpd.learners import Measure, ModelName, Objective, Update, weights
 from vpd.learners.jobs import UpdateJob, check_terms
+from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
@@ -50,6 +52,11 @@ class OptimSettings(Settings, section="optim"):
     max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
     warmup_steps: Annotated[int, Ge(0), "iterations of linear warm-up"] = 0
+    master_weights: Annotated[
+        bool,
+        "train an fp32 copy of 16-bit weights (8 bytes a weight with its gradient); false is refused for such weights,"
+        " whose steps would round to nothing; nothing to do for fp32 weights and with model.lora",
+    ] = True
     micro_batch_size: Annotated[int, Ge(1), "most rows per forward pass and process"] = 16
     max_tokens_per_microbatch: Annotated[
         int | None,
@@ -124,7 +131,8 @@ class AccelerateLearner:
             tokens=settings.max_tokens_per_microbatch,
             hidden_size=text_config.hidden_size if self.shares_prefixes else None,
         )
-        optimizer = _optimizer(self.model, settings)
+        self._masters = MasterWeights(self.model, wanted=settings.master_weights)
+        optimizer = _optimizer(self._masters.parameters, settings)
         self._scheduler = get_scheduler(
             settings.lr_scheduler_type,
             optimizer,
@@ -165,7 +173,7 @@ class AccelerateLearner:
         job = UpdateJob(examples, objectives, teacher=self.teacher.mixture("live" if train == "teacher" else "teacher"))
         if self.accelerator.num_processes > 1 or len(micro_batches) > 1:
             self._measure_beforehand(job, micro_batches)
-        self._optimizer.zero_grad()
+        self._zero_grad()
         for number, micro in enumerate(micro_batches, 1):
             with (
                 self._no_sync_until_last(number == len(micro_batches)),
@@ -177,6 +185,7 @@ class AccelerateLearner:
                 losses, signals = self._root(job.losses, scorer, batch, micro)
                 loss = report.add(micro, batch, losses, signals, scorer)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+            self._masters.take_gradients()
         sums = self._sum_over_ranks(report.sums())
         norm = self._step(name, sums["loss"], lr_scale)
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
@@ -185,7 +194,7 @@ class AccelerateLearner:
         with warnings.catch_warnings():  # an iteration without any row rightly takes no optimiser step
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._scheduler.step()
-        self.teacher.end_iteration()
+        self.teacher.end_iteration(self._masters.precise)
 
     def policy(self, model: ModelName = "live") -> Policy:
         return LearnerPolicy(self, model)
@@ -200,19 +209,27 @@ class AccelerateLearner:
         """The schedule's rate of the iteration at hand."""
         return float(self._scheduler.get_last_lr()[0])
 
+    @property
+    def logprob_tolerance(self) -> float:
+        """.001 nats; .5 where products are formed in 16 bits (tokens then differ by about .03 on average)."""
+        narrow = self.model.dtype.itemsize < 4 or self.settings.mixed_precision != "no"
+        return 0.5 if narrow else 1e-3
+
     def state(self) -> dict[str, Any]:
-        return {
+        state = {
             "model": lora.state(self.model) if self._adapted else self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "teacher": self.teacher.state(),
         }
+        return state | {"master_weights": self._masters.state()} if self._masters else state
 
     def restore(self, state: dict[str, Any]) -> None:
         if self._adapted:
             lora.restore(self.model, state["model"])
         else:
             self.model.load_state_dict(state["model"])
+        self._masters.restore(state.get("master_weights", {}))  # only 16-bit weights have masters
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.teacher.restore(state["teacher"])
@@ -250,23 +267,26 @@ class AccelerateLearner:
 
     def _step(self, name: str, loss: float, lr_scale: float) -> float:
         """Clip and step at ``lr_scale`` times the schedule's rate; the gradient norm before clipping."""
-        limit = self.settings.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(self._root.parameters(), limit or float("inf")))
+        if self._masters and self.accelerator.num_processes > 1:
+            self._masters.reduce(lambda gradient: self.accelerator.reduce(gradient, "mean"))
+        trained = self._masters.parameters if self._masters else self._root.parameters()
+        norm = float(self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm or float("inf")))
         if not torch.isfinite(torch.tensor([norm, loss])).all():
-            self._optimizer.zero_grad()
-            raise TrainingError(
-                f"the update {name!r} is not finite",
-                got=f"loss {loss}, gradient norm {norm}",
-                do="No step was taken. Lower optim.learning_rate or look at the last rollouts.",
-            )
+            self._zero_grad()
+            raise _not_finite(name, loss, norm)
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * lr_scale
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._masters.round()
+        self._zero_grad()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         return norm
+
+    def _zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+        self._masters.drop_gradients()
 
     def _scorer(self, batch: Batch, *, student: LogitMixture, teacher: LogitMixture, train: Role | None) -> Scorer:
         return Scorer(
@@ -289,7 +309,9 @@ class AccelerateLearner:
         return collate([examples[row] for row in micro.rows], device=self.accelerator.device, dtype=dtype)
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self._root)
+        """Gradients of masters are summed over ranks by :meth:`_step`, in fp32; others by the last backward pass."""
+        synced = last and not self._masters
+        return contextlib.nullcontext() if synced else self.accelerator.no_sync(self._root)
 
     def _gather(self, mine: list[Item]) -> list[Item]:
         return gather_object(mine) if self.accelerator.num_processes > 1 else mine
@@ -345,9 +367,23 @@ class LearnerPolicy:
         weights.save(self._model, folder)
 
 
-def _optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _optimizer(parameters: Sequence[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+
+
+def _not_finite(name: str, loss: float, norm: float) -> TrainingError:
+    hint = "Lower optim.learning_rate or look at the last rollouts."
+    if loss == math.inf:
+        hint = (
+            "A teacher that gives probability 0 to what the student can say has an infinite divergence at"
+            " algorithm.distillation_alpha 0 or 1: take one between, or distillation_topk. Otherwise lower"
+            " optim.learning_rate."
+        )
+    return TrainingError(
+        f"the update {name!r} is not finite",
+        got=f"loss {loss}, gradient norm {norm}",
+        do=f"No step was taken. {hint}",
+    )

@@ -4,12 +4,16 @@
 ``frozen`` the initial ones; ``trust_region`` the lerp of initial and live *logits* (SDPO, arXiv 2601.20802);
 ``external`` another model (GKD, arXiv 2306.13649).
 
-An average and the initial weights are a copy of the whole model each.  Of a model with LoRA they are the same base seen
-with another adapter and with none (:mod:`vpd.model.lora`), and cost nothing but that adapter.  The average is then
-taken of A and of B, as is commonly done; it is not the average of B A.
+An average and the initial weights are a copy of the whole model each.  An average is kept in at least fp32, because its
+small steps would round to nothing in 16 bits.  Of a 16-bit model it plays the teacher rounded to that model's dtype, so
+that it takes 6 bytes a weight; with ``dtype="float32"`` it plays the teacher itself: 4 bytes, and slower passes.
+
+Of a model with LoRA the two are the same base seen with another adapter and with none (:mod:`vpd.model.lora`), and cost
+nothing but that adapter.  The average is then taken of A and of B, as is commonly done; it is not the average of B A.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -30,10 +34,20 @@ class TeacherSettings(Settings):
 
     kind: Annotated[TeacherKind, "whose weights play the teacher"] = "ema"
     ema_rate: Annotated[
-        float, Share, "share of the live weights that enters the average at the end of an iteration"
+        float, Share, "share of the live weights that enters the average at the end of an iteration; 0: it never moves"
     ] = 0.05
-    trust_region_mix: Annotated[float, Share, "share of the live logits in a trust-region teacher"] = 0.05
-    dtype: Annotated[CopyType | None, "number type of a copy of the weights; null: the live weights'"] = None
+    trust_region_mix: Annotated[
+        float, Share, "share of the live logits in a trust-region teacher; 0: it never moves"
+    ] = 0.05
+    dtype: Annotated[
+        CopyType | None, "number type of a copy of the weights; null: the live weights', averaged in at least fp32"
+    ] = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether training ever changes this teacher."""
+        share = {"ema": self.ema_rate, "trust_region": self.trust_region_mix}
+        return self.kind == "live" or share.get(self.kind, 0.0) > 0.0
 
     def check(self) -> None:
         super().check()
@@ -57,6 +71,7 @@ class TeacherWeights:
         self._live = live
         self._external = _freeze(external) if external is not None else None
         self._average = self._averaged() if settings.kind == "ema" else None
+        self._rounded = self._copied() if self._is_rounded() else None
         keep_initial = keep_initial or settings.kind in ("frozen", "trust_region")
         self._initial = self._unmoved() if keep_initial else None
 
@@ -72,41 +87,70 @@ class TeacherWeights:
             case "live":
                 return ((self._live, 1.0),)
             case "ema":
-                return ((self._average, 1.0),)
+                return ((self._average if self._rounded is None else self._rounded, 1.0),)
             case "frozen":
                 return ((self._initial, 1.0),)
             case "external":
                 return ((self._external, 1.0),)
             case "trust_region":
                 mix = self.settings.trust_region_mix
-                return ((self._initial, 1.0 - mix), (self._live, mix))
+                shares = ((self._initial, 1.0 - mix), (self._live, mix))
+                return tuple((module, share) for module, share in shares if share > 0)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The copies that are modules of their own, by name; adapters of the live model are not."""
-        kept = {"average": self._average, "initial": self._initial, "external": self._external}
+        kept = {
+            "average": self._average,
+            "rounded_average": self._rounded,
+            "initial": self._initial,
+            "external": self._external,
+        }
         return {name: module for name, module in kept.items() if isinstance(module, torch.nn.Module)}
 
     @torch.no_grad()
-    def end_iteration(self) -> None:
-        """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
+    def end_iteration(self, precise: Callable[[Any], Any] = lambda parameter: parameter) -> None:
+        """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves.
+
+        ``precise`` gives the master of a live parameter that has one (:class:`vpd.learners.master_weights`).
+        """
         if self._average is not None:
             average = _moving(self._average)
-            live = [new.to(old.dtype) for old, new in zip(average, _moving(self._live), strict=True)]
+            live = [precise(new).to(old.dtype) for old, new in zip(average, _moving(self._live), strict=True)]
             torch._foreach_lerp_(average, live, self.settings.ema_rate)
+            self._round()
 
     def state(self) -> dict[str, Any]:
         """What must outlive a restart: the average and the initial weights (an external model has its own file)."""
         kept = {"average": self._average, "initial": self._initial}
         return {name: module.state_dict() for name, module in kept.items() if module is not None}
 
+    @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave; a missing part is an error."""
         for name, module in {"average": self._average, "initial": self._initial}.items():
             if module is not None:
                 module.load_state_dict(state[name])
+        self._round()
 
     def _averaged(self) -> Any:
-        return lora.average(self._live) if lora.is_attached(self._live) else self._copied()
+        if lora.is_attached(self._live):
+            return lora.average(self._live)
+        average = self._copied()
+        if self.settings.dtype is None:
+            for parameter in average.parameters():
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        return average
+
+    def _is_rounded(self) -> bool:
+        """Whether the average is of more bits than the weights that play the teacher."""
+        if self._average is None or self.settings.dtype is not None or lora.is_attached(self._live):
+            return False
+        return any(p.dtype != q.dtype for p, q in zip(_moving(self._average), _moving(self._live), strict=True))
+
+    def _round(self) -> None:
+        if self._rounded is not None and self._average is not None:
+            for rounded, average in zip(self._rounded.parameters(), self._average.parameters(), strict=True):
+                rounded.copy_(average)
 
     def _unmoved(self) -> Any:
         return lora.View(self._live, None) if lora.is_attached(self._live) else self._copied()

@@ -1,10 +1,12 @@
 """A model's weights in a folder: whole in ``from_pretrained`` form, or with LoRA the adapter alone in peft's form."""
 
+import functools
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +41,9 @@ def read(model: Any, folder: Path) -> dict[str, Tensor]:
             do="Set model.lora to what it was, or start anew in another run.output_dir.",
         )
     if not adapted:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        kinds = {parameter.dtype for parameter in model.parameters()}
+        widest = functools.reduce(torch.promote_types, kinds)  # a model may keep a few weights wider than the others
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=widest)
         return dict(saved.state_dict())
     trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
     if trained_on != model.name_or_path:

@@ -176,7 +176,8 @@ class _Function(torch.autograd.Function):
         factor = None if ctx.weight_N is None else _common_factor(grad_N, ctx.weight_N)
         if factor is None:
             hidden_NH, weight_VH = ctx.saved_tensors
-            _, _, gradients = ctx.head.run(hidden_NH, weight_VH, ctx.needs_input_grad[:2], grad_N)
+            with torch.autocast(hidden_NH.device.type, enabled=False):  # as in forward: sums over V stay wide
+                _, _, gradients = ctx.head.run(hidden_NH, weight_VH, ctx.needs_input_grad[:2], grad_N)
         else:
             gradients = [g if g is None or factor == 1.0 else g * factor for g in ctx.gradients]
         ctx.gradients = None
