@@ -67,7 +67,7 @@ class Copies:
         return mixtures[self.settings.kind if weights == "teacher" else weights]
 
     @torch.no_grad()
-    def end_iteration(self) -> None:
+    def end_iteration(self, precise: Any = None) -> None:
         for old, new in zip(self.copied.parameters(), self.live.parameters(), strict=True):
             old.lerp_(new, self.settings.ema_rate)
 
