@@ -180,3 +180,23 @@ def test_max_turns_counts_the_models_answers() -> None:
         engine = RecordingEngine(lambda prompt, seed: "x")
         [group] = collect_groups(env, engine, ["q"], group=1, max_turns=most)
         assert group.rollouts[0].completion.turns == len(engine.calls) == most
+
+
+def prompts_of_turns(answers: list[str]) -> list[str]:
+    """What the model reads before each answer, where the environment says "go on" to each but the last."""
+    env = ScriptedChat(
+        lambda task, text: Grade(reward=0.0), lambda task, said: "go on" if len(said) < len(answers) else None
+    )
+    left = iter(answers)
+    engine = RecordingEngine(lambda prompt, seed: next(left))
+    collect_groups(env, engine, ["q"], group=1)
+    return [sample.prompt for sample in engine.samples]
+
+
+def test_an_empty_answer_gets_a_reply_too() -> None:
+    assert prompts_of_turns(["", "x"])[1] == f"[user]q[assistant]{between('go on')}"
+
+
+def test_what_the_model_sampled_of_the_templates_end_does_not_stand_twice() -> None:
+    # the template goes on with "[user]": the answer's last token is taken for its beginning
+    assert prompts_of_turns(["x[", "y"])[1] == "[user]q[assistant]x[user]go on[assistant]"
