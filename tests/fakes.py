@@ -154,6 +154,23 @@ class ScriptedChat(ScriptedEnv):
         return [self.reply(task, said) for task, said in zip(tasks, answers, strict=True)]
 
 
+@dataclass
+class OneStepAhead:
+    """A source that samples when it is started, so with the weights of that moment; ``log`` is told of both."""
+
+    source: RolloutSource
+    log: list[str]
+    ready: dict[int, tuple[list[Group], Metrics]] = field(default_factory=dict)
+
+    def start(self, step: int) -> None:
+        self.log.append(f"start {step}")
+        self.ready[step] = self.source.take(step)
+
+    def take(self, step: int) -> tuple[list[Group], Metrics]:
+        self.log.append(f"take {step}")
+        return self.ready.pop(step)
+
+
 def asking(question: str) -> Task:
     return Task(id=question, messages=({"role": "user", "content": question},))
 
@@ -179,16 +196,18 @@ class RecordingLearner:
 
 @dataclass
 class RecordingAlgorithm:
-    """Keeps the groups of every step; its state is the number of steps."""
+    """Keeps the groups and the learner of every step; its state is the number of steps."""
 
     log: list[str]
     steps: int = 0
     seen: list[list[Group]] = field(default_factory=list)
+    learners: list[Any] = field(default_factory=list)
 
     def step(self, groups: Sequence[Group], learner: Any) -> Update:
         self.log.append("step")
         self.steps += 1
         self.seen.append(list(groups))
+        self.learners.append(learner)
         return Update({"policy/loss": float(self.steps)})
 
     def state(self) -> dict[str, Any]:
