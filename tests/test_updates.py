@@ -181,6 +181,9 @@ def test_updates_of_one_name_add_up_by_one_rule() -> None:
     assert combine([one, nothing, two]).metrics == {
         "x/rows": 6.0, "x/tokens": 40.0, "x/updates": 2.0, "x/loss": 2.5, "x/more": 7.0, "y/only": 5.0,
     }  # fmt: skip
+    uncounted = Update({"x/loss": 1.0}), Update({"x/tokens": 3.0, "x/loss": 5.0})
+    assert combine(uncounted).metrics == {"x/tokens": 3.0, "x/loss": 4.0}  # without tokens it counts as one
+    assert combine([Update({"x/tokens": 0.0, "x/loss": 7.0})]).metrics == {"x/tokens": 0.0, "x/loss": 7.0}
     first, second = torch.ones(1), torch.zeros(2)
     joined = combine([Update({}, tokens={"x/a": [first, None]}), Update({}, tokens={"x/a": [second]})])
     assert list(joined.tokens["x/a"]) == [first, None, second]
