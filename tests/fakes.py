@@ -3,9 +3,12 @@
 Each fake takes a function and keeps what it was asked; the factories are the only place that knows how the parts fit.
 """
 
+import contextlib
 import dataclasses
+import http.server
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -151,6 +154,23 @@ class ScriptedChat(ScriptedEnv):
         return [self.reply(task, said) for task, said in zip(tasks, answers, strict=True)]
 
 
+@dataclass
+class OneStepAhead:
+    """A source that samples when it is started, so with the weights of that moment; ``log`` is told of both."""
+
+    source: RolloutSource
+    log: list[str]
+    ready: dict[int, tuple[list[Group], Metrics]] = field(default_factory=dict)
+
+    def start(self, step: int) -> None:
+        self.log.append(f"start {step}")
+        self.ready[step] = self.source.take(step)
+
+    def take(self, step: int) -> tuple[list[Group], Metrics]:
+        self.log.append(f"take {step}")
+        return self.ready.pop(step)
+
+
 def asking(question: str) -> Task:
     return Task(id=question, messages=({"role": "user", "content": question},))
 
@@ -176,16 +196,18 @@ class RecordingLearner:
 
 @dataclass
 class RecordingAlgorithm:
-    """Keeps the groups of every step; its state is the number of steps."""
+    """Keeps the groups and the learner of every step; its state is the number of steps."""
 
     log: list[str]
     steps: int = 0
     seen: list[list[Group]] = field(default_factory=list)
+    learners: list[Any] = field(default_factory=list)
 
     def step(self, groups: Sequence[Group], learner: Any) -> Update:
         self.log.append("step")
         self.steps += 1
         self.seen.append(list(groups))
+        self.learners.append(learner)
         return Update({"policy/loss": float(self.steps)})
 
     def state(self) -> dict[str, Any]:
@@ -361,3 +383,44 @@ def scripted_run(
 
     loop.save = save
     return made
+
+
+@dataclass(frozen=True)
+class Posted:
+    """One request that an endpoint got; the names in ``headers`` are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@contextlib.contextmanager
+def endpoint(answer: Callable[[dict[str, Any]], tuple[int, bytes]]) -> Iterator[tuple[str, list[Posted]]]:
+    """A server on this machine, as (URL, requests so far); ``answer(body)`` gives the status and what it says."""
+    posted: list[Posted] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            posted.append(Posted(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+            status, said = answer(body)
+            with contextlib.suppress(BrokenPipeError):  # whoever asked may have given up
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(said)
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1", posted
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def chat_completion(text: str, **rest: Any) -> bytes:
+    """What an OpenAI-compatible endpoint says."""
+    return json.dumps({"choices": [{"message": {"content": text}}], **rest}).encode()

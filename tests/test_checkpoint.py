@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,32 @@ def test_a_run_of_an_older_version_keeps_its_settings(tmp_path: Path, monkeypatc
     changes = ["--run.resume", "true", "--run.max_steps", "4", "--run.seed", "3", "--prompts.closing", "Go."]
     with pytest.raises(StorageError, match=r'prompts.closing "" -> "Go\."; run.seed 0 -> 3'):
         train(load("old-sdpo/config.yaml", changes))
+
+
+def of_step(folder: Path, step: int) -> None:
+    listed = json.loads((folder / "trainer.json").read_text())
+    (folder / "trainer.json").write_text(json.dumps(listed | {"step": step}))
+
+
+def unlisted(folder: Path, name: str) -> None:
+    listed = json.loads((folder / "trainer.json").read_text())
+    del listed["files"][name]
+    (folder / "trainer.json").write_text(json.dumps(listed))
+
+
+FAULTS: dict[str, Callable[[Path], Any]] = {
+    "incomplete (no trainer.json)": lambda folder: (folder / "trainer.json").unlink(),
+    "trainer.json is of step 5": lambda folder: of_step(folder, 5),
+    "trainer.json lists no state.pt": lambda folder: unlisted(folder, "state.pt"),
+    "state.pt is missing": lambda folder: (folder / "state.pt").unlink(),
+    "config.json has the wrong size": lambda folder: (folder / "config.json").write_text("{}"),
+    "config.json has changed": lambda folder: (folder / "config.json").write_bytes(
+        (folder / "config.json").read_bytes().swapcase()
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_why_a_checkpoint_is_passed_over_is_said(fault: str, tmp_path: Path) -> None:
+    FAULTS[fault](save(tmp_path, 4))
+    assert checkpoint.newest_good(tmp_path) == (None, [f"checkpoint-4: {fault}"])

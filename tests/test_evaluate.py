@@ -5,7 +5,7 @@ import math
 import pytest
 from fakes import Comment, RecordingEngine, ScriptedChat, ScriptedEnv, asking, evaluate_with, in_turn
 
-from vpd.types import Grade, Rollout, Task
+from vpd.types import Grade, Rollout, SampleKey, Task
 
 REWARDS = {"right": 1.0, "half": 0.5, "wrong": 0.0, "bad": 0.0, "poor": 0.25}
 
@@ -156,3 +156,16 @@ def test_only_held_out_tasks_are_asked() -> None:
     assert {sample.prompt for sample in engine.samples} == {f"[user]eval{i}[assistant]" for i in range(3)}
     assert env.seeds == set()  # no training task was drawn
     assert asking("eval0") in env.eval_tasks(1)
+
+
+def test_answers_are_keyed_as_eval_and_retries_as_eval_retry_of_the_same_sample() -> None:
+    engine = RecordingEngine(in_turn(STUDENT | TEACHER))
+    evaluate_with(ScriptedEnv(judge), engine, samples=3, threshold=0.6, feedback=[Comment(objection)])
+    answers, retries = ([sample.key for sample in call] for call in engine.calls)
+    assert answers == [
+        SampleKey(phase="eval", step=0, task=task, sample=sample) for task in range(4) for sample in range(3)
+    ]
+    assert retries == [
+        SampleKey(phase="eval_retry", step=0, task=task, sample=sample)
+        for task, sample in ((1, 1), (2, 0), (2, 1), (2, 2))
+    ]

@@ -1,5 +1,6 @@
 """The loop, put together as ``vpd train`` does it, of fakes that keep what they were asked."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from fakes import (
     Comment,
     LetterTokenizer,
+    OneStepAhead,
     RecordingEngine,
     ScriptedChat,
     ScriptedEnv,
@@ -262,3 +264,47 @@ def test_attempts_of_several_turns_reach_the_algorithm_whole() -> None:
     assert len(seeds) == 36 and len(set(seeds)) == 36
     assert made.observer.seen[1][1]["completions/mean_turns"] == 2.0
     assert len(asked(made)) == 36 + 2 * 2 * 8  # the evaluations, at steps 0 and 2, end after as many turns
+
+
+def ahead(**options: Any) -> ScriptedRun:
+    """A run whose source begins with a step's rollouts as soon as it is told of it."""
+    made = scripted_run(ScriptedEnv(judge), answer, **options)
+    made.loop.source = OneStepAhead(made.loop.source, made.log)
+    return made
+
+
+def calls_of_source(made: ScriptedRun) -> list[str]:
+    return [entry for entry in made.log if entry.startswith(("start", "take")) or entry == "step"]
+
+
+def test_a_source_is_told_of_each_step_once_before_it_is_trained_on_and_of_none_after_the_last() -> None:
+    expected = ["start 0", "take 0", "start 1", "step", "take 1", "start 2", "step", "take 2", "step"]
+    assert calls_of_source(ahead(max_steps=3).run()) == expected
+    rest = ahead(max_steps=3)
+    rest.loop.step = 2
+    assert calls_of_source(rest.run()) == ["start 2", "take 2", "step"]
+    done = ahead(max_steps=3)
+    done.loop.step = 3
+    assert calls_of_source(done.run()) == []
+
+
+def test_staleness_is_how_many_updates_the_rollouts_are_behind() -> None:
+    assert [metrics["rollout/staleness"] for _, metrics, _ in run(max_steps=3).observer.seen] == [0, 0, 0]
+    late = ahead(max_steps=3).run()
+    assert [metrics["rollout/staleness"] for _, metrics, _ in late.observer.seen] == [0, 1, 1]
+
+
+def test_the_algorithm_trains_the_learner_of_the_run() -> None:
+    made = run(max_steps=2)
+    assert len(made.algorithm.learners) == 2
+    assert all(learner is made.learner for learner in made.algorithm.learners)
+
+
+def test_times_are_seconds_of_this_step() -> None:
+    started = time.perf_counter()
+    made = run(max_steps=2, feedback=[Comment(critique, ask=True)])
+    elapsed = time.perf_counter() - started
+    spent = [
+        metrics[f"time/{name}"] for _, metrics, _ in made.observer.seen for name in ("rollout", "feedback", "update")
+    ]
+    assert len(spent) == 6 and min(spent) > 0 and sum(spent) <= elapsed

@@ -1,10 +1,12 @@
 """From tasks to graded rollouts, with an engine that keeps what it was asked: seeds, rows, grades and turns."""
 
+from typing import Any
+
 import pytest
 from fakes import LetterTokenizer, RecordingEngine, ScriptedChat, ScriptedEnv, collect_groups, in_turn
 
 from vpd.policy import FixedPolicy
-from vpd.types import Grade, Group, Rollout, Task
+from vpd.types import Completion, Grade, Group, Rollout, Task
 
 
 def named(prompt: str, seed: int) -> str:
@@ -117,6 +119,7 @@ def test_each_row_goes_on_from_its_own_turns_and_finished_rows_are_left_alone() 
     mask = (True,) * 2 + (False,) * len(between("yy1?")) + (True,) * 5
     assert c.completion.sampled == mask
     assert c.completion.logprobs == tuple(-0.5 if mine else 0.0 for mine in mask)
+    assert [{s.key.turn for s in call} for call in engine.calls] == [{0}, {1}, {2}]
     # one budget for the whole attempt, less its own answers and replies so far
     assert [[s.max_tokens for s in call] for call in engine.calls] == [
         [100, 100, 100],
@@ -180,3 +183,36 @@ def test_max_turns_counts_the_models_answers() -> None:
         engine = RecordingEngine(lambda prompt, seed: "x")
         [group] = collect_groups(env, engine, ["q"], group=1, max_turns=most)
         assert group.rollouts[0].completion.turns == len(engine.calls) == most
+
+
+def prompts_of_turns(answers: list[str]) -> list[str]:
+    """What the model reads before each answer, where the environment says "go on" to each but the last."""
+    env = ScriptedChat(
+        lambda task, text: Grade(reward=0.0), lambda task, said: "go on" if len(said) < len(answers) else None
+    )
+    left = iter(answers)
+    engine = RecordingEngine(lambda prompt, seed: next(left))
+    collect_groups(env, engine, ["q"], group=1)
+    return [sample.prompt for sample in engine.samples]
+
+
+def test_an_empty_answer_gets_a_reply_too() -> None:
+    assert prompts_of_turns(["", "x"])[1] == f"[user]q[assistant]{between('go on')}"
+
+
+def test_what_the_model_sampled_of_the_templates_end_does_not_stand_twice() -> None:
+    # the template goes on with "[user]": the answer's last token is taken for its beginning
+    assert prompts_of_turns(["x[", "y"])[1] == "[user]q[assistant]x[user]go on[assistant]"
+
+
+class LosesAnswers(RecordingEngine):
+    """Gives one answer less than it was asked for, after the first call."""
+
+    def generate(self, *arguments: Any, **options: Any) -> list[Completion]:
+        return super().generate(*arguments, **options)[: -1 if len(self.calls) > 1 else None]
+
+
+def test_an_engine_that_loses_an_answer_is_not_passed_over() -> None:
+    env = ScriptedChat(lambda task, text: Grade(reward=0.0), lambda task, said: "again")
+    with pytest.raises(ValueError, match="shorter"):
+        collect_groups(env, LosesAnswers(named), ["a", "b"])

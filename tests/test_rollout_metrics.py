@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import resource
+import sys
 
 import pytest
+import torch
 from fakes import asking, letters
 from helpers import keys
 
-from vpd.report.rollout_metrics import rollout_metrics
+from vpd.report.rollout_metrics import peak_memory, rollout_metrics, rollout_metrics_for
 from vpd.types import Completion, Grade, Group, Rollout, Section, TeacherPrompt
 
 
@@ -106,3 +109,27 @@ def test_a_batch_without_a_context_says_so_and_names_no_source() -> None:
     assert metrics["teacher/rows_with_context"] == metrics["teacher/tokens_cut"] == 0.0
     assert not [name for name in metrics if name.startswith(("teacher/from_", "feedback/", "env/"))]
     assert "completions/mean_turns" not in metrics  # single turns
+
+
+@pytest.mark.parametrize("fixed_length", [True, False])
+def test_a_run_reports_its_memory_beside_the_metrics_of_its_environment(fixed_length: bool) -> None:
+    metrics = rollout_metrics_for(fixed_length=fixed_length)(GROUPS)
+    assert {name: value for name, value in metrics.items() if not name.startswith("memory/")} == rollout_metrics(
+        GROUPS, fixed_length=fixed_length
+    )
+    assert "memory/peak_rss_gib" in metrics
+
+
+def test_peak_memory_is_in_gib() -> None:
+    unit = {"linux": 2.0**-20, "darwin": 2.0**-30}[sys.platform]  # of what getrusage counts in
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    measured = peak_memory()["memory/peak_rss_gib"]
+    assert before * unit <= measured <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_peak_memory_of_an_accelerator_is_in_gib() -> None:
+    kept = torch.ones(2**20, device="cuda")
+    assert (
+        peak_memory()["memory/peak_cuda_gib"] == torch.cuda.max_memory_allocated() * 2.0**-30 >= kept.numel() * 2.0**-28
+    )

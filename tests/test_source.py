@@ -1,5 +1,6 @@
 """The source of rollouts: a pure function of (seed, step), and the same groups for any number of ranks."""
 
+import queue
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,3 +122,17 @@ def test_what_the_feedback_says_reaches_the_teachers_prompt() -> None:
     for rollout in (r for group in groups for r in group.rollouts):
         assert (rollout.teacher_prompt is None) == rollout.success
         assert rollout.success == (int(rollout.completion.text) % 2 == 0)
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_without_end() -> None:
+    missing, left_alone = ThreadRanks.run(
+        2, lambda ranks: ranks.all_gather("here") if ranks.rank else "away", timeout=0.05
+    )
+    assert missing == "away" and isinstance(left_alone, queue.Empty)
+
+
+def test_a_rank_without_tasks_spends_no_time_on_rollouts() -> None:
+    seconds = ThreadRanks.run(8, lambda ranks: source(ranks).take(0)[1])
+    busy = [bool(share_of(rank, 8, 5)) for rank in range(8)]
+    assert [found["time/rollout"] > 0 for found in seconds] == busy
+    assert [found["time/feedback"] > 0 for found in seconds] == busy

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import flat, random_groups, tiny_learner, tiny_model
+from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vpd.algorithms.distill import Distill, SDPOSettings
+from vpd.algorithms.e_step import BCO, EStep, ShiftedBCO
 from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights
+from vpd.algorithms.vpd import VPDSettings
 from vpd.learners import Learner, Loss, TokenLoss, Update, combine
 from vpd.learners.teachers import TeacherSettings
 from vpd.model.batch import Batch
@@ -180,6 +182,9 @@ def test_updates_of_one_name_add_up_by_one_rule() -> None:
     assert combine([one, nothing, two]).metrics == {
         "x/rows": 6.0, "x/tokens": 40.0, "x/updates": 2.0, "x/loss": 2.5, "x/more": 7.0, "y/only": 5.0,
     }  # fmt: skip
+    uncounted = Update({"x/loss": 1.0}), Update({"x/tokens": 3.0, "x/loss": 5.0})
+    assert combine(uncounted).metrics == {"x/tokens": 3.0, "x/loss": 4.0}  # without tokens it counts as one
+    assert combine([Update({"x/tokens": 0.0, "x/loss": 7.0})]).metrics == {"x/tokens": 0.0, "x/loss": 7.0}
     first, second = torch.ones(1), torch.zeros(2)
     joined = combine([Update({}, tokens={"x/a": [first, None]}), Update({}, tokens={"x/a": [second]})])
     assert list(joined.tokens["x/a"]) == [first, None, second]
@@ -255,3 +260,89 @@ def test_copies_of_the_weights_belong_to_the_learners_root() -> None:
     made = to_examples(random_groups(0))
     assert learner.score(made[:1], student_logprobs, model="initial") == learner.score(made[:1], student_logprobs)
     assert learner.score(made[:1], teacher_logprobs, model="teacher") == learner.score(made[:1], teacher_logprobs)
+
+
+def test_an_update_without_a_row_that_has_weight_reports_zeros_and_changes_nothing() -> None:
+    learner = tiny_learner(tiny_model())
+    rows = with_loss_weights(to_examples(random_groups(0)), a=[0.0] * 12)
+    update = learner.update("x", rows, {"a": likelihood})
+    assert update.metrics == {"x/rows": 0.0, "x/tokens": 0.0, "x/updates": 0.0}
+    assert torch.equal(flat(learner.model), flat(tiny_model()))
+
+
+class RecordingUpdates:
+    """A learner that keeps the objectives and options of every update."""
+
+    def __init__(self) -> None:
+        self.learner: Any = tiny_learner(tiny_model())
+        self.objectives: list[Any] = []
+        self.options: list[dict[str, Any]] = []
+
+    def score(self, *arguments: Any, **options: Any) -> Any:
+        return self.learner.score(*arguments, **options)
+
+    def update(self, name: str, examples: Sequence[Example], objectives: Any, **options: Any) -> Update:
+        self.objectives += objectives.values()
+        self.options.append(options)
+        return self.learner.update(name, examples, objectives, **options)
+
+
+def e_step(**settings: Any) -> EStep:
+    prompter: Any = TokenPrompter()
+    return EStep(VPDSettings(**settings), prompter)
+
+
+def test_every_epoch_of_an_e_step_has_the_shift_of_its_first_which_moves_by_its_momentum() -> None:
+    step, shifts = e_step(e_epochs=3, e_lr_scale=0.5, shift_momentum=0.75), [0.0]
+    for seed in (0, 1):
+        learner: Any = RecordingUpdates()
+        groups = random_groups(seed)
+        _, update = step.run(groups, to_examples(groups), learner)
+        met = update.metrics
+        midpoint = (met["e_step/implicit_reward_success"] + met["e_step/implicit_reward_failure"]) / 2
+        shifts.append(midpoint if seed == 0 else 0.75 * shifts[1] + 0.25 * midpoint)
+        assert step.state() == {"iteration": seed + 1, "shift": pytest.approx(shifts[-1], rel=1e-12)}
+        assert met["e_step/shift"] == step.state()["shift"] and met["e_step/updates"] == 3
+        first, *more = learner.objectives
+        assert first == BCO(step.settings, shifts[1] if seed else None)
+        assert more == [ShiftedBCO(step.settings, step.state()["shift"])] * 2
+        assert learner.options == [{"train": "teacher", "lr_scale": 0.5}] * 3
+
+
+def test_the_shift_of_the_first_epochs_loss_is_the_one_that_is_kept() -> None:
+    rows = to_examples(random_groups(0))
+    values = [0.1 * row for row in range(len(rows))]
+    right = [v for v, e in zip(values, rows, strict=True) if e.success]
+    wrong = [v for v, e in zip(values, rows, strict=True) if not e.success]
+    midpoint = (sum(right) / len(right) + sum(wrong) / len(wrong)) / 2
+    settings = VPDSettings(shift_momentum=0.75)
+    for previous, shift in ((None, midpoint), (2.0, 1.5 + 0.25 * midpoint)):
+        prepared: Any = BCO(settings, previous).prepare(values, rows)
+        assert prepared.shift == pytest.approx(shift, rel=1e-12) and prepared.settings is settings
+
+
+def test_e_steps_are_due_every_so_many_iterations_whether_they_ran_or_were_skipped() -> None:
+    step, due = e_step(e_every=3), []
+    learner, groups = tiny_learner(tiny_model()), random_groups(0)
+    for iteration in range(8):
+        if step.is_due():
+            due.append(iteration)
+            step.run(groups, to_examples(groups), learner)
+        else:
+            assert step.skip().metrics == {"e_step/rows": 0.0}
+    assert due == [0, 3, 6] and step.state()["iteration"] == 8
+    resumed = e_step(e_every=3)
+    resumed.restore(step.state())
+    assert resumed.state() == step.state() and not resumed.is_due()
+
+
+def test_an_e_step_without_a_row_to_train_on_says_so_and_keeps_the_shift() -> None:
+    step = e_step(e_every=1)
+    groups = [
+        Group(rollouts=tuple(dataclasses.replace(r, context=(), teacher_prompt=None) for r in group.rollouts))
+        for group in random_groups(0)
+    ]
+    learner: Any = RecordingUpdates()
+    _, update = step.run(groups, to_examples(groups), learner)
+    assert (update.metrics["e_step/rows"], update.metrics["e_step/skipped"]) == (0.0, 1.0)
+    assert learner.objectives == [] and step.state() == {"iteration": 1, "shift": None}
