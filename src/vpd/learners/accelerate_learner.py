@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from vpd.errors import TrainingError
-from vpd.learners import Measure, ModelName, Objective, Update, weights
+from vpd.learners import Measure, ModelName, Objective, Update, schedule, weights
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
@@ -49,7 +48,12 @@ class OptimSettings(Settings, section="optim"):
     weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
     max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
-    warmup_steps: Annotated[int, Ge(0), "iterations of linear warm-up"] = 0
+    warmup_steps: Annotated[
+        int,
+        Ge(0),
+        "iterations of linear warm-up; the first is trained at 1 / warmup_steps of the peak, and the E-step at the rate"
+        " of its iteration times algorithm.e_lr_scale",
+    ] = 0
     micro_batch_size: Annotated[int, Ge(1), "most rows per forward pass and process"] = 16
     max_tokens_per_microbatch: Annotated[
         int | None,
@@ -125,11 +129,11 @@ class AccelerateLearner:
             hidden_size=text_config.hidden_size if self.shares_prefixes else None,
         )
         optimizer = _optimizer(self.model, settings)
-        self._scheduler = get_scheduler(
+        self._scheduler = schedule.make_schedule(
             settings.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=settings.warmup_steps,
-            num_training_steps=total_iterations or None,
+            warmup_steps=settings.warmup_steps,
+            total_iterations=total_iterations,
         )
         root = _Root(self.model, self.teacher.modules())
         self._root, self._optimizer = self.accelerator.prepare(root, optimizer)
@@ -182,9 +186,7 @@ class AccelerateLearner:
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
-        with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            self._scheduler.step()
+        schedule.advance(self._scheduler)
         self.teacher.end_iteration()
 
     def policy(self, model: ModelName = "live") -> Policy:
@@ -214,7 +216,7 @@ class AccelerateLearner:
         else:
             self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        schedule.restore(self._scheduler, state["scheduler"])
         self.teacher.restore(state["teacher"])
 
     def save(self, folder: Path) -> None:
