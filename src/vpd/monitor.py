@@ -125,8 +125,8 @@ def _teacher_no_better(history: History) -> str | None:
 
     Fires where the gain is at most 0 although the evaluation is large enough to show one (``ENOUGH_TASKS`` tasks, a
     standard error of at most ``LARGEST_SE``), and where the gain is within two standard errors of 0 and these bound it
-    below ``NEGLIGIBLE``.  A useless teacher is noticed at every second evaluation or more often; a teacher whose gain
-    is two standard errors is suspected wrongly at one evaluation in 44.
+    below ``NEGLIGIBLE``.  A useless teacher is noticed at about every second evaluation of 64 tasks; one whose gain is
+    two standard errors, and not negligible, is suspected wrongly at one evaluation in 44.
     """
     names = [f"eval_teacher/{name}" for name in ("gain", "gain_se", "tasks", "accuracy", "student_accuracy")]
     values = [history[-1][name] for name in names if name in history[-1]]
