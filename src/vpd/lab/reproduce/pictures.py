@@ -16,7 +16,7 @@ from vpd.report.curves import METHOD_COLOURS, Curve, mean_curve
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),
-    ("eval_teacher/accuracy", "Retries of failed attempts: teacher (dotted: control, without feedback)", ""),
+    ("eval_teacher/accuracy", "Retries of failed attempts with feedback (dotted: without)", ""),
     ("e_step/accuracy", "E-step: implicit reward tells success from failure", "balanced accuracy"),
     ("e_step/student_drift_kl", "Drift of the student caused by an E-step", "KL, nats a token"),
 )
