@@ -304,12 +304,12 @@ def collect_groups(
 
 def evaluate_with(
     env: Any, engine: Any, *, samples: int = 2, limit: int | None = None, seed: int = 0, threshold: float = 0.5,
-    feedback: Sequence[Any] | None = None, **sampling: Any,
+    feedback: Sequence[Any] | None = None, control: bool = True, **sampling: Any,
 ) -> Evaluation:  # fmt: skip
     """``samples`` answers to each held-out task, and with ``feedback`` the retries."""
     source = scripted_source(env, engine, feedback=feedback or (), seed=seed, threshold=threshold)
     chosen = Sampling(**{"max_completion_length": 100} | sampling)
-    settings = EvalSettings(sampling=chosen, num_samples=samples, teacher=feedback is not None)
+    settings = EvalSettings(sampling=chosen, num_samples=samples, teacher=feedback is not None, control=control)
     return evaluate(source, env.eval_tasks(limit), settings)
 
 

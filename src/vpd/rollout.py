@@ -91,6 +91,9 @@ class RolloutSource:
 
     With several ranks each works on a contiguous share of the tasks, from drawing to teacher prompts, and the groups
     are gathered; the result is the same for any number of ranks.
+
+    ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
+    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.
     """
 
     env: Env
@@ -99,6 +102,7 @@ class RolloutSource:
     feedback: Sequence[Feedback]
     settings: RolloutSettings
     seed: int = 0
+    training_engine: Engine | None = None
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
@@ -107,13 +111,14 @@ class RolloutSource:
     def take(self, step: int) -> tuple[list[Group], Metrics]:
         count = self.settings.prompts_per_step
         places = range(step * count, (step + 1) * count)
+        engine = self.engine if self.training_engine is None else self.training_engine
         seconds: Metrics = {"time/rollout": 0.0, "time/feedback": 0.0}
 
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()
             keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
             tasks = draw_tasks(self.env, share, seed=self.seed)
-            groups = self.attempt(keys, tasks, self.settings.sampling, self.settings.num_generations)
+            groups = self._attempt(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)
             seconds["time/rollout"] = sampled - started
@@ -125,20 +130,33 @@ class RolloutSource:
     def attempt(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
     ) -> list[Group]:
-        """G graded attempts at each task; ``keys`` are those of each task's first attempt."""
+        """G graded attempts of the student at each task; ``keys`` are those of each task's first attempt."""
+        return self._attempt(self.engine, keys, tasks, sampling, num_generations)
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """A graded attempt of the student for each request; an undecided ``success`` is resolved here, once."""
+        return self._answer(self.engine, requests, sampling)
+
+    def _attempt(
+        self,
+        engine: Engine,
+        keys: Sequence[SampleKey],
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        num_generations: int,
+    ) -> list[Group]:
         requests = [
             Request(key=dataclasses.replace(key, sample=sample), task=task, prompt=prompt)
             for key, task in zip(keys, tasks, strict=True)
             for prompt in [self.prompter.build_student_prompt(task)]
             for sample in range(num_generations)
         ]
-        rollouts = self.answer(requests, sampling)
+        rollouts = self._answer(engine, requests, sampling)
         starts = range(0, len(rollouts), num_generations)
         return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        """A graded attempt for each request; an undecided ``success`` is resolved here, once."""
-        completions = generate_turns(self.env, self.engine, self.prompter, requests, sampling, seed=self.seed)
+    def _answer(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        completions = generate_turns(self.env, engine, self.prompter, requests, sampling, seed=self.seed)
         return grade_completions(self.env, requests, completions, self.settings.success_threshold)
 
     def add_feedback(self, groups: Sequence[Group]) -> list[Group]:

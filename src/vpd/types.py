@@ -50,7 +50,8 @@ class Task:
 class SampleKey:
     """Which text of a run this is: together with the run's seed, all that its randomness depends on.
 
-    ``phase``: "train", "eval" or "eval_retry", followed by "/feedback-N" for what feedback source N asks a model;
+    ``phase``: "train", "eval", "eval_retry" or "eval_control", followed by "/feedback-N" for what feedback source N
+    asks a model;
     ``step``: iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the
     evaluation set; ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
 

@@ -99,6 +99,7 @@ def assemble(
             feedback=sources,
             settings=config.rollout,
             seed=config.run.seed,
+            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
         ),
         learner=learner,
         algorithm=config.algorithm.build(prompter),
@@ -229,21 +230,29 @@ def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearne
 
 
 def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
-    """The engine of a config with the learner's weights, ending at the model's own end-of-sequence tokens.
-
-    Where the external teacher answers a share of the prompts, a second engine samples from it.
-    """
-    ends = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    parts = EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
-    engine = config.engine.build(parts)
-    fraction = config.algorithm.needs.student_fraction
-    if config.algorithm.needs.external_model is not None and fraction < 1:
-        second = config.engine.build(parts)
-        second.load(learner.policy("teacher"))
-        engine = MixedEngine(engine, second, first_fraction=fraction)
+    """The student's engine: that of a config with the learner's weights."""
+    engine = config.engine.build(_engine_parts(config, tokenizer, model))
     engine.load(learner.policy())
     return engine
+
+
+def make_training_engine(
+    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, student: Engine
+) -> Engine | None:
+    """What answers the training tasks where it is not the student alone: GKD's mixture with the external teacher."""
+    needs = config.algorithm.needs
+    if needs.external_model is None or needs.student_fraction == 1:
+        return None
+    teacher = config.engine.build(_engine_parts(config, tokenizer, model))
+    teacher.load(learner.policy("teacher"))
+    return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
+
+
+def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+    """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
+    ends = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
