@@ -75,7 +75,9 @@ class Completion:
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
-    ``turns`` counts its answers; ``version`` counts the weights that sampled it.
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
+    in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
+    tokens cut from the environment's replies, and the control tokens in them that became plain text.
     """
 
     tokens: Tokens
@@ -85,6 +87,9 @@ class Completion:
     finish: Literal["stop", "length"]
     version: int = 0
     turns: int = 1
+    thinking_open: bool = False
+    reply_cut: int = 0
+    reply_control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,8 @@ class Section:
 
     ``kind`` says where it stands in the teacher's prompt, ``source`` which feedback source wrote it,
     ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
-    were generated to write it.
+    were generated to write it.  ``cut`` and ``control_tokens`` are about what its writer read: tokens cut from it, and
+    control tokens in it that became plain text.
     """
 
     kind: Literal["demonstration", "feedback"]
@@ -131,15 +137,21 @@ class Section:
     text: str
     quotes: int | None = None
     tokens: int = 0
+    cut: int = 0
+    control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherPrompt:
-    """The task and C, as tokens [Q]; ``sources`` of the sections that stand in it; tokens ``cut`` from them."""
+    """The task and C, as tokens [Q]; ``sources`` of the sections that stand in it; tokens ``cut`` from them.
+
+    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt.
+    """
 
     tokens: Tokens
     sources: tuple[str, ...]
     cut: int = 0
+    control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
