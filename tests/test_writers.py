@@ -146,5 +146,5 @@ def test_a_missing_key_is_an_error_that_says_what_to_do() -> None:
 
 def test_an_endpoint_is_sent_both_ends_of_a_text_that_is_too_long() -> None:
     shorten = EndpointWriter("http://judge.example/v1", "judge").shorten
-    assert shorten("abcdefgh", 2) == "abcdefgh"  # four characters a token
-    assert shorten("abcdefghi", 2) == "abcd [...] fghi"
+    assert shorten("abcdefgh", 2).text == "abcdefgh"  # four characters a token
+    assert shorten("abcdefghi", 2).text == "abcd [...] fghi"
