@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, only their own folders, and those of older versions."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -222,3 +223,10 @@ def test_the_tokenizer_is_part_of_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest_good(tmp_path) == (saved, [])
     (saved / "tokenizer.json").unlink()
     assert checkpoint.newest_good(tmp_path) == (None, ["checkpoint-4: tokenizer.json is missing"])
+
+
+def test_a_model_that_cannot_be_written_is_an_error_that_names_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "file" / "model"
+    folder.parent.write_text("not a folder")
+    with pytest.raises(StorageError, match=f"^cannot write {re.escape(str(folder))}; got "):
+        checkpoint.save_model(tiny_model(0), None, folder)
