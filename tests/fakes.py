@@ -32,7 +32,8 @@ from vpd.types import Completion, Grade, Group, Message, Metrics, Rollout, Sampl
 class LetterTokenizer:
     """One token for each character, and a chat template that a test can read: ``[user]2+2?[assistant]``."""
 
-    all_special_tokens: tuple[str, ...] = ()
+    added_tokens_decoder: Mapping[int, Any] = {}  # no control tokens
+    unk_token_id: int | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [ord(letter) for letter in text]

@@ -86,7 +86,8 @@ def test_the_model_writes_with_seeds_of_its_own_and_respects_its_window() -> Non
     writer = ModelWriter(engine, prompter, seed=0)
     [text] = writer.write([[{"role": "user", "content": "apply rule A"}]], keys=keys(1), max_tokens=8, temperature=1.0)
     assert (text.text, text.tokens) == ("wrong : rule A means swap", 6)
-    assert writer.shorten("1 2 3 4 5 6", 4).split() == ["1", "2", "5", "6"] and writer.shorten("1 2", 4) == "1 2"
+    assert writer.shorten("1 2 3 4 5 6", 4).text.split() == ["1", "2", "5", "6"]
+    assert writer.shorten("1 2", 4).text == "1 2"
     with pytest.raises(ModelError, match="max_attempt_length"):
         writer.write([[{"role": "user", "content": "1 " * 40}]], keys=keys(1), max_tokens=8, temperature=1.0)
     assert writer.write([], keys=[], max_tokens=8, temperature=1.0) == []

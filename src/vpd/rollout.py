@@ -13,7 +13,7 @@ from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
-from vpd.prompts import Prompter
+from vpd.prompts import Prompter, ReplyTokens
 from vpd.ranks import OneProcess, Ranks, divide
 from vpd.settings import Settings
 from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens
@@ -190,20 +190,28 @@ def generate_turns(
 
     rows = list(range(len(requests)))
     prompts = [request.prompt for request in requests]
-    attempts = generate(rows, prompts, [sampling.max_completion_length] * len(requests), 0)
+    attempts = [
+        dataclasses.replace(attempt, thinking_open=prompter.opens_thinking(prompt))
+        for attempt, prompt in zip(
+            generate(rows, prompts, [sampling.max_completion_length] * len(requests), 0), prompts, strict=True
+        )
+    ]
     if not isinstance(env, Conversational):
         return attempts
     conversations: list[list[Message]] = [list(request.task.messages) for request in requests]
     for turn in range(1, sampling.max_turns):
         rows = [row for row in rows if attempts[row].finish == "stop"]
         replies = _replies(env, prompter, requests, rows, attempts, conversations)
-        room = {row: sampling.max_completion_length - len(attempts[row].tokens) - len(replies[row]) for row in replies}
+        room = {
+            row: sampling.max_completion_length - len(attempts[row].tokens) - len(replies[row].tokens)
+            for row in replies
+        }
         rows = [row for row in replies if room[row] > 0]
         for row in replies.keys() - set(rows):
             attempts[row] = dataclasses.replace(attempts[row], finish="length")
         if not rows:
             break
-        prompts = [requests[row].prompt + attempts[row].tokens + replies[row] for row in rows]
+        prompts = [requests[row].prompt + attempts[row].tokens + replies[row].tokens for row in rows]
         for row, answer in zip(rows, generate(rows, prompts, [room[row] for row in rows], turn), strict=True):
             attempts[row] = _joined(attempts[row], replies[row], answer)
     return attempts
@@ -216,12 +224,12 @@ def _replies(
     rows: Sequence[int],
     attempts: Sequence[Completion],
     conversations: Sequence[list[Message]],
-) -> dict[int, Tokens]:
+) -> dict[int, ReplyTokens]:
     """What the environment says to the newest answer of each row, as tokens; conversations grow by both."""
     for row in rows:
         conversations[row].append({"role": "assistant", "content": attempts[row].text})
     replies = replies_of(env, [requests[row].task for row in rows], [conversations[row] for row in rows])
-    found: dict[int, Tokens] = {}
+    found: dict[int, ReplyTokens] = {}
     for row, reply in zip(rows, replies, strict=True):
         if reply is not None:
             conversations[row].append(reply)
@@ -230,14 +238,17 @@ def _replies(
     return found
 
 
-def _joined(attempt: Completion, reply: Tokens, answer: Completion) -> Completion:
+def _joined(attempt: Completion, reply: ReplyTokens, answer: Completion) -> Completion:
     """An attempt, what the environment replied, and the next answer, as one attempt."""
     return dataclasses.replace(
         answer,
-        tokens=attempt.tokens + reply + answer.tokens,
-        sampled=attempt.sampled + (False,) * len(reply) + answer.sampled,
-        logprobs=attempt.logprobs + (0.0,) * len(reply) + answer.logprobs,
+        tokens=attempt.tokens + reply.tokens + answer.tokens,
+        sampled=attempt.sampled + (False,) * len(reply.tokens) + answer.sampled,
+        logprobs=attempt.logprobs + (0.0,) * len(reply.tokens) + answer.logprobs,
         turns=attempt.turns + 1,
+        thinking_open=attempt.thinking_open,
+        reply_cut=attempt.reply_cut + reply.cut,
+        reply_control_tokens=attempt.reply_control_tokens + reply.control_tokens,
     )
 
 

@@ -1,6 +1,7 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -28,6 +29,7 @@ from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
+LOG = logging.getLogger("vpd")
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
 
@@ -81,8 +83,7 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    for task in known_tasks(env, config):
-        prompter.build_student_prompt(task)
+    check_prompts(prompter, env, known_tasks(env, config))
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(
@@ -148,6 +149,22 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     first = range(config.rollout.prompts_per_step)
     tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
     return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
+
+
+def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
+    """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
+    for task in tasks:
+        prompter.build_student_prompt(task)
+    if isinstance(env, Conversational):
+        prompter.reply({"role": "user", "content": "?"}, after=None)
+    spelled = sum(prompter.control_tokens_in(task) > 0 for task in tasks)
+    if spelled:
+        LOG.info(
+            "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
+            " (prompts.control_tokens_in_tasks)",
+            spelled,
+            len(tasks),
+        )
 
 
 def source_of(name: str) -> str:
