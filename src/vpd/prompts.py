@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from jinja2 import TemplateError
@@ -305,7 +305,8 @@ class Prompter:
 
     def _clean(self, value: list[Any]) -> list[Any]:
         """Messages or tools of a task with the control tokens removed that they may not spell."""
-        return cast(list[Any], _map_text(value, lambda text: self._clean_text(text)[0]))
+        cleaned: list[Any] = _map_text(value, lambda text: self._clean_text(text)[0])
+        return cleaned
 
     def _clean_text(self, text: str) -> tuple[str, int]:
         match self.settings.control_tokens_in_tasks:
