@@ -162,8 +162,8 @@ class Prompter:
             return None
         room = self._room(task)
         made = self._with_context(task, sections, room)
-        while room > 1 and self._excess(len(made.tokens)) > 0:  # texts that are longer together than one by one
-            room = max(room - self._excess(len(made.tokens)), 1)
+        while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
+            room = max(room - max(excess // 4, 1), 1)
             made = self._with_context(task, sections, room)
         self._check_window(task, len(made.tokens), "the teacher's prompt")
         return made
@@ -267,7 +267,7 @@ class Prompter:
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
-                parts.append(header + fitted.text)
+                parts.append(header + (fitted.text or settings.cut_marker))
         last = _last_user_message(task)
         messages = self._clean(list(task.messages))
         messages[last] = {**messages[last], "content": messages[last]["content"] + "".join(parts) + settings.closing}

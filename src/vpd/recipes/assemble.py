@@ -153,11 +153,12 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
 
 def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
     """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
+    spelled = 0
     for task in tasks:
         prompter.build_student_prompt(task)
+        spelled += prompter.control_tokens_in(task) > 0
     if isinstance(env, Conversational):
         prompter.reply({"role": "user", "content": "?"}, after=None)
-    spelled = sum(prompter.control_tokens_in(task) > 0 for task in tasks)
     if spelled:
         LOG.info(
             "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
