@@ -354,3 +354,15 @@ def test_the_implicit_reward_is_a_sum_over_tokens_or_their_mean_as_set() -> None
         assert (total is None) == (mean is None) == (row.teacher is None)
         if total is not None and mean is not None:
             assert total == pytest.approx(mean * sum(row.mask), rel=1e-9) and total != 0
+
+
+def test_rows_that_are_distilled_but_not_in_the_e_step_have_their_reference_from_before_it() -> None:
+    groups = random_groups(0)
+    rows = to_examples(groups)
+    only_distilled = [row for row, e in enumerate(rows) if e.success and e.teacher is not None]
+    learner: Any = tiny_learner(tiny_model())
+    before = learner.score(rows, student_logprobs)
+    made, _ = e_step(success_context="drop").run(groups, rows, learner)
+    assert only_distilled
+    for row in only_distilled:
+        assert made[row].reference == pytest.approx(before[row], abs=1e-12)
