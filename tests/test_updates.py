@@ -350,3 +350,30 @@ def test_an_e_step_without_a_row_to_train_on_says_so_and_keeps_the_shift() -> No
     _, update = step.run(groups, to_examples(groups), learner)
     assert (update.metrics["e_step/rows"], update.metrics["e_step/skipped"]) == (0.0, 1.0)
     assert learner.objectives == [] and step.state() == {"iteration": 1, "shift": None}
+
+
+def test_the_implicit_reward_is_a_sum_over_tokens_or_their_mean_as_set() -> None:
+    made = [dataclasses.replace(e, reference=e.behaviour) for e in to_examples(random_groups(0))]
+    rows = with_loss_weights(made, bco=[float(e.teacher is not None) for e in made])
+
+    def rewards(log_ratio: Any) -> Sequence[float | None]:
+        objective = BCO(VPDSettings(log_ratio=log_ratio), None)
+        update = tiny_learner(tiny_model()).update("e_step", rows, {"bco": objective}, train="teacher")
+        return update.values["bco"]
+
+    for row, total, mean in zip(rows, rewards("sum"), rewards("mean"), strict=True):
+        assert (total is None) == (mean is None) == (row.teacher is None)
+        if total is not None and mean is not None:
+            assert total == pytest.approx(mean * sum(row.mask), rel=1e-9) and total != 0
+
+
+def test_rows_that_are_distilled_but_not_in_the_e_step_have_their_reference_from_before_it() -> None:
+    groups = random_groups(0)
+    rows = to_examples(groups)
+    only_distilled = [row for row, e in enumerate(rows) if e.success and e.teacher is not None]
+    learner: Any = tiny_learner(tiny_model())
+    before = learner.score(rows, student_logprobs)
+    made, _ = e_step(success_context="drop").run(groups, rows, learner)
+    assert only_distilled
+    for row in only_distilled:
+        assert made[row].reference == pytest.approx(before[row], abs=1e-12)
