@@ -208,8 +208,8 @@ RULES = (
     Rule(
         "teacher_no_better",
         _teacher_no_better,
-        "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it say "
-        "more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated or GRPO.",
+        "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it "
+        "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated.",
     ),
     Rule(
         "teacher_entropy",
