@@ -209,8 +209,7 @@ RULES = (
         "teacher_no_better",
         _teacher_no_better,
         "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it "
-        "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated or "
-        "GRPO.",
+        "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated.",
     ),
     Rule(
         "teacher_entropy",
