@@ -277,8 +277,9 @@ def _section_help(title: str, kind: Any) -> list[str]:
     for field in dataclasses.fields(kind):
         if field.name == "name" or not field.init:
             continue
-        said = declared[field.name]
-        text = said.meaning + (f" ({said.range})" if said.range else "") + _default(kind, field, said.optional)
+        declaration = declared[field.name]
+        text = declaration.meaning + (f" ({declaration.range})" if declaration.range else "")
+        text += _default(kind, field, declaration.optional)
         lines += textwrap.wrap(
             f"{field.name:<30}{text}", 118, initial_indent="    ", subsequent_indent=" " * 34, break_long_words=False
         )

@@ -145,8 +145,8 @@ def _length_collapse(history: History) -> str | None:
 
 
 def _flat_reward(history: History) -> str | None:
-    silent = _series(history, "frac_reward_zero_std")[-20:]
-    if len(silent) < 20 or min(silent) < 1.0:
+    equal_rewards = _series(history, "frac_reward_zero_std")[-20:]
+    if len(equal_rewards) < 20 or min(equal_rewards) < 1.0:
         return None
     rewards = _series(history, "reward")[-20:]
     return f"for 20 steps all answers to a task had one reward (mean {statistics.fmean(rewards):.3g})"

@@ -81,7 +81,7 @@ class Recorder:
 
 
 def read(folder: Path) -> RunState | None:
-    """What ``run.json`` says; None where there is none.  Raises StorageError for a damaged one."""
+    """What ``run.json`` says; None if there is no such file.  Raises StorageError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -92,10 +92,10 @@ def read(folder: Path) -> RunState | None:
             phase=data["phase"],
             step=int(data["step"]),
         )
-        whole = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
+        intact = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if not whole:
+    if not intact:
         raise _damaged(path, "settings that do not fit settings_hash, or an unknown phase")
     return state
 
@@ -115,10 +115,10 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     return found
 
 
-def _pairs(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def _pairs(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     pairs: list[tuple[str, Any, Any]] = []
     for name in dict.fromkeys([*new, *old]):
-        was, now, key = old.get(name), new.get(name), f"{where}.{name}"
+        was, now, key = old.get(name), new.get(name), f"{prefix}.{name}"
         both = isinstance(was, Mapping) and isinstance(now, Mapping)
         pairs += _pairs(key, was, now) if both else [(key, was, now)]  # type: ignore[arg-type]
     return pairs
