@@ -32,7 +32,8 @@ from vpd.types import Completion, Grade, Group, Message, Metrics, Rollout, Sampl
 class LetterTokenizer:
     """One token for each character, and a chat template that a test can read: ``[user]2+2?[assistant]``."""
 
-    all_special_tokens: tuple[str, ...] = ()
+    added_tokens_decoder: Mapping[int, Any] = {}  # no control tokens
+    unk_token_id: int | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [ord(letter) for letter in text]
@@ -304,12 +305,12 @@ def collect_groups(
 
 def evaluate_with(
     env: Any, engine: Any, *, samples: int = 2, limit: int | None = None, seed: int = 0, threshold: float = 0.5,
-    feedback: Sequence[Any] | None = None, **sampling: Any,
+    feedback: Sequence[Any] | None = None, control: bool = True, **sampling: Any,
 ) -> Evaluation:  # fmt: skip
     """``samples`` answers to each held-out task, and with ``feedback`` the retries."""
     source = scripted_source(env, engine, feedback=feedback or (), seed=seed, threshold=threshold)
     chosen = Sampling(**{"max_completion_length": 100} | sampling)
-    settings = EvalSettings(sampling=chosen, num_samples=samples, teacher=feedback is not None)
+    settings = EvalSettings(sampling=chosen, num_samples=samples, teacher=feedback is not None, control=control)
     return evaluate(source, env.eval_tasks(limit), settings)
 
 

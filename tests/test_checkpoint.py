@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, only their own folders, and those of older versions."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,17 @@ from vpd.run_folder.files import FileSystem
 OLD = Path(__file__).parent / "fixtures" / "old-runs"
 
 
-def save(folder: Path, step: int, *, keep: int | None = None) -> Path:
+def save(folder: Path, step: int, *, keep: int | None = None, tokenizer: str | None = None) -> Path:
+    def save_tokenizer(folder: Path) -> None:
+        if tokenizer is not None:
+            (folder / tokenizer).write_text("{}")
+
     return checkpoint.save(
         folder,
         step,
         tiny_learner(tiny_model(step)),
         {"algorithm": {}},
-        save_tokenizer=lambda folder: None,
+        save_tokenizer=save_tokenizer,
         keep=keep,
         files=FileSystem(),
     )
@@ -191,6 +196,7 @@ def unlisted(folder: Path, name: str) -> None:
 
 FAULTS: dict[str, Callable[[Path], Any]] = {
     "incomplete (no trainer.json)": lambda folder: (folder / "trainer.json").unlink(),
+    "incomplete (KeyError: 'step')": lambda folder: (folder / "trainer.json").write_text("{}"),
     "trainer.json is of step 5": lambda folder: of_step(folder, 5),
     "trainer.json lists no state.pt": lambda folder: unlisted(folder, "state.pt"),
     "state.pt is missing": lambda folder: (folder / "state.pt").unlink(),
@@ -205,3 +211,23 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 def test_why_a_checkpoint_is_passed_over_is_said(fault: str, tmp_path: Path) -> None:
     FAULTS[fault](save(tmp_path, 4))
     assert checkpoint.newest_good(tmp_path) == (None, [f"checkpoint-4: {fault}"])
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_the_tokenizer_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    saved = save(tmp_path, 4, tokenizer="tokenizer.json")
+    assert checkpoint.newest_good(tmp_path) == (saved, [])
+    (saved / "tokenizer.json").unlink()
+    assert checkpoint.newest_good(tmp_path) == (None, ["checkpoint-4: tokenizer.json is missing"])
+
+
+def test_a_model_that_cannot_be_written_is_an_error_that_names_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "file" / "model"
+    folder.parent.write_text("not a folder")
+    with pytest.raises(StorageError, match=f"^cannot write {re.escape(str(folder))}; got "):
+        checkpoint.save_model(tiny_model(0), None, folder)

@@ -18,7 +18,8 @@ def test_demo_writes_results_and_a_picture_and_is_quiet(tmp_path: Path, capfd: p
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert set(results["methods"]) == {"grpo", "sdpo", "vpd", "gated"}
     assert all([step for step, _ in curves["student"]] == [0, 1, 2, 3] for curves in results["methods"].values())
-    assert results["methods"]["grpo"]["teacher"] == [] and len(results["methods"]["gated"]["teacher"]) == 4
+    for role in ("teacher", "control"):
+        assert results["methods"]["grpo"][role] == [] and len(results["methods"]["gated"][role]) == 4
     assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
     captured = capfd.readouterr()
     text = " ".join(captured.out.split())
@@ -62,6 +63,16 @@ def rising(*finals: float) -> list[Curve]:
 
 
 TEACHERS: Mapping[str, Sequence[Curve]] = {"grpo": [[]], "sdpo": rising(0.3), "vpd": rising(0.4), "gated": rising(0.2)}
+CONTROLS: Mapping[str, Sequence[Curve]] = {"grpo": [[]]} | {name: rising(0.1) for name in ("sdpo", "vpd", "gated")}
+
+
+@pytest.mark.parametrize(("without", "helps"), [(0.1, "feedback helps"), (0.3, "feedback does not help")])
+def test_whether_feedback_helps_is_read_from_the_same_failed_attempts(without: float, helps: str) -> None:
+    """The base is right .5 of the time, but .1 or .3 of the time where it has failed: only that compares with .2."""
+    students = {name: [[(0, 0.5), (100, 0.9)]] for name in demo.METHODS}
+    teachers, controls = ({"grpo": [[]], "vpd": [[(0, share), (100, 0.5)]]} for share in (0.2, without))
+    text = verdict(students, teachers, controls)
+    assert "right 50.0% of the time" in text and f"20.0% with feedback and {without:.1%} without, so {helps}." in text
 
 
 @pytest.mark.parametrize(
@@ -78,7 +89,7 @@ TEACHERS: Mapping[str, Sequence[Curve]] = {"grpo": [[]], "sdpo": rising(0.3), "v
     ],
 )
 def test_the_verdict_follows_the_numbers(finals: dict[str, float], said: str) -> None:
-    text = verdict({name: rising(final) for name, final in finals.items()}, TEACHERS)
+    text = verdict({name: rising(final) for name, final in finals.items()}, TEACHERS, CONTROLS)
     assert said in text and "One seed" in text
     others = {"Choose", "too close", "No method"} - {
         word for word in ("Choose", "too close", "No method") if word in said
@@ -88,12 +99,13 @@ def test_the_verdict_follows_the_numbers(finals: dict[str, float], said: str) ->
 
 def test_several_seeds_decide_a_smaller_difference_if_they_agree() -> None:
     students = {"grpo": rising(0.1, 0.1, 0.1), "sdpo": rising(0.1, 0.1, 0.1), "vpd": rising(0.5, 0.51, 0.49)}
-    assert "Choose evidence-gated VPD" in verdict(students | {"gated": rising(0.56, 0.57, 0.55)}, TEACHERS)
-    assert "too close to call" in verdict(students | {"gated": rising(0.7, 0.45, 0.5)}, TEACHERS)
+    assert "Choose evidence-gated VPD" in verdict(students | {"gated": rising(0.56, 0.57, 0.55)}, TEACHERS, CONTROLS)
+    assert "too close to call" in verdict(students | {"gated": rising(0.7, 0.45, 0.5)}, TEACHERS, CONTROLS)
 
 
 def test_the_verdict_ranks_all_methods_and_says_what_the_task_is_like() -> None:
-    text = verdict({name: rising(f) for name, f in zip(demo.METHODS, (0.2, 0.4, 0.6, 0.9), strict=True)}, TEACHERS)
+    students = {name: rising(f) for name, f in zip(demo.METHODS, (0.2, 0.4, 0.6, 0.9), strict=True)}
+    text = verdict(students, TEACHERS, CONTROLS)
     ranks = [text.index(start) for start in ("0.90  evidence-gated VPD:", "0.60  VPD:", "0.40  SDPO:", "0.20  GRPO:")]
     assert ranks == sorted(ranks) and "right 0.0% of the time" in text
 
@@ -106,5 +118,6 @@ def test_labels_of_a_picture_stay_near_their_curves_and_apart() -> None:
 
 def test_a_picture_of_several_seeds(tmp_path: Path) -> None:
     students = {name: rising(0.2, 0.4) for name in demo.METHODS}
-    draw_curves(tmp_path / "a.png", students, students | {"grpo": [[], []]})
+    retries = students | {"grpo": [[], []]}
+    draw_curves(tmp_path / "a.png", students, retries, retries)
     assert (tmp_path / "a.png").stat().st_size > 10_000

@@ -190,6 +190,21 @@ def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:
     answers = mixed.generate(prompts, keys=asked, seed=0, max_tokens=4)
     groups = [{answers[row + i].text for i in range(3)} for row in range(0, len(prompts), 3)]
     assert all(len(group) == 1 for group in groups) and {"1", "2"} == set().union(*groups)
+    # nor does an attempt change hands from turn to turn, and answers of weights that never change are never stale
+    later = [dataclasses.replace(key, step=5) for key in asked]
+    first_turn, *turns = [
+        mixed.generate(prompts, keys=[dataclasses.replace(key, turn=turn) for key in later], seed=0, max_tokens=4)
+        for turn in range(3)
+    ]
+    assert all([a.text for a in turn] == [a.text for a in first_turn] for turn in turns)
+    assert {(a.text, a.version) for a in first_turn} == {("1", 3), ("2", 5)}
+
+
+@pytest.mark.parametrize("phase", ["eval", "eval_retry", "eval_control", "train/feedback-0"])
+def test_a_mixture_answers_training_tasks_only(phase: str) -> None:
+    mixed = MixedEngine(*(ScriptedEngine(Words(), lambda prompt, key: "1") for _ in range(2)), first_fraction=0.5)
+    with pytest.raises(ValueError, match=f"training tasks only; got {phase}"):
+        mixed.generate([(1,), (2,)], keys=[*keys(1), *keys(1, phase)], seed=0, max_tokens=2)
 
 
 def test_the_shipped_base_follows_hints() -> None:

@@ -9,7 +9,7 @@ from vpd.algorithms.contexts import e_step_contexts, kind_predicts_success
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.weighting import class_mean, token_average
 from vpd.errors import ModelError
-from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration
+from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration, without_thinking
 from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
@@ -53,6 +53,30 @@ def test_a_sibling_is_the_first_other_success_without_its_thinking() -> None:
     assert texts(lone) == [["one"], []]
     [none] = SiblingDemonstration()([group(rollout(False), rollout(False))], WRITER)
     assert texts(none) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking_open", "left"),
+    [
+        ("first 3 ... no, 4\n</think>\n\nThe answer is 4.", True, "The answer is 4."),
+        ("first 3 ... no, 4\n</think>\n\nThe answer is 4.", False, "The answer is 4."),  # closed, so it was open
+        ("so <think> is a tag</think> 4", True, "4"),
+        ("never ends", True, ""),
+        ("<think>never ends", False, ""),
+        ("a <think>b</think> c", False, "a  c"),
+        ("a</think>b<think>c</think>d", True, "bd"),
+        ("no thinking", False, "no thinking"),
+    ],
+)
+def test_thinking_that_the_template_opened_is_left_out(text: str, thinking_open: bool, left: str) -> None:
+    assert without_thinking(text, thinking_open=thinking_open) == left
+    winner = rollout(True)
+    completion = dataclasses.replace(winner.completion, text=text, thinking_open=thinking_open)
+    winner = dataclasses.replace(winner, completion=completion)
+    [made] = SiblingDemonstration()([group(rollout(False), winner)], WRITER)
+    assert texts(made) == [[left] if left else [], []]
+    [kept] = SiblingDemonstration(remove_thinking=False)([group(rollout(False), winner)], WRITER)
+    assert texts(kept) == [[text], []]
 
 
 def env(text: str) -> Section:

@@ -91,11 +91,13 @@ def test_every_sample_of_a_run_has_a_seed_of_its_own() -> None:
 def test_evaluation_has_seeds_of_its_own_and_the_same_at_every_step() -> None:
     made = run(max_steps=4, eval_steps=2, group=2, samples=2, feedback=[Comment(critique, ask=True)])
     held_out = [[(s.prompt, s.seed) for s in call] for call in made.engine.calls if "eval" in call[0].prompt]
-    student, critic, teacher = held_out[:3]
-    assert held_out == [student, critic, teacher] * 3  # at steps 0, 2 and 4: scripted weights do not change answers
-    assert len(student) == 8 and len(teacher) == len(critic)
-    of_evaluation = {seed for call in held_out[:3] for _, seed in call}
-    assert len(of_evaluation) == sum(map(len, held_out[:3]))
+    student, critic, teacher, control = held_out[:4]
+    assert (
+        held_out == [student, critic, teacher, control] * 3
+    )  # at steps 0, 2 and 4: scripted weights do not change answers
+    assert len(student) == 8 and len(teacher) == len(critic) == len(control)
+    of_evaluation = {seed for call in held_out[:4] for _, seed in call}
+    assert len(of_evaluation) == sum(map(len, held_out[:4]))
     training = [s.seed for call in made.engine.calls if "train" in call[0].prompt for s in call]
     assert len(training) > 24 and not of_evaluation & set(training)
 
@@ -140,7 +142,7 @@ def test_observers_get_each_steps_own_groups_and_metrics_once() -> None:
 
 def test_evaluation_is_reported_for_student_and_teacher() -> None:
     made = run(max_steps=1, eval_steps=1, samples=4, limit=3, feedback=[Comment(critique)])
-    student, teacher = made.engine.calls[:2]
+    student, teacher, control = made.engine.calls[:3]
     right = [s.text.startswith("right") for s in student]
     assert {s.prompt for s in student} == {f"[user]eval{i}[assistant]" for i in range(3)} and len(student) == 12
     assert 0 < sum(right) < 12
@@ -148,9 +150,20 @@ def test_evaluation_is_reported_for_student_and_teacher() -> None:
     assert first["eval/accuracy"] == first["eval/avg@4"] == pytest.approx(sum(right) / 12)
     assert first["eval/answers"] == 12 and first["eval_teacher/answers"] == 12 - sum(right) == len(teacher)
     assert first["eval_teacher/accuracy"] == first["eval_teacher/avg@4"]
-    by_task = [right[i : i + 4] for i in (0, 4, 8)]
-    failed = [sum(task) / 4 for task in by_task if not all(task)]
-    assert first["eval_teacher/student_accuracy"] == pytest.approx(sum(failed) / len(failed))
+    by_task = [
+        [s.text.startswith("right") for s in control if s.prompt == f"[user]eval{i}[assistant]"] for i in (0, 1, 2)
+    ]
+    again = [sum(task) / len(task) for task in by_task if task]
+    assert first["eval_teacher/student_accuracy"] == pytest.approx(sum(again) / len(again))
+    gain = first["eval_teacher/accuracy"] - first["eval_teacher/student_accuracy"]
+    assert first["eval_teacher/gain"] == pytest.approx(gain) and first["eval_teacher/gain_se"] > 0
+
+
+def test_the_control_may_be_left_out_of_a_run() -> None:
+    made = run(max_steps=1, eval_steps=1, samples=4, limit=3, feedback=[Comment(critique)], eval_control=False)
+    first = made.observer.seen[0][1]
+    assert first["eval_teacher/answers"] > 0
+    assert not {"eval_teacher/student_accuracy", "eval_teacher/gain", "eval_teacher/gain_se"} & set(first)
 
 
 def test_the_threshold_holds_in_training_and_in_evaluation() -> None:

@@ -15,12 +15,16 @@ CALM = {
     "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "e_step/student_drift_kl": 0.01,
     "e_step/saturation": 0.0, "e_step/kind_predicts_success": 0.5, "e_step/grad_norm": 1.0, "e_step/loss": 1.3,
 }  # fmt: skip
+RETRIES = {
+    "eval_teacher/accuracy": 0.3, "eval_teacher/student_accuracy": 0.3, "eval_teacher/gain_se": 0.1,
+    "eval_teacher/tasks": 16.0,
+}  # fmt: skip
 TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     # rule: after so many calm steps, this raises it, and this does not
     "teacher_no_better": (
         1,
-        {"eval_teacher/accuracy": 0.3, "eval_teacher/student_accuracy": 0.3},
-        {"eval_teacher/accuracy": 0.31, "eval_teacher/student_accuracy": 0.3},
+        RETRIES | {"eval_teacher/gain": 0.0},
+        RETRIES | {"eval_teacher/gain": 0.001},
     ),
     "teacher_entropy": (6, {"m_step/teacher_entropy": 1.7}, {"m_step/teacher_entropy": 1.5}),
     "student_drift": (1, {"e_step/student_drift_kl": 0.11}, {"e_step/student_drift_kl": 0.09}),
@@ -60,6 +64,20 @@ def test_an_alarm_is_raised_when_it_should_and_not_when_not(name: str) -> None:
     assert [alarm.rule for alarm in fired] == [name]  # once, and no other
     assert fired[0].saw and fired[0].do.endswith(".")
     assert raised(calm, nearly) == []
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "tasks", "fires"),
+    [
+        (0.0, 0.0, 16, True), (0.0, 0.0, 15, False),  # never right, with feedback or without
+        (-0.1, 0.1, 64, True), (-0.1, 0.11, 64, False),  # at .11 a gain of .2 would often not show
+        (0.005, 0.004, 900, True), (0.005, 0.008, 900, False), (0.009, 0.004, 900, False),
+    ],
+)  # fmt: skip
+def test_the_teacher_is_doubted_on_evidence_alone(gain: float, error: float, tasks: float, fires: bool) -> None:
+    seen = {"eval_teacher/gain": gain, "eval_teacher/gain_se": error, "eval_teacher/tasks": tasks}
+    assert [alarm.rule for alarm in raised(1, RETRIES | seen)] == ["teacher_no_better"] * fires
+    assert raised(1, {name: value for name, value in (RETRIES | seen).items() if not name.endswith("gain")}) == []
 
 
 def test_a_method_that_has_no_teacher_is_not_told_about_it() -> None:

@@ -62,7 +62,7 @@ PARAMETERS = {
     "extend": "group, sections, when",
     "Task": "*, id, messages, payload, tools",
     "Grade": "*, reward, success, feedback, informative, metrics",
-    "Section": "*, kind, source, text, quotes, tokens",
+    "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k",
     "EngineParts": "*, tokenizer, eos_ids, max_rows",

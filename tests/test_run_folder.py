@@ -40,7 +40,7 @@ def small(folder: Path, *, lora: bool = False, **run: object) -> Config:
         "rollout": {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 6},
         "algorithm": {"name": "vpd", "e_every": 2, "teacher_beta": 1000.0},
         "optim": {"learning_rate": 0.05},
-        "run": {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_limit": 2, "eval_samples": 1}
+        "run": {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_limit": 16, "eval_samples": 1}
         | {"save_total_limit": 1, "output_dir": str(folder)}
         | run,
     }

@@ -1,5 +1,6 @@
 """The source of rollouts: a pure function of (seed, step), and the same groups for any number of ranks."""
 
+import dataclasses
 import queue
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 
 from vpd.engines import ScriptedEngine
+from vpd.engines.mixed_engine import MixedEngine
 from vpd.envs import per_row
 from vpd.errors import EnvError, VPDError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import GraderFeedback
+from vpd.feedback.critique import SelfCritique
 from vpd.lab import tiny
 from vpd.prompts import Prompter
 from vpd.ranks import OneProcess, Ranks, ThreadRanks, divide, share_of
@@ -136,3 +139,37 @@ def test_a_rank_without_tasks_spends_no_time_on_rollouts() -> None:
     busy = [bool(share_of(rank, 8, 5)) for rank in range(8)]
     assert [found["time/rollout"] > 0 for found in seconds] == busy
     assert [found["time/feedback"] > 0 for found in seconds] == busy
+
+
+class Chat(Counting):
+    """The same, and every attempt has two turns."""
+
+    def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Any]]) -> list[str | None]:
+        return ["5" if len(conversation) == 2 else None for conversation in conversations]
+
+
+def test_a_mixture_with_a_teacher_answers_training_tasks_and_nothing_else() -> None:
+    tokenizer = tiny.make_tokenizer()
+    student, teacher = (ScriptedEngine(tokenizer, lambda prompt, key, text=text: text) for text in ("1", "2"))
+    mixed = dataclasses.replace(
+        source(env=Chat()),
+        engine=student,
+        training_engine=MixedEngine(student, teacher, first_fraction=0.5),
+        feedback=[SelfCritique(template="{task} {attempt}", max_critique_length=4)],
+    )
+    groups, _ = mixed.take(0)
+    said = [{rollout.completion.text for rollout in group.rollouts} for group in groups]
+    assert {"1"} in said and {"2"} in said and len(said) == 5
+    assert {rollout.completion.turns for group in groups for rollout in group.rollouts} == {2}
+    by_attempt: dict[tuple[int, int], set[str]] = {}
+    for name, engine in (("student", student), ("teacher", teacher)):
+        for _, key in engine.asked:
+            if key.phase == "train":
+                by_attempt.setdefault((key.task, key.sample), set()).add(name)
+    assert len(by_attempt) == 15 and all(len(names) == 1 for names in by_attempt.values())
+    assert {key.phase for _, key in teacher.asked} == {"train"}
+    assert "train/feedback-0" in {key.phase for _, key in student.asked}  # the student is its own critic
+    before = len(teacher.asked)
+    result = evaluate(mixed, mixed.env.eval_tasks(None), EvalSettings(sampling=SETTINGS.sampling, num_samples=2))
+    assert result.student["avg@2"] == 0.0 and result.teacher["tasks"] > 0 and len(teacher.asked) == before
+    assert {"eval", "eval_retry", "eval_control", "eval/feedback-0"} <= {key.phase for _, key in student.asked}

@@ -11,7 +11,12 @@ import yaml
 from helpers import metrics_of, vpd_train
 from transformers import AutoModelForCausalLM
 
+from vpd.bundled import load_bundled
 from vpd.cli import main
+from vpd.config import parse
+from vpd.envs import held_out_tasks
+from vpd.evaluation import EvalSettings, evaluate
+from vpd.recipes.assemble import assemble
 from vpd.run_folder import checkpoint
 
 
@@ -222,3 +227,27 @@ def test_eval_reports_student_and_teacher(tmp_path: Path, capsys: pytest.Capture
     assert result["student"]["tasks"] == 64 and result["student"]["answers"] == 128
     assert result["teacher"]["avg@2"] > result["student"]["avg@2"] + 0.05  # the base follows hints
     assert 0 <= result["teacher"]["avg@2_se"] < 0.1
+
+
+def test_evaluation_asks_the_student_alone_whatever_share_of_the_training_the_teacher_answers() -> None:
+    def answers(student_fraction: float) -> tuple[list[str], list[str]]:
+        algorithm = {
+            "name": "gkd",
+            "teacher_model": str(load_bundled("tiny-mid")),
+            "student_fraction": student_fraction,
+        }
+        run = {"eval_limit": 8, "eval_samples": 2}
+        data = {"model": {"name_or_path": "tiny-cold"}, "algorithm": algorithm, "run": run}
+        parts = assemble(parse(data | {"rollout": {"max_completion_length": 6}}))
+        settings = EvalSettings(sampling=parts.config.rollout.sampling, num_samples=2)
+        result = evaluate(parts.source, held_out_tasks(parts.env, 8), settings)
+        rollouts = [
+            [r for group in groups for r in group.rollouts] for groups in (result.groups, parts.source.take(0)[0])
+        ]
+        held_out = [*rollouts[0], *result.retries, *result.control_retries]
+        return [r.completion.text for r in held_out], [r.completion.text for r in rollouts[1]]
+
+    student, trained_on = answers(1.0)
+    for fraction in (0.5, 0.0):
+        evaluated, sampled = answers(fraction)
+        assert evaluated == student and sampled != trained_on

@@ -278,6 +278,10 @@ class RecordingUpdates:
         self.objectives: list[Any] = []
         self.options: list[dict[str, Any]] = []
 
+    @property
+    def logprob_tolerance(self) -> float:
+        return float(self.learner.logprob_tolerance)
+
     def score(self, *arguments: Any, **options: Any) -> Any:
         return self.learner.score(*arguments, **options)
 

@@ -92,6 +92,9 @@ def test_a_fault_of_an_endpoint_says_what_it_answered(status: int, said: bytes, 
         with pytest.raises(FeedbackError) as caught:
             write(EndpointWriter(url, "judge", retries=1), ["why"])
         assert f"the critic at {url}/chat/completions failed 2 times; got {got}" in str(caught.value)
+        assert ". See that the server runs and knows the model's name, then go on with --run.resume true." in str(
+            caught.value
+        )
         assert len(posted) == 2
 
 
@@ -146,5 +149,18 @@ def test_a_missing_key_is_an_error_that_says_what_to_do() -> None:
 
 def test_an_endpoint_is_sent_both_ends_of_a_text_that_is_too_long() -> None:
     shorten = EndpointWriter("http://judge.example/v1", "judge").shorten
-    assert shorten("abcdefgh", 2) == "abcdefgh"  # four characters a token
-    assert shorten("abcdefghi", 2) == "abcd [...] fghi"
+    assert shorten("abcdefgh", 2).text == "abcdefgh"  # four characters a token
+    assert shorten("abcdefghi", 2).text == "abcd [...] fghi"
+
+
+def test_a_failing_endpoint_is_left_alone_for_longer_each_time() -> None:
+    asked: list[float] = []
+
+    def failing(body: dict[str, Any]) -> tuple[int, bytes]:
+        asked.append(time.perf_counter())
+        return 503, b"overloaded"
+
+    with endpoint(failing) as (url, _), pytest.raises(FeedbackError):
+        write(EndpointWriter(url, "judge", retries=2), ["why"])
+    first, second, third = asked
+    assert second - first >= 0.2 and third - second >= 0.4

@@ -118,7 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling, above 0 to 1 (default 1: off)")
     evaluation.add_argument("--limit", type=int, help="at most so many held-out tasks (default all)")
-    evaluation.add_argument("--teacher", action="store_true", help="answer failed attempts again, with their feedback")
+    evaluation.add_argument(
+        "--teacher",
+        action="store_true",
+        help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
+    )
     evaluation.add_argument("--output", help="also write the numbers to this JSON file")
     check = command(
         "check",
@@ -179,10 +183,10 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
     result = evaluate(load(options.config, rest), chosen)
-    rows = [("student", result.student)] + ([("teacher", result.teacher)] if chosen.teacher else [])
-    show(rows, chosen.num_samples)
+    show(result, chosen.num_samples)
     if options.output:
-        Path(options.output).write_text(json.dumps(dict(rows), indent=1))
+        numbers = {"student": result.student, "teacher": result.teacher, "control": result.control}
+        Path(options.output).write_text(json.dumps({name: part for name, part in numbers.items() if part}, indent=1))
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:

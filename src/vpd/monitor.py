@@ -20,6 +20,11 @@ FILE = "alarms.jsonl"
 REARM = 10
 START = 5  # steps whose mean is "the beginning"
 
+# An evaluation that may say that a teacher is no better: a gain of .2 is then two standard errors at least.
+ENOUGH_TASKS = 16
+LARGEST_SE = 0.1
+NEGLIGIBLE = 0.02  # a gain that is not worth having
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
@@ -116,12 +121,26 @@ def _above(name: str, bound: float, what: str) -> Callable[[History], str | None
 
 
 def _teacher_no_better(history: History) -> str | None:
-    """The same tasks: the teacher retries what the student failed, and is right no more often."""
-    teacher, student = (history[-1].get(f"eval_teacher/{name}") for name in ("accuracy", "student_accuracy"))
-    listens = "m_step/rows" in history[-1]
-    if not listens or teacher is None or student is None or teacher > student:
+    """The teacher's retries of failed attempts beside the control's, which read no feedback.
+
+    Fires where the gain is at most 0 although the evaluation is large enough to show one (``ENOUGH_TASKS`` tasks, a
+    standard error of at most ``LARGEST_SE``), and where the gain is within two standard errors of 0 and these bound it
+    below ``NEGLIGIBLE``.  A useless teacher is noticed at about every second evaluation of 64 tasks; one whose gain is
+    two standard errors, and not negligible, is suspected wrongly at one evaluation in 44.
+    """
+    names = [f"eval_teacher/{name}" for name in ("gain", "gain_se", "tasks", "accuracy", "student_accuracy")]
+    values = [history[-1][name] for name in names if name in history[-1]]
+    if "m_step/rows" not in history[-1] or len(values) < len(names):
         return None
-    return f"told what was wrong, the model is right {teacher:.1%} of the time, untold {student:.1%} on the same tasks"
+    gain, error, tasks, teacher, control = values
+    none_seen = gain <= 0 and error <= LARGEST_SE and tasks >= ENOUGH_TASKS
+    none_left = gain <= 2 * error and gain + 2 * error < NEGLIGIBLE and tasks >= ENOUGH_TASKS
+    if not none_seen and not none_left:
+        return None
+    return (
+        f"the teacher is right in {teacher:.1%} of its retries of failed attempts, the same model without the feedback "
+        f"in {control:.1%}: a gain of {gain:+.3f} ± {error:.3f} over {tasks:.0f} tasks"
+    )
 
 
 def _teacher_entropy(history: History) -> str | None:
@@ -189,8 +208,9 @@ RULES = (
     Rule(
         "teacher_no_better",
         _teacher_no_better,
-        "Look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it say more, add a "
-        "source, or use GRPO.",
+        "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it "
+        "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated or "
+        "GRPO.",
     ),
     Rule(
         "teacher_entropy",

@@ -5,21 +5,25 @@ then (if there is one) a header and a sibling's solution, then (if there is one)
 closing line.  The assistant header follows, and after it the scored completion, token for token.  The failed
 attempt is not quoted: it *is* the scored continuation.
 
-A demonstration or a feedback over its budget loses its middle (the start and the end say most); the task and the
-assistant header are never cut.  Every token cut is counted on the :class:`~vpd.types.TeacherPrompt`.
+A demonstration or a feedback over its budget loses its middle (the start and the end say most), and so does an
+environment's reply; the task and the assistant header are never cut.  Text stays text: where it spells a control token
+of the tokenizer (``<|im_end|>``, ``<think>``), a gap keeps it from becoming one (:mod:`vpd.control_tokens`).  Tokens
+cut and control tokens removed are counted where the text ends up.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
+from jinja2 import TemplateError
 
-from vpd.errors import ModelError
+from vpd.control_tokens import ControlTokens
+from vpd.errors import EnvError, ModelError
 from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
 
@@ -35,12 +39,21 @@ class PromptSettings(Settings, section="prompts"):
     ] = None
     max_demonstration_length: Annotated[int, Ge(1), "tokens of a sibling's solution that the teacher reads"] = 2048
     max_feedback_length: Annotated[int, Ge(1), "tokens of feedback that the teacher reads"] = 1024
+    max_reply_length: Annotated[int, Ge(1), "tokens of one reply of the environment; a longer one loses its middle"] = (
+        1024
+    )
     feedback_with_demonstration: Annotated[bool, "show feedback also where a demonstration stands"] = False
     demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
     feedback_header: Annotated[str, "line above the feedback"] = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
     closing: Annotated[str, "last line of the teacher's user message"] = "\n\nNow solve the original task."
     cut_marker: Annotated[str, "text that replaces a middle that was cut"] = " [...] "
     enable_thinking: Annotated[bool, "passed to chat templates that have the argument enable_thinking"] = False
+    control_tokens_in_tasks: Annotated[
+        Literal["tags", "none", "all"],
+        "control tokens that a task's own messages may spell; tags: those that the tokenizer does not mark special"
+        " (<think>, which a system message may ask for); all: also the special ones (image tokens, put there on"
+        " purpose); the others are read as text, and feedback, demonstrations and replies may never spell any",
+    ] = "tags"
 
 
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
@@ -66,6 +79,29 @@ def saved_settings(folder: Path) -> PromptSettings | None:
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedText:
+    """A text within its budget.
+
+    ``length`` is the most tokens that it takes, ``cut`` the tokens that its middle lost, ``control_tokens`` how many
+    control tokens it spelled, which are plain text now.
+    """
+
+    text: str
+    length: int
+    cut: int = 0
+    control_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyTokens:
+    """An environment's reply as tokens, with the headers around it; ``cut`` and ``control_tokens`` as in FittedText."""
+
+    tokens: Tokens
+    cut: int = 0
+    control_tokens: int = 0
+
+
 class Prompter:
     """Builds prompts for one tokenizer and one model window.
 
@@ -79,11 +115,16 @@ class Prompter:
         self.window = window
         self.max_completion_length = max_completion_length
         self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
-        self._specials = sorted(filter(str.strip, tokenizer.all_special_tokens), key=len, reverse=True)
+        self._control = ControlTokens(tokenizer)
 
     def build_student_prompt(self, task: Task) -> Tokens:
-        """The student's prompt [P]. Raises ModelError if it does not fit the budget or the model's window."""
-        tokens = self._render(task.messages, task.tools)
+        """The student's prompt [P].
+
+        Raises ModelError if it does not fit the budget or the model's window, or if the chat template refuses the
+        task's messages; EnvError for a task without a user message.
+        """
+        _last_user_message(task)
+        tokens = self._render_task(task)
         limit = self.settings.max_prompt_length
         if limit is not None and len(tokens) > limit:
             raise ModelError(
@@ -119,85 +160,162 @@ class Prompter:
         sections = self.used(context)
         if not sections:
             return None
-        settings = self.settings
         room = self._room(task)
-        parts, cut = [], 0
+        made = self._with_context(task, sections, room)
+        while room > 1 and self._excess(len(made.tokens)) > 0:  # texts that are longer together than one by one
+            room = max(room - self._excess(len(made.tokens)), 1)
+            made = self._with_context(task, sections, room)
+        self._check_window(task, len(made.tokens), "the teacher's prompt")
+        return made
+
+    def conversation(self, messages: Sequence[Message], max_tokens: int) -> Tokens:
+        """Any messages as a prompt that leaves ``max_tokens`` for the answer.  Raises ModelError if it does not.
+
+        As in a task, control tokens become plain text unless ``control_tokens_in_tasks`` lets them be.
+        """
+        tokens = self._render(self._clean(list(messages)), what="a feedback source")
+        if self.window is not None and len(tokens) + max_tokens > self.window:
+            raise ModelError(
+                "a critic's prompt does not fit the model's window",
+                got=f"{len(tokens)} prompt tokens + {max_tokens} for the critique",
+                expected=f"at most {self.window} together",
+                do="Lower max_attempt_length, max_task_length, max_feedback_length or max_critique_length of the"
+                " feedback source.",
+            )
+        return tokens
+
+    def reply(self, message: Message, after: int | None) -> ReplyTokens:
+        """What a template puts between an assistant's answer and the next: its end, ``message``, a new header.
+
+        ``after`` is the answer's last token; where that is the end-of-turn token itself it does not stand twice.
+        A message longer than ``max_reply_length`` loses its middle.  Raises ModelError if the chat template refuses it.
+        """
+        fitted = self.fit(message["content"], self.settings.max_reply_length)
+        others = {key: value for key, value in message.items() if key != "content"}
+        shown = {**_map_text(others, lambda text: self._control.neutralise(text)[0]), "content": fitted.text}
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}, shown]
+        try:
+            text: str = self._apply_template(conversation, tokenize=False)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refusal("an environment's reply", conversation[2:], error) from error
+        _, found, following = text.partition(answer)
+        if not found:
+            raise ModelError(
+                "the chat template does not show the assistant's answers, so that an environment cannot reply",
+                do="Take a model with another chat template, or set rollout.max_turns to 1.",
+            )
+        if after is not None:
+            following = following.removeprefix(self.tokenizer.decode([after]))
+        return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
+
+    def opens_thinking(self, prompt: Tokens) -> bool:
+        """Whether a prompt ends in ``<think>``: its answer then begins inside the thinking."""
+        return bool(self.tokenizer.decode(list(prompt[-16:])).rstrip().endswith("<think>"))
+
+    def control_tokens_in(self, task: Task) -> int:
+        """How many control tokens a task's messages and tools spell that are read as text instead."""
+        counts: list[int] = []
+
+        def count(text: str) -> str:
+            cleaned, found = self._clean_text(text)
+            counts.append(found)
+            return cleaned
+
+        _map_text([*task.messages, *task.tools], count)
+        return sum(counts)
+
+    def fit(self, text: str, budget: int) -> FittedText:
+        """``text`` without its control tokens, within a budget of tokens also when it is encoded again.
+
+        The middle makes way for ``cut_marker``; a budget that holds not even that leaves nothing.
+        """
+        text, control = self._control.neutralise(text)
+        tokens = self._encode(text)
+        if len(tokens) <= budget:
+            return FittedText(text=text, length=len(tokens), control_tokens=control)
+        marker = len(self._encode(self.settings.cut_marker))
+        keep = max(budget - marker, 0)
+        while keep > 0:
+            joined, _ = self._control.neutralise(self._without_middle(tokens, keep))
+            excess = len(self._encode(joined)) - budget
+            if excess <= 0:
+                cut = len(tokens) - keep
+                return FittedText(text=joined, length=keep + marker, cut=cut, control_tokens=control)
+            keep -= excess
+        if marker <= budget:
+            return FittedText(text=self.settings.cut_marker, length=marker, cut=len(tokens), control_tokens=control)
+        return FittedText(text="", length=0, cut=len(tokens), control_tokens=control)
+
+    def _without_middle(self, tokens: Sequence[int], keep: int) -> str:
+        """The first and the last of ``keep`` tokens as text, without the characters that the cut leaves incomplete."""
+        head = self.tokenizer.decode(tokens[: (keep + 1) // 2]).rstrip("\N{REPLACEMENT CHARACTER}")
+        tail = self.tokenizer.decode(tokens[len(tokens) - keep // 2 :]).lstrip("\N{REPLACEMENT CHARACTER}")
+        return f"{head}{self.settings.cut_marker}{tail}"
+
+    def _with_context(self, task: Task, sections: Sequence[Section], room: int) -> TeacherPrompt:
+        """The teacher's prompt with the sections in ``room`` tokens."""
+        settings = self.settings
+        parts, cut, control = [], 0, 0
         for kind, header, budget in (
             ("demonstration", settings.demonstration_header, settings.max_demonstration_length),
             ("feedback", settings.feedback_header, settings.max_feedback_length),
         ):
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
             if text:
-                text, dropped, length = self.fit(text, min(budget, room))
-                room -= length
-                cut += dropped
-                parts.append(header + text)
-        last = max(i for i, message in enumerate(task.messages) if message["role"] == "user")
-        messages = list(task.messages)
-        messages[last] = {"role": "user", "content": messages[last]["content"] + "".join(parts) + settings.closing}
-        tokens = self._render(messages, task.tools)
-        self._check_window(task, len(tokens), "the teacher's prompt")
-        sources = tuple(dict.fromkeys(section.source for section in sections))
-        return TeacherPrompt(tokens=tokens, sources=sources, cut=cut)
-
-    def conversation(self, messages: Sequence[Message], max_tokens: int) -> Tokens:
-        """Any messages as a prompt that leaves ``max_tokens`` for the answer.  Raises ModelError if it does not."""
-        tokens = self._render(messages)
-        if self.window is not None and len(tokens) + max_tokens > self.window:
-            raise ModelError(
-                "a critic's prompt does not fit the model's window",
-                got=f"{len(tokens)} prompt tokens + {max_tokens} for the critique",
-                expected=f"at most {self.window} together",
-                do="Lower max_attempt_length or max_critique_length of the feedback source.",
-            )
-        return tokens
-
-    def reply(self, message: Message, after: int | None) -> Tokens:
-        """What a template puts between an assistant's answer and the next: its end, ``message``, a new header.
-
-        ``after`` is the answer's last token; where that is the end-of-turn token itself it does not stand twice.
-        """
-        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
-        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}, message]
-        text: str = self.tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=True, tokenize=False, enable_thinking=self.settings.enable_thinking
+                fitted = self.fit(text, min(budget, room))
+                room = max(room - fitted.length, 0)
+                cut += fitted.cut
+                control += fitted.control_tokens
+                parts.append(header + fitted.text)
+        last = _last_user_message(task)
+        messages = self._clean(list(task.messages))
+        messages[last] = {**messages[last], "content": messages[last]["content"] + "".join(parts) + settings.closing}
+        return TeacherPrompt(
+            tokens=self._render(messages, self._clean(list(task.tools)), what=f"task {task.id!r}"),
+            sources=tuple(dict.fromkeys(section.source for section in sections)),
+            cut=cut,
+            control_tokens=control,
         )
-        following = text.partition(answer)[2]
-        if after is not None:
-            following = following.removeprefix(self.tokenizer.decode([after]))
-        return tuple(self.tokenizer.encode(following, add_special_tokens=False))
-
-    def fit(self, text: str, budget: int) -> tuple[str, int, int]:
-        """``text`` within a budget of tokens: (text, tokens cut, tokens kept); special tokens become gaps."""
-        for special in self._specials:
-            text = text.replace(special, " ")
-        tokens = self.tokenizer.encode(text, add_special_tokens=False)
-        if len(tokens) <= budget:
-            return text, 0, len(tokens)
-        marker = self.tokenizer.encode(self.settings.cut_marker, add_special_tokens=False)
-        keep = max(budget - len(marker), 0)
-        head, tail = tokens[: (keep + 1) // 2], tokens[len(tokens) - keep // 2 :]
-        joined = self.tokenizer.decode(head) + self.settings.cut_marker + self.tokenizer.decode(tail)
-        return joined, len(tokens) - keep, keep + len(marker)
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
         return self.build_teacher_prompt(rollout.task, rollout.context)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Tokens:
-        return self._remembered(json.dumps([list(messages), list(tools)]))
+    def _render_task(self, task: Task) -> Tokens:
+        return self._render(self._clean(list(task.messages)), self._clean(list(task.tools)), what=f"task {task.id!r}")
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, what: str) -> Tokens:
+        try:
+            return self._remembered(json.dumps([list(messages), list(tools)]))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refusal(what, messages, error) from error
 
     def _tokens(self, conversation: str) -> Tokens:
         """A conversation (JSON: messages and tools) as the chat template writes it, ready for an answer."""
         messages, tools = json.loads(conversation)
-        tokens = self.tokenizer.apply_chat_template(
-            messages,
-            tools=tools or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            enable_thinking=self.settings.enable_thinking,
+        return tuple(self._apply_template(messages, tools=tools or None, tokenize=True, return_dict=False))
+
+    def _apply_template(self, messages: Sequence[Any], **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, enable_thinking=self.settings.enable_thinking, **options
         )
-        return tuple(tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _clean(self, value: list[Any]) -> list[Any]:
+        """Messages or tools of a task with the control tokens removed that they may not spell."""
+        cleaned: list[Any] = _map_text(value, lambda text: self._clean_text(text)[0])
+        return cleaned
+
+    def _clean_text(self, text: str) -> tuple[str, int]:
+        match self.settings.control_tokens_in_tasks:
+            case "all":
+                return text, 0
+            case "tags":
+                return self._control.neutralise(text, "special")
+            case "none":
+                return self._control.neutralise(text)
 
     def _room(self, task: Task) -> int:
         """Tokens left for the sections once task, headers and completion have their place in the window."""
@@ -205,18 +323,59 @@ class Prompter:
             return 1 << 30
         settings = self.settings
         frame = settings.demonstration_header + settings.feedback_header + settings.closing
-        fixed = (
-            len(self._render(task.messages, task.tools))
-            + len(self.tokenizer.encode(frame, add_special_tokens=False))
-            + 8
-        )
+        fixed = len(self._render_task(task)) + len(self._encode(frame)) + 8
         return max(self.window - self.max_completion_length - fixed, 1)
 
+    def _excess(self, length: int) -> int:
+        """Tokens that a prompt and its completion take beyond the window; 0 or less where they fit."""
+        return -1 if self.window is None else length + self.max_completion_length - self.window
+
     def _check_window(self, task: Task, length: int, what: str) -> None:
-        if self.window is not None and length + self.max_completion_length > self.window:
+        if self._excess(length) > 0:
             raise ModelError(
                 f"{what} of task {task.id!r} does not fit the model's window",
                 got=f"{length} prompt tokens + {self.max_completion_length} completion tokens",
                 expected=f"at most {self.window} together",
                 do="Lower rollout.max_completion_length, drop the task, or take a model with a longer window.",
             )
+
+
+def _last_user_message(task: Task) -> int:
+    """Where context is added.  Raises EnvError for a task without a user message."""
+    places = [place for place, message in enumerate(task.messages) if message["role"] == "user"]
+    if not places:
+        raise EnvError(
+            f"task {task.id!r} has no user message",
+            got=f"only {_roles(task.messages)}",
+            expected="a message with the role 'user', where the teacher reads the feedback",
+        )
+    return places[-1]
+
+
+def _refusal(what: str, messages: Sequence[Mapping[str, Any]], error: Exception) -> ModelError:
+    """The chat template's own words in one line."""
+    system = any(message["role"] == "system" for message in messages)
+    return ModelError(
+        f"the model's chat template refuses the messages of {what} ({_roles(messages)})",
+        got=" ".join(str(error).split())[:160] or type(error).__name__,
+        do="Put the system message's text at the start of the question, or take a model whose template has that role."
+        if system
+        else "Change the messages, or take a model with another chat template.",
+    )
+
+
+def _roles(messages: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(str(message["role"]) for message in messages)
+
+
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` (as JSON has them) with every text in it changed."""
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {_map_text(key, change): _map_text(entry, change) for key, entry in value.items()}
+        case list() | tuple():
+            return [_map_text(entry, change) for entry in value]
+        case _:
+            return value

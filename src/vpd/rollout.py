@@ -13,7 +13,7 @@ from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback
 from vpd.feedback.writers import ModelWriter
-from vpd.prompts import Prompter
+from vpd.prompts import Prompter, ReplyTokens
 from vpd.ranks import OneProcess, Ranks, divide
 from vpd.settings import Settings
 from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens
@@ -91,6 +91,9 @@ class RolloutSource:
 
     With several ranks each works on a contiguous share of the tasks, from drawing to teacher prompts, and the groups
     are gathered; the result is the same for any number of ranks.
+
+    ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
+    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.
     """
 
     env: Env
@@ -99,6 +102,7 @@ class RolloutSource:
     feedback: Sequence[Feedback]
     settings: RolloutSettings
     seed: int = 0
+    training_engine: Engine | None = None
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
@@ -107,13 +111,14 @@ class RolloutSource:
     def take(self, step: int) -> tuple[list[Group], Metrics]:
         count = self.settings.prompts_per_step
         places = range(step * count, (step + 1) * count)
+        engine = self.engine if self.training_engine is None else self.training_engine
         seconds: Metrics = {"time/rollout": 0.0, "time/feedback": 0.0}
 
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()
             keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
             tasks = draw_tasks(self.env, share, seed=self.seed)
-            groups = self.attempt(keys, tasks, self.settings.sampling, self.settings.num_generations)
+            groups = self._attempt(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)
             seconds["time/rollout"] = sampled - started
@@ -125,20 +130,33 @@ class RolloutSource:
     def attempt(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
     ) -> list[Group]:
-        """G graded attempts at each task; ``keys`` are those of each task's first attempt."""
+        """G graded attempts of the student at each task; ``keys`` are those of each task's first attempt."""
+        return self._attempt(self.engine, keys, tasks, sampling, num_generations)
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """A graded attempt of the student for each request; an undecided ``success`` is resolved here, once."""
+        return self._answer(self.engine, requests, sampling)
+
+    def _attempt(
+        self,
+        engine: Engine,
+        keys: Sequence[SampleKey],
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        num_generations: int,
+    ) -> list[Group]:
         requests = [
             Request(key=dataclasses.replace(key, sample=sample), task=task, prompt=prompt)
             for key, task in zip(keys, tasks, strict=True)
             for prompt in [self.prompter.build_student_prompt(task)]
             for sample in range(num_generations)
         ]
-        rollouts = self.answer(requests, sampling)
+        rollouts = self._answer(engine, requests, sampling)
         starts = range(0, len(rollouts), num_generations)
         return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        """A graded attempt for each request; an undecided ``success`` is resolved here, once."""
-        completions = generate_turns(self.env, self.engine, self.prompter, requests, sampling, seed=self.seed)
+    def _answer(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        completions = generate_turns(self.env, engine, self.prompter, requests, sampling, seed=self.seed)
         return grade_completions(self.env, requests, completions, self.settings.success_threshold)
 
     def add_feedback(self, groups: Sequence[Group]) -> list[Group]:
@@ -172,20 +190,28 @@ def generate_turns(
 
     rows = list(range(len(requests)))
     prompts = [request.prompt for request in requests]
-    attempts = generate(rows, prompts, [sampling.max_completion_length] * len(requests), 0)
+    attempts = [
+        dataclasses.replace(attempt, thinking_open=prompter.opens_thinking(prompt))
+        for attempt, prompt in zip(
+            generate(rows, prompts, [sampling.max_completion_length] * len(requests), 0), prompts, strict=True
+        )
+    ]
     if not isinstance(env, Conversational):
         return attempts
     conversations: list[list[Message]] = [list(request.task.messages) for request in requests]
     for turn in range(1, sampling.max_turns):
         rows = [row for row in rows if attempts[row].finish == "stop"]
         replies = _replies(env, prompter, requests, rows, attempts, conversations)
-        room = {row: sampling.max_completion_length - len(attempts[row].tokens) - len(replies[row]) for row in replies}
+        room = {
+            row: sampling.max_completion_length - len(attempts[row].tokens) - len(replies[row].tokens)
+            for row in replies
+        }
         rows = [row for row in replies if room[row] > 0]
         for row in replies.keys() - set(rows):
             attempts[row] = dataclasses.replace(attempts[row], finish="length")
         if not rows:
             break
-        prompts = [requests[row].prompt + attempts[row].tokens + replies[row] for row in rows]
+        prompts = [requests[row].prompt + attempts[row].tokens + replies[row].tokens for row in rows]
         for row, answer in zip(rows, generate(rows, prompts, [room[row] for row in rows], turn), strict=True):
             attempts[row] = _joined(attempts[row], replies[row], answer)
     return attempts
@@ -198,12 +224,12 @@ def _replies(
     rows: Sequence[int],
     attempts: Sequence[Completion],
     conversations: Sequence[list[Message]],
-) -> dict[int, Tokens]:
+) -> dict[int, ReplyTokens]:
     """What the environment says to the newest answer of each row, as tokens; conversations grow by both."""
     for row in rows:
         conversations[row].append({"role": "assistant", "content": attempts[row].text})
     replies = replies_of(env, [requests[row].task for row in rows], [conversations[row] for row in rows])
-    found: dict[int, Tokens] = {}
+    found: dict[int, ReplyTokens] = {}
     for row, reply in zip(rows, replies, strict=True):
         if reply is not None:
             conversations[row].append(reply)
@@ -212,14 +238,17 @@ def _replies(
     return found
 
 
-def _joined(attempt: Completion, reply: Tokens, answer: Completion) -> Completion:
+def _joined(attempt: Completion, reply: ReplyTokens, answer: Completion) -> Completion:
     """An attempt, what the environment replied, and the next answer, as one attempt."""
     return dataclasses.replace(
         answer,
-        tokens=attempt.tokens + reply + answer.tokens,
-        sampled=attempt.sampled + (False,) * len(reply) + answer.sampled,
-        logprobs=attempt.logprobs + (0.0,) * len(reply) + answer.logprobs,
+        tokens=attempt.tokens + reply.tokens + answer.tokens,
+        sampled=attempt.sampled + (False,) * len(reply.tokens) + answer.sampled,
+        logprobs=attempt.logprobs + (0.0,) * len(reply.tokens) + answer.logprobs,
         turns=attempt.turns + 1,
+        thinking_open=attempt.thinking_open,
+        reply_cut=attempt.reply_cut + reply.cut,
+        reply_control_tokens=attempt.reply_control_tokens + reply.control_tokens,
     )
 
 

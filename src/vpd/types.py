@@ -50,7 +50,8 @@ class Task:
 class SampleKey:
     """Which text of a run this is: together with the run's seed, all that its randomness depends on.
 
-    ``phase``: "train", "eval" or "eval_retry", followed by "/feedback-N" for what feedback source N asks a model;
+    ``phase``: "train", "eval", "eval_retry" or "eval_control", followed by "/feedback-N" for what feedback source N
+    asks a model;
     ``step``: iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the
     evaluation set; ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
 
@@ -78,7 +79,9 @@ class Completion:
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
-    ``turns`` counts its answers; ``version`` counts the weights that sampled it.
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
+    in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
+    tokens cut from the environment's replies, and the control tokens in them that became plain text.
 
     Two answers of two tokens, with a reply of one token between them, which no loss sees:
 
@@ -101,6 +104,9 @@ class Completion:
     finish: Literal["stop", "length"]
     version: int = 0
     turns: int = 1
+    thinking_open: bool = False
+    reply_cut: int = 0
+    reply_control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +150,8 @@ class Section:
 
     ``kind`` says where it appears in the teacher's prompt, ``source`` which feedback source wrote it,
     ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
-    were generated to write it.
+    were generated to write it.  ``cut`` and ``control_tokens`` are about what its writer read: tokens cut from it, and
+    control tokens in it that became plain text.
 
     >>> Section(kind="demonstration", source="sibling", text="Lima", quotes=3).quotes
     3
@@ -155,11 +162,15 @@ class Section:
     text: str
     quotes: int | None = None
     tokens: int = 0
+    cut: int = 0
+    control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
+
+    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt.
 
     >>> TeacherPrompt(tokens=(1, 2, 3), sources=("environment", "sibling")).cut
     0
@@ -168,6 +179,7 @@ class TeacherPrompt:
     tokens: Tokens
     sources: tuple[str, ...]
     cut: int = 0
+    control_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,11 @@ class RunSettings(Settings, section="run"):
     eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
     eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
     eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
+    eval_control: Annotated[
+        bool,
+        "where the teacher retries failed attempts, retry them without the feedback too, to compare with: one more"
+        " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
+    ] = True
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, "the run folder"] = "out"
     report_to: Annotated[

@@ -1,4 +1,4 @@
-"""Two engines for one stream of prompts: GKD's share of student-generated data."""
+"""Two engines for the training tasks: GKD's share of student-generated data."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ from vpd.types import Completion, SampleKey, Tokens
 
 
 class MixedEngine:
-    """Each task goes to ``first`` with probability ``first_fraction``, else to ``second``, with all its answers.
+    """Each task goes to ``first`` with probability ``first_fraction``, else to ``second``, with all answers and turns.
 
-    The choice is a pure function of the task's key and the seed.  New weights go to ``first`` alone.
+    The choice is a pure function of the task's key and the seed.  New weights go to ``first`` alone; the second's
+    never change, so its answers carry the step that asked for them as their version and are never stale.  It answers
+    training tasks only: evaluation and feedback are about one model, and any other phase raises ValueError.
     """
 
     def __init__(self, first: Engine, second: Engine, *, first_fraction: float):
@@ -34,11 +36,16 @@ class MixedEngine:
         max_tokens: int | Sequence[int],
         **sampling: Any,
     ) -> list[Completion]:
+        others = {key.phase for key in keys} - {"train"}
+        if others:
+            raise ValueError(f"a mixture of engines answers training tasks only; got {', '.join(sorted(others))}")
         limits = limits_of(max_tokens, len(prompts))
         goes_first = [self._goes_first(key, seed) for key in keys]
         answers: dict[int, Completion] = {}
         for engine, chosen in ((self.first, True), (self.second, False)):
             rows = [row for row, first in enumerate(goes_first) if first is chosen]
+            if not rows:
+                continue
             made = engine.generate(
                 [prompts[row] for row in rows],
                 keys=[keys[row] for row in rows],
@@ -46,6 +53,8 @@ class MixedEngine:
                 max_tokens=[limits[row] for row in rows],
                 **sampling,
             )
+            if not chosen:
+                made = [dataclasses.replace(m, version=keys[row].step) for row, m in zip(rows, made, strict=True)]
             answers |= dict(zip(rows, made, strict=True))
         return [answers[row] for row in range(len(prompts))]
 

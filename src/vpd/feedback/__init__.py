@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias
 
+from vpd.prompts import FittedText
 from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, SampleKey, Section
 
@@ -26,10 +27,14 @@ _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A text that a model wrote and what it cost: ``tokens`` generated (0: unknown)."""
+    """A text that a model wrote and what it cost: ``tokens`` generated (0: unknown).
+
+    ``thinking_open``: its prompt ended in ``<think>``, so that the text begins inside the thinking.
+    """
 
     text: str
     tokens: int = 0
+    thinking_open: bool = False
 
 
 class Writer(Protocol):
@@ -49,8 +54,8 @@ class Writer(Protocol):
         """
         ...
 
-    def shorten(self, text: str, max_tokens: int) -> str:
-        """The text without its middle where it is longer than ``max_tokens``."""
+    def shorten(self, text: str, max_tokens: int) -> FittedText:
+        """The text without the writer's control tokens, and without its middle where that exceeds ``max_tokens``."""
         ...
 
 
@@ -80,9 +85,11 @@ class ScriptedWriter:
         texts = [self.answer(conversation, key) for conversation, key in asked]
         return [Written(text, tokens=len(text.split())) for text in texts]
 
-    def shorten(self, text: str, max_tokens: int) -> str:
+    def shorten(self, text: str, max_tokens: int) -> FittedText:
         words = text.split()
-        return text if len(words) <= max_tokens else " ".join(words[:max_tokens])
+        if len(words) <= max_tokens:
+            return FittedText(text=text, length=len(words))
+        return FittedText(text=" ".join(words[:max_tokens]), length=max_tokens, cut=len(words) - max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +131,22 @@ class SiblingDemonstration(Settings, section="feedback"):
         return extend(group, sections, self.when)
 
     def _solution(self, rollout: Rollout) -> str:
-        text = rollout.completion.text
-        return without_thinking(text) if self.remove_thinking else text.strip()
+        text, thinking_open = rollout.completion.text, rollout.completion.thinking_open
+        return without_thinking(text, thinking_open=thinking_open) if self.remove_thinking else text.strip()
 
 
-def without_thinking(text: str) -> str:
-    """The text without its ``<think>`` block."""
+def without_thinking(text: str, *, thinking_open: bool = False) -> str:
+    """The text without its ``<think>`` block.
+
+    Where the prompt opened the block (``thinking_open``, or ``</think>`` comes first), it reaches to the first
+    ``</think>``.  A block that is never closed reaches to the end.
+
+    >>> without_thinking("3? No.</think> 4")
+    '4'
+    """
+    before, closed, after = text.partition("</think>")
+    if thinking_open or (closed and "<think>" not in before):
+        text = after
     return _THINKING.sub("", text).strip()
 
 

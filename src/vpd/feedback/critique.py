@@ -5,7 +5,7 @@ model that is being trained (as the paper does), ``critic`` another one behind a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, extend, without_thinking
 from vpd.feedback.writers import EndpointWriter
+from vpd.prompts import FittedText
 from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, Section
 
@@ -46,6 +47,12 @@ class _Critique(Settings, section="feedback"):
     max_attempt_length: Annotated[
         int, Ge(1), "tokens of the attempt that the critic reads; a longer one loses its middle"
     ] = 1024
+    max_task_length: Annotated[
+        int, Ge(1), "tokens of the task that the critic reads; a longer one loses its middle"
+    ] = 2048
+    max_feedback_length: Annotated[
+        int, Ge(1), "tokens of the grader's feedback that the critic reads; more loses its middle"
+    ] = 1024
     temperature: Annotated[float, Ge(0), "the critic's sampling temperature; 0 is greedy"] = 1.0
 
     def check(self) -> None:
@@ -65,29 +72,42 @@ class _Critique(Settings, section="feedback"):
             if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
         ]
         rollouts = [groups[number].rollouts[index] for number, index in asked]
+        read = [self._fields(rollout, writer) for rollout in rollouts]
         written = writer.write(
-            [self._conversation(rollout, writer) for rollout in rollouts],
+            [self._conversation(rollout, fields) for rollout, fields in zip(rollouts, read, strict=True)],
             keys=[rollout.key for rollout in rollouts],
             max_tokens=self.max_critique_length,
             temperature=self.temperature,
         )
         sections: list[list[list[Section]]] = [[[] for _ in group.rollouts] for group in groups]
-        for (number, index), critique in zip(asked, written, strict=True):
-            text = without_thinking(critique.text)
+        for (number, index), critique, fields in zip(asked, written, read, strict=True):
+            text = without_thinking(critique.text, thinking_open=critique.thinking_open)
             if text:
-                section = Section(kind="feedback", source=source, text=text, tokens=critique.tokens)
+                section = Section(
+                    kind="feedback",
+                    source=source,
+                    text=text,
+                    tokens=critique.tokens,
+                    cut=sum(field.cut for field in fields.values()),
+                    control_tokens=sum(field.control_tokens for field in fields.values()),
+                )
                 sections[number][index].append(section)
         return [extend(group, more) for group, more in zip(groups, sections, strict=True)]
 
-    def _conversation(self, rollout: Rollout, writer: Writer) -> list[Message]:
-        """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
-        task = "\n\n".join(message["content"] for message in rollout.task.messages)
-        values = {
-            "task": task,
-            "attempt": writer.shorten(rollout.completion.text.strip() or "(an empty answer)", self.max_attempt_length),
-            "verdict": self.passed_verdict if rollout.success else self.failed_verdict,
-            "feedback": rollout.grade.feedback or "",
+    def _fields(self, rollout: Rollout, writer: Writer) -> dict[str, FittedText]:
+        """What fills the template's placeholders, each within its budget; those that it does not show are left out."""
+        texts = {
+            "task": ("\n\n".join(message["content"] for message in rollout.task.messages), self.max_task_length),
+            "attempt": (rollout.completion.text.strip() or "(an empty answer)", self.max_attempt_length),
+            "feedback": (rollout.grade.feedback or "", self.max_feedback_length),
         }
+        shown = set(PLACEHOLDER.findall(self.template))
+        return {name: writer.shorten(*texts[name]) for name in texts if name in shown}
+
+    def _conversation(self, rollout: Rollout, fields: Mapping[str, FittedText]) -> list[Message]:
+        """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
+        verdict = self.passed_verdict if rollout.success else self.failed_verdict
+        values = {"verdict": verdict} | {name: field.text for name, field in fields.items()}
         prompt = PLACEHOLDER.sub(lambda found: values[found[1]], self.template)
         return [{"role": "user", "content": prompt}]
 

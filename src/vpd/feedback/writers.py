@@ -4,7 +4,9 @@ import concurrent.futures
 import dataclasses
 import http.client
 import json
+import math
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -15,10 +17,14 @@ from typing import Any
 from vpd.engines import Engine
 from vpd.errors import FeedbackError
 from vpd.feedback import Written
-from vpd.prompts import Prompter
+from vpd.prompts import FittedText, Prompter
 from vpd.types import Message, SampleKey
 
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English: the endpoint's tokenizer is not known here
+CONTROL = re.compile(  # control tokens of Llama, Qwen, DeepSeek, Gemma and Mistral, for the same reason
+    r"<[|\N{FULLWIDTH VERTICAL LINE}][^<>\s]{1,60}[|\N{FULLWIDTH VERTICAL LINE}]>|</?s>|<(?:bos|eos|pad|unk)>"
+    r"|</?think>|</?tool_(?:call|response)>|<(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK)\]"
+)
 
 
 class ModelWriter:
@@ -44,17 +50,25 @@ class ModelWriter:
     ) -> list[Written]:
         if not conversations:
             return []
+        prompts = [self._prompter.conversation(messages, max_tokens) for messages in conversations]
         completions = self._engine.generate(
-            [self._prompter.conversation(messages, max_tokens) for messages in conversations],
+            prompts,
             keys=[dataclasses.replace(key, phase=f"{key.phase}/feedback-{self._source}") for key in keys],
             seed=self._seed,
             max_tokens=max_tokens,
             temperature=temperature,
         )
-        return [Written(completion.text, tokens=len(completion.tokens)) for completion in completions]
+        return [
+            Written(
+                completion.text,
+                tokens=len(completion.tokens),
+                thinking_open=self._prompter.opens_thinking(prompt),
+            )
+            for completion, prompt in zip(completions, prompts, strict=True)
+        ]
 
-    def shorten(self, text: str, max_tokens: int) -> str:
-        return self._prompter.fit(text, max_tokens)[0]
+    def shorten(self, text: str, max_tokens: int) -> FittedText:
+        return self._prompter.fit(text, max_tokens)
 
 
 class EndpointWriter:
@@ -106,9 +120,14 @@ class EndpointWriter:
         with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(ask, conversations))
 
-    def shorten(self, text: str, max_tokens: int) -> str:
-        room = max_tokens * CHARACTERS_PER_TOKEN
-        return text if len(text) <= room else f"{text[: room // 2]} [...] {text[len(text) - room // 2 :]}"
+    def shorten(self, text: str, max_tokens: int) -> FittedText:
+        """Lengths are estimates; what looks like a control token of a common chat template gets a gap."""
+        text, control = CONTROL.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        room, length = max_tokens * CHARACTERS_PER_TOKEN, math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+        if len(text) <= room:
+            return FittedText(text=text, length=length, control_tokens=control)
+        shortened = f"{text[: room // 2]} [...] {text[len(text) - room // 2 :]}"
+        return FittedText(text=shortened, length=max_tokens, cut=length - max_tokens, control_tokens=control)
 
     def _ask(self, body: bytes) -> Written:
         for attempt in range(self._retries + 1):

@@ -38,7 +38,12 @@ LEARNS_FROM = {
 }
 MOST_PROCESSES = 8  # of about half a gigabyte each
 SETTING = "sparse"
-STUDENT, TEACHER = "eval/accuracy", "eval_teacher/accuracy"
+#: role -> its metric.  Teacher and control retry the same failed attempts, with and without the feedback.
+ROLES = {
+    "student": "eval/accuracy",
+    "teacher": "eval_teacher/accuracy",
+    "control": "eval_teacher/student_accuracy",
+}
 
 
 def config_of(method: str, seed: int, steps: int) -> Config:
@@ -73,25 +78,23 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     ]
     processes = min(available_cores(), MOST_PROCESSES)
     runs: list[dict[str, Any]] = run_calls(_run, calls, processes=processes, console=console)
-    students = {method: [run["student"] for run in runs if run["method"] == method] for method in METHODS}
-    teachers = {method: [run["teacher"] for run in runs if run["method"] == method] for method in METHODS}
-    console.print(_table(students, teachers))
-    console.print("\n" + verdict(students, teachers), highlight=False)
-    results = _results(runs, students, teachers, first_seed=first_seed, seeds=seeds)
-    _write(output, results, students, teachers)
+    curves = {role: {name: [run[role] for run in runs if run["method"] == name] for name in METHODS} for role in ROLES}
+    console.print(_table(curves))
+    console.print("\n" + verdict(curves["student"], curves["teacher"], curves["control"]), highlight=False)
+    results = _results(runs, curves, first_seed=first_seed, seeds=seeds)
+    _write(output, results, curves)
     console.print(f"\nWritten: {output}/results.json and {output}/curves.png", highlight=False)
     return results
 
 
 def _results(
-    runs: Sequence[Mapping[str, Any]], students: Curves, teachers: Curves, *, first_seed: int, seeds: int
+    runs: Sequence[Mapping[str, Any]], curves: Mapping[str, Curves], *, first_seed: int, seeds: int
 ) -> dict[str, Any]:
-    """What ``results.json`` holds: means over seeds by method, and every run."""
+    """What ``results.json`` holds: means over seeds by method and role, and every run."""
     return {
         "methods": {
-            method: {
-                "student": mean_curve(students[method]),
-                "teacher": mean_curve(teachers[method]),
+            method: {role: mean_curve(of_role[method]) for role, of_role in curves.items()}
+            | {
                 "seconds": statistics.fmean(run["seconds"] for run in runs if run["method"] == method),
             }
             for method in METHODS
@@ -103,13 +106,13 @@ def _results(
     }
 
 
-def verdict(students: Curves, teachers: Curves) -> str:
+def verdict(students: Curves, teachers: Curves, controls: Curves) -> str:
     """Which method to choose for a task like this, computed from the curves."""
     start = statistics.fmean(run[0][1] for runs in students.values() for run in runs)
     final = {name: statistics.fmean(_final(run) for run in runs) for name, runs in students.items()}
     best, second, *_ = sorted(final, key=lambda name: -final[name])
     seeds = len(students[best])
-    lines = [_situation(start, teachers)]
+    lines = [_situation(start, teachers, controls)]
     if final[best] < start + WIDE:
         lines.append(
             f"No method has learned the task yet: {METHODS[best]} is best with {final[best]:.2f}. Add --steps."
@@ -125,14 +128,16 @@ def verdict(students: Curves, teachers: Curves) -> str:
     return "\n".join([*lines, caution])
 
 
-def _situation(start: float, teachers: Curves) -> str:
-    """What kind of task this is, by the base's accuracy with and without feedback."""
-    retries = [run[0][1] for runs in teachers.values() for run in runs if run]
-    with_feedback = statistics.fmean(retries)
-    relation = "so feedback helps" if with_feedback > start else "so feedback does not help"
+def _situation(start: float, teachers: Curves, controls: Curves) -> str:
+    """What kind of task this is, by the base's retries of the same failed attempts with and without feedback."""
+    with_feedback, without = (
+        statistics.fmean(run[0][1] for runs in curves.values() for run in runs if run)
+        for curves in (teachers, controls)
+    )
+    relation = "so feedback helps" if with_feedback > without else "so feedback does not help"
     return (
-        f"The task: the base is right {start:.1%} of the time, and {with_feedback:.1%} when it retries a failed "
-        f"attempt with feedback, {relation}."
+        f"The task: the base is right {start:.1%} of the time; when it retries a failed attempt, {with_feedback:.1%} "
+        f"with feedback and {without:.1%} without, {relation}."
     )
 
 
@@ -160,13 +165,12 @@ def _ranking(final: Mapping[str, float]) -> str:
 def _run(method: str, seed: int, steps: int, advance: Advance) -> dict[str, Any]:
     """Train with one method and return its curves."""
     started = time.perf_counter()
-    recorder = CurveRecorder((STUDENT, TEACHER), advance)
+    recorder = CurveRecorder(tuple(ROLES.values()), advance)
     make_loop(assemble(config_of(method, seed, steps)), [recorder], output=None).run()
     return {
         "method": method,
         "seed": seed,
-        "student": recorder.curves[STUDENT],
-        "teacher": recorder.curves[TEACHER],
+        **{role: recorder.curves[metric] for role, metric in ROLES.items()},
         "seconds": time.perf_counter() - started,
     }
 
@@ -188,20 +192,26 @@ def _introduce(seed: int, steps: int, console: Console) -> None:
     console.print()
 
 
-def _table(students: Curves, teachers: Curves) -> Table:
-    """Accuracy by iteration, a row for each method's student and teacher."""
-    table = Table(title="Share of right answers (held-out tasks), by iteration", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    steps = [step for step, _ in students["vpd"][0]]
+def _table(curves: Mapping[str, Curves]) -> Table:
+    """Accuracy by iteration, a row for each method's student, teacher and control."""
+    table = Table(
+        title="Share of right answers (held-out tasks), by iteration",
+        caption="student: all tasks; teacher and control: retries of its failed attempts, with and without feedback",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    steps = [step for step, _ in curves["student"]["vpd"][0]]
     shown = [step for step in steps if step in {steps[0], *steps[2::2], steps[-1]}]
     for column in ("", "", *(str(step) for step in shown), "peak", "mean"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for method in METHODS:
-        for role, curves in (("student", students[method]), ("teacher", teachers[method])):
-            if not any(curves):
+        for role, of_role in curves.items():
+            runs = of_role[method]
+            if not any(runs):
                 continue
-            curve = dict(mean_curve(curves))
+            curve = dict(mean_curve(runs))
             cells = [f"{curve[step]:.2f}" if step in curve else "-" for step in shown]
-            summary = [statistics.fmean(part(run) for run in curves) for part in (_peak, _mean)]
+            summary = [statistics.fmean(part(run) for run in runs) for part in (_peak, _mean)]
             style = "bold" if role == "student" else "dim"
             first = METHODS[method] if role == "student" else ""
             table.add_row(first, role, *cells, *(f"{value:.2f}" for value in summary), style=style)
@@ -231,10 +241,10 @@ def _check_writable(output: Path) -> None:
         ) from error
 
 
-def _write(output: Path, results: Mapping[str, Any], students: Curves, teachers: Curves) -> None:
+def _write(output: Path, results: Mapping[str, Any], curves: Mapping[str, Curves]) -> None:
     try:
         (output / "results.json").write_text(json.dumps(results, indent=1))
-        draw_curves(output / "curves.png", students, teachers)
+        draw_curves(output / "curves.png", curves["student"], curves["teacher"], curves["control"])
     except OSError as error:
         raise StorageError(
             f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."

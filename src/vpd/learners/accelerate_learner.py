@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from vpd.errors import TrainingError
-from vpd.learners import Measure, ModelName, Objective, Update, weights
+from vpd.learners import Measure, ModelName, Objective, Update, schedule, weights
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
@@ -51,7 +50,12 @@ class OptimSettings(Settings, section="optim"):
     weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
     max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
     lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
-    warmup_steps: Annotated[int, Ge(0), "iterations of linear warm-up"] = 0
+    warmup_steps: Annotated[
+        int,
+        Ge(0),
+        "iterations of linear warm-up; the first is trained at 1 / warmup_steps of the peak, and the E-step at the rate"
+        " of its iteration times algorithm.e_lr_scale",
+    ] = 0
     master_weights: Annotated[
         bool,
         "train an fp32 copy of 16-bit weights (8 bytes a weight with its gradient); false is refused for such weights,"
@@ -133,11 +137,11 @@ class AccelerateLearner:
         )
         self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         optimizer = _optimizer(self._masters.parameters, settings)
-        self._scheduler = get_scheduler(
+        self._scheduler = schedule.make_schedule(
             settings.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=settings.warmup_steps,
-            num_training_steps=total_iterations or None,
+            warmup_steps=settings.warmup_steps,
+            total_iterations=total_iterations,
         )
         root = _Root(self.model, self.teacher.modules())
         self._root, self._optimizer = self.accelerator.prepare(root, optimizer)
@@ -191,9 +195,7 @@ class AccelerateLearner:
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
-        with warnings.catch_warnings():  # an iteration without any row rightly takes no optimiser step
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            self._scheduler.step()
+        schedule.advance(self._scheduler)
         self.teacher.end_iteration(self._masters.precise)
 
     def policy(self, model: ModelName = "live") -> Policy:
@@ -231,7 +233,7 @@ class AccelerateLearner:
             self.model.load_state_dict(state["model"])
         self._masters.restore(state.get("master_weights", {}))  # only 16-bit weights have masters
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        schedule.restore(self._scheduler, state["scheduler"])
         self.teacher.restore(state["teacher"])
 
     def save(self, folder: Path) -> None:

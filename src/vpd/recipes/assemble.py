@@ -1,6 +1,7 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -28,6 +29,7 @@ from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
+LOG = logging.getLogger("vpd")
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
 
@@ -81,8 +83,7 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    for task in known_tasks(env, config):
-        prompter.build_student_prompt(task)
+    check_prompts(prompter, env, known_tasks(env, config))
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(
@@ -99,6 +100,7 @@ def assemble(
             feedback=sources,
             settings=config.rollout,
             seed=config.run.seed,
+            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
         ),
         learner=learner,
         algorithm=config.algorithm.build(prompter),
@@ -147,6 +149,22 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     first = range(config.rollout.prompts_per_step)
     tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
     return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
+
+
+def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
+    """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
+    for task in tasks:
+        prompter.build_student_prompt(task)
+    if isinstance(env, Conversational):
+        prompter.reply({"role": "user", "content": "?"}, after=None)
+    spelled = sum(prompter.control_tokens_in(task) > 0 for task in tasks)
+    if spelled:
+        LOG.info(
+            "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
+            " (prompts.control_tokens_in_tasks)",
+            spelled,
+            len(tasks),
+        )
 
 
 def source_of(name: str) -> str:
@@ -229,21 +247,29 @@ def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearne
 
 
 def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
-    """The engine of a config with the learner's weights, ending at the model's own end-of-sequence tokens.
-
-    Where the external teacher answers a share of the prompts, a second engine samples from it.
-    """
-    ends = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    parts = EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
-    engine = config.engine.build(parts)
-    fraction = config.algorithm.needs.student_fraction
-    if config.algorithm.needs.external_model is not None and fraction < 1:
-        second = config.engine.build(parts)
-        second.load(learner.policy("teacher"))
-        engine = MixedEngine(engine, second, first_fraction=fraction)
+    """The student's engine: that of a config with the learner's weights."""
+    engine = config.engine.build(_engine_parts(config, tokenizer, model))
     engine.load(learner.policy())
     return engine
+
+
+def make_training_engine(
+    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, student: Engine
+) -> Engine | None:
+    """What answers the training tasks where it is not the student alone: GKD's mixture with the external teacher."""
+    needs = config.algorithm.needs
+    if needs.external_model is None or needs.student_fraction == 1:
+        return None
+    teacher = config.engine.build(_engine_parts(config, tokenizer, model))
+    teacher.load(learner.policy("teacher"))
+    return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
+
+
+def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+    """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
+    ends = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""``vpd eval``: avg@k and pass@k of a model, and of the same model told what was wrong."""
+"""``vpd eval``: avg@k and pass@k of a model, and how much better it retries with feedback than without."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, Interval
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,9 @@ class EvalOptions(Settings):
     temperature: Annotated[float, Ge(0), "sampling temperature; 0 is greedy"] = 1.0
     top_p: Annotated[float, Interval(gt=0.0, le=1.0), "nucleus sampling; 1: off"] = 1.0
     limit: Annotated[int | None, Ge(1), "at most so many held-out tasks; null: all"] = None
-    teacher: Annotated[bool, "also answer failed attempts again, with their feedback"] = False
+    teacher: Annotated[
+        bool, "also answer failed attempts again, with their feedback and (run.eval_control) without"
+    ] = False
 
 
 def evaluate(
@@ -50,24 +53,50 @@ def evaluate(
         sampling=dataclasses.replace(rollout.sampling, temperature=options.temperature, top_p=options.top_p),
         num_samples=options.num_samples,
         teacher=options.teacher,
+        control=config.run.eval_control,
     )
     return evaluate_tasks(parts.source, held_out_tasks(parts.env, options.limit), settings)
 
 
-def show(rows: Sequence[tuple[str, Metrics]], k: int, console: Console | None = None) -> None:
-    """Print student's and teacher's numbers, with the standard error over tasks."""
-    table = Table("", "tasks", "answers", f"avg@{k}", f"pass@{k}", "mean reward", "student here")
-    for name, metrics in rows:
-        if not metrics.get("tasks"):
-            table.add_row(name, "0", "0", "-", "-", "-", "-")
-            continue
-        cells = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]
-        table.add_row(
-            name,
-            str(int(metrics["tasks"])),
-            str(int(metrics["answers"])),
-            *cells,
-            f"{metrics['reward']:.3f}",
-            f"{metrics['student_accuracy']:.3f}" if "student_accuracy" in metrics else "",
-        )
-    (console or Console()).print(table)
+def show(result: Evaluation, k: int, console: Console | None = None) -> None:
+    """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
+
+    Every ``±`` is the standard error over tasks.
+    """
+    console = console or Console()
+    student = _table("", f"avg@{k}", f"pass@{k}")
+    student.add_row("student", *_cells(result.student, k))
+    console.print(student)
+    if not result.teacher:
+        return
+    if not result.retries:
+        console.print("No failed attempt has feedback, so the teacher has nothing to retry.")
+        return
+    retries = _table("failed attempts again", "right", "any right")
+    retries.add_row("teacher, with feedback", *_cells(result.teacher, k))
+    if result.control:
+        retries.add_row("control, without", *_cells(result.control, k))
+    console.print(retries)
+    console.print(
+        f"right: share of a task's retries (avg@{k} in --output); any right: share of the tasks with a right retry "
+        f"(pass@{k} in --output), not with a right answer among {k}.",
+        highlight=False,
+    )
+    if result.control:
+        gain, error = result.teacher["gain"], result.teacher["gain_se"]
+        console.print(f"gain from feedback (teacher less control, by task): {gain:+.3f} ± {error:.3f}", style="bold")
+
+
+def _table(title: str, mean: str, best: str) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in (title, "tasks", "answers", mean, best, "reward"):
+        table.add_column(column, no_wrap=True, min_width=22 if column == title else None)
+    return table
+
+
+def _cells(metrics: Metrics, k: int) -> list[str]:
+    """What a row says after its name."""
+    if not metrics["tasks"]:
+        return ["0", "0", "-", "-", "-"]
+    shares = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]
+    return [str(int(metrics["tasks"])), str(int(metrics["answers"])), *shares, f"{metrics['reward']:.3f}"]

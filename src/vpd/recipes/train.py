@@ -139,11 +139,12 @@ def make_loop(
 
 
 def evaluation_metrics(parts: Parts) -> Metrics:
-    """``eval/*`` of the student and ``eval_teacher/*`` of the same weights told what was wrong."""
+    """``eval/*`` of the student, ``eval_teacher/*`` of the retries of its failed attempts."""
     config = parts.config
     settings = EvalSettings(
         sampling=config.rollout.sampling,
         num_samples=config.run.eval_samples,
+        control=config.run.eval_control,
     )
     tasks = held_out_tasks(parts.env, config.run.eval_limit)
     result = evaluate(parts.source, tasks, settings)

@@ -22,6 +22,7 @@ COLUMNS = (
     ("policy", "policy/loss"),
     ("student", "eval/accuracy"),
     ("teacher", "eval_teacher/accuracy"),
+    ("control", "eval_teacher/student_accuracy"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Learning curves as a picture: a panel for the student, one for the teacher, one colour per method."""
+"""Learning curves as a picture: a panel for the student, one for retries with and without feedback, by method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,22 +21,29 @@ LABELS = {
 LABEL_GAP = {1: 0.06, 2: 0.1, 3: 0.15}  # lines of text -> the height they need, as a share of the axis
 
 
-def draw_curves(path: Path, students: Mapping[str, Sequence[Curve]], teachers: Mapping[str, Sequence[Curve]]) -> None:
-    """Write a PNG with one panel for the student and one for the teacher.
+def draw_curves(
+    path: Path,
+    students: Mapping[str, Sequence[Curve]],
+    teachers: Mapping[str, Sequence[Curve]],
+    controls: Mapping[str, Sequence[Curve]],
+) -> None:
+    """Write a PNG with one panel for the student and one for the teacher beside its control.
 
-    ``students`` and ``teachers`` hold each method's curves, one per seed; thin lines are seeds, thick ones their mean.
-    A method without a teacher's curve is left out of that panel.
+    Each holds a method's curves, one per seed; thin lines are seeds, thick ones their mean.  ``teachers`` and
+    ``controls`` are over retries of the same failed attempts, so their distance is what the feedback adds.  A method
+    without a teacher's curve is left out of that panel.
     """
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-    titles = ("Student: reads the task alone", "Teacher: retries of its failed attempts, with feedback")
+    titles = ("Student: all held-out tasks", "Retries of its failed attempts, with and without feedback")
     for panel, title, curves, style in zip(panels, titles, (students, teachers), ("-", "--"), strict=True):
-        _draw_panel(panel, {name: [run for run in runs if run] for name, runs in curves.items() if any(runs)}, style)
+        _draw_panel(panel, _present(curves), style)
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_xlabel("iteration")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(-0.02, 1.02)
     panels[0].set_ylabel("share of answers that are right")
+    _draw_controls(panels[1], _present(controls))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -68,6 +75,20 @@ def spread(heights: Sequence[float], gaps: Sequence[float]) -> list[float]:
             placed[index] = bottom + gaps[index] / 2
             bottom += gaps[index]
     return placed
+
+
+def _present(curves: Mapping[str, Sequence[Curve]]) -> dict[str, list[Curve]]:
+    """The methods that have a curve."""
+    return {name: [run for run in runs if run] for name, runs in curves.items() if any(runs)}
+
+
+def _draw_controls(panel: Any, controls: Mapping[str, Sequence[Curve]]) -> None:
+    """Mean curves of the retries without feedback, and a legend that tells them from the teacher's."""
+    for name, runs in controls.items():
+        panel.plot(*zip(*mean_curve(runs), strict=True), ":", color=METHOD_COLOURS[name], linewidth=1.6)
+    for style, text in (("--", "teacher: with feedback"), (":", "control: without")):
+        panel.plot([], [], style, color="#444444", linewidth=1.8, label=text)
+    panel.legend(loc="upper left", frameon=False, fontsize=9)
 
 
 def _draw_panel(panel: Any, curves: Mapping[str, Sequence[Curve]], style: str) -> None:

@@ -35,6 +35,15 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         spoken = sum(sum(rollout.completion.sampled) for rollout in rollouts)
         metrics["completions/mean_turns"] = statistics.fmean(rollout.completion.turns for rollout in rollouts)
         metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
+    control = sum(rollout.teacher_prompt.control_tokens for rollout in rollouts if rollout.teacher_prompt)
+    counts = {
+        "teacher/control_tokens_removed": control,
+        "completions/reply_tokens_cut": sum(rollout.completion.reply_cut for rollout in rollouts),
+        "completions/reply_control_tokens_removed": sum(r.completion.reply_control_tokens for r in rollouts),
+        "feedback/tokens_cut": sum(section.cut for rollout in rollouts for section in rollout.context),
+        "feedback/control_tokens_removed": sum(s.control_tokens for rollout in rollouts for s in rollout.context),
+    }
+    metrics |= {name: float(count) for name, count in counts.items() if count}
     if not fixed_length:
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
     sources = Counter("+".join(r.teacher_prompt.sources) for r in rollouts if r.teacher_prompt)

@@ -16,7 +16,7 @@ from vpd.report.curves import METHOD_COLOURS, Curve, mean_curve
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),
-    ("eval_teacher/accuracy", "Teacher: retries of its failed attempts, with feedback", ""),
+    ("eval_teacher/accuracy", "Retries of failed attempts with feedback (dotted: without)", ""),
     ("e_step/accuracy", "E-step: implicit reward tells success from failure", "balanced accuracy"),
     ("e_step/student_drift_kl", "Drift of the student caused by an E-step", "KL, nats a token"),
 )
@@ -34,6 +34,8 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
     for panel, (name, title, unit) in zip(grid.flat, PANELS, strict=True):
         for method in order:
             _draw(panel, [curve(run, name) for run in runs[method]], method)
+            if name == "eval_teacher/accuracy":
+                _draw_control(panel, [curve(run, "eval_teacher/student_accuracy") for run in runs[method]], method)
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_ylabel(unit)
         panel.grid(alpha=0.2)
@@ -52,16 +54,32 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
     plt.close(figure)
 
 
+def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
+    """The mean of the seeds, thin and dotted."""
+    curves = _by_rollouts(curves)
+    if curves:
+        panel.plot(*zip(*_mean(curves), strict=True), ":", color=COLOURS[method], linewidth=1.2)
+
+
+def _by_rollouts(curves: Sequence[Curve]) -> list[list[tuple[int, float]]]:
+    """The curves that hold anything, with rollouts in the place of iterations."""
+    rollouts = PROMPTS_PER_STEP * GENERATIONS
+    return [[(step * rollouts, value) for step, value in points] for points in curves if points]
+
+
+def _mean(curves: Sequence[Curve]) -> list[tuple[int, float]]:
+    """The mean at the places that all curves have."""
+    shared = set.intersection(*(set(dict(points)) for points in curves))
+    return mean_curve([[point for point in points if point[0] in shared] for points in curves])
+
+
 def _draw(panel: Any, curves: Sequence[Curve], method: str) -> None:
-    curves = [[(step * PROMPTS_PER_STEP * GENERATIONS, value) for step, value in points] for points in curves if points]
+    curves = _by_rollouts(curves)
     if not curves:
         return
     colour = COLOURS[method]
     for points in curves if len(curves) > 1 else ():
         panel.plot(*zip(*points, strict=True), color=colour, alpha=0.18, linewidth=0.8)
-    common = [set(dict(points)) for points in curves]
-    shared = set.intersection(*common)
-    mean = mean_curve([[point for point in points if point[0] in shared] for points in curves])
-    [line] = panel.plot(*zip(*mean, strict=True), color=colour, linewidth=2.2, label=METHODS[method].title)
+    [line] = panel.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, label=METHODS[method].title)
     if method in DASHES:
         line.set_dashes(DASHES[method])

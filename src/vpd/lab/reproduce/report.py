@@ -88,8 +88,8 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"{PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for every method. Each seed has its own base, tasks and "
         "samples. The student's accuracy is measured on its training rollouts, whose tasks are new in every iteration: "
         f"*final* is the mean of the last {2 * BLOCK} iterations, *peak* the best {BLOCK} iterations in a row. "
-        f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher retries the tasks that the "
-        "student failed, with feedback. "
+        f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher answers the student's "
+        "failed attempts again, with feedback; the control, dotted in the pictures, answers them again without. "
         f"Learning rates were chosen on other seeds (`{rates.name}`).",
         "",
         RULE,
