@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
-    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
+    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny made again.")
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
     model.add_argument("folder", type=Path, help="where it is written")
     model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")

@@ -169,7 +169,7 @@ class CustomEngine(Custom):
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """Stands where a part was passed to ``train`` or ``assemble`` as an object, which no file of settings can name."""
+    """In a config, the class of an object that was passed to ``train`` or ``assemble``; no file can name an object."""
 
     object: str
 
@@ -252,7 +252,10 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
 def make_env(spec: Any) -> Env:
     """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
     if isinstance(spec, Passed):
-        raise ConfigError(f"the section env stands for an object of {spec.object}", do="Pass env= again.")
+        raise ConfigError(
+            f"the environment was passed as an object ({spec.object}) that no file can name",
+            do="Pass env= again.",
+        )
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 

@@ -1,4 +1,4 @@
-"""``run.json``: what a run folder knows of its run.
+"""``run.json``: the settings and the progress of the run in a folder.
 
 ``settings`` and their hash, ``phase`` (``training``, then ``exporting`` while ``model/`` is written, then ``done``) and
 ``step`` (of the newest checkpoint, or the last one).
@@ -37,7 +37,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """How far a run is, and with which settings (plain data, one mapping or list for each section)."""
+    """How far a run is, and its settings (plain data, one mapping or list for each section)."""
 
     settings: Mapping[str, Any]
     phase: Phase
@@ -46,7 +46,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs between a run's past and now."""
+    """A setting that differs between the run in the folder and the run that is asked to continue it."""
 
     key: str
     old: Any
@@ -81,7 +81,7 @@ class Recorder:
 
 
 def read(folder: Path) -> RunState | None:
-    """What ``run.json`` says; None if there is no such file.  Raises StorageError for a damaged one."""
+    """The content of ``run.json``; None if there is no such file.  Raises StorageError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -129,7 +129,7 @@ def refuse_changes(found: Sequence[Change], folder: Path) -> None:
     refused = [change for change in found if not change.allowed]
     if not refused:
         return
-    hint = "Set them to what they were, or start anew in another run.output_dir."
+    hint = "Set them to what they were, or start a new run in another run.output_dir."
     if any(change.key == "model.name_or_path" for change in refused):
         hint += " A model that was moved needs a link at its old place."
     raise StorageError(
