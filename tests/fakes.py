@@ -300,7 +300,7 @@ def collect_groups(
     source = scripted_source(env, engine, seed=seed, threshold=threshold)
     keys = [SampleKey(phase="train", step=step, task=task, sample=0) for task in range(len(questions))]
     chosen = Sampling(**{"max_completion_length": 100} | sampling)
-    return source.attempt(keys, [asking(q) for q in questions], chosen, group)
+    return source.generate_groups(keys, [asking(q) for q in questions], chosen, group)
 
 
 def evaluate_with(

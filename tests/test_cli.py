@@ -37,7 +37,7 @@ def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture
     "line",
     [
         "num_generations G: answers per task (at least 1) [8]",
-        "shift_momentum memory of the reward shift delta (from 0.0 to below 1.0) [0.9]",
+        "shift_momentum share of the old reward shift delta that each E-step keeps (from 0.0 to below 1.0) [0.9]",
         "r rank (at least 1) [16]",
         "preset paper: 1 unless set (from 0.0 to 1.0) [0.5]",
         "algorithm.name: one of vpd, gated, sdpo, gkd, grpo, hybrid (default vpd).",

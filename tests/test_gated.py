@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
-from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
+from vpd.algorithms.gate import Evidence, Gate, pair_evidence, shared_context
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
@@ -21,17 +21,17 @@ from vpd.types import Group, Section, TeacherPrompt
 def test_auc_by_hand() -> None:
     # successes 3 and 1, failures 1 and 0: 3>1, 3>0, 1=1 (half), 1>0 -> 3.5 of 4; means 2 and .5
     first = [(3.0, True), (1.0, True), (1.0, False), (0.0, False)]
-    evidence = weigh([first])
+    evidence = pair_evidence([first])
     assert evidence == Evidence(wins=(3.5,), pairs=(4,), gap=1.5)
     assert (evidence.auc, evidence.groups) == (3.5 / 4, 1)
     # a second group, 1 of 1 pair lost: pooled over pairs 3.5 / 5, the gaps averaged over groups
-    both = weigh([first, [(0.0, True), (9.0, False)]])
+    both = pair_evidence([first, [(0.0, True), (9.0, False)]])
     assert both == Evidence(wins=(3.5, 0.0), pairs=(4, 1), gap=(1.5 - 9.0) / 2)
     assert (both.auc, both.groups) == (0.7, 2)
-    silent = weigh([[(1.0, True)], [(2.0, False)]])
+    silent = pair_evidence([[(1.0, True)], [(2.0, False)]])
     assert silent == Evidence() and (silent.auc, silent.groups) == (0.5, 0)
     # pairs never cross groups: a success of a poor group and a failure of a good one are not compared
-    assert weigh([[(-9.0, True), (-10.0, False)], [(10.0, True), (9.0, False)]]).auc == 1.0
+    assert pair_evidence([[(-9.0, True), (-10.0, False)], [(10.0, True), (9.0, False)]]).auc == 1.0
 
 
 def test_trust_by_hand() -> None:
@@ -66,7 +66,7 @@ def simulated_gate(draw: np.random.Generator, *, groups: int, shift: float, spre
             success = draw.random(8) < draw.random()
             values = draw.normal(size=8) + success * draw.normal(shift, spread)
             preferences.append(list(zip(values.tolist(), success.tolist(), strict=True)))
-        gate.add(weigh(preferences))
+        gate.add(pair_evidence(preferences))
     return gate
 
 
@@ -91,7 +91,7 @@ def test_pooling_over_pairs_weighs_a_group_by_p_times_1_minus_p() -> None:
         sign = 1.0 if index % 2 == 0 else -1.0
         preferences.append([(sign * float(s), bool(s)) for s in success])
     expected = 0.9 * 0.1 / (0.9 * 0.1 + 0.3 * 0.7)
-    assert weigh(preferences).auc == pytest.approx(expected, abs=0.02)
+    assert pair_evidence(preferences).auc == pytest.approx(expected, abs=0.02)
 
 
 def test_all_rows_are_scored_in_one_context_and_quoted_rows_are_left_out() -> None:

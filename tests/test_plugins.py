@@ -258,11 +258,13 @@ def test_objects_take_the_place_of_sections_and_the_run_folder_says_so(tmp_path:
     assert kept["model"]["name_or_path"].endswith("LlamaForCausalLM")  # type: ignore[index]
     assert "feedback : wrong" in pq.read_table(run / "rollouts").to_pylist()[0]["teacher_prompt"]
     again = vpd.load_config(str(run / "config.yaml"))
-    with pytest.raises(vpd.ConfigError, match=r"env stands for an object of test_plugins.Mine"):
+    with pytest.raises(
+        vpd.ConfigError, match=r"environment was passed as an object \(test_plugins.Mine\) that no file"
+    ):
         vpd.assemble(again)
     with pytest.raises(vpd.ConfigError, match="needs its tokenizer"):
         vpd.assemble(parse(SMALL), model=model)
-    with pytest.raises(vpd.ConfigError, match=r"name_or_path stands for an object of .*LlamaForCausalLM. Pass model="):
+    with pytest.raises(vpd.ConfigError, match=r"model was passed as an object \(.*LlamaForCausalLM\) .* Pass model="):
         vpd.assemble(again, env=Mine(), feedback=[say])
     assert kept["optim"]["learning_rate"] == 1e-5  # type: ignore[index]  # a shipped base's default is not this model's
     parts = vpd.assemble(parse(SMALL), env=Mine())

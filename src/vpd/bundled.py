@@ -15,7 +15,7 @@ HASHES = "SHA256"
 
 def load_bundled(name: str = "tiny") -> Path:
     """A shipped base's folder, after checking its hashes.  Raises ModelError if a file is missing or changed."""
-    return check_hashes(ASSETS / name, f"the shipped base model {name}", "Install the package anew.")
+    return check_hashes(ASSETS / name, f"the shipped base model {name}", "Install the package again.")
 
 
 def check_hashes(folder: Path, what: str, do: str) -> Path:

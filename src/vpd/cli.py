@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
-    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny anew.")
+    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny made again.")
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
     model.add_argument("folder", type=Path, help="where it is written")
     model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
@@ -281,8 +281,9 @@ def _section_help(title: str, kind: Any) -> list[str]:
     for field in dataclasses.fields(kind):
         if field.name == "name" or not field.init:
             continue
-        said = declared[field.name]
-        text = said.meaning + (f" ({said.range})" if said.range else "") + _default(kind, field, said.optional)
+        declaration = declared[field.name]
+        text = declaration.meaning + (f" ({declaration.range})" if declaration.range else "")
+        text += _default(kind, field, declaration.optional)
         lines += textwrap.wrap(
             f"{field.name:<30}{text}", 118, initial_indent="    ", subsequent_indent=" " * 34, break_long_words=False
         )

@@ -1,4 +1,4 @@
-"""The error model, written down once.
+"""Errors that a user can mend.
 
 A fault that the user can mend is a :class:`VPDError`: one line that says *what* is wrong, what we
 *got*, what we *expected* and what to *do*.  The command line prints that line and exits with code 2.
@@ -13,7 +13,11 @@ from collections.abc import Iterable
 
 
 class VPDError(Exception):
-    """A mistake or an outside fault, told in one line: what, got, expected, do."""
+    """A mistake or an outside fault, in one line: what, got, expected, do.
+
+    >>> print(VPDError("alpha is out of range", got=2, expected="from 0 to 1", do="Lower it."))
+    alpha is out of range; got 2; expected from 0 to 1. Lower it.
+    """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, do: str | None = None):
         parts = [what]

@@ -20,8 +20,10 @@ from vpd.types import Group, Metrics, Rollout, SampleKey, Task, Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """k answers per task and how they are sampled; ``teacher``: failed attempts are answered again with their C;
-    ``control``: and once more without it, to compare with (one more answer per failed attempt).
+    """k answers per task and how they are sampled.
+
+    ``teacher``: failed attempts are answered again with their C; ``control``: and once more without it, to compare with
+    (one more answer per failed attempt).
     """
 
     sampling: Sampling
@@ -93,7 +95,7 @@ def _evaluate_share(
 ) -> list[_Evaluated]:
     """Each task's attempts and, asked for the teacher, the retries of its failed attempts."""
     keys = [SampleKey(phase="eval", step=0, task=place, sample=0) for place in places]
-    groups = source.attempt(keys, tasks, settings.sampling, settings.num_samples)
+    groups = source.generate_groups(keys, tasks, settings.sampling, settings.num_samples)
     teacher: Mapping[int, list[Rollout]] = {}
     control: Mapping[int, list[Rollout]] = {}
     if settings.teacher:
@@ -116,13 +118,13 @@ def _evaluate_share(
 def _retry(
     source: RolloutSource, phase: str, failed: Sequence[tuple[Rollout, Tokens]], sampling: Sampling
 ) -> dict[int, list[Rollout]]:
-    """Each failed attempt again with the prompt beside it, by the task's place; ``phase`` has its own randomness."""
+    """A retry of each failed attempt with the prompt paired with it, by task; each ``phase`` samples independently."""
     requests = [
         Request(key=dataclasses.replace(rollout.key, phase=phase), task=rollout.task, prompt=prompt)
         for rollout, prompt in failed
     ]
     retries: dict[int, list[Rollout]] = {}
-    for retry in source.answer(requests, sampling) if requests else ():
+    for retry in source.generate_rollouts(requests, sampling) if requests else ():
         retries.setdefault(retry.key.task, []).append(retry)
     return retries
 

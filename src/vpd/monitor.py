@@ -28,7 +28,7 @@ NEGLIGIBLE = 0.02  # a gain that is not worth having
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """One warning: which rule, at which step, what it saw, what to do."""
+    """One warning: the step, the rule, what it saw in the metrics, and what to do."""
 
     step: int
     rule: str
@@ -38,7 +38,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A name, what it watches for, and the advice that goes with it."""
+    """An alarm's name, its condition (None: fine; else what was seen), and its advice."""
 
     name: str
     look: Callable[[History], str | None]
@@ -46,18 +46,18 @@ class Rule:
 
 
 class Monitor:
-    """An observer.  ``say`` is called with every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
+    """An observer.  ``on_alarm`` is called with every alarm; with ``folder`` they are also kept in ``alarms.jsonl``."""
 
     def __init__(
         self,
-        say: Callable[[Alarm], None],
+        on_alarm: Callable[[Alarm], None],
         *,
         folder: Path | None = None,
         rules: Sequence[Rule] = (),
         files: FileSystem | None = None,
     ):
         self.alarms: list[Alarm] = []
-        self._say = say
+        self._on_alarm = on_alarm
         self._folder = folder
         self._files = files or FileSystem()
         self._rules = tuple(rules) or RULES
@@ -100,7 +100,7 @@ class Monitor:
 
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
-        self._say(alarm)
+        self._on_alarm(alarm)
         if self._folder is not None:
             self._files.append_line(self._folder / FILE, json.dumps(asdict(alarm)))
 
@@ -121,7 +121,7 @@ def _above(name: str, bound: float, what: str) -> Callable[[History], str | None
 
 
 def _teacher_no_better(history: History) -> str | None:
-    """The teacher's retries of failed attempts beside the control's, which read no feedback.
+    """Compares the teacher's retries of failed attempts with the control's, which read no feedback.
 
     Fires where the gain is at most 0 although the evaluation is large enough to show one (``ENOUGH_TASKS`` tasks, a
     standard error of at most ``LARGEST_SE``), and where the gain is within two standard errors of 0 and these bound it
@@ -164,8 +164,8 @@ def _length_collapse(history: History) -> str | None:
 
 
 def _flat_reward(history: History) -> str | None:
-    silent = _series(history, "frac_reward_zero_std")[-20:]
-    if len(silent) < 20 or min(silent) < 1.0:
+    equal_rewards = _series(history, "frac_reward_zero_std")[-20:]
+    if len(equal_rewards) < 20 or min(equal_rewards) < 1.0:
         return None
     rewards = _series(history, "reward")[-20:]
     return f"for 20 steps all answers to a task had one reward (mean {statistics.fmean(rewards):.3g})"

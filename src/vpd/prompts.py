@@ -42,7 +42,7 @@ class PromptSettings(Settings, section="prompts"):
     max_reply_length: Annotated[int, Ge(1), "tokens of one reply of the environment; a longer one loses its middle"] = (
         1024
     )
-    feedback_with_demonstration: Annotated[bool, "show feedback also where a demonstration stands"] = False
+    feedback_with_demonstration: Annotated[bool, "show feedback also where there is a demonstration"] = False
     demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
     feedback_header: Annotated[str, "line above the feedback"] = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
     closing: Annotated[str, "last line of the teacher's user message"] = "\n\nNow solve the original task."
@@ -187,7 +187,7 @@ class Prompter:
     def reply(self, message: Message, after: int | None) -> ReplyTokens:
         """What a template puts between an assistant's answer and the next: its end, ``message``, a new header.
 
-        ``after`` is the answer's last token; where that is the end-of-turn token itself it does not stand twice.
+        ``after`` is the answer's last token; where that is the end-of-turn token itself, it is not repeated.
         A message longer than ``max_reply_length`` loses its middle.  Raises ModelError if the chat template refuses it.
         """
         fitted = self.fit(message["content"], self.settings.max_reply_length)

@@ -1,8 +1,8 @@
-"""Several processes that run one program: who takes which share, and how the shares come together.
+"""Several processes that run one program: how work is divided among them and its results are gathered.
 
 Every rank calls the same functions in the same order.  :func:`divide` is the one way to split work: each rank works on
 a contiguous share, the results are gathered in order, and a failure on one rank is gathered too, so that all ranks
-raise instead of waiting for one that will not come.
+raise instead of waiting for it.
 """
 
 import queue
@@ -31,7 +31,7 @@ class Ranks(Protocol):
 
 
 class OneProcess:
-    """The default: this process is all there is."""
+    """The default: a run of one process."""
 
     rank = 0
     world = 1

@@ -66,7 +66,7 @@ class RolloutSettings(Settings, section="rollout"):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One attempt that is asked for: the task, the prompt that the model reads, and which attempt it is."""
+    """One attempt to generate: the task, the prompt [P] that the model reads, and the key that says which it is."""
 
     key: SampleKey
     task: Task
@@ -77,11 +77,11 @@ class Source(Protocol):
     """Where the loop's rollouts come from."""
 
     def start(self, step: int) -> None:
-        """Rollouts of ``step`` will be wanted; a source that works ahead begins with the weights at hand."""
+        """Announce that ``take(step)`` follows; a source that works ahead begins now, with the weights loaded now."""
         ...
 
     def take(self, step: int) -> tuple[list[Group], Metrics]:
-        """The groups of ``step``, whole on every rank and with their teacher prompts, and what they took (seconds)."""
+        """All groups of ``step``, the same on every rank and with teacher prompts, and timings (seconds) as metrics."""
         ...
 
 
@@ -118,7 +118,7 @@ class RolloutSource:
             started = time.perf_counter()
             keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
             tasks = draw_tasks(self.env, share, seed=self.seed)
-            groups = self._attempt(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
+            groups = self._generate_groups(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)
             seconds["time/rollout"] = sampled - started
@@ -127,17 +127,17 @@ class RolloutSource:
 
         return divide(self.ranks, places, work), seconds
 
-    def attempt(
+    def generate_groups(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
     ) -> list[Group]:
         """G graded attempts of the student at each task; ``keys`` are those of each task's first attempt."""
-        return self._attempt(self.engine, keys, tasks, sampling, num_generations)
+        return self._generate_groups(self.engine, keys, tasks, sampling, num_generations)
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+    def generate_rollouts(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         """A graded attempt of the student for each request; an undecided ``success`` is resolved here, once."""
-        return self._answer(self.engine, requests, sampling)
+        return self._generate_rollouts(self.engine, requests, sampling)
 
-    def _attempt(
+    def _generate_groups(
         self,
         engine: Engine,
         keys: Sequence[SampleKey],
@@ -151,16 +151,16 @@ class RolloutSource:
             for prompt in [self.prompter.build_student_prompt(task)]
             for sample in range(num_generations)
         ]
-        rollouts = self._answer(engine, requests, sampling)
+        rollouts = self._generate_rollouts(engine, requests, sampling)
         starts = range(0, len(rollouts), num_generations)
         return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
 
-    def _answer(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+    def _generate_rollouts(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         completions = generate_turns(self.env, engine, self.prompter, requests, sampling, seed=self.seed)
         return grade_completions(self.env, requests, completions, self.settings.success_threshold)
 
     def add_feedback(self, groups: Sequence[Group]) -> list[Group]:
-        """The rollouts with what every feedback source says about them, and their teacher's prompts."""
+        """The rollouts with the sections of every feedback source, and with their teacher's prompts."""
         for number, source in enumerate(self.feedback):
             groups = source(groups, ModelWriter(self.engine, self.prompter, seed=self.seed, source=number))
         return self.prompter.attach(groups)
@@ -225,7 +225,7 @@ def _replies(
     attempts: Sequence[Completion],
     conversations: Sequence[list[Message]],
 ) -> dict[int, ReplyTokens]:
-    """What the environment says to the newest answer of each row, as tokens; conversations grow by both."""
+    """The environment's reply to the newest answer of each row, as tokens; both are added to its conversation."""
     for row in rows:
         conversations[row].append({"role": "assistant", "content": attempts[row].text})
     replies = replies_of(env, [requests[row].task for row in rows], [conversations[row] for row in rows])

@@ -69,7 +69,7 @@ class Declaration:
             words = f"at most {high.le!s}" if isinstance(high, Le) else f"below {high.lt!s}"
         return f"{words}, or null" if words and self.optional else words
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: Any, key: str) -> None:
         """Raise ConfigError unless ``value`` is one of the choices and within the bounds."""
         if value is None and self.optional:
             return
@@ -79,7 +79,7 @@ class Declaration:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             holds = not self.bounds or (number and all(_within(value, bound) for bound in self.bounds))
         if not holds:
-            raise ConfigError(f"{where} is out of range", got=repr(value), expected=self.range)
+            raise ConfigError(f"{key} is out of range", got=repr(value), expected=self.range)
 
 
 def declarations(kind: Any) -> Mapping[str, Declaration]:

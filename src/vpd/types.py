@@ -77,7 +77,7 @@ class Completion:
     """One attempt: a sampled answer, or several with the environment's replies between them.
 
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
-    where an environment spoke; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
+    where the environment replied; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
     ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
     in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
@@ -226,7 +226,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopKLogprobs:
-    """What a remote teacher says of a completion: its K likeliest next tokens before each of the T tokens.
+    """A remote teacher's K likeliest next tokens at each of the T tokens of a completion.
 
     ``ids`` [T,K] are distinct within a row of K; ``logprobs`` [T,K] are natural logarithms over the whole vocabulary
     (so a row's probabilities sum to at most 1), at the sampling temperature.  Entries where the mask is False are
@@ -248,7 +248,7 @@ class TopKLogprobs:
                 f"got {len(self.ids)} and {len(self.logprobs)} rows of length {sorted(widths)}"
             )
         if any(len(set(row)) < len(row) for row in self.ids):
-            raise ValueError("a token stands twice among the K of one place")
+            raise ValueError("a token occurs twice among the K ids of one position")
         if not all(math.isfinite(value) and value <= 1e-3 for row in self.logprobs for value in row):
             raise ValueError("logprobs must be finite natural logarithms of probabilities (at most 0)")
 

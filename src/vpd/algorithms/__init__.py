@@ -1,14 +1,14 @@
-"""Algorithms: short programs over ``learner.score`` and ``learner.update``.
+"""Algorithms: each turns groups of rollouts into calls of ``learner.score`` and ``learner.update``.
 
 ======== ============================================================================================
 grpo     ``update("policy")``: the outcome alone
 distill  ``update("m_step")`` towards a teacher: SDPO, and GKD with an external one
 hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
-gated    like vpd, with a policy gradient; the distillation counts as far as the teacher has been right
+gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
 ======== ============================================================================================
 
-An algorithm imports no environment, no engine and no optimiser.  What must outlive a step is in ``state()``.
+An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,18 @@ class Algorithm(Protocol):
         """One iteration: any number of ``score`` and ``update`` calls, and what the updates reported, combined."""
         ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """What it keeps between iterations, as plain JSON; part of every checkpoint."""
+        ...
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a method asks of the rest of a run; :mod:`vpd.recipes.assemble` provides it or refuses.
+    """What a method needs of the rest of a run; :mod:`vpd.recipes.assemble` provides it or raises ConfigError.
 
     ``group``: it compares the answers to one task, so ``rollout.num_generations`` must be at least 2.
     ``feedback``: it learns from text, so at least one feedback source must be there.
@@ -57,9 +61,9 @@ class Needs:
 
 @runtime_checkable
 class AlgorithmSettings(Protocol):
-    """A section ``algorithm``: a dataclass of settings that says what it needs and makes the algorithm.
+    """A section ``algorithm``: a dataclass of settings with what the method needs, and with a method that builds it.
 
-    One's own is named by its place: ``--algorithm.name my_algorithm.py:MySettings``.
+    A user's own is chosen with ``--algorithm.name my_algorithm.py:MySettings``.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""Which C a row is scored in during the E-step.
+"""Which context C each row of the E-step is scored with.
 
 The E-step learns from outcomes, so the *kind* of C must not name the outcome: if only failures carried a critique,
-the teacher would learn "a critique means lower everything" and VPD collapses.  The default, ``matched``, gives both
-classes of a group the same kinds of sections.
+the teacher would learn to make any attempt with a critique less likely, and VPD collapses.  The default, ``matched``,
+gives both classes of a group the same kinds of sections.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ def kind_predicts_success(groups: Sequence[Group]) -> float:
         for rollout in group.rollouts:
             if rollout.teacher_prompt is not None:
                 counts[rollout.success][rollout.teacher_prompt.sources] += 1
-    wins, failures = counts[True], counts[False]
-    if not wins or not failures:
+    successes, failures = counts[True], counts[False]
+    if not successes or not failures:
         return 0.5
-    kinds = set(wins) | set(failures)
-    gaps = [wins[kind] / wins.total() - failures[kind] / failures.total() for kind in kinds]
+    kinds = set(successes) | set(failures)
+    gaps = [successes[kind] / successes.total() - failures[kind] / failures.total() for kind in kinds]
     return 0.5 + 0.5 * sum(gap for gap in gaps if gap > 0)
 
 
@@ -72,11 +72,11 @@ def _contexts(rollouts: Sequence[Rollout], mode: SuccessContext) -> list[Rollout
 
 def _borrowed(own: Sequence[Section], failures: Sequence[Rollout], index: int) -> tuple[Section, ...]:
     """Sections of the kinds that row ``index`` lacks, each from the first failure that has one not quoting that row."""
-    have = {section.source for section in own}
+    own_sources = {section.source for section in own}
     borrowed: dict[str, tuple[Section, ...]] = {}
     for failure in failures:
         for source in dict.fromkeys(section.source for section in failure.context):
             sections = tuple(s for s in failure.context if s.source == source)
-            if source not in have and source not in borrowed and all(s.quotes != index for s in sections):
+            if source not in own_sources and source not in borrowed and all(s.quotes != index for s in sections):
                 borrowed[source] = sections
     return tuple(section for sections in borrowed.values() for section in sections)

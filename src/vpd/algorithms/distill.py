@@ -1,6 +1,10 @@
 """The M-step: distil a teacher that reads more than the student, token by token, on the student's own rollouts.
 
-    L_M = E_{y~pi} sum_t D( pi(.|x,y_<t) , sg[ q(.|x,C,y_<t) ] )              arXiv 2605.15113, M-step
+    L_M = E_{y~pi} sum_t KL( pi(.|x,y_<t) || sg[ q(.|x,C,y_<t) ] )              arXiv 2605.15113, M-step
+
+pi is the student, q the teacher, C the context.  ``distillation_alpha`` 1 is this KL; other values are other
+divergences D of the two.  The divergence of each token is multiplied by the importance ratio pi / pi_0, where pi_0 is
+the student before the E-step.
 
 With a teacher made of the student's own weights this alone is SDPO (arXiv 2601.20802).  With an external teacher
 that reads the student's own prompt it is GKD (arXiv 2306.13649).  VPD is this with an E-step before it.
@@ -35,7 +39,7 @@ from vpd.types import Example, Group
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(Settings, section="algorithm"):
-    """What every method that distils can choose (defaults: docs/method.md)."""
+    """The M-step: which divergence between student and teacher, and how it is averaged."""
 
     distillation_alpha: Annotated[
         float, Share, "0 = KL(teacher||student), 1 = KL(student||teacher), between: Jensen-Shannon"
@@ -48,10 +52,10 @@ class DistillSettings(Settings, section="algorithm"):
         Literal["exact", "sampled"], "exact: compare whole distributions; sampled: the sampled token only (alpha 1)"
     ] = "exact"
     importance_clip: Annotated[
-        float | None, Gt(0), "cap of the ratio pi / pi_0 that weighs each token; null: no ratio"
+        float | None, Gt(0), "upper bound of the importance ratio pi / pi_0 of a token; null: no ratio"
     ] = 2.0
     importance_reference: Annotated[
-        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
     ] = "own"
     average: Annotated[weighting.Average, "mean of sequence means, or mean over tokens"] = "seq_mean"
     denominator: Annotated[
@@ -71,7 +75,7 @@ class DistillSettings(Settings, section="algorithm"):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTeacher(Settings, section="algorithm"):
-    """Settings of a teacher made of the student's own weights; mixed into SDPO's, VPD's and the hybrid's."""
+    """Settings of a teacher made of the student's own weights: a base class of SDPO's, VPD's and the hybrid's."""
 
     teacher: Annotated[
         Literal["live", "ema", "frozen", "trust_region"],
@@ -161,9 +165,9 @@ class GKDSettings(DistillSettings):
 
 
 class Distill:
-    """``update("m_step")``: SDPO when the rollouts carry contexts, GKD with ``own_prompt``.
+    """The M-step, ``update("m_step")``: SDPO where rollouts have a context C, GKD with ``own_prompt``.
 
-    ``own_prompt`` lets the teacher read the student's prompt, for every row.
+    ``own_prompt``: the teacher reads the student's prompt, in every row.
     """
 
     def __init__(self, settings: DistillSettings, *, own_prompt: bool = False):
@@ -171,10 +175,11 @@ class Distill:
         self.own_prompt = own_prompt
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        """One iteration: the M-step alone."""
         return self.distil(to_examples(groups, self.settings.importance_reference), learner)
 
     def distil(self, examples: Sequence[Example], learner: Learner) -> Update:
-        """The M-step on examples that may carry a reference, part by part."""
+        """``updates_per_batch`` updates on L_M; an example's reference, where it has one, is log pi_0."""
         settings = self.settings
         if self.own_prompt:
             examples = [dataclasses.replace(e, teacher=e.prompt) for e in examples]
@@ -197,19 +202,23 @@ class Distill:
     def restore(self, state: dict[str, Any]) -> None: ...
 
     def loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        """L_M: the divergence of each token times the truncated ratio pi / pi_0."""
+        """L_M of each token [B,T]: the importance ratio, truncated, times the divergence D(pi, sg q).
+
+        The signal ``student_drift_kl`` is r log r - r + 1 with r = pi / pi_0: never negative, and for y ~ pi_0 an
+        unbiased estimate of KL(pi || pi_0) per token.
+        """
         settings = self.settings
         compared = self._compare(scorer)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
-        moved_BT = compared.student_logprobs - reference_BT
+        drift_BT = compared.student_logprobs - reference_BT
         return TokenLoss(
             ratio_BT * compared.value,
             signals={
                 "divergence": compared.value.detach(),
                 "importance_ratio": ratio_BT,
                 "teacher_minus_student": compared.teacher_logprobs - compared.student_logprobs,
-                "student_drift_kl": moved_BT.exp() * moved_BT - moved_BT.exp() + 1,
+                "student_drift_kl": drift_BT.exp() * drift_BT - drift_BT.exp() + 1,
                 "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
@@ -236,7 +245,7 @@ class Distill:
         )
 
     def _with_reference(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
-        """Reference log-probs for the rows that have a teacher; the others cost nothing."""
-        chosen = [row for row, e in enumerate(examples) if e.teacher is not None]
-        scored = dict(zip(chosen, with_reference([examples[row] for row in chosen], learner), strict=True))
+        """The examples with reference log-probs where there is a teacher; the others are not scored."""
+        rows = [row for row, e in enumerate(examples) if e.teacher is not None]
+        scored = dict(zip(rows, with_reference([examples[row] for row in rows], learner), strict=True))
         return [scored.get(row, e) for row, e in enumerate(examples)]

@@ -1,12 +1,24 @@
-"""The E-step (arXiv 2605.15113): the teacher is trained on outcomes.
+"""The E-step of VPD (arXiv 2605.15113): train the teacher q(y|x,C) on outcomes.
 
-The loss is Binary Classifier Optimization's (arXiv 2404.04656):
+In theory it is min_q KL(q || pi*) with pi*(y|x) ~ pi_0(y|x) exp(r / beta).  In practice it is Binary Classifier
+Optimization (BCO, arXiv 2404.04656), unpaired because each attempt has its own context C:
 
-    rt_i = beta * sum_t (log q(y_t|x,C) - sg log pi_0(y_t|x))                    implicit reward of row i
+    rt_i = beta * sum_t (log q(y_t|x,C,y_<t) - sg log pi_0(y_t|x,y_<t))
     L_E  = - mean_success log sigma(rt - delta) - mean_failure log sigma(-(rt - delta))
+    delta <- m delta + (1 - m) (mean_success rt + mean_failure rt) / 2       at the first E-step the midpoint itself
 
-pi_0 is the student before the E-step (``prior: dynamic``, a sliding trust region) or the initial one (``fixed``).
-delta, the reward shift, is the midpoint of the two classes' mean rewards, smoothed over E-steps.
+======== ================ ======================================================================================
+symbol   in the paper     here
+======== ================ ======================================================================================
+q        teacher          the live weights reading the task and C: ``scorer.logprobs("teacher")``
+pi_0     prior            student before the E-step (``prior: dynamic``) or initial one (``fixed``): the references
+C        context          the teacher's prompt, chosen by :func:`~vpd.algorithms.contexts.e_step_contexts`
+rt       implicit reward  ``implicit_reward_B``, :func:`implicit_reward`
+beta                      ``teacher_beta``
+delta    reward shift     ``shift``, :func:`next_shift`; m is ``shift_momentum``
+L_E      E-step loss      :class:`ShiftedBCO`, with weights 1 / n of each class (``weighting.class_mean``)
+F        schedule         ``e_every``: an E-step in iterations 0, F, 2F, ...
+======== ================ ======================================================================================
 """
 
 import dataclasses
@@ -31,7 +43,7 @@ SATURATED = 5.0  # |rt - delta| beyond which the sigmoid's gradient is below 1 %
 
 
 class EStepSettings(Protocol):
-    """What the E-step reads of an algorithm's settings."""
+    """The settings that the E-step uses; :class:`~vpd.algorithms.vpd.VPDSettings` has their meanings and defaults."""
 
     @property
     def e_every(self) -> int | None: ...
@@ -52,7 +64,10 @@ class EStepSettings(Protocol):
 
 
 class EStep:
-    """Remembers which iteration it is and the reward shift; call :meth:`run` or :meth:`skip` once an iteration."""
+    """The E-step as a part of an algorithm; call :meth:`run` or :meth:`skip` once in each iteration.
+
+    Its state is the number of iterations so far and the reward shift delta.
+    """
 
     def __init__(self, settings: EStepSettings, prompter: Prompter):
         self.settings = settings
@@ -65,32 +80,33 @@ class EStep:
         return self.settings.e_every is not None and self._iteration % self.settings.e_every == 0
 
     def skip(self) -> Update:
-        """This iteration has no E-step."""
+        """Count an iteration without an E-step."""
         self._iteration += 1
         return Update({"e_step/rows": 0.0})
 
     def run(
         self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner, *, score_all: bool = False
     ) -> tuple[list[Example], Update]:
-        """Train the teacher on this batch; returns the M-step's examples with log pi_0, and what was reported.
+        """Train the teacher on this batch; returns the M-step's examples with log pi as reference, and the report.
 
-        ``score_all``: rows without a context get a log pi_0 too.
+        log pi are the student's log-probs before this E-step.  The rows that need them are those with a context in
+        either step, or all with ``score_all``.
         """
         self._iteration += 1
         started = time.perf_counter()
-        matched_groups = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
-        matched = to_examples(matched_groups)
-        enter = [
+        e_groups = self._prompter.attach(e_step_contexts(groups, self.settings.success_context))
+        e_examples = to_examples(e_groups)
+        rows = [
             row
-            for row, pair in enumerate(zip(examples, matched, strict=True))
+            for row, pair in enumerate(zip(examples, e_examples, strict=True))
             if score_all or any(e.teacher is not None for e in pair)
         ]
-        current, metrics = self._current_logprobs(examples, enter, learner)
-        prior = self._initial_logprobs(examples, enter, learner) if self.settings.prior == "fixed" else current
-        update = self._train(_with_references(matched, prior), learner)
-        metrics["e_step/kind_predicts_success"] = kind_predicts_success(matched_groups)
+        log_pi, metrics = self._student_logprobs(examples, rows, learner)
+        log_pi_0 = self._initial_logprobs(examples, rows, learner) if self.settings.prior == "fixed" else log_pi
+        update = self._train(_with_references(e_examples, log_pi_0), learner)
+        metrics["e_step/kind_predicts_success"] = kind_predicts_success(e_groups)
         metrics["time/e_step"] = time.perf_counter() - started
-        return _with_references(examples, current), combine([update, Update(metrics)])
+        return _with_references(examples, log_pi), combine([update, Update(metrics)])
 
     def state(self) -> dict[str, Any]:
         return {"iteration": self._iteration, "shift": self._shift}
@@ -98,74 +114,78 @@ class EStep:
     def restore(self, state: dict[str, Any]) -> None:
         self._iteration, self._shift = state["iteration"], state["shift"]
 
-    def _current_logprobs(
+    def _student_logprobs(
         self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
     ) -> tuple[dict[int, Floats], Metrics]:
+        """log pi [T] of each of these rows under the current student, and what was measured to get them."""
         if not rows:
             return {}, {}
-        found, how = own_logprobs([examples[row] for row in rows], learner)
-        return dict(zip(rows, found, strict=True)), {f"e_step/{name}": value for name, value in how.items()}
+        logprobs, metrics = own_logprobs([examples[row] for row in rows], learner)
+        return dict(zip(rows, logprobs, strict=True)), {f"e_step/{name}": value for name, value in metrics.items()}
 
     def _initial_logprobs(
         self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
     ) -> dict[int, Floats]:
+        """log pi_0 [T] of each of these rows under the initial student, the fixed prior."""
         if not rows:
             return {}
         scores = learner.score([examples[row] for row in rows], student_logprobs, model="initial")
         return dict(zip(rows, map(tuple, scores), strict=True))
 
-    def _train(self, matched: Sequence[Example], learner: Learner) -> Update:
-        """``e_epochs`` updates of the live weights on the teacher's prompt; the shift stays for all of them."""
+    def _train(self, examples: Sequence[Example], learner: Learner) -> Update:
+        """``e_epochs`` updates of the live weights on the teacher's prompt, all with the same delta."""
         settings = self.settings
-        entering = [e for e in matched if e.teacher is not None]
-        if not entering:
+        with_context = [e for e in examples if e.teacher is not None]
+        if not with_context:
             return Update({"e_step/rows": 0.0, "e_step/skipped": 1.0})
-        weights = iter(weighting.class_mean([e.success for e in entering]))
-        rows = with_loss_weights(matched, bco=[next(weights) if e.teacher is not None else 0.0 for e in matched])
+        weights = iter(weighting.class_mean([e.success for e in with_context]))
+        weighted = with_loss_weights(examples, bco=[next(weights) if e.teacher is not None else 0.0 for e in examples])
 
         def update(objective: "BCO | ShiftedBCO") -> Update:
-            return learner.update("e_step", rows, {"bco": objective}, train="teacher", lr_scale=settings.e_lr_scale)
+            return learner.update("e_step", weighted, {"bco": objective}, train="teacher", lr_scale=settings.e_lr_scale)
 
         first = update(BCO(settings, self._shift))
-        reward_B = torch.tensor([value for value in first.values["bco"] if value is not None], dtype=torch.float64)
-        success_B = torch.tensor([e.success for e in entering])
-        self._shift = next_shift(self._shift, reward_B, success_B, momentum=settings.shift_momentum)
+        rewards = [value for value in first.values["bco"] if value is not None]
+        implicit_reward_B = torch.tensor(rewards, dtype=torch.float64)
+        success_B = torch.tensor([e.success for e in with_context])
+        self._shift = next_shift(self._shift, implicit_reward_B, success_B, momentum=settings.shift_momentum)
         more = [update(ShiftedBCO(settings, self._shift)) for _ in range(settings.e_epochs - 1)]
-        return combine([first, *more, Update(e_step_metrics(reward_B, success_B, self._shift))])
+        return combine([first, *more, Update(e_step_metrics(implicit_reward_B, success_B, self._shift))])
 
 
 @dataclasses.dataclass(frozen=True)
 class BCO:
-    """L_E with the shift that follows from this batch; ``previous`` is the last E-step's, None before the first."""
+    """L_E with the delta that this batch gives; ``previous`` is the delta of the E-step before, None at the first."""
 
     settings: EStepSettings
     previous: float | None
 
     def measure(self, scorer: Scorer, batch: Batch) -> Tensor:
-        """Implicit reward rt of each row [B]."""
+        """The implicit reward rt of each row [B]."""
         return implicit_reward(self.settings, scorer, batch)
 
     def prepare(self, values: Sequence[float], examples: Sequence[Example]) -> Loss:
-        reward_B = torch.tensor(values, dtype=torch.float64)
+        """L_E, now that rt of all rows is known."""
+        implicit_reward_B = torch.tensor(values, dtype=torch.float64)
         success_B = torch.tensor([e.success for e in examples])
-        shift = next_shift(self.previous, reward_B, success_B, momentum=self.settings.shift_momentum)
+        shift = next_shift(self.previous, implicit_reward_B, success_B, momentum=self.settings.shift_momentum)
         return ShiftedBCO(self.settings, shift)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShiftedBCO:
-    """L_E of each row [B] at a given shift."""
+    """L_E of each row [B] at a given delta, before the class means: -log sigma(+-(rt - delta))."""
 
     settings: EStepSettings
     shift: float
 
     def __call__(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        reward_B = implicit_reward(self.settings, scorer, batch)
-        return TokenLoss(losses.bco(reward_B, batch.success_B, self.shift))
+        implicit_reward_B = implicit_reward(self.settings, scorer, batch)
+        return TokenLoss(losses.bco(implicit_reward_B, batch.success_B, self.shift))
 
 
 def implicit_reward(settings: EStepSettings, scorer: Scorer, batch: Batch) -> Tensor:
-    """rt of each row [B], with the batch's reference as log pi_0."""
+    """rt = beta * sum_t (log q - sg log pi_0) of each row [B]; the batch's references are log pi_0."""
     return losses.implicit_reward(
         scorer.logprobs("teacher"),
         batch.reference_BT,
@@ -175,31 +195,35 @@ def implicit_reward(settings: EStepSettings, scorer: Scorer, batch: Batch) -> Te
     )
 
 
-def next_shift(previous: float | None, reward_B: Tensor, success_B: Tensor, *, momentum: float) -> float:
-    """The reward shift of this E-step: the midpoint at first, then a moving average of midpoints."""
-    target = float(losses.midpoint_shift(reward_B, success_B))
-    return target if previous is None else momentum * previous + (1 - momentum) * target
+def next_shift(previous: float | None, implicit_reward_B: Tensor, success_B: Tensor, *, momentum: float) -> float:
+    """delta of this E-step: at the first the midpoint of the class means of rt, then a moving average of midpoints."""
+    midpoint = float(losses.midpoint_shift(implicit_reward_B, success_B))
+    return midpoint if previous is None else momentum * previous + (1 - momentum) * midpoint
 
 
-def e_step_metrics(reward_B: Tensor, success_B: Tensor, shift: float) -> Metrics:
-    """What the E-step saw before its first update; accuracy is balanced over the classes that are there."""
-    right_B = (reward_B > shift) == success_B
-    present = [rows for rows in (success_B, ~success_B) if rows.any()]
+def e_step_metrics(implicit_reward_B: Tensor, success_B: Tensor, shift: float) -> Metrics:
+    """delta, and how rt compares with it and with the outcomes before the first update.
+
+    ``accuracy`` is the mean over the classes that occur of the share of rows with rt on the right side of delta;
+    ``saturation`` the share of rows with abs(rt - delta) above 5.
+    """
+    correct_B = (implicit_reward_B > shift) == success_B
+    classes = [of_class_B for of_class_B in (success_B, ~success_B) if of_class_B.any()]
     metrics: Metrics = {
         "e_step/shift": shift,
-        "e_step/saturation": float(((reward_B - shift).abs() > SATURATED).double().mean()),
-        "e_step/accuracy": sum(float(right_B[rows].double().mean()) for rows in present) / len(present),
+        "e_step/saturation": float(((implicit_reward_B - shift).abs() > SATURATED).double().mean()),
+        "e_step/accuracy": sum(float(correct_B[of_class_B].double().mean()) for of_class_B in classes) / len(classes),
     }
-    for name, rows in (("success", success_B), ("failure", ~success_B)):
-        if rows.any():
-            metrics[f"e_step/implicit_reward_{name}"] = float(reward_B[rows].mean())
-        metrics[f"e_step/rows_{name}"] = float(rows.sum())
+    for name, of_class_B in (("success", success_B), ("failure", ~success_B)):
+        if of_class_B.any():
+            metrics[f"e_step/implicit_reward_{name}"] = float(implicit_reward_B[of_class_B].mean())
+        metrics[f"e_step/rows_{name}"] = float(of_class_B.sum())
     return metrics
 
 
-def _with_references(examples: Sequence[Example], found: Mapping[int, Floats]) -> list[Example]:
-    """The examples with the references that were found; one that carries a reference already keeps it."""
+def _with_references(examples: Sequence[Example], references: Mapping[int, Floats]) -> list[Example]:
+    """The examples with these reference log-probs, by row; one that carries a reference already keeps it."""
     return [
-        dataclasses.replace(e, reference=found[row]) if row in found and e.reference is None else e
+        dataclasses.replace(e, reference=references[row]) if row in references and e.reference is None else e
         for row, e in enumerate(examples)
     ]

@@ -12,7 +12,7 @@ from vpd.model.scorer import Scorer
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics
 
-#: Whose log-probs the importance ratio is taken against: the learner's own before the update, or the sampler's.
+#: Whose log-probs are log pi_0 of the importance ratio pi / pi_0: the learner's before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]
 
 PROBE = 16  # at least one row in so many is scored to see whether the sampler's log-probs are the learner's
@@ -43,12 +43,12 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
 
 
 def token_counts(examples: Sequence[Example]) -> list[int]:
-    """Masked tokens of each row."""
+    """Number of sampled tokens of each example, those that losses see."""
     return [sum(example.mask) for example in examples]
 
 
 def with_loss_weights(examples: Sequence[Example], **weights: Sequence[float]) -> list[Example]:
-    """The examples with one weight for each named term."""
+    """The examples with ``loss_weights`` of the named terms; each sequence holds one weight per example."""
     return [
         dataclasses.replace(example, loss_weights={term: values[row] for term, values in weights.items()})
         for row, example in enumerate(examples)
@@ -61,9 +61,9 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
     if not missing:
         return list(examples)
     scores = learner.score([examples[row] for row in missing], student_logprobs)
-    found = {row: tuple(score) for row, score in zip(missing, scores, strict=True)}
+    references = {row: tuple(score) for row, score in zip(missing, scores, strict=True)}
     return [
-        dataclasses.replace(example, reference=found[row]) if row in found else example
+        dataclasses.replace(example, reference=references[row]) if row in references else example
         for row, example in enumerate(examples)
     ]
 
@@ -80,8 +80,8 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
     differences = [
         abs(score - sampled)
         for row in probe
-        for score, sampled, counts in zip(scores[row], examples[row].behaviour, examples[row].mask, strict=True)
-        if counts
+        for score, sampled, in_mask in zip(scores[row], examples[row].behaviour, examples[row].mask, strict=True)
+        if in_mask
     ]
     largest = max(differences, default=0.0)
     metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
@@ -94,7 +94,7 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
 
 
 def probe_rows(examples: Sequence[Example]) -> list[int]:
-    """The rows that stand for all: the longest, one of every group, and one in ``PROBE``.
+    """The rows that are compared in place of all: the longest, one of every group, and one in ``PROBE``.
 
     Each rank samples whole groups, so no rank's sampler goes unseen; the longest row crosses every window and range of
     positions that any row crosses.

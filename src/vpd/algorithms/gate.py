@@ -1,7 +1,7 @@
-"""Evidence for or against the teacher: does what it prefers agree with what succeeded?
+"""Evidence for or against the teacher: does it prefer the attempts that succeeded?
 
 Tilting the student towards the teacher changes the reward at the rate Cov(r, log q/pi) =
-p(1 - p)(E[log q/pi | success] - E[log q/pi | failure]).  The gate watches a robust stand-in for that difference's sign:
+p(1 - p)(E[log q/pi | success] - E[log q/pi | failure]).  The gate estimates the sign of that difference robustly, by
 the AUC, the probability that a success of a group is preferred to one of its failures by log q/pi, ties one half.
 
 ``trust`` is Somers' D, 2 m - 1, clipped at 0, where m is a discounted, pooled Mann-Whitney estimate of the AUC.  Each
@@ -20,7 +20,11 @@ from vpd.types import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one batch says: of each mixed group the pairs won (ties one half) and the pairs, and the mean difference."""
+    """Success-failure pairs of one batch in which the teacher prefers the success.
+
+    ``wins`` (ties one half) and ``pairs`` count them in each mixed group (one with successes and failures); ``gap`` is
+    the mean over these groups of E[log q/pi | success] - E[log q/pi | failure].
+    """
 
     wins: tuple[float, ...] = ()
     pairs: tuple[int, ...] = ()
@@ -28,7 +32,7 @@ class Evidence:
 
     @property
     def groups(self) -> int:
-        """Mixed groups that were judged."""
+        """Number of mixed groups that were compared."""
         return len(self.pairs)
 
     @property
@@ -38,7 +42,11 @@ class Evidence:
 
 
 class Gate:
-    """The discounted evidence: pairs won and pairs, in groups, and their second moments for the standard error."""
+    """Evidence of all batches so far, older batches discounted by ``memory`` each.
+
+    Keeps the pairs won and all pairs, in units of a mean group's pairs, and their second moments for the standard
+    error.
+    """
 
     def __init__(self, *, memory: float, pseudo_groups: float):
         self._memory = memory
@@ -85,10 +93,11 @@ class Gate:
 
 
 def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """For each mixed group that can be judged: the teacher's prompt of its first failure with one, and who is quoted.
+    """For each mixed group that can be judged: the teacher's prompt of its first failure with one, and the
+    rows whose text it quotes.
 
-    Every row of the group is scored in this *one* context, so that no verdict leaks; a row whose own text stands in
-    it would be preferred for that alone and leaves the comparison.
+    Every row of the group is scored in this *one* context, so that C does not reveal the outcome; a row that is
+    quoted would be preferred for that alone and is left out.
     """
     found = {}
     for number, group in enumerate(groups):
@@ -100,17 +109,17 @@ def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], 
     return found
 
 
-def weigh(preferences: Sequence[Sequence[tuple[float, bool]]]) -> Evidence:
-    """Evidence from (log q/pi, success) of each mixed group's rows; ties count one half, pairs never cross groups."""
+def pair_evidence(preferences: Sequence[Sequence[tuple[float, bool]]]) -> Evidence:
+    """Evidence from (log q/pi, success) of each group's rows; ties count one half, pairs never cross groups."""
     wins, pairs, gaps = [], [], []
-    for rows in preferences:
-        up = [value for value, success in rows if success]
-        down = [value for value, success in rows if not success]
-        if not up or not down:
+    for group in preferences:
+        successes = [log_ratio for log_ratio, success in group if success]
+        failures = [log_ratio for log_ratio, success in group if not success]
+        if not successes or not failures:
             continue
-        pairs.append(len(up) * len(down))
-        wins.append(sum((a > b) + 0.5 * (a == b) for a in up for b in down))
-        gaps.append(sum(up) / len(up) - sum(down) / len(down))
+        pairs.append(len(successes) * len(failures))
+        wins.append(sum((a > b) + 0.5 * (a == b) for a in successes for b in failures))
+        gaps.append(sum(successes) / len(successes) - sum(failures) / len(failures))
     if not pairs:
         return Evidence()
     return Evidence(wins=tuple(wins), pairs=tuple(pairs), gap=sum(gaps) / len(gaps))

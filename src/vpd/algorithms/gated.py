@@ -1,6 +1,6 @@
-"""VPD with an evidence-gated policy gradient: listen to the teacher as far as it has been right.
+"""Evidence-gated VPD: a policy gradient, and distillation in proportion to how well the teacher has predicted success.
 
-    loss = trust * D(pi || sg q) - mean( A * log pi ),        A = GRPO's advantage
+    loss = trust * L_M - mean( A * log pi ),        L_M = sum_t D(pi, sg q), A = GRPO's advantage
 
 The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
 what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
@@ -30,7 +30,7 @@ from vpd.algorithms.examples import (
     token_counts,
     with_loss_weights,
 )
-from vpd.algorithms.gate import Evidence, Gate, shared_context, weigh
+from vpd.algorithms.gate import Evidence, Gate, pair_evidence, shared_context
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.learners import Learner, TokenLoss, Update, combine
@@ -42,10 +42,10 @@ from vpd.types import Example, Group, Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class GatedSettings(VPDSettings):
-    """Evidence-gated VPD: a policy gradient, and distillation weighed by how well the teacher has predicted success."""
+    """Evidence-gated VPD: a policy gradient, and distillation scaled by how well the teacher has predicted success."""
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
-    policy_weight: Annotated[float, Ge(0), "weight of the policy gradient beside the distillation"] = 1.0
+    policy_weight: Annotated[float, Ge(0), "weight of the policy gradient; the distillation's is trust"] = 1.0
     policy_lr_scale: Annotated[
         float, Gt(0), "the policy gradient's learning rate, as a multiple of the distillation's"
     ] = 1.0
@@ -53,12 +53,12 @@ class GatedSettings(VPDSettings):
         "group"
     )
     gate_memory: Annotated[
-        float, Interval(ge=0.0, lt=1.0), "share of the old evidence that stays each iteration with a mixed group"
+        float, Interval(ge=0.0, lt=1.0), "share of the old evidence that is kept in each iteration with a mixed group"
     ] = 0.8
     pseudo_groups: Annotated[float, Ge(0), "prior evidence in the teacher's favour, in mixed groups"] = 1.0
     min_trust: Annotated[float, "below this trust the E-step is skipped"] = 0.1
-    distillation_estimator: Annotated[Literal["exact"], "the gate compares whole distributions only"] = "exact"
-    updates_per_batch: Annotated[Literal[1], "the gate is read once an iteration"] = 1
+    distillation_estimator: Annotated[Literal["exact"], "only whole distributions are compared"] = "exact"
+    updates_per_batch: Annotated[Literal[1], "optimiser steps per iteration; trust is decided once in each"] = 1
 
     @property
     def needs(self) -> Needs:
@@ -69,7 +69,7 @@ class GatedSettings(VPDSettings):
 
 
 class GatedVPD:
-    """Evidence first; then the E-step when due and trusted; then one update on both terms."""
+    """Evidence, then the E-step when it is due and trust is high enough, then one update on both terms."""
 
     def __init__(self, settings: GatedSettings, prompter: Prompter):
         self.settings = settings
@@ -78,6 +78,7 @@ class GatedVPD:
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        """One iteration; trust includes the evidence of these rollouts before anything is learned from them."""
         evidence, scored = self._evidence(groups, learner)
         self._gate.add(evidence)
         trust = self._gate.trust
@@ -107,7 +108,7 @@ class GatedVPD:
     def _evidence(self, groups: Sequence[Group], learner: Learner) -> tuple[Evidence, Metrics]:
         """One pass without gradient over the mixed groups, each in one shared context, with the M-step's teacher.
 
-        log pi is the learner's own: the sampler's stand in for it on the same evidence as in the E-step.
+        log pi are the learner's log-probs, or the sampler's where these agree (:func:`own_logprobs`).
         """
         contexts = shared_context(groups)
         chosen: list[Example] = []
@@ -117,21 +118,22 @@ class GatedVPD:
                 kept = (e for index, e in enumerate(own) if index not in quoted)
                 chosen += [dataclasses.replace(e, teacher=prompt) for e in kept]
         if not chosen:
-            return weigh([]), {}
-        own_logps, how = own_logprobs(chosen, learner)
-        scores = learner.score(chosen, teacher_logprobs, model="teacher")
+            return Evidence(), {}
+        log_pi, measured = own_logprobs(chosen, learner)
+        log_q = learner.score(chosen, teacher_logprobs, model="teacher")
         preferences: dict[int, list[tuple[float, bool]]] = {}
-        for example, score, own_logp in zip(chosen, scores, own_logps, strict=True):
-            pairs = zip(score, own_logp, example.mask, strict=True)
-            preference = sum(with_context - without for with_context, without, counts in pairs if counts)
-            preferences.setdefault(example.group, []).append((preference, example.success))
-        return weigh(list(preferences.values())), {f"gate/{name}": value for name, value in how.items()}
+        for example, teacher_T, student_T in zip(chosen, log_q, log_pi, strict=True):
+            tokens = zip(teacher_T, student_T, example.mask, strict=True)
+            log_ratio = sum(teacher - student for teacher, student, in_mask in tokens if in_mask)
+            preferences.setdefault(example.group, []).append((log_ratio, example.success))
+        return pair_evidence(list(preferences.values())), {f"gate/{name}": value for name, value in measured.items()}
 
     def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Update:
+        """One update on the sum of both terms, at the learning rate of their mixture."""
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
-        if trust == 0.0:  # the distillation counts nothing: no row needs a teacher's pass
+        if trust == 0.0:  # no weight on the distillation: no row needs a teacher's pass
             examples = [dataclasses.replace(e, teacher=None) for e in examples]
         lengths = token_counts(examples)
         has_context = [e.teacher is not None for e in examples]
@@ -140,17 +142,17 @@ class GatedVPD:
         distill_share = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
         lr_scale = distill_share + (1.0 - distill_share) * settings.policy_lr_scale
         policy = [w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)]
-        rows = with_loss_weights(
+        weighted = with_loss_weights(
             examples,
             distill=[trust * weight for weight in distill],
             policy=[settings.policy_weight * weight for weight in policy],
         )
         objectives = {"distill": self.m_step.loss, "policy": self._policy_gradient}
-        update = learner.update("m_step", rows, objectives, lr_scale=lr_scale)
+        update = learner.update("m_step", weighted, objectives, lr_scale=lr_scale)
         return combine([update, Update({"gate/lr_scale": lr_scale})])
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        """-A log pi of each token times the truncated ratio pi / pi_0."""
+        """-A log pi of each token [B,T] times the truncated importance ratio pi / pi_0."""
         student_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(student_BT)
         ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)

@@ -37,11 +37,13 @@ class GRPOSettings(Settings, section="algorithm"):
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
-    clip_low: Annotated[float, Ge(0), "lower clip of the ratio; does nothing at updates_per_batch 1"] = 0.2
-    clip_high: Annotated[float, Ge(0), "upper clip of the ratio"] = 0.28
+    clip_low: Annotated[
+        float, Ge(0), "clip of the importance ratio below, 1 - this; no effect with updates_per_batch 1"
+    ] = 0.2
+    clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
-        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
     ] = "own"
     updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
@@ -54,12 +56,13 @@ class GRPOSettings(Settings, section="algorithm"):
 
 
 class GRPO:
-    """``update("policy")`` and nothing else."""
+    """Policy gradient on group-relative advantages, ``update("policy")``."""
 
     def __init__(self, settings: GRPOSettings):
         self.settings = settings
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        """One iteration: ``updates_per_batch`` updates; rows of groups with equal rewards add nothing."""
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = to_examples(groups, settings.importance_reference)
@@ -73,7 +76,7 @@ class GRPO:
             weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
             weights = [
                 w if e.advantage else 0.0 for w, e in zip(weights, part, strict=True)
-            ]  # counted, but adds nothing
+            ]  # in the mean, but adds nothing
             updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
         return combine(updates)
 
@@ -83,6 +86,7 @@ class GRPO:
     def restore(self, state: dict[str, Any]) -> None: ...
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
+        """PPO's clipped surrogate of each token [B,T]."""
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
         ratio_BT = (logprobs_BT.detach() - reference_BT).exp()
@@ -104,23 +108,24 @@ class GRPO:
 
 
 def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "none"] = "group") -> list[float]:
-    """(r - group mean) / (std + 1e-4) of every rollout, in order; Bessel-corrected std of group or batch.
+    """A = (r - group mean) / (std + 1e-4) of every rollout, in order (GRPO, arXiv 2402.03300, section 4.1.2).
 
-    The advantages of a group sum to 0; a group of equal rewards gives zeros.
+    ``scale``: std is the group's, the batch's (both Bessel-corrected), or 1 without the 1e-4 (``none``).  The
+    advantages of a group sum to 0; a group of equal rewards gives zeros.
     """
-    batch = [rollout.grade.reward for group in groups for rollout in group.rollouts]
+    all_rewards = [rollout.grade.reward for group in groups for rollout in group.rollouts]
     advantages = []
     for group in groups:
         rewards = [rollout.grade.reward for rollout in group.rollouts]
         mean = statistics.fmean(rewards)
-        spread = {"group": rewards, "batch": batch, "none": []}[scale]
-        divisor = 1.0 if scale == "none" else (statistics.stdev(spread) if len(spread) > 1 else 0.0) + 1e-4
+        scaled_by = {"group": rewards, "batch": all_rewards, "none": []}[scale]
+        divisor = 1.0 if scale == "none" else (statistics.stdev(scaled_by) if len(scaled_by) > 1 else 0.0) + 1e-4
         equal = min(rewards) == max(rewards)
         advantages += [0.0 if equal else (reward - mean) / divisor for reward in rewards]
     return advantages
 
 
 def _share_of_equal_groups(groups: Sequence[Group]) -> float:
-    """Share of groups whose rewards are all equal: they teach GRPO nothing."""
-    silent = sum(len({rollout.grade.reward for rollout in group.rollouts}) == 1 for group in groups)
-    return silent / len(groups)
+    """Share of groups whose rewards are all equal: their advantages are 0."""
+    equal = sum(len({rollout.grade.reward for rollout in group.rollouts}) == 1 for group in groups)
+    return equal / len(groups)

@@ -30,7 +30,7 @@ from vpd.types import Group
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSettings(SelfTeacher):
-    """A policy gradient whose advantage listens to a teacher made of the student's own weights."""
+    """A policy gradient whose advantage also depends on a teacher made of the student's own weights."""
 
     name: Literal["hybrid"] = "hybrid"
     form: Annotated[
@@ -41,11 +41,13 @@ class HybridSettings(SelfTeacher):
     scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
         "group"
     )
-    clip_low: Annotated[float, Ge(0), "lower clip of the ratio; does nothing at one update a batch"] = 0.2
-    clip_high: Annotated[float, Ge(0), "upper clip of the ratio"] = 0.28
+    clip_low: Annotated[
+        float, Ge(0), "clip of the importance ratio below, 1 - this; no effect at one update per batch"
+    ] = 0.2
+    clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
-        ImportanceReference, "log-probs that the ratio is taken against: the learner's own, or the sampler's"
+        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
     ] = "own"
 
     @property
@@ -57,12 +59,13 @@ class HybridSettings(SelfTeacher):
 
 
 class Hybrid:
-    """``update("policy")`` with an advantage for each token."""
+    """Policy gradient with an advantage of each token, ``update("policy")``."""
 
     def __init__(self, settings: HybridSettings):
         self.settings = settings
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        """One iteration: one update."""
         settings = self.settings
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [
@@ -70,8 +73,8 @@ class Hybrid:
             for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
         ]
         weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        counts = [bool(e.advantage) or (settings.form == "reshape" and e.teacher is not None) for e in examples]
-        weights = [w if c else 0.0 for w, c in zip(weights, counts, strict=True)]  # in the mean, but adds nothing
+        has_loss = [bool(e.advantage) or (settings.form == "reshape" and e.teacher is not None) for e in examples]
+        weights = [w if has else 0.0 for w, has in zip(weights, has_loss, strict=True)]  # in the mean, but adds nothing
         return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Hybrid:
     def restore(self, state: dict[str, Any]) -> None: ...
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
+        """PPO's clipped surrogate of each token [B,T], with the advantage of reward and teacher."""
         settings = self.settings
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)

@@ -1,10 +1,14 @@
-"""Variational Policy Distillation (arXiv 2605.15113): SDPO whose teacher is trained on outcomes.
+"""Variational Policy Distillation (VPD, arXiv 2605.15113): expectation maximisation with a teacher that reads feedback.
 
-E-step, every ``e_every`` iterations, before the M-step (:mod:`vpd.algorithms.e_step`): the teacher learns to tell
-successes from failures, with the current student as reference.
+One network plays two roles: the student pi(y|x) reads the task x, the teacher q(y|x,C) also the context C.  With
+pi*(y|x) ~ pi_0(y|x) exp(r / beta), the target of KL-regularised reinforcement learning, an iteration is
 
-M-step, always (:mod:`vpd.algorithms.distill`): the student is distilled towards the teacher on its own rollouts.  With
-``e_every: null`` nothing but that is left, which is SDPO.
+    E-step   min_q  KL(q || pi*)    every F = ``e_every`` iterations, before the M-step    :mod:`vpd.algorithms.e_step`
+    M-step   min_pi KL(pi || q)     always                                                 :mod:`vpd.algorithms.distill`
+
+The E-step takes a step on L_E: the teacher learns to tell successes from failures, with the current student as the
+prior pi_0.  The M-step takes a step on L_M: the student is distilled towards the teacher, sg q, on its own rollouts.
+Without an E-step (``e_every: null``) this is SDPO.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +28,7 @@ from vpd.prompts import Prompter
 from vpd.settings import Share
 from vpd.types import Group
 
-_PRESET: Any = None  # stands for the value that ``preset`` gives
+_PRESET: Any = None  # default of a setting whose value ``preset`` gives
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {"distillation_alpha": 0.5, "teacher": "ema"},
     "paper": {"distillation_alpha": 1.0, "teacher": "live"},
@@ -57,13 +61,13 @@ class VPDSettings(SelfTeacher, DistillSettings):
     ] = 5
     e_epochs: Annotated[int, Ge(1), "updates per E-step"] = 1
     e_lr_scale: Annotated[float, Gt(0), "the E-step's learning rate, as a multiple of the M-step's"] = 1.0
-    teacher_beta: Annotated[float, Gt(0), "beta: scale of the implicit reward"] = 0.1
-    log_ratio: Annotated[Literal["sum", "mean"], "implicit reward from the sum or the mean over tokens"] = "sum"
-    prior: Annotated[Literal["dynamic", "fixed"], "reference of the E-step: the current or the initial student"] = (
-        "dynamic"
-    )
-    shift_momentum: Annotated[float, Interval(ge=0.0, lt=1.0), "memory of the reward shift delta"] = 0.9
-    success_context: Annotated[SuccessContext, "which context a success is scored with in the E-step"] = "matched"
+    teacher_beta: Annotated[float, Gt(0), "beta: scale of the implicit reward rt"] = 0.1
+    log_ratio: Annotated[Literal["sum", "mean"], "the log-ratio in rt: its sum or its mean over tokens"] = "sum"
+    prior: Annotated[Literal["dynamic", "fixed"], "pi_0 of the E-step: the current or the initial student"] = "dynamic"
+    shift_momentum: Annotated[
+        float, Interval(ge=0.0, lt=1.0), "share of the old reward shift delta that each E-step keeps"
+    ] = 0.9
+    success_context: Annotated[SuccessContext, "which context C a success is scored with in the E-step"] = "matched"
 
     def __post_init__(self) -> None:
         for name, value in PRESETS.get(self.preset, {}).items():
@@ -97,7 +101,10 @@ class VPDSettings(SelfTeacher, DistillSettings):
 
 
 class VPD:
-    """E-step when due, then the M-step.  ``prompter`` builds the E-step's own teacher prompts."""
+    """The E-step when it is due, then the M-step.
+
+    ``prompter`` builds the teacher's prompts of the E-step, whose contexts C may differ from the M-step's.
+    """
 
     def __init__(self, settings: VPDSettings, prompter: Prompter):
         self.e_step = EStep(settings, prompter)
@@ -105,6 +112,7 @@ class VPD:
         self._reference = settings.importance_reference
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
+        """One iteration: E-step when due, M-step."""
         examples = to_examples(groups, self._reference)
         if not self.e_step.is_due():
             return combine([self.e_step.skip(), self.m_step.distil(examples, learner)])
@@ -120,7 +128,10 @@ class VPD:
 
 
 def drift_of(e_step: Update, m_step: Update) -> Update:
-    """How far the E-step moved the student, KL(student now || student before it) a token, seen on the M-step's rows."""
+    """KL(student after the E-step || student before it) per token, estimated on the M-step's rows.
+
+    Empty without an E-step or an M-step.
+    """
     if not e_step.metrics["e_step/rows"] or "m_step/student_drift_kl" not in m_step.metrics:
         return Update({})
     return Update({"e_step/student_drift_kl": m_step.metrics["m_step/student_drift_kl"]})

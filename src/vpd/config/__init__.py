@@ -8,7 +8,7 @@
     run: {max_steps: 100, output_dir: out}
 
 ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
-frozen dataclass that lives beside the code that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
+frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
 an error that names the nearest one.
 """
 

@@ -1,8 +1,8 @@
 """The sections of a configuration: which class a name means, and plain data made into an object of that class.
 
-Four sections are chosen by name: ``env``, ``algorithm``, ``engine`` and the entries of ``feedback``.  The tables hold
-where the shipped ones stand; they are imported when they are named.  A name with a colon is the place of the user's
-own: ``path/to/file.py:Name`` or ``package.module:Name``.
+Four sections are chosen by name: ``env``, ``algorithm``, ``engine`` and the entries of ``feedback``.  The tables map
+names to ``module:Class``; a module is imported when it is named.  A name with a colon is a class of the user's:
+``path/to/file.py:Name`` or ``package.module:Name``.
 """
 
 import dataclasses
@@ -70,7 +70,12 @@ PLAIN: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A section that is chosen by name: its word, the shipped ones, the default, and how to name one's own."""
+    """A section that is chosen by name.
+
+    ``kind`` is the word for it in messages, ``table`` maps names to ``module:Class``, ``default`` is the name that is
+    taken where none is given, ``example`` how to choose a user's own on the command line, ``contract`` what it must
+    have.
+    """
 
     kind: str
     table: Mapping[str, str]
@@ -99,7 +104,7 @@ CHOICES: Mapping[str, Choice] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Custom:
-    """A part of the user's: the place that names it and its options as they were written."""
+    """A class of the user's, ``name`` (``file.py:Name`` or ``module:Name``), and its options as they were written."""
 
     name: str
     options: Data = field(default_factory=dict)
@@ -164,7 +169,7 @@ class CustomEngine(Custom):
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """Stands where a part was passed to ``train`` or ``assemble`` as an object, which no file of settings can name."""
+    """In a config, the class of an object that was passed to ``train`` or ``assemble``; no file can name an object."""
 
     object: str
 
@@ -175,7 +180,7 @@ class Passed:
 
 
 def named_or_passed(section: str, part: Any) -> Any:
-    """An object in the place of its section: a shipped one is its own settings, any other is named by its class."""
+    """What the config holds for an object that was passed: a shipped one is its own settings, else its class's name."""
     place = f"{type(part).__module__}:{type(part).__qualname__}"
     return part if place in CHOICES[section].table.values() else Passed.of(part)
 
@@ -186,7 +191,7 @@ def settings_class(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def named(section: str, data: Data, where: str) -> Any:
+def named(section: str, data: Data, prefix: str) -> Any:
     """The part that ``data["name"]`` chooses, made of the other keys.  Raises ConfigError."""
     choice = CHOICES[section]
     if set(data) == {"object"}:
@@ -194,11 +199,11 @@ def named(section: str, data: Data, where: str) -> Any:
     name = data.get("name", choice.default)
     options = {key: value for key, value in data.items() if key != "name"}
     if is_place(name):
-        return _custom(section, name, options, where)
+        return _custom(section, name, options, prefix)
     if name not in choice.table:
         hint = nearest(str(name), choice.table)
         raise ConfigError(f"unknown {choice.kind} {name!r}", do=f"{hint} Your own: --{choice.example}.")
-    return build(settings_class(choice.table[name]), data, where)
+    return build(settings_class(choice.table[name]), data, prefix)
 
 
 def known_keys(section: str, name: Any) -> set[str] | None:
@@ -210,64 +215,67 @@ def known_keys(section: str, name: Any) -> set[str] | None:
 
 
 def is_place(name: Any) -> bool:
-    """Whether a name is the place of something of the user's."""
+    """Whether a name is ``file.py:Name`` or ``module:Name``, a class of the user's."""
     return isinstance(name, str) and ":" in name
 
 
-def build(kind: type[Part], data: Data, where: str) -> Part:
-    """One settings dataclass from plain data; unknown keys and wrong values are errors that say where."""
+def build(kind: type[Part], data: Data, prefix: str) -> Part:
+    """One settings dataclass from plain data; unknown keys and wrong values are errors that name ``prefix.key``."""
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     for key in data:
         if key not in fields:
-            raise ConfigError(f"unknown key {where}.{key}", do=nearest(str(key), fields))
+            raise ConfigError(f"unknown key {prefix}.{key}", do=nearest(str(key), fields))
     for name, one in fields.items():
         if name not in data and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}.{name} is missing", do=f"Set it in the file, or as --{where}.{name} VALUE.")
-    return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+            raise ConfigError(f"{prefix}.{name} is missing", do=f"Set it in the file, or as --{prefix}.{name} VALUE.")
+    return kind(**{key: _typed(hints[key], value, f"{prefix}.{key}") for key, value in data.items()})
 
 
-def construct(kind: Any, options: Data, name: str, where: str) -> Any:
+def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
     """An object of a user's class.  Raises ConfigError for an unknown option, EnvError if the class raises."""
     short = name.rpartition(":")[2]
     if not callable(kind):
-        raise ConfigError(f"{where}.name: {short} is not a class", got=repr(kind)[:80], expected="a class")
+        raise ConfigError(f"{prefix}.name: {short} is not a class", got=repr(kind)[:80], expected="a class")
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return _call(partial(kind, **options), f"{name}(...)")
     known = _options_of(kind)
     for key in options:
         if key not in known:
-            raise ConfigError(f"unknown key {where}.{key} for {short}", do=nearest(key, known))
+            raise ConfigError(f"unknown key {prefix}.{key} for {short}", do=nearest(key, known))
     if dataclasses.is_dataclass(kind):
-        return _call(partial(build, kind, options, where), f"{name}(...)")  # type: ignore[arg-type]
+        return _call(partial(build, kind, options, prefix), f"{name}(...)")  # type: ignore[arg-type]
     return _call(partial(kind, **options), f"{name}(...)")
 
 
 def make_env(spec: Any) -> Env:
-    """The environment of a section: a shipped one is made already, a custom one is made now."""
+    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
     if isinstance(spec, Passed):
-        raise ConfigError(f"the section env stands for an object of {spec.object}", do="Pass env= again.")
+        raise ConfigError(
+            f"the environment was passed as an object ({spec.object}) that no file can name",
+            do="Pass env= again.",
+        )
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 
 def announce(env: Env) -> None:
-    """Log what the environment has to say at the start, a line each."""
+    """Log the environment's announcements, such as which sandbox it uses, a line each."""
     for line in announcements(env):
         LOG.info(line)
 
 
-def _custom(section: str, name: str, options: Data, where: str) -> Custom:
+def _custom(section: str, name: str, options: Data, prefix: str) -> Custom:
     if section == "env":
         return CustomEnv(name=name, options=options)
-    kind = load_object(name, where if section == "feedback" else f"{section}.name")
+    kind = load_object(name, prefix if section == "feedback" else f"{section}.name")
     if section == "engine":
         is_settings = hasattr(kind, "build")
-        made = construct(kind, options, name, where) if is_settings else None
-        check = made.build if made is not None else lambda parts: construct(kind, options, name, where)
+        made = construct(kind, options, name, prefix) if is_settings else None
+        check = made.build if made is not None else lambda parts: construct(kind, options, name, prefix)
         return CustomEngine(name=name, options=options, make=check)
     is_source = section == "feedback" and inspect.isfunction(kind) and not options
-    part = kind if is_source else construct(kind, options, name, where)
+    part = kind if is_source else construct(kind, options, name, prefix)
     if section == "feedback":
         if not callable(part):
             raise ConfigError(
@@ -296,15 +304,15 @@ def _call(call: Callable[[], Part], what: str) -> Part:
     return wrap_user_errors(call, what, do="Correct that file.")
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def _typed(hint: Any, value: Any, key: str) -> Any:
     """A value as its field's type; a mapping as the settings dataclass that the field takes, if it takes one."""
     inner = [option for option in get_args(hint) if dataclasses.is_dataclass(option)]
     if inner and isinstance(value, Mapping):
-        return build(inner[0], value, where)  # type: ignore[arg-type]
+        return build(inner[0], value, key)  # type: ignore[arg-type]
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
+        place = ".".join([key, *map(str, first["loc"])])
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error

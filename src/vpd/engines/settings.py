@@ -21,10 +21,10 @@ class EngineParts:
 
 
 class EngineSettings(Protocol):
-    """A section ``engine``.  One's own is named by its place: ``--engine.name my_engine.py:MySettings``."""
+    """A section ``engine``; a user's own is chosen with ``--engine.name my_engine.py:MySettings``."""
 
     def build(self, parts: EngineParts) -> Engine:
-        """A new engine; it gets weights before it is asked for anything."""
+        """A new engine; ``load`` is called before ``generate``."""
         ...
 
 

@@ -4,7 +4,7 @@ A source is a function ``(groups, writer) -> groups`` that adds sections to roll
 
 * ``environment``: what the grader wrote about this attempt, where it is more than a bare verdict;
 * ``sibling``: a successful attempt of the same group, never the row itself;
-* ``self_critique``: what the current model itself says is wrong (:mod:`vpd.feedback.critique`);
+* ``self_critique``: a critique that the current model writes of its own attempt (:mod:`vpd.feedback.critique`);
 * ``critic``: the same, said by another model behind an OpenAI-compatible endpoint.
 
 ``when: missing`` makes a source a fallback: it is used only where the sources before it gave no text.
@@ -38,7 +38,7 @@ class Written:
 
 
 class Writer(Protocol):
-    """A model as an author of text; a source never meets a token."""
+    """A model that writes text for a feedback source, which so needs no tokens."""
 
     def write(
         self,
@@ -60,9 +60,11 @@ class Writer(Protocol):
 
 
 class Feedback(Protocol):
-    """The seam: a source of diagnostic text."""
+    """A source of diagnostic text."""
 
-    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]: ...
+    def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
+        """The same groups, in order, with this source's sections added to ``Rollout.context``."""
+        ...
 
 
 class ScriptedWriter:

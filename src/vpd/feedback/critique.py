@@ -1,4 +1,4 @@
-"""Critiques: a model reads the task, an attempt and its verdict, and says what is wrong.
+"""Critiques: a model reads the task, an attempt and its verdict, and writes what is wrong.
 
 The gold answer is not shown to the critic, and it writes once for each failed attempt.  ``self_critique`` asks the
 model that is being trained (as the paper does), ``critic`` another one behind an OpenAI-compatible endpoint.
@@ -34,14 +34,14 @@ In at most three sentences, say what is wrong with the attempt and what to do di
 
 @dataclass(frozen=True, kw_only=True)
 class _Critique(Settings, section="feedback"):
-    """What both kinds of critique let one choose."""
+    """Settings of both kinds of critique."""
 
     when: Annotated[When, "missing: only where the sources before it said nothing"] = "always"
     template: Annotated[str, "the critic's prompt, with {task}, {attempt}, {verdict} and, if wanted, {feedback}"] = (
         TEMPLATE
     )
-    failed_verdict: Annotated[str, "what {verdict} says of a failure"] = "Verdict: the attempt is wrong."
-    passed_verdict: Annotated[str, "what {verdict} says of a success"] = "Verdict: the attempt is right."
+    failed_verdict: Annotated[str, "text of {verdict} for a failed attempt"] = "Verdict: the attempt is wrong."
+    passed_verdict: Annotated[str, "text of {verdict} for a successful attempt"] = "Verdict: the attempt is right."
     critique_successes: Annotated[bool, "also ask about successful attempts"] = False
     max_critique_length: Annotated[int, Ge(1), "tokens of one critique"] = 128
     max_attempt_length: Annotated[
@@ -65,13 +65,13 @@ class _Critique(Settings, section="feedback"):
             )
 
     def _extend(self, groups: Sequence[Group], writer: Writer, source: str) -> list[Group]:
-        asked = [
+        chosen = [
             (number, index)
             for number, group in enumerate(groups)
             for index, rollout in enumerate(group.rollouts)
             if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
         ]
-        rollouts = [groups[number].rollouts[index] for number, index in asked]
+        rollouts = [groups[number].rollouts[index] for number, index in chosen]
         read = [self._fields(rollout, writer) for rollout in rollouts]
         written = writer.write(
             [self._conversation(rollout, fields) for rollout, fields in zip(rollouts, read, strict=True)],
@@ -80,7 +80,7 @@ class _Critique(Settings, section="feedback"):
             temperature=self.temperature,
         )
         sections: list[list[list[Section]]] = [[[] for _ in group.rollouts] for group in groups]
-        for (number, index), critique, fields in zip(asked, written, read, strict=True):
+        for (number, index), critique, fields in zip(chosen, written, read, strict=True):
             text = without_thinking(critique.text, thinking_open=critique.thinking_open)
             if text:
                 section = Section(
@@ -128,7 +128,7 @@ class Critic(_Critique):
 
     name: Literal["critic"] = "critic"
     endpoint: Annotated[str, "base URL; /chat/completions is appended"] = "http://127.0.0.1:8000/v1"
-    model: Annotated[str, "the name that the endpoint knows it by"] = "default"
+    model: Annotated[str, "the model's name at the endpoint"] = "default"
     api_key_env: Annotated[str | None, "environment variable that holds the key; null: none is sent"] = None
     timeout: Annotated[float, Gt(0), "seconds that one request may take"] = 120.0
     retries: Annotated[int, Ge(0), "further tries of a failed request; then the run stops with an error"] = 2

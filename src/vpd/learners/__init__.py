@@ -1,9 +1,9 @@
-"""Learners hold the weights.  An algorithm is a short program over their two verbs:
+"""Learners hold and train the weights.  An algorithm calls two of their methods:
 
 * ``score``  measures examples, without gradient;
 * ``update`` takes one optimiser step on a sum of objectives.
 
-An objective computes a loss for each token or row, and nothing else.  The learner masks, sums, weighs by
+An objective computes a loss for each token or row, and nothing else.  The learner masks, sums, multiplies by
 ``Example.loss_weights[term]`` and differentiates, so an objective cannot get the normalisation wrong.
 """
 
@@ -75,15 +75,15 @@ class Update:
 
 
 def combine(updates: Iterable[Update]) -> Update:
-    """The report of several updates of one iteration: the one rule by which metrics add up.
+    """The report of several updates of one iteration.
 
     Rows and tokens add up; every other metric is the mean over the updates that report it, weighted by their tokens.
     ``name/updates`` counts the updates of that name.  Per-token signals are joined in order.
     """
-    made = list(updates)
+    updates = list(updates)
     metrics: Metrics = {}
     weight: dict[str, float] = {}
-    for update in made:
+    for update in updates:
         for name, value in update.metrics.items():
             prefix, _, rest = name.rpartition("/")
             if rest in ("rows", "tokens", "updates"):
@@ -94,14 +94,14 @@ def combine(updates: Iterable[Update]) -> Update:
             old = metrics.get(name, value)
             metrics[name] = old + (value - old) * (share / weight[name] if weight[name] else 1.0)
     tokens: dict[str, list[Tensor | None]] = {}
-    for update in made:
-        for name, rows in update.tokens.items():
-            tokens.setdefault(name, []).extend(rows)
+    for update in updates:
+        for name, signals in update.tokens.items():
+            tokens.setdefault(name, []).extend(signals)
     return Update(metrics, tokens=tokens)
 
 
 class Learner(Protocol):
-    """The seam between algorithms and whatever trains."""
+    """What algorithms and the loop need of an object that holds and trains the weights."""
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         """A measure of every token of every example, in order, masked tokens included as 0; no gradient.
@@ -146,9 +146,13 @@ class Learner(Protocol):
         """What ``Engine.load`` takes: the live weights, or those of another role."""
         ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """All that training changes: weights, optimiser, schedule, teacher."""
+        ...
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write all that :meth:`load` needs into a folder: the weights in a form others load, and ``state.pt``."""

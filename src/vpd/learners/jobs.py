@@ -1,4 +1,4 @@
-"""One update's objectives: measured ones are prepared once, then each micro-batch gets its losses."""
+"""The objectives of one update: those that measure first are prepared once, then each micro-batch gets its losses."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ class UpdateJob:
         self._prepared: dict[str, Loss] = {}
 
     def measured(self) -> dict[str, MeasuredLoss]:
-        """The objectives that ask for a number of each row first."""
+        """The objectives that need a number of each row before any loss."""
         return {term: o for term, o in self._objectives.items() if isinstance(o, MeasuredLoss)}
 
     def prepare(self, term: str, values: Mapping[int, float]) -> None:
@@ -38,14 +38,14 @@ class UpdateJob:
         losses: dict[str, Tensor] = {}
         signals: dict[str, Tensor] = {}
         for term in micro.terms:
-            made = self._loss_of(term, scorer, batch, micro)
+            loss = self._loss_of(term, scorer, batch, micro)
             weight_B = self._weights(term, micro, batch)
-            outcome = made(scorer.for_term(weight_B), batch)
-            outcome = outcome if isinstance(outcome, TokenLoss) else TokenLoss(outcome)
-            value = outcome.value
+            returned = loss(scorer.for_term(weight_B), batch)
+            token_loss = returned if isinstance(returned, TokenLoss) else TokenLoss(returned)
+            value = token_loss.value
             value_B = torch.where(batch.mask_BT, value, 0.0).sum(-1) if value.ndim == 2 else value
             losses[term] = (weight_B.to(value_B) * value_B).sum()
-            signals |= {name: torch.where(batch.mask_BT, signal, 0) for name, signal in outcome.signals.items()}
+            signals |= {name: torch.where(batch.mask_BT, signal, 0) for name, signal in token_loss.signals.items()}
         return losses, signals
 
     def _loss_of(self, term: str, scorer: Scorer, batch: Batch, micro: MicroBatch) -> Loss:
@@ -63,7 +63,7 @@ class UpdateJob:
 
 
 def check_terms(examples: Sequence[Example], objectives: Mapping[str, Objective]) -> None:
-    """Raise ValueError if a row has weight in a term that nobody computes."""
+    """Raise ValueError if a row has weight in a term without an objective."""
     unknown = {term for example in examples for term in example.loss_weights} - set(objectives)
     if unknown:
         raise ValueError(f"rows have weight in terms without an objective: {sorted(unknown)}; got {sorted(objectives)}")

@@ -5,7 +5,7 @@ for most weights, so it would round to nothing, and so would the second moments.
 copy (Micikevicius et al., arXiv 1710.03740, section 3.1): gradients are added up over micro-batches and ranks in fp32,
 clipped and applied there, and after the step the model's weights are the masters, rounded.
 
-This takes 8 bytes a weight (a master and its gradient) beside the model's 2 and, with AdamW, the moments' 8.
+This takes 8 bytes a weight (a master and its gradient) besides the model's 2 and, with AdamW, the moments' 8.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,8 +78,8 @@ class MasterWeights:
                 "the checkpoint's master weights are not this model's",
                 got=f"{len(saved)} tensors",
                 expected=f"{len(self._masters)} tensors",
-                do="Set model.dtype to what it was; a 16-bit run without masters cannot be continued, so start anew"
-                " from its weights.",
+                do="Set model.dtype to what it was; a 16-bit run without masters cannot be continued, so start"
+                " a new run from its weights.",
             )
         for name, master in self._masters.items():
             master.copy_(saved[name])

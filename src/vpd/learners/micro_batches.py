@@ -1,7 +1,7 @@
 """Which rows are computed together: a plan made from lengths and weights alone, before any tensor exists.
 
 Rows of one micro-batch have weight in the same terms of the loss and the same kind of teacher.  Where prefixes are
-shared, rows of one prompt stand together; else rows of similar length do.  Every rank gets the same number of
+shared, rows of one prompt are neighbours; else rows of similar length do.  Every rank gets the same number of
 micro-batches of each kind: ranks with fewer get zero-weight padding batches, so that collectives match.
 """
 
@@ -31,9 +31,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Places of its rows in the list of examples, and the terms in which they have weight.
+    """Indices of its rows in the list of examples, and the terms in which they have weight.
 
-    ``padding``: the row is computed so that collectives match, and counts nowhere.
+    ``padding``: a zero-weight batch, computed so that collectives match; its row enters no loss and no metric.
     """
 
     rows: tuple[int, ...]
@@ -65,7 +65,7 @@ def _kind(example: Example) -> Kind:
 
 
 def _neighbours(example: Example, row: int, limits: Limits) -> tuple[Any, ...]:
-    """What rows are sorted by."""
+    """The sort key that makes rows of one prompt, or of similar length, neighbours."""
     if limits.hidden_size is not None:
         return len(example.prompt), example.prompt, len(example.completion), row
     return len(example.teacher_prompt or example.prompt) + len(example.completion), len(example.prompt), row
@@ -74,9 +74,9 @@ def _neighbours(example: Example, row: int, limits: Limits) -> tuple[Any, ...]:
 def _split(examples: Sequence[Example], rows: Sequence[int], limits: Limits) -> list[list[int]]:
     """Rows as micro-batches within the limits; those of one prompt stay together where they fit into one."""
     shared = limits.hidden_size is not None
-    together: Callable[[int], Any] = (lambda row: examples[row].prompt) if shared else (lambda row: row)
+    prompt_of: Callable[[int], Any] = (lambda row: examples[row].prompt) if shared else (lambda row: row)
     parts: list[list[int]] = []
-    for _, group in itertools.groupby(rows, key=together):
+    for _, group in itertools.groupby(rows, key=prompt_of):
         block = list(group)
         if parts and _fits(examples, [*parts[-1], *block], limits):
             parts[-1] += block
@@ -104,4 +104,4 @@ def _fits(examples: Sequence[Example], rows: Sequence[int], limits: Limits) -> b
     completions = [example.completion for example in chosen]
     prompts = [[example.prompt for example in chosen]]
     prompts.append([example.teacher_prompt or example.prompt for example in chosen])
-    return all(tokens_of(read, completions, limits.hidden_size) <= limits.tokens for read in prompts)
+    return all(tokens_of(prompt, completions, limits.hidden_size) <= limits.tokens for prompt in prompts)

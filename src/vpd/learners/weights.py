@@ -38,7 +38,7 @@ def read(model: Any, folder: Path) -> dict[str, Tensor]:
         raise StorageError(
             f"{folder} was not saved with this model.lora",
             got="an adapter" if adapted else "a whole model",
-            do="Set model.lora to what it was, or start anew in another run.output_dir.",
+            do="Set model.lora to what it was, or start a new run in another run.output_dir.",
         )
     if not adapted:
         kinds = {parameter.dtype for parameter in model.parameters()}

@@ -134,7 +134,7 @@ class Scorer:
     def _divergence_by_head(
         self, teacher: "_LocalTeacher | _TopKTeacher", importance_clip: float | None
     ) -> tuple[Tensor, ...]:
-        weigh = None if self._row_weight_B is None else self._loss_weights(self._row_weight_B, importance_clip)
+        weight_of = None if self._row_weight_B is None else self._loss_weights(self._row_weight_B, importance_clip)
         tokens_N = self._tokens()
 
         def of_chunk(rows: slice) -> head.BlockFunction:
@@ -142,12 +142,12 @@ class Scorer:
 
             def of_block(student_nV: Tensor, place: slice, wanted: bool) -> head.BlockResult:
                 found = compare(student_nV, tokens_N[rows][place], place)
-                weight_n = None if weigh is None else weigh(found.aux[0], rows, place)
+                weight_n = None if weight_of is None else weight_of(found.aux[0], rows, place)
                 return head.BlockResult(found.value_N, found.gradient_NV if wanted else None, found.aux, weight_n)
 
             return of_block
 
-        return self._by_head("student", of_chunk, weights_known=weigh is not None)
+        return self._by_head("student", of_chunk, weights_known=weight_of is not None)
 
     def _divergence_by_autograd(self, teacher: "_LocalTeacher | _TopKTeacher") -> tuple[Tensor, ...]:
         student = self._passes.hidden("student")
@@ -207,11 +207,11 @@ class Scorer:
         weight_N = row_weight_B.to(batch.reference_BT)[row_N]
         reference_N, has_reference_N = batch.reference_BT[batch.mask_BT], batch.has_reference_B[row_N]
 
-        def weigh(logprobs_n: Tensor, rows: slice, place: slice) -> Tensor:
+        def weight_of(logprobs_n: Tensor, rows: slice, place: slice) -> Tensor:
             reference_n = torch.where(has_reference_N[rows][place], reference_N[rows][place], logprobs_n)
             return weight_N[rows][place] * losses.importance_ratio(logprobs_n, reference_n, clip=clip)
 
-        return weigh
+        return weight_of
 
     def _in_chunks(self, function: Callable[..., Columns], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``function(tokens_n, *columns_n)`` of chunks of the N tokens, results as [B,T]; autograd recomputes each."""

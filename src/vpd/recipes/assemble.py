@@ -72,7 +72,7 @@ def assemble(
 
     An object takes the place of its section: ``model`` (a causal language model of transformers, together with its
     ``tokenizer``), ``env``, ``feedback`` (functions ``(groups, writer) -> groups``).  ``observers`` watch the run
-    beside those that ``train`` adds.
+    besides those that ``train`` adds.
     """
     passed = {name: part for name, part in (("model", model), ("env", env), ("feedback", feedback)) if part is not None}
     config = with_passed(config, passed)
@@ -277,7 +277,7 @@ def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) ->
     """The objects that were passed, or what the settings name."""
     if model is None and settings.name_or_path.startswith(OBJECT):
         raise ConfigError(
-            f"model.name_or_path stands for an object of {settings.name_or_path.removeprefix(OBJECT)}",
+            f"the model was passed as an object ({settings.name_or_path.removeprefix(OBJECT)}) that no file can name",
             do="Pass model= and tokenizer= again.",
         )
     if model is None:
@@ -291,7 +291,10 @@ def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) ->
 def _sources(config: Config) -> tuple[Feedback, ...]:
     for source in config.feedback:
         if isinstance(source, Passed):
-            raise ConfigError(f"feedback stands for an object of {source.object}", do="Pass feedback= again.")
+            raise ConfigError(
+                f"a feedback source was passed as an object ({source.object}) that no file can name",
+                do="Pass feedback= again.",
+            )
     return config.feedback
 
 

@@ -33,19 +33,19 @@ def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -
 def _show_example(attempts: Sequence[Attempt], console: Console) -> None:
     """One task with each kind of answer and the feedback on it."""
 
-    def say(text: str, style: str | None = None) -> None:
+    def line(text: str, style: str | None = None) -> None:
         console.print(_printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     task = attempts[0].task
-    say(f"Task {task.id}", "bold")
+    line(f"Task {task.id}", "bold")
     for message in task.messages:
-        say(f"  {message['role']}: {message['content'].strip()}")
+        line(f"  {message['role']}: {message['content'].strip()}")
     for attempt in attempts:
         grade = attempt.grade
         reader = "" if grade.feedback is None or grade.informative else "  (for people; the teacher does not read it)"
-        say(f"\n{attempt.kind.capitalize()} answer: {attempt.text[:80]!r}{'...' * (len(attempt.text) > 80)}", "bold")
-        say(f"  reward {grade.reward:g}, feedback: {grade.feedback or 'none'}{reader}")
-    say("")
+        line(f"\n{attempt.kind.capitalize()} answer: {attempt.text[:80]!r}{'...' * (len(attempt.text) > 80)}", "bold")
+        line(f"  reward {grade.reward:g}, feedback: {grade.feedback or 'none'}{reader}")
+    line("")
 
 
 def _printable(text: str) -> str:

@@ -95,7 +95,7 @@ def _table(title: str, mean: str, best: str) -> Table:
 
 
 def _cells(metrics: Metrics, k: int) -> list[str]:
-    """What a row says after its name."""
+    """The cells of a row after its name."""
     if not metrics["tasks"]:
         return ["0", "0", "-", "-", "-"]
     shares = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]

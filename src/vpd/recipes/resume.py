@@ -1,4 +1,4 @@
-"""What may be done with a run folder that is not empty: nothing, or continue the run in it under the same settings."""
+"""Whether a run may use a folder that is not empty: only to continue the run in it, under the same settings."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def check_folder(output: Path, config: Config) -> RunState | None:
-    """What the folder says of its run, None where there is none.
+    """The state of the run in this folder, None if there is none.
 
     Raises StorageError: there is a run and ``run.resume`` is false, or the run had other settings.
     """
@@ -64,16 +64,16 @@ def start_point(output: Path, past: RunState | None) -> Path | None:
 
 
 def _compare(past: RunState, config: Config, output: Path) -> None:
-    """Refuse the changes that a continued run may not make, and tell of the others."""
+    """Refuse the changes that a continued run may not make, and log the others."""
     before = {section: _completed(value, config, section) for section, value in past.settings.items()}
     resolved = settings_of(config)
     for section in ("prompts", "engine"):
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
     found = run_state.changes(before, resolved)
     run_state.refuse_changes(found, output)
-    named = [change for change in found if change.key != "run.resume"]
-    if named:
-        log.info("changed for this run: %s", "; ".join(map(str, named)))
+    allowed = [change for change in found if change.key != "run.resume"]
+    if allowed:
+        log.info("changed for this run: %s", "; ".join(map(str, allowed)))
 
 
 def _completed(section: Any, config: Config, name: str) -> Any:

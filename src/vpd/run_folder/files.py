@@ -1,6 +1,6 @@
 """Writing files so that a kill or a full disk never costs what was there before.
 
-A file or folder is written under a hidden name beside its place, flushed to the disk, and renamed; a line is appended
+A file or folder is written under a hidden name in the same folder, flushed to the disk, and renamed; a line is appended
 and flushed.  Whatever fails is one :class:`~vpd.errors.StorageError`.
 """
 
@@ -91,7 +91,7 @@ class FileSystem:
                 self.delete(partial)
 
     def _filled(self, path: Path, fill: Fill) -> Path:
-        """A new folder, hidden beside ``path``, with all that ``fill`` writes on the disk; nothing after an error."""
+        """A new hidden folder next to ``path``, filled by ``fill`` and flushed; removed after an error."""
         partial = _hidden(path, PARTIAL)
         try:
             with storage_errors(path):

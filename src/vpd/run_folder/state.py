@@ -1,4 +1,4 @@
-"""``run.json``: what a run folder knows of its run.
+"""``run.json``: the settings and the progress of the run in a folder.
 
 ``settings`` and their hash, ``phase`` (``training``, then ``exporting`` while ``model/`` is written, then ``done``) and
 ``step`` (of the newest checkpoint, or the last one).
@@ -37,7 +37,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """How far a run is, and with which settings (plain data, one mapping or list for each section)."""
+    """How far a run is, and its settings (plain data, one mapping or list for each section)."""
 
     settings: Mapping[str, Any]
     phase: Phase
@@ -46,7 +46,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs between a run's past and now."""
+    """A setting that differs between the run in the folder and the run that is asked to continue it."""
 
     key: str
     old: Any
@@ -81,7 +81,7 @@ class Recorder:
 
 
 def read(folder: Path) -> RunState | None:
-    """What ``run.json`` says; None where there is none.  Raises StorageError for a damaged one."""
+    """The content of ``run.json``; None if there is no such file.  Raises StorageError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -92,10 +92,10 @@ def read(folder: Path) -> RunState | None:
             phase=data["phase"],
             step=int(data["step"]),
         )
-        whole = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
+        intact = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if not whole:
+    if not intact:
         raise _damaged(path, "settings that do not fit settings_hash, or an unknown phase")
     return state
 
@@ -115,10 +115,10 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     return found
 
 
-def _pairs(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def _pairs(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     pairs: list[tuple[str, Any, Any]] = []
     for name in dict.fromkeys([*new, *old]):
-        was, now, key = old.get(name), new.get(name), f"{where}.{name}"
+        was, now, key = old.get(name), new.get(name), f"{prefix}.{name}"
         both = isinstance(was, Mapping) and isinstance(now, Mapping)
         pairs += _pairs(key, was, now) if both else [(key, was, now)]  # type: ignore[arg-type]
     return pairs
@@ -129,7 +129,7 @@ def refuse_changes(found: Sequence[Change], folder: Path) -> None:
     refused = [change for change in found if not change.allowed]
     if not refused:
         return
-    hint = "Set them to what they were, or start anew in another run.output_dir."
+    hint = "Set them to what they were, or start a new run in another run.output_dir."
     if any(change.key == "model.name_or_path" for change in refused):
         hint += " A model that was moved needs a link at its old place."
     raise StorageError(
