@@ -47,6 +47,7 @@ class PaddedDecoder:
         logits_UV, self._cache, mask_UP, prompt_B = _prefill(model, prompts)
         self.logits_BV = logits_UV[prompt_B]
         self._mask_BP = mask_UP[prompt_B]
+        self._padded = not bool(mask_UP.all())
         self._select(prompt_B)
 
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class PaddedDecoder:
             self._model,
             self._cache,
             input_ids=tokens_B[:, None],
-            attention_mask=self._mask_BP,
+            attention_mask=self._mask_BP if self._padded else None,
             position_ids=self._mask_BP.sum(1, keepdim=True) - 1,
         )
 

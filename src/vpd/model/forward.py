@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpd.errors import ModelError
 from vpd.model import head, lora
@@ -43,21 +43,23 @@ def logits_of(model: Any, hidden_NH: Tensor) -> Tensor:
 
 def accepted(model: Any, **inputs: Any) -> dict[str, Any]:
     """``inputs`` without those of :data:`OPTIONAL` that the model's layers have no argument for."""
-    known = _parameters(type(_layers(model)).forward)
+    known = _known(model)
     return {name: value for name, value in inputs.items() if name in known or name not in OPTIONAL}
 
 
 def cache_name(model: Any) -> str:
     """What the model calls its cache.  Raises ModelError if it has none."""
-    known = _parameters(type(_layers(model)).forward)
+    known = _known(model)
     for name in CACHE_NAMES:
         if name in known:
             return name
     raise ModelError(f"{type(model).__name__} has no cache")
 
 
-def _layers(model: Any) -> nn.Module:
-    return model.model.base_model if isinstance(model, lora.View) else model.base_model
+def _known(model: Any) -> frozenset[str]:
+    """The arguments of the model's layers; where these only pass them on, those of the whole model."""
+    whole = model.model if isinstance(model, lora.View) else model
+    return _parameters(type(whole.base_model).forward) - {"args", "kwargs"} or _parameters(type(whole).forward)
 
 
 def longest_input(model: Any) -> int | None:
