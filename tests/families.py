@@ -29,8 +29,9 @@ from vpd.model.scorer import Scorer
 from vpd.types import Example, SampleKey, Tokens
 
 VOCABULARY = 97
+LARGEST = 60_000_000  # parameters; families that stay larger are not built
 SMALL: dict[str, Any] = {
-    "vocab_size": 97, "encoder_layers": 4, "decoder_layers": 4, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "is_decoder": True, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": 97, "unpadded_vocab_size": 97, "encoder_layers": 4, "decoder_layers": 4, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "is_decoder": True, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "sliding_window": 16, "n_embd": 32,
     "n_layer": 4, "n_head": 4, "n_positions": 512, "ffn_dim": 48, "d_model": 32, "n_layers": 4, "n_heads": 4,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
@@ -52,6 +53,10 @@ SMALL: dict[str, Any] = {
     "ffn_hidden_size": 48, "max_seq_len": 512, "alibi_bias_max": 8,
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
+    "zaya": {"num_experts_per_tok": 1},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
+    "roc_bert": {"shape_vocab_size": 10, "pronunciation_vocab_size": 10},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"]},
     "falcon": {"new_decoder_architecture": False, "multi_query": True},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
@@ -106,12 +111,15 @@ class Result:
         return f"{self.verdict:8s} {self.learner:10s} {self.engine:17s} {errors} {self.note}"
 
 
-def make(kind: str, **changes: Any) -> Any:
-    """A random model of this type, tiny, in fp32."""
+def config_of(kind: str, **changes: Any) -> Any:
+    """A tiny configuration of this type."""
     config_class = CONFIG_MAPPING[kind]
     usual = config_class()
     known = set(usual.to_dict()) | set(usual.attribute_map or {})
     settings = {name: value for name, value in SMALL.items() if name in known}
+    part = usual.sub_configs.get("text_config")
+    if part is not None and hasattr(part, "model_type") and part.model_type in CONFIG_MAPPING:
+        settings["text_config"] = config_of(part.model_type).to_dict()
     if "kv_lora_rank" in known:
         settings.pop("head_dim", None)
         settings["num_key_value_heads"] = 4
@@ -122,8 +130,18 @@ def make(kind: str, **changes: Any) -> Any:
     elif "layer_types" in known and usual.layer_types and "layer_types" not in own:
         kinds = list(dict.fromkeys(usual.layer_types))
         settings["layer_types"] = (kinds * 4)[:4]
+    return config_class(**settings | own | changes)
+
+
+def make(kind: str, **changes: Any) -> Any:
+    """A random model of this type, tiny, in fp32.  Raises ValueError if it is not tiny."""
+    config = config_of(kind, **changes)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size / 1e6:.0f}M parameters at the smallest settings that this file knows")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_class(**settings | own | changes))
+    model = AutoModelForCausalLM.from_config(config)
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -68,13 +69,27 @@ def active(model: Any) -> Iterator[None]:
     (:func:`_checkpoint_without_dropout`), so that a layer that applies dropout itself applies none.
     Sample outside of it: older transformers ignore the cache of a layer that checkpoints, even without gradients.
     """
+    hooks = []
     for layer in _layers(model):
         layer.training = True
+        hooks += [layer.register_forward_pre_hook(_without_gradients), layer.register_forward_hook(_ask_again)]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer in _layers(model):
             layer.training = False
+
+
+def _without_gradients(layer: Any, inputs: Any) -> None:
+    """A pass without gradients (the teacher's) is not checkpointed and needs no flag."""
+    if not torch.is_grad_enabled():
+        layer.training = False
+
+
+def _ask_again(layer: Any, inputs: Any, output: Any) -> None:
+    layer.training = True
 
 
 def _checkpoint_without_dropout(layer: Any, checkpoint: Any, forward: Any, *inputs: Any) -> Any:

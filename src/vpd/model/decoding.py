@@ -1,8 +1,8 @@
 """Ways to read prompts and then one token at a time.
 
 :class:`PaddedDecoder` gives every row its own copy of its prompt's keys and values.  :class:`SharedDecoder` keeps them
-once for all rows of a prompt and reads them once a step (:mod:`vpd.model.attention`); the keys and values of a row's own
-tokens grow in place.  :class:`RecomputingDecoder` keeps nothing and computes whole rows at every step, for models whose
+once for all rows of a prompt and reads them once a step (:mod:`vpd.model.attention`); those of a row's own tokens grow
+in place.  :class:`RecomputingDecoder` keeps nothing and computes whole rows at every step, for models whose
 cache is not what a forward pass computes; :class:`ByLengthDecoder` runs prompts of one length at a time.
 :func:`vpd.model.probe.engine_path` finds the first way that gives the logits of a forward pass.
 
@@ -48,7 +48,7 @@ class PaddedDecoder:
         self.logits_BV = logits_UV[prompt_B]
         self._mask_BP = mask_UP[prompt_B]
         self._padded = not bool(mask_UP.all())
-        self._select(prompt_B)
+        self._cache.reorder_cache(prompt_B)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Logits [B,V] after one more token of each row."""
@@ -63,15 +63,8 @@ class PaddedDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        self._select(rows)
+        self._cache.reorder_cache(rows)  # the only name for it that layers with recurrent states have
         self._mask_BP = self._mask_BP[rows]
-
-    def _select(self, rows: Tensor) -> None:
-        """These rows of the cache; layers of recurrent states only know the name that beam search gives it."""
-        if all(hasattr(layer, "batch_select_indices") for layer in self._cache.layers):
-            self._cache.batch_select_indices(rows)
-        else:
-            self._cache.reorder_cache(rows)
 
 
 class SharedDecoder:

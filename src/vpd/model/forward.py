@@ -29,7 +29,7 @@ def hidden_states(model: Any, cache: Any = None, **inputs: Any) -> Tensor:
     """
     if cache is not None:
         inputs[cache_name(model)] = cache
-    output = model.base_model(**accepted(model, use_cache=cache is not None, **inputs))
+    output = _layers(model)(**accepted(model, use_cache=cache is not None, **inputs))
     states = output.get("last_hidden_state")
     if states is None:
         raise ModelError(f"{type(model).__name__} does not return its last hidden states")
@@ -56,10 +56,15 @@ def cache_name(model: Any) -> str:
     raise ModelError(f"{type(model).__name__} has no cache")
 
 
+def _layers(model: Any) -> Any:
+    """What is called for hidden states.  Llama 4 has another name for its layers than it says."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
 def _known(model: Any) -> frozenset[str]:
     """The arguments of the model's layers; where these only pass them on, those of the whole model."""
     whole = model.model if isinstance(model, lora.View) else model
-    return _parameters(type(whole.base_model).forward) - {"args", "kwargs"} or _parameters(type(whole).forward)
+    return _parameters(type(_layers(whole)).forward) - {"args", "kwargs"} or _parameters(type(whole).forward)
 
 
 def longest_input(model: Any) -> int | None:

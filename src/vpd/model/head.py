@@ -101,7 +101,7 @@ class HeadInputs(NamedTuple):
 def apply_in_chunks(
     inputs: HeadInputs, function: ChunkFunction, *, chunk: int, weights_known: bool
 ) -> tuple[Tensor, ...]:
-    """``function`` of the logits ``scale * f(hidden @ weight.T)``: the value [N], which carries a gradient, and aux [N].
+    """``function`` of the logits ``scale * f(hidden @ weight.T)``: the value [N], which has a gradient, and aux [N].
 
     ``weights_known``: the function returns the weight that the loss will give each value.  A loss that uses other
     weights still gets the right gradient, from logits that are recomputed.

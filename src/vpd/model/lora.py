@@ -150,6 +150,9 @@ class View:
     def get_output_embeddings(self) -> Any:
         return self.model.get_output_embeddings()
 
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
     @property
     def _supports_attention_backend(self) -> bool:
         return bool(self.model._supports_attention_backend)

@@ -1,6 +1,6 @@
 """The passes of a learner: the hidden states that predict the tokens of some rows, along one of three paths.
 
-``packed``: rows that share a prefix compute it once and nothing is padded (:mod:`vpd.model.packing`).  ``padded``: every
+``packed``: rows that share a prefix compute it once and nothing is padded (:mod:`vpd.model.packing`).  ``padded``: each
 row has its own tokens, padded right to the longest.  ``by_length``: rows of one length at a time, for models whose rows
 depend on the longest one beside them (RoPE that is scaled by length).
 :func:`vpd.model.probe.learner_path` finds the first of these that gives a model's own numbers.

@@ -1,7 +1,7 @@
 """What a model can do, found by trying: which paths give its own numbers, and whether it is supported at all.
 
-Before anything is trained, learner and engine are each compared with the untouched model: ``model(input_ids).logits`` of
-one row at a time, under the attention that it came with.  The rows are of several lengths, side by side, and the longest
+Before anything is trained, learner and engine are each compared with the untouched model: ``model(input_ids).logits``
+of one row at a time, under the attention that it came with.  The rows have several lengths, side by side; the longest
 crosses every window, chunk and top-k of the configuration, so that a path that ignores one of them is found out.  The
 first path that gives the model's numbers is taken; where none does, the model is refused.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vpd.errors import ModelError
-from vpd.model import attention, forward, head
+from vpd.model import attention, forward, head, lora
 from vpd.model.decoding import EnginePath, decoder_for
 from vpd.model.packing import Layout
 from vpd.model.passes import LearnerPath, last_hidden
@@ -79,7 +79,7 @@ def engine_path(model: Any) -> EnginePath:
     Switches the model's attention to :func:`vpd.model.attention.attend` where shared prompts are right.  Raises
     ModelError where no way is right.
     """
-    probe = _Probe(model, "the engine's decoding")
+    probe = _Probe(model, "the engine's passes of the model")
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         rows = _engine_rows(model)
         expected = probe.reference(rows, [len(completion) + 1 for completion in rows.completions])
@@ -99,7 +99,7 @@ def check_head(model: Any, name: str, device: torch.device) -> None:
     ids = torch.arange(4, device=device)[None] % _vocabulary(model)
     own = model.get_output_embeddings()
     if own is None:
-        raise ModelError(f"the {name} ({type(model).__name__}) has no head that gives logits", do="Take another model.")
+        raise ModelError(f"the {name} ({_name(model)}) has no head that gives logits", do="Take another model.")
     seen: list[Tensor] = []
 
     def replace(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -111,12 +111,16 @@ def check_head(model: Any, name: str, device: torch.device) -> None:
         with attention.untouched(model):
             logits = model(**forward.accepted(model, input_ids=ids, use_cache=False)).logits
     except forward.RAISED as error:
-        raise ModelError(f"the {name} ({type(model).__name__}) cannot be run", got=_first_line(error)) from error
+        raise ModelError(f"the {name} ({_name(model)}) cannot be run", got=_first_line(error)) from error
     finally:
         hook.remove()
+    if logits.shape[-1] > len(model.get_input_embeddings().weight):
+        raise ModelError(
+            f"the {name} ({_name(model)}) gives more tokens than it reads", got=f"{logits.shape[-1]} logits"
+        )
     if len(seen) != 2 or logits.shape != seen[1].shape or not _close(head.logit_function(model)(seen[1]), logits):
         raise ModelError(
-            f"the {name} ({type(model).__name__}) changes its logits after the head in a way that is not known",
+            f"the {name} ({_name(model)}) changes its logits after the head in a way that is not known",
             expected="logits that are head(hidden states), multiplied or softly capped",
         )
 
@@ -131,7 +135,7 @@ class _Probe:
 
     def __init__(self, model: Any, what: str):
         self.model = model
-        self.what = f"{what} ({type(model).__name__})"
+        self.what = f"{what} ({_name(model)})"
         self._begin = time.monotonic()
         self._crossed = _crossing(model) <= _longest(model)
 
@@ -160,9 +164,9 @@ class _Probe:
                 return path
             refused.append(f"{path}: {reason}")
         raise ModelError(
-            f"{self.what} differ from the model's own forward pass on every path",
+            f"{self.what} do not give the model's own log-probs",
             got="; ".join(refused),
-            do="This model is not supported; docs/models.md lists those that are.",
+            do="Such models are not supported; docs/models.md lists those that are.",
         )
 
     def _why_not(self, path: Any, compute: Callable[[Any], list[Tensor]], expected: list[Tensor]) -> str | None:
@@ -291,6 +295,11 @@ def _longest(model: Any) -> int:
 
 def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
+
+
+def _name(model: Any) -> str:
+    """The class of a model, with an adapter or without."""
+    return type(model.model if isinstance(model, lora.View) else model).__name__
 
 
 def _first_line(error: Exception) -> str:

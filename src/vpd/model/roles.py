@@ -1,7 +1,7 @@
 """Whose logits play the student and the teacher, and the model passes that this takes.
 
-Dimension legend: B rows, T longest completion, V vocabulary that all modules have, H hidden size, N completion tokens of the batch where the
-mask is True, n some of them.
+Dimension legend: B rows, T longest completion, V vocabulary that all modules have, H hidden size, N completion tokens
+of the batch where the mask is True, n some of them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -41,7 +41,7 @@ class Scorer:
 
     ``student`` and ``teacher`` say whose logits play each role.  Gradient flows through the role in ``train`` and
     through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  ``analytic``
-    gradients of the head (:mod:`vpd.model.head`) give the same numbers faster where the head is one matrix; without them
+    gradients of the head (:mod:`vpd.model.head`) give the same numbers faster where it is one matrix; without them
     autograd recomputes each chunk.  ``path`` says which rows are computed together (:mod:`vpd.model.passes`).
     """
 
