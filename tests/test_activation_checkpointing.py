@@ -14,8 +14,8 @@ from vpd.algorithms.examples import to_examples, with_loss_weights
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.model import activation_checkpointing
-from vpd.model.decoding import decoder_for
-from vpd.model.probe import decodes_from_shared_prefix
+from vpd.model.decoding import EnginePath, decoder_for
+from vpd.model.probe import engine_path
 
 
 def trained(kind: str, **changes: Any) -> tuple[Any, torch.Tensor]:
@@ -71,14 +71,14 @@ def test_a_model_without_it_is_refused() -> None:
     "is_grad_enabled" not in inspect.getsource(GradientCheckpointingLayer),
     reason="this transformers ignores the cache of a checkpointing layer even without gradients",
 )
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("path", ["cached", "shared"])
 @torch.no_grad()
-def test_sampling_keeps_its_cache_within_an_active_block(shared: bool) -> None:
+def test_sampling_keeps_its_cache_within_an_active_block(path: EnginePath) -> None:
     model = tiny_model()
     activation_checkpointing.enable(model, "full")
-    assert decodes_from_shared_prefix(model)
+    assert engine_path(model) == "shared"
     with activation_checkpointing.active(model):
-        decoder = decoder_for(model, [(1, 2, 3, 4)], shared=shared)
+        decoder = decoder_for(model, [(1, 2, 3, 4)], path)
         decoder.step(torch.tensor([5]))
         ours = decoder.step(torch.tensor([6]))
     assert torch.allclose(ours, model(torch.tensor([[1, 2, 3, 4, 5, 6]])).logits[:, -1], atol=1e-5)

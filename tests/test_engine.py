@@ -17,7 +17,7 @@ from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
 from vpd.lab import tiny
 from vpd.model.decoding import decoder_for
-from vpd.model.probe import decodes_from_shared_prefix
+from vpd.model.probe import engine_path
 from vpd.policy import FixedPolicy
 from vpd.types import Example
 
@@ -90,8 +90,8 @@ def test_equal_prompts_are_prefilled_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_shared_prompts_give_the_logits_of_padded_rows(dtype: torch.dtype) -> None:
     model = grouped_heads(dtype)
-    assert decodes_from_shared_prefix(model)
-    decoders = [decoder_for(model, PROMPTS, shared=shared) for shared in (False, True)]
+    assert engine_path(model) == "shared"
+    decoders = [decoder_for(model, PROMPTS, "cached"), decoder_for(model, PROMPTS, "shared")]
     assert [type(d).__name__ for d in decoders] == ["PaddedDecoder", "SharedDecoder"]
     draw_tokens = torch.Generator().manual_seed(0)
     keep = {3: [0, 2, 3, 5], 40: [1, 2], 45: [1]}  # prompts lose some rows, then all; room for the rows' own grows
@@ -114,7 +114,7 @@ def test_a_model_without_the_attention_interface_decodes_from_padded_rows() -> N
     made = TorchEngine(Words(), eos_ids=[0, 3])
     made.load(FixedPolicy(model))
     eager = made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6)
-    assert not decodes_from_shared_prefix(model) and model.config._attn_implementation == "eager"
+    assert engine_path(model) == "cached" and model.config._attn_implementation == "eager"
     made.load(FixedPolicy(grouped_heads(torch.float32)))
     for ours, theirs in zip(made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=6), eager, strict=True):
         assert ours.tokens == theirs.tokens and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
@@ -131,7 +131,7 @@ def test_sampling_and_training_use_the_current_interface_of_transformers(checkpo
         made = TorchEngine(tokenizer, eos_ids=[tokenizer.eos_token_id])
         made.load(learner.policy())
         answers = made.generate(PROMPTS, keys=KEYS, seed=0, max_tokens=4)
-        decoder_for(model, PROMPTS, shared=False).step(torch.tensor([4] * len(PROMPTS)))
+        decoder_for(model, PROMPTS, "cached").step(torch.tensor([4] * len(PROMPTS)))
         examples = [
             Example(
                 prompt=prompt,

@@ -335,7 +335,8 @@ def open_chunk(rows):
     return measure
 
 before = held("VmRSS")
-value_N = head.apply_in_chunks(states_NH, weight_VH, open_chunk, chunk=(1 << 24) // V, scale=1.0, weights_known=True)[0]
+inputs = head.HeadInputs(states_NH, weight_VH, head.LogitFunction(), 1.0)
+value_N = head.apply_in_chunks(inputs, open_chunk, chunk=(1 << 24) // V, weights_known=True)[0]
 value_N.sum().backward()
 print(held("VmHWM") - before)
 """

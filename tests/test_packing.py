@@ -5,7 +5,6 @@ In float64 on GPT-2 (its norms stay in float64) to 1e-10; Llama's norms round to
 
 import dataclasses
 import random
-import warnings
 from typing import Any
 
 import pytest
@@ -141,17 +140,19 @@ def test_padding_is_measured() -> None:
     assert padding(True) == 0.0 and 0.05 < padding(False) < 0.6
 
 
-def test_a_model_that_takes_no_packed_segments_is_computed_row_by_row_with_a_warning() -> None:
+def test_a_model_that_takes_no_packed_segments_is_computed_row_by_row_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, sliding_window=3, max_position_embeddings=64,
     )  # fmt: skip
     model = MistralForCausalLM(config).eval()
-    with pytest.warns(UserWarning, match="share_prefixes is off: MistralForCausalLM"):
-        learner = tiny_learner(model, share_prefixes=True)
-    assert not learner.shares_prefixes
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert tiny_learner(gpt2(), share_prefixes=True).shares_prefixes
-        assert not tiny_learner(model, share_prefixes=False).shares_prefixes
+    learner = tiny_learner(model, share_prefixes=True)
+    assert not learner.shares_prefixes and learner.path == "padded"
+    assert "padded, because packed: FastPathError: MistralAttention asks for more than causal" in caplog.text
+    caplog.clear()
+    assert tiny_learner(gpt2(), share_prefixes=True).shares_prefixes
+    assert tiny_learner(model, share_prefixes=False).path == "padded"
+    assert not caplog.text

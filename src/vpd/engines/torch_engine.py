@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
-from vpd.model.decoding import decoder_for
-from vpd.model.probe import decodes_from_shared_prefix
+from vpd.model.decoding import EnginePath, decoder_for
+from vpd.model.probe import check_head, engine_path
 from vpd.policy import Policy
 from vpd.types import Completion, SampleKey, Tokens
 
@@ -39,7 +39,8 @@ class Requests(NamedTuple):
 class TorchEngine:
     """Batched sampling with a KV cache.
 
-    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it.
+    ``max_rows`` bounds the rows that decode at once; ``eos_ids`` end an answer and are part of it.  ``path`` is how the
+    loaded model decodes (:func:`vpd.model.probe.engine_path`).
     """
 
     def __init__(self, tokenizer: Any, *, eos_ids: Sequence[int], max_rows: int = 64):
@@ -49,7 +50,7 @@ class TorchEngine:
         self.version = -1
         self._policy: Policy | None = None
         self._probed: Any = None
-        self._shares = False
+        self.path: EnginePath = "cached"
 
     @torch.no_grad()
     def load(self, policy: Policy) -> None:
@@ -84,12 +85,13 @@ class TorchEngine:
 
     def _probe(self, model: Any) -> None:
         if model is not self._probed:
-            self._shares = decodes_from_shared_prefix(model)
+            check_head(model, "model", next(model.parameters()).device)
+            self.path = engine_path(model)
             self._probed = model
 
     def _generate(self, model: Any, asked: Requests) -> list[Completion]:
         device = next(model.parameters()).device
-        decoder = decoder_for(model, asked.prompts, shared=self._shares)
+        decoder = decoder_for(model, asked.prompts, self.path)
         logits_BV = decoder.logits_BV
         width = max(asked.limits)
         uniform = torch.tensor(np.stack([uniforms(seed, width) for seed in asked.seeds]), device=device)

@@ -25,10 +25,11 @@ from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
-from vpd.model import head, lora
+from vpd.model import attention, lora
 from vpd.model.activation_checkpointing import Checkpointing, active, enable
 from vpd.model.batch import Batch, collate
-from vpd.model.probe import check_head, takes_packed_segments
+from vpd.model.passes import LearnerPath
+from vpd.model.probe import check_head, learner_path
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
 from vpd.settings import Settings
@@ -127,13 +128,13 @@ class AccelerateLearner:
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
         self._check_heads()
-        self.shares_prefixes = settings.share_prefixes and self._can_share()
-        text_config = model.config.get_text_config()
-        self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // text_config.vocab_size, 1)
+        self.path = self._find_path()
+        vocabulary, hidden_size = model.get_output_embeddings().weight.shape
+        self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // vocabulary, 1)
         self._limits = Limits(
             rows=settings.micro_batch_size,
             tokens=settings.max_tokens_per_microbatch,
-            hidden_size=text_config.hidden_size if self.shares_prefixes else None,
+            hidden_size=hidden_size if self.shares_prefixes else None,
         )
         self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         optimizer = _optimizer(self._masters.parameters, settings)
@@ -298,8 +299,8 @@ class AccelerateLearner:
             train=train,
             temperature=self.temperature,
             chunk_tokens=self._chunk_tokens,
-            share_prefixes=self.shares_prefixes,
-            analytic=head.is_plain(self.model.get_output_embeddings()),
+            path=self.path,
+            analytic=True,
         )
 
     def _plan(self, examples: Sequence[Example], rows: Sequence[int]) -> list[MicroBatch]:
@@ -325,19 +326,31 @@ class AccelerateLearner:
         values = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
 
-    def _can_share(self) -> bool:
-        """Whether all models compute packed segments as if rows stood alone; where one does not, says so once."""
-        models = {id(m): m for name in ROLES for m, _ in self.teacher.mixture(name)}
-        for model in models.values():
-            if not takes_packed_segments(model, self.accelerator.device):
-                warnings.warn(f"optim.share_prefixes is off: {type(model).__name__} takes no packed rows", stacklevel=2)
-                return False
-        return True
+    def _models(self) -> list[tuple[str, Any]]:
+        """The models of both roles, each once, with what messages call them."""
+        found: dict[int, tuple[str, Any]] = {}
+        for name, weights_of in zip(("model", "teacher"), ROLES, strict=True):
+            for model, _ in self.teacher.mixture(weights_of):
+                found.setdefault(id(model), (name, model))
+        return list(found.values())
+
+    def _find_path(self) -> LearnerPath:
+        """The fastest path that gives the numbers of all models; each is compared with itself."""
+        paths = [learner_path(m, name, share_prefixes=self.settings.share_prefixes) for name, m in self._models()]
+        if "packed" in paths and set(paths) != {"packed"}:
+            for _, model in self._models():
+                attention.remove(model)
+            paths = [learner_path(model, name, share_prefixes=False) for name, model in self._models()]
+        return max(paths, key=("packed", "padded", "by_length").index)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether rows that begin alike share one pass over their beginning."""
+        return self.path == "packed"
 
     def _check_heads(self) -> None:
-        check_head(self.model, "model", self.accelerator.device)
-        for model, _ in self.teacher.mixture("teacher"):
-            check_head(model, "teacher", self.accelerator.device)
+        for name, model in self._models():
+            check_head(model, name, self.accelerator.device)
 
 
 class LearnerPolicy:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -48,6 +49,10 @@ def enable(model: Any, kind: Checkpointing) -> None:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    for layer in _layers(model):
+        layer._gradient_checkpointing_func = functools.partial(
+            _checkpoint_without_dropout, layer, layer._gradient_checkpointing_func
+        )
     if not any(_layers(model)):
         raise ConfigError(
             f"{type(model).__name__} has no gradient checkpointing",
@@ -60,16 +65,44 @@ def enable(model: Any, kind: Checkpointing) -> None:
 def active(model: Any) -> Iterator[None]:
     """Here layers checkpoint.
 
-    Transformers asks each layer's ``training`` flag; the modules inside a layer keep theirs, so dropout stays off.
+    Transformers asks each layer's ``training`` flag before it calls the layer; inside the call the flag is False again
+    (:func:`_checkpoint_without_dropout`), so that a layer that applies dropout itself applies none.
     Sample outside of it: older transformers ignore the cache of a layer that checkpoints, even without gradients.
     """
+    hooks = []
     for layer in _layers(model):
         layer.training = True
+        hooks += [layer.register_forward_pre_hook(_without_gradients), layer.register_forward_hook(_ask_again)]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer in _layers(model):
             layer.training = False
+
+
+def _without_gradients(layer: Any, inputs: Any) -> None:
+    """A pass without gradients (the teacher's) is not checkpointed and needs no flag."""
+    if not torch.is_grad_enabled():
+        layer.training = False
+
+
+def _ask_again(layer: Any, inputs: Any, output: Any) -> None:
+    layer.training = True
+
+
+def _checkpoint_without_dropout(layer: Any, checkpoint: Any, forward: Any, *inputs: Any) -> Any:
+    """``checkpoint(forward, *inputs)`` with the layer's ``training`` flag off, also when it is computed again."""
+
+    def evaluated(*inputs: Any) -> Any:
+        asked, layer.training = layer.training, False
+        try:
+            return forward(*inputs)
+        finally:
+            layer.training = asked
+
+    return checkpoint(evaluated, *inputs)
 
 
 def _layers(model: Any) -> Iterator[Any]:

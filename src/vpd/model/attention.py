@@ -5,14 +5,18 @@ attention unless a pass brings :class:`PackedSegments` or :class:`SharedPrefixKV
 into segments, each of which attends to itself and to the prefix it continues, so nothing is padded.  In decoding all
 rows of a prompt attend to one copy of the prompt's keys and values.
 
+Both are exact causal attention and nothing else: a model that asks for more in a call (a window, a mask of its own, a
+bias, sinks, a soft cap) gets :class:`FastPathError` and no approximation.
+
 Callers describe segments by their lengths alone: how attention is computed from them is decided here.
 
 Dimension legend: B rows, U distinct prompts, P longest prompt, T tokens of a row after its prompt, S most rows of one
 prompt, L tokens of a packed row, A heads of queries, C heads of keys and values, R = A / C, D size of a head, X any.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +26,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vpd.errors import ModelError
+
 NAME = "vpd_packed"
+#: What a call may ask for without a change of the numbers of causal attention.
+KNOWN = {"dropout", "scaling", "is_causal"}
+WITHOUT_EFFECT = {
+    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
+    "return_dict", "deterministic", "num_items_in_batch",
+}  # fmt: skip
+
+
+class FastPathError(ModelError):
+    """Attention over packed segments or a shared prefix was asked for something that it does not compute."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +150,35 @@ def attend(
     prefix_kv: SharedPrefixKV | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: queries [B,A,L,D] to [B,L,A,D]."""
+    """An attention function of transformers: queries [B,A,L,D] to [B,L,A,D].
+
+    Raises FastPathError where segments or a prefix come with a mask or an option that would change their numbers.
+    """
+    if prefix_kv is None and segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    used = _options_of_causal_attention(module, attention_mask, options)
     if prefix_kv is not None:
-        return prefix_kv.attend(module.layer_idx, query, key, value, options["scaling"]), None
-    if segments is not None:
-        return segments.attend(module, query, key, value, **options), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return prefix_kv.attend(module.layer_idx, query, key, value, used["scaling"]), None
+    assert segments is not None
+    return segments.attend(module, query, key, value, **used), None
+
+
+def _options_of_causal_attention(
+    module: Any, attention_mask: Tensor | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options that the fast paths know.  A mask of one number is the placeholder that they are called with."""
+    unknown = [name for name, value in options.items() if name not in KNOWN | WITHOUT_EFFECT and value is not None]
+    if attention_mask is not None and attention_mask.numel() != 1:
+        unknown.append("attention_mask")
+    if options.get("dropout"):
+        unknown.append("dropout")
+    if options.get("is_causal") is False:
+        unknown.append("is_causal")
+    if options.get("scaling") is None:
+        unknown.append("no scaling")
+    if unknown:
+        raise FastPathError(f"{type(module).__name__} asks for more than causal attention", got=", ".join(unknown))
+    return {"scaling": options["scaling"], "dropout": 0.0}
 
 
 def is_installed(model: Any) -> bool:
@@ -151,10 +190,28 @@ def install(model: Any) -> bool:
     """Switch ``model`` to :func:`attend`; False, and nothing changed, if it does not run on the attention interface."""
     if is_installed(model):
         return True
-    if model.config._attn_implementation != "sdpa" or not type(model)._supports_attention_backend:
+    if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
     model.set_attn_implementation(NAME)
-    return True
+    return is_installed(model)
+
+
+def remove(model: Any) -> None:
+    """Switch ``model`` back to the attention that it came with."""
+    if is_installed(model):
+        model.set_attn_implementation("sdpa")
+
+
+@contextlib.contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """Here ``model`` runs on the attention that it came with."""
+    installed = is_installed(model)
+    remove(model)
+    try:
+        yield
+    finally:
+        if installed:
+            model.set_attn_implementation(NAME)
 
 
 def _segment_mask(prefix: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

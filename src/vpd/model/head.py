@@ -11,6 +11,7 @@ processor's cache.
 Dimension legend: N tokens, n tokens of a block, V vocabulary, H hidden size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -41,25 +42,76 @@ BlockFunction: TypeAlias = Callable[[Tensor, slice, bool], BlockResult]
 ChunkFunction: TypeAlias = Callable[[slice], BlockFunction]
 
 
+@dataclass(frozen=True)
+class LogitFunction:
+    """What a family of models does to its logits after the head: multiply them, then cap them softly.
+
+    ``cap`` bounds them: cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2; None: no bound).
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits_NV: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        return logits_NV if self.cap is None else self.cap * torch.tanh(logits_NV / self.cap)
+
+    def apply_(self, logits_NV: Tensor) -> Tensor:
+        """The same in place."""
+        if self.scale != 1.0:
+            logits_NV.mul_(self.scale)
+        return logits_NV if self.cap is None else logits_NV.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, result_NV: Tensor) -> Tensor | float:
+        """Its derivative where the result is ``result_NV``."""
+        return self.scale if self.cap is None else (1 - (result_NV / self.cap) ** 2) * self.scale
+
+
+#: Settings of models that multiply, divide and cap the logits.
+MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+DIVIDED = ("logits_scaling",)
+CAPPED = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def logit_function(model: Any) -> LogitFunction:
+    """What the configuration of ``model`` says; :func:`vpd.model.probe.check_head` compares it with the model."""
+    config = model.config.get_text_config()
+    found = {name: value for name, value in vars(config).items() if isinstance(value, int | float) and value}
+    multiplies = (*MULTIPLIED, *DIVIDED) if config.model_type.startswith("hyperclovax") else MULTIPLIED
+    scale = math.prod(float(found[name]) for name in multiplies if name in found)
+    scale /= math.prod(float(found[name]) for name in DIVIDED if name in found and name not in multiplies)
+    return LogitFunction(scale, next((float(found[name]) for name in CAPPED if name in found), None))
+
+
 def is_plain(head: Any) -> bool:
     """Whether a head is one matrix without bias, which the chunked head needs."""
     return type(head) is nn.Linear and head.bias is None
 
 
+class HeadInputs(NamedTuple):
+    """What logits are made of: hidden states [N,H], the head [V,H], the model's function, and what multiplies that."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    function: LogitFunction
+    scale: float
+
+
 def apply_in_chunks(
-    hidden_NH: Tensor, weight_VH: Tensor, function: ChunkFunction, *, chunk: int, scale: float, weights_known: bool
+    inputs: HeadInputs, function: ChunkFunction, *, chunk: int, weights_known: bool
 ) -> tuple[Tensor, ...]:
-    """``function`` of the logits ``scale * hidden @ weight.T``: the value [N], which carries a gradient, and aux [N].
+    """``function`` of the logits ``scale * f(hidden @ weight.T)``: the value [N], which has a gradient, and aux [N].
 
     ``weights_known``: the function returns the weight that the loss will give each value.  A loss that uses other
     weights still gets the right gradient, from logits that are recomputed.
     """
+    hidden_NH, weight_VH, after_head, scale = inputs
     dtype = weight_VH.dtype
     if torch.is_autocast_enabled(hidden_NH.device.type):
         dtype = torch.get_autocast_dtype(hidden_NH.device.type)
-    results: tuple[Tensor, ...] = _Function.apply(
-        hidden_NH, weight_VH, _ChunkedHead(function, chunk=chunk, scale=scale, dtype=dtype), weights_known
-    )
+    head = _ChunkedHead(function, chunk=chunk, after_head=after_head, scale=scale, dtype=dtype)
+    results: tuple[Tensor, ...] = _Function.apply(hidden_NH, weight_VH, head, weights_known)
     return results
 
 
@@ -83,6 +135,7 @@ class _Results:
 class _ChunkedHead:
     function: ChunkFunction
     chunk: int
+    after_head: LogitFunction
     scale: float
     dtype: torch.dtype
 
@@ -122,22 +175,27 @@ class _ChunkedHead:
         weight_N: Tensor | None,
     ) -> Tensor:
         """Fill ``results`` for these tokens; their logits, or with ``wanted`` the weighted gradients in their place."""
-        logits_nV = (hidden_NH[rows].to(self.dtype) @ head_VH.T).to(self.wide)
+        logits_nV = self.after_head.apply_((hidden_NH[rows].to(self.dtype) @ head_VH.T).to(self.wide))
         if self.scale != 1.0:
             logits_nV.mul_(self.scale)
         function, step = self.function(rows), max(BLOCK // len(head_VH), 1)
         for low in range(0, max(len(logits_nV), 1), step):
             block_nV = logits_nV[low : low + step]
             place = slice(low, low + len(block_nV))
+            slope = self._slope(block_nV) if wanted else 1.0  # before the function may overwrite the logits
             result = function(block_nV, place, wanted)
             columns_n = [result.value_n, *result.aux]
             if wanted:
                 weight_n = result.weight_n if weight_N is None else weight_N[place]
                 assert weight_n is not None and result.gradient_nV is not None
                 columns_n.append(weight_n)
-                torch.mul(result.gradient_nV, weight_n[:, None] * self.scale, out=block_nV)
+                torch.mul(result.gradient_nV, weight_n[:, None] * slope, out=block_nV)
             results.put(rows.start + low, columns_n)
         return logits_nV
+
+    def _slope(self, logits_nV: Tensor) -> Tensor | float:
+        """The derivative of these logits in what the matrix product gave."""
+        return self.after_head.slope(logits_nV / self.scale) * self.scale
 
     def _add_gradients(
         self,

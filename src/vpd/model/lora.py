@@ -150,6 +150,16 @@ class View:
     def get_output_embeddings(self) -> Any:
         return self.model.get_output_embeddings()
 
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    @property
+    def _supports_attention_backend(self) -> bool:
+        return bool(self.model._supports_attention_backend)
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.model.set_attn_implementation(name)
+
     def base_model(self, **inputs: Any) -> Any:
         with self._active_adapter():
             return self.model.base_model(**inputs)

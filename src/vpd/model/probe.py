@@ -1,70 +1,306 @@
-"""What a model can do, found by trying: which fast paths give its own numbers, and whether it is supported at all."""
+"""What a model can do, found by trying: which paths give its own numbers, and whether it is supported at all.
 
+Before anything is trained, learner and engine are each compared with the untouched model: ``model(input_ids).logits``
+of one row at a time, under the attention that it came with.  The rows have several lengths, side by side; the longest
+crosses every window, chunk and top-k of the configuration, so that a path that ignores one of them is found out.  The
+first path that gives the model's numbers is taken; where none does, the model is refused.
+
+Dimension legend: N compared tokens, V vocabulary.
+"""
+
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpd.errors import ModelError
-from vpd.model import attention
-from vpd.model.decoding import decoder_for
-from vpd.model.packing import lay_out
+from vpd.model import attention, forward, head, lora
+from vpd.model.decoding import EnginePath, decoder_for
+from vpd.model.packing import Layout
+from vpd.model.passes import LearnerPath, last_hidden
+from vpd.types import Tokens
+
+LOG = logging.getLogger("vpd")
+SHORTEST = 24  # tokens of the longest prompt, if the configuration has nothing to cross
+LONGEST = 4096  # windows beyond it are not crossed: the fast paths are then refused
+BEYOND = 18  # tokens of the longest row after what is crossed
+#: Settings whose number a row must exceed to show what they do.
+CROSSED = re.compile(r"window|chunk|index_topk|topk_tokens|block_size|block_topk|local_attention|floor_scale")
+#: RoPE that is scaled by the length of the longest row in a pass.
+SCALED_BY_LENGTH = {"longrope", "dynamic"}
+#: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
+#: be routed to other experts, so the median of each row counts there; else the largest.
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a probe: prompts, and the tokens that follow."""
+
+    prompts: list[Tokens]
+    completions: list[Tokens]
+
+    @property
+    def masks(self) -> list[list[bool]]:
+        """Every token of every completion."""
+        return [[True] * len(completion) for completion in self.completions]
+
+    def __iter__(self) -> Iterator[tuple[Tokens, Tokens]]:
+        return zip(self.prompts, self.completions, strict=True)
 
 
 @torch.no_grad()
-def takes_packed_segments(model: Any, device: torch.device) -> bool:
-    """Whether packed rows (:mod:`vpd.model.packing`) give the hidden states of rows that are computed alone.
+def learner_path(model: Any, name: str = "model", *, share_prefixes: bool = True) -> LearnerPath:
+    """The fastest path that gives the log-probs of rows computed alone; ``name`` is the model's in messages.
 
-    Switches the model's attention to :func:`vpd.model.attention.attend` where that is possible.
+    Switches the model's attention to :func:`vpd.model.attention.attend` where packed rows are right.
+    ``share_prefixes`` False: packed rows are not tried.  Raises ModelError where no path is right.
     """
-    if _has_sliding_window(model) or not attention.install(model):
-        return False
-    rows = [(tuple(range(5)), (1, 2, 3)), ((*range(4), 2), (3, 1))]
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [tuple(token % vocabulary for token in prompt) for prompt, _ in rows]
-    completions = [tuple(token % vocabulary for token in completion) for _, completion in rows]
-    mask = [[True] * len(completion) for completion in completions]
-    hidden = []
-    for size in (None, 1 << 20):
-        layout = lay_out(prompts, completions, mask, hidden_size=size, device=device, dtype=model.dtype)
-        states = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-        hidden.append(states[layout.row_N, layout.place_N])
-    return bool((hidden[0] - hidden[1]).norm() <= 1e-2 * hidden[0].norm())
+    probe = _Probe(model, f"the learner's passes of the {name}")
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        rows = _learner_rows(model)
+        expected = probe.reference(rows, [len(completion) for completion in rows.completions])
+        paths: list[LearnerPath] = ["by_length"]
+        if not forward.rope_types(model) & SCALED_BY_LENGTH:
+            paths = ["packed", "padded", "by_length"] if share_prefixes else ["padded", "by_length"]
+        return probe.first_right(paths, lambda path: _learner_logits(model, rows, path), expected)
 
 
 @torch.no_grad()
-def decodes_from_shared_prefix(model: Any) -> bool:
-    """Whether decoding from shared prompts gives the logits of padded rows (:mod:`vpd.model.decoding`).
+def engine_path(model: Any) -> EnginePath:
+    """The fastest way to decode that gives the logits of a forward pass over each row alone.
 
-    Switches the model's attention to :func:`vpd.model.attention.attend` where that is possible.
+    Switches the model's attention to :func:`vpd.model.attention.attend` where shared prompts are right.  Raises
+    ModelError where no way is right.
     """
-    if _has_sliding_window(model) or not attention.install(model):
-        return False
-    prompts, device = [(1, 2, 0), (1, 2, 0), (2,)], next(model.parameters()).device
-    outcomes = []
-    for shared in (False, True):
-        decoder = decoder_for(model, prompts, shared=shared)
-        steps = [decoder.step(torch.tensor([1, 0, 2], device=device))]
-        decoder.keep(torch.tensor([1, 2], device=device))
-        steps.append(decoder.step(torch.tensor([2, 1], device=device)))
-        outcomes.append(torch.cat(steps).float())
-    return bool((outcomes[0] - outcomes[1]).norm() <= 1e-2 * outcomes[0].norm())
+    probe = _Probe(model, "the engine's passes of the model")
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        rows = _engine_rows(model)
+        expected = probe.reference(rows, [len(completion) + 1 for completion in rows.completions])
+        paths: list[EnginePath] = ["recomputed"]
+        if not forward.rope_types(model) & SCALED_BY_LENGTH:
+            paths = ["shared", "cached", "cached_by_length", "recomputed"]
+        return probe.first_right(paths, lambda path: _decoded_logits(model, rows, path), expected)
 
 
 @torch.no_grad()
 def check_head(model: Any, name: str, device: torch.device) -> None:
-    """Raise ModelError unless the logits of ``model`` are head(hidden states), which is all that a scorer computes.
+    """Raise ModelError unless the logits of ``model`` are a function that we know of head(hidden states).
 
-    ``name`` is the model's in the message.
+    ``name`` is the model's in the message.  The function is compared on numbers of every size, put in the place of the
+    head's results, because a soft cap does not show on the small logits of a young model.
     """
-    ids = torch.arange(4, device=device)[None]
-    whole = model(input_ids=ids, use_cache=False).logits
-    ours = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    if whole.shape != ours.shape or not torch.allclose(whole, ours, rtol=1e-3, atol=1e-3):
+    ids = torch.arange(4, device=device)[None] % _vocabulary(model)
+    own = model.get_output_embeddings()
+    if own is None:
+        raise ModelError(f"the {name} ({_name(model)}) has no head that gives logits", do="Take another model.")
+    seen: list[Tensor] = []
+
+    def replace(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        seen.extend([inputs[0], torch.linspace(-200, 200, output.numel()).reshape(output.shape).to(output)])
+        return seen[1]
+
+    hook = own.register_forward_hook(replace)
+    try:
+        with attention.untouched(model):
+            logits = model(**forward.accepted(model, input_ids=ids, use_cache=False)).logits
+    except forward.RAISED as error:
+        raise ModelError(f"the {name} ({_name(model)}) cannot be run", got=_first_line(error)) from error
+    finally:
+        hook.remove()
+    if logits.shape[-1] > len(model.get_input_embeddings().weight):
         raise ModelError(
-            f"the {name} ({type(model).__name__}) changes its logits after the head (soft-capping or scaling)",
-            do="Such models are not supported yet; take one whose logits are head(hidden states).",
+            f"the {name} ({_name(model)}) gives more tokens than it reads", got=f"{logits.shape[-1]} logits"
+        )
+    if len(seen) != 2 or logits.shape != seen[1].shape or not _close(head.logit_function(model)(seen[1]), logits):
+        raise ModelError(
+            f"the {name} ({_name(model)}) changes its logits after the head in a way that is not known",
+            expected="logits that are head(hidden states), multiplied or softly capped",
         )
 
 
-def _has_sliding_window(model: Any) -> bool:
-    return "sliding_attention" in model.config.get_text_config().to_dict().get("layer_types", ())
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    tolerance = 1e-4 if ours.dtype in (torch.float32, torch.float64) else 2e-2
+    return torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+class _Probe:
+    """One comparison of a model with itself, and what it cost."""
+
+    def __init__(self, model: Any, what: str):
+        self.model = model
+        self.what = f"{what} ({_name(model)})"
+        self._begin = time.monotonic()
+        self._crossed = _crossing(model) <= _longest(model)
+
+    def reference(self, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
+        """Of each row, its logits [count,V] from the untouched model.  Raises ModelError if it cannot be run."""
+        logits = []
+        try:
+            with attention.untouched(self.model):
+                for (prompt, completion), count in zip(rows, counts, strict=True):
+                    forward.forget_lengths(self.model)
+                    ids = torch.tensor([prompt + completion], device=next(self.model.parameters()).device)
+                    whole = self.model(**forward.accepted(self.model, input_ids=ids, use_cache=False)).logits[0]
+                    logits.append(whole[len(prompt) - 1 :][:count].float())
+        except forward.RAISED as error:
+            raise ModelError(f"{self.what}: the model cannot be run", got=_first_line(error)) from error
+        self.tokens = sum(len(prompt) + len(completion) for prompt, completion in rows)
+        return logits
+
+    def first_right(self, paths: Sequence[Any], compute: Callable[[Any], list[Tensor]], expected: list[Tensor]) -> Any:
+        """The first path that gives what is expected; one line says why those before it are not taken."""
+        refused: list[str] = []
+        for path in paths:
+            reason = self._why_not(path, compute, expected)
+            if reason is None:
+                self._report(path, refused, expected)
+                return path
+            refused.append(f"{path}: {reason}")
+        raise ModelError(
+            f"{self.what} do not give the model's own log-probs",
+            got="; ".join(refused),
+            do="Such models are not supported; docs/models.md lists those that are.",
+        )
+
+    def _why_not(self, path: Any, compute: Callable[[Any], list[Tensor]], expected: list[Tensor]) -> str | None:
+        fast, installed = path in ("packed", "shared"), attention.is_installed(self.model)
+        if fast and not self._crossed:
+            return f"it has a window of {_crossing(self.model)} tokens, too many to try"
+        if fast and not attention.install(self.model):
+            return "its attention cannot be replaced"
+        try:
+            reason = _difference(compute(path), expected, self.model.dtype)
+        except forward.RAISED as error:  # what models raise when a path is not for them; anything else is a bug
+            reason = _first_line(error)
+        if reason is not None and fast and not installed:
+            attention.remove(self.model)
+        return reason
+
+    def _report(self, path: Any, refused: Sequence[str], expected: Sequence[Tensor]) -> None:
+        if refused:
+            LOG.warning("%s: %s, because %s", self.what, path, "; ".join(refused))
+        seconds = time.monotonic() - self._begin
+        LOG.info("%s: %s compared in %.1f s, rows of %d tokens in all", self.what, path, seconds, self.tokens)
+
+
+def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+    """How far the logits of the rows are apart, None where they agree."""
+    exact = dtype in (torch.float32, torch.float64)
+    worst = 0.0
+    for mine, own in zip(ours, theirs, strict=True):
+        if mine.shape != own.shape:
+            return f"logits of shape {tuple(mine.shape)} instead of {tuple(own.shape)}"
+        distance_N = (mine - own).norm(dim=-1) / (own - own.mean(-1, keepdim=True)).norm(dim=-1)
+        worst = max(worst, float(distance_N.nan_to_num(torch.inf).quantile(1.0 if exact else 0.5)))
+    return None if worst <= TOLERANCE[dtype] else f"logits differ by {worst:.1e} of their size"
+
+
+def _learner_logits(model: Any, rows: Rows, path: LearnerPath) -> list[Tensor]:
+    counted: list[_CountingSegments] = []
+
+    def count_calls(layout: Layout) -> Layout:
+        counted.append(_CountingSegments(layout.inputs["segments"]))
+        return dataclasses.replace(layout, inputs=layout.inputs | {"segments": counted[0]})
+
+    prepare = count_calls if path == "packed" else None
+    done = last_hidden(model, rows.prompts, rows.completions, rows.masks, path=path, prepare=prepare)
+    if counted and counted[0].calls < model.config.get_text_config().num_hidden_layers:
+        raise attention.FastPathError("not every layer is attention that can be replaced")
+    logits_NV = forward.logits_of(model, done.hidden_NH).float()
+    return list(logits_NV.split([len(completion) for completion in rows.completions]))
+
+
+class _CountingSegments:
+    """Packed segments that count how often a layer attends to them."""
+
+    def __init__(self, segments: attention.PackedSegments):
+        self._segments = segments
+        self.calls = 0
+
+    def attend(self, *arguments: Any, **options: Any) -> Tensor:
+        self.calls += 1
+        return self._segments.attend(*arguments, **options)
+
+
+def _decoded_logits(model: Any, rows: Rows, path: EnginePath) -> list[Tensor]:
+    """Logits of every row, fed its own completion; rows leave as soon as theirs ends, as in sampling."""
+    device = next(model.parameters()).device
+    decoder = decoder_for(model, rows.prompts, path)
+    found = [[logits_V] for logits_V in decoder.logits_BV]
+    running = list(range(len(found)))
+    for step in range(max(map(len, rows.completions))):
+        left = [place for place, row in enumerate(running) if len(rows.completions[row]) > step]
+        if len(left) < len(running):
+            decoder.keep(torch.tensor(left, device=device))
+            running = [running[place] for place in left]
+        tokens = torch.tensor([rows.completions[row][step] for row in running], device=device)
+        for row, logits_V in zip(running, decoder.step(tokens), strict=True):
+            found[row].append(logits_V)
+    return [torch.stack(logits).float() for logits in found]
+
+
+def _learner_rows(model: Any) -> Rows:
+    """Two rows of one long prompt, one that leaves it before its end, and a short one."""
+    long, ids = _long_prompt(model), _Ids(model)
+    prompt = ids(long)
+    other = prompt[: long - 6] + ids(3)
+    return Rows([prompt, prompt, other, ids(3)], [ids(8), ids(5), ids(14), ids(4)])
+
+
+def _engine_rows(model: Any) -> Rows:
+    """Two rows of one long prompt, one that crosses the last window while it decodes, and short ones."""
+    long, ids = _long_prompt(model), _Ids(model)
+    prompt = ids(long)
+    return Rows([prompt, ids(long - 6), prompt, ids(2), ids(5)], [ids(6), ids(9), ids(3), ids(7), ids(1)])
+
+
+def _long_prompt(model: Any) -> int:
+    return max(min(max(_crossing(model) + 4, SHORTEST), _longest(model) + 4), 8)
+
+
+class _Ids:
+    """Random tokens, the same at every start; the first few, which are often special, are left out."""
+
+    def __init__(self, model: Any):
+        self._vocabulary = _vocabulary(model)
+        self._draw = torch.Generator().manual_seed(0)
+
+    def __call__(self, count: int) -> Tokens:
+        low = min(3, self._vocabulary - 1)
+        return tuple(torch.randint(low, self._vocabulary, (count,), generator=self._draw).tolist())
+
+
+def _crossing(model: Any) -> int:
+    """The largest window, chunk or top-k of the configuration that rows can exceed; 0: none."""
+    config = model.config.get_text_config().to_dict()
+    full = set(config.get("layer_types") or ()) == {"full_attention"}
+    numbers = [value for name, value in config.items() if CROSSED.search(name) and not (full and "window" in name)]
+    limit = forward.longest_input(model)
+    whole = [value for value in numbers if type(value) is int and (limit is None or value < limit)]
+    return max(whole, default=0)
+
+
+def _longest(model: Any) -> int:
+    """The largest number that rows of a probe exceed."""
+    limit = forward.longest_input(model)
+    return LONGEST if limit is None else min(LONGEST, limit - 4 - BEYOND)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _name(model: Any) -> str:
+    """The class of a model, with an adapter or without."""
+    return type(model.model if isinstance(model, lora.View) else model).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

@@ -1,7 +1,7 @@
 """Whose logits play the student and the teacher, and the model passes that this takes.
 
-Dimension legend: B rows, T longest completion, V vocabulary, H hidden size, N completion tokens of the batch where the
-mask is True, n some of them.
+Dimension legend: B rows, T longest completion, V vocabulary that all modules have, H hidden size, N completion tokens
+of the batch where the mask is True, n some of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from vpd.model import attention
+from vpd.errors import ModelError
+from vpd.model import head
 from vpd.model.batch import Batch
-from vpd.model.packing import Layout, lay_out
+from vpd.model.passes import LearnerPath, last_hidden
 from vpd.types import Tokens
 
 Role: TypeAlias = Literal["student", "teacher"]
@@ -34,20 +35,21 @@ class ModelPasses:
         *,
         train: Role | None,
         temperature: float,
-        share_prefixes: bool,
+        path: LearnerPath,
     ):
         self._batch = batch
         self._mixtures = mixtures
         self._train = train
         self._temperature = temperature
-        self._share_prefixes = share_prefixes
+        self._path = path
+        self._vocabulary = _common_vocabulary(batch, [model for mix in mixtures.values() for model, _ in mix])
         self._hidden: dict[Role, list[Tensor]] = {}
         self.tokens = 0  # that models have computed, padding included
         self.padding = 0
 
-    def is_one_module(self, role: Role) -> bool:
-        """Whether a single module plays the role."""
-        return len(self._mixtures[role]) == 1
+    def has_plain_head(self, role: Role) -> bool:
+        """Whether a single module plays the role and its head is one matrix, which :meth:`head_of` needs."""
+        return len(self._mixtures[role]) == 1 and head.is_plain(self._mixtures[role][0][0].get_output_embeddings())
 
     def hidden(self, role: Role) -> list[Tensor]:
         """The hidden states that predict the batch's tokens, [N,H] for each module of the role."""
@@ -57,25 +59,29 @@ class ModelPasses:
         return self._hidden[role]
 
     def logits(self, role: Role, hidden: Sequence[Tensor]) -> Tensor:
-        """Logits [n,V] in at least fp32, divided by the temperature, of hidden states [n,H] for each module."""
+        """Logits [n,V] in at least fp32, divided by the temperature, of hidden states [n,H] for each module.
+
+        V is the smallest vocabulary of all modules: heads that are padded to different sizes are compared on the tokens
+        that all of them have, and each distribution is over these.
+        """
         with torch.set_grad_enabled(self._has_grad(role)):
             total: Tensor | None = None
             for (model, share), hidden_nH in zip(self._mixtures[role], hidden, strict=True):
-                logits_nV = model.get_output_embeddings()(hidden_nH)
+                logits_nV = model.get_output_embeddings()(hidden_nH)[:, : self._vocabulary]
                 wide = torch.promote_types(logits_nV.dtype, torch.float32)
-                logits_nV = logits_nV.to(wide) * (share / self._temperature)
+                logits_nV = head.logit_function(model)(logits_nV.to(wide)) * (share / self._temperature)
                 total = logits_nV if total is None else total + logits_nV
         assert total is not None, "a role without a module"
         return total
 
-    def head_of(self, role: Role) -> tuple[Tensor, Tensor, float]:
-        """Of a role that one module plays: its hidden states [N,H], its head [V,H], and what multiplies its logits."""
+    def head_of(self, role: Role) -> head.HeadInputs:
+        """What the logits of a role with a plain head are made of; the head has the rows of V tokens."""
         ((model, share),) = self._mixtures[role]
         (hidden_NH,) = self.hidden(role)
-        weight_VH = model.get_output_embeddings().weight
+        weight_VH = model.get_output_embeddings().weight[: self._vocabulary]
         if not self._has_grad(role):
             hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
-        return hidden_NH, weight_VH, share / self._temperature
+        return head.HeadInputs(hidden_NH, weight_VH, head.logit_function(model), share / self._temperature)
 
     def _has_grad(self, role: Role) -> bool:
         return torch.is_grad_enabled() and role == self._train
@@ -94,21 +100,24 @@ class ModelPasses:
         return known
 
     def _pass(self, role: Role, model: Any, prompts: Sequence[Tokens]) -> Tensor:
-        layout = self._layout(model, prompts)
-        self.tokens += layout.inputs["input_ids"].numel()
-        self.padding += layout.padding
+        completions = [example.completion for example in self._batch.examples]
+        masks = [example.mask for example in self._batch.examples]
         with torch.set_grad_enabled(self._has_grad(role)):
-            hidden_KLH = model.base_model(**layout.inputs, use_cache=False).last_hidden_state
-            return hidden_KLH[layout.row_N, layout.place_N]
+            done = last_hidden(model, prompts, completions, masks, path=self._path)
+        self.tokens += done.tokens
+        self.padding += done.padding
+        return done.hidden_NH
 
-    def _layout(self, model: Any, prompts: Sequence[Tokens]) -> Layout:
-        weight = next(model.parameters())
-        packed = self._share_prefixes and attention.is_installed(model)
-        return lay_out(
-            prompts,
-            [example.completion for example in self._batch.examples],
-            [example.mask for example in self._batch.examples],
-            hidden_size=model.config.get_text_config().hidden_size if packed else None,
-            device=weight.device,
-            dtype=weight.dtype,
+
+def _common_vocabulary(batch: Batch, models: Sequence[Any]) -> int:
+    """The smallest vocabulary of these models.  Raises ModelError if the batch holds a token outside of it."""
+    smallest = min(len(model.get_output_embeddings().weight) for model in models)
+    last = int(batch.tokens_BT.max())
+    if last >= smallest:
+        raise ModelError(
+            "a completion holds a token that not all models have",
+            got=f"token {last}",
+            expected=f"less than {smallest}, the smallest vocabulary of student and teacher",
+            do="Ids beyond the tokenizer's are padding of the head: train the model that samples them a little first.",
         )
+    return smallest

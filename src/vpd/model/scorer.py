@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vpd import losses
 from vpd.model import head
 from vpd.model.batch import Batch
+from vpd.model.passes import LearnerPath
 from vpd.model.roles import LogitMixture, ModelPasses, Role
 
 __all__ = ["Divergence", "LogitMixture", "Role", "Scorer"]
@@ -39,10 +40,9 @@ class Scorer:
     """All that an objective sees of the model: log-probs, entropies and divergences of the batch's own tokens.
 
     ``student`` and ``teacher`` say whose logits play each role.  Gradient flows through the role in ``train`` and
-    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  Two options give the
-    same numbers faster: ``analytic`` gradients of the head (:mod:`vpd.model.head`), and ``share_prefixes``, packed rows
-    (:mod:`vpd.model.packing`).  Without them autograd recomputes each chunk and every row is computed alone, which is
-    the reference.
+    through no other.  ``chunk_tokens`` bounds how many tokens reach the head at once (None: all).  ``analytic``
+    gradients of the head (:mod:`vpd.model.head`) give the same numbers faster where it is one matrix; without them
+    autograd recomputes each chunk.  ``path`` says which rows are computed together (:mod:`vpd.model.passes`).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Scorer:
         train: Role | None,
         temperature: float,
         chunk_tokens: int | None,
-        share_prefixes: bool = False,
+        path: LearnerPath = "padded",
         analytic: bool = False,
     ):
         self._batch = batch
@@ -66,7 +66,7 @@ class Scorer:
             {"student": student, "teacher": teacher},
             train=train,
             temperature=temperature,
-            share_prefixes=share_prefixes,
+            path=path,
         )
         self._scores: dict[Role, tuple[Tensor, Tensor]] = {}
         self._row_weight_B: Tensor | None = None
@@ -114,7 +114,7 @@ class Scorer:
         gradient of a loss that does otherwise, or without a term, is right too, but the logits are computed twice.
         """
         teacher = self._compared_teacher(alpha, top_k, tail)
-        if self._analytic and self._train != "teacher":
+        if self._analytic and self._train != "teacher" and self._passes.has_plain_head("student"):
             value, *aux = self._divergence_by_head(teacher, importance_clip)
         else:
             value, *aux = self._divergence_by_autograd(teacher)
@@ -163,7 +163,7 @@ class Scorer:
 
     def _token_scores(self, role: Role) -> tuple[Tensor, Tensor]:
         if role not in self._scores:
-            if self._analytic and self._passes.is_one_module(role):
+            if self._analytic and self._passes.has_plain_head(role):
                 logprobs_BT, entropy_BT = self._token_scores_by_head(role)
             else:
                 logprobs_BT, entropy_BT = self._token_scores_by_autograd(role)
@@ -193,11 +193,9 @@ class Scorer:
 
     def _by_head(self, role: Role, function: head.ChunkFunction, *, weights_known: bool) -> tuple[Tensor, ...]:
         """:func:`vpd.model.head.apply_in_chunks` on the one module that plays ``role``, results as [B,T]."""
-        hidden_NH, weight_VH, scale = self._passes.head_of(role)
-        chunk = self._chunk_tokens or max(len(hidden_NH), 1)
-        results = head.apply_in_chunks(
-            hidden_NH, weight_VH, function, chunk=chunk, scale=scale, weights_known=weights_known
-        )
+        inputs = self._passes.head_of(role)
+        chunk = self._chunk_tokens or max(len(inputs.hidden_NH), 1)
+        results = head.apply_in_chunks(inputs, function, chunk=chunk, weights_known=weights_known)
         return tuple(self._to_BT(column_N) for column_N in results)
 
     def _loss_weights(self, row_weight_B: Tensor, clip: float | None) -> Callable[[Tensor, slice, slice], Tensor]:

@@ -25,6 +25,7 @@ from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.learners.teachers import TeacherSettings
 from vpd.loop import Observer
 from vpd.model import lora
+from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
@@ -140,7 +141,8 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
     else:
         probe = Prompter(tokenizer, prompts, window=window_of(model), max_completion_length=1)
         longest = max((len(probe.build_student_prompt(task)) for task in known_tasks(env, config)), default=0)
-        length = min(LONGEST_COMPLETION, max((window_of(model) - longest) // 2, 1))
+        window = window_of(model)
+        length = LONGEST_COMPLETION if window is None else min(LONGEST_COMPLETION, max((window - longest) // 2, 1))
     return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=length))
 
 
@@ -221,9 +223,9 @@ def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
     return Prompter(tokenizer, settings, window=window_of(model), max_completion_length=length)
 
 
-def window_of(model: Any) -> int:
-    """The model's longest input, in tokens."""
-    return int(model.config.get_text_config().max_position_embeddings)
+def window_of(model: Any) -> int | None:
+    """The model's longest input in tokens, None where its configuration sets no limit."""
+    return longest_input(model)
 
 
 def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearner:

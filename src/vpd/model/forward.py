@@ -1,0 +1,100 @@
+"""One call of a model's layers: hidden states in, hidden states out, whatever the model calls its arguments.
+
+Dimension legend: B rows, T tokens of a row, H hidden size, V vocabulary, N tokens that logits are wanted of.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpd.errors import ModelError
+from vpd.model import head, lora
+
+#: Names of a cache in the models of transformers, newest first.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+#: What a model may leave out: it has no positions, or makes its own mask.
+OPTIONAL = ("position_ids", "attention_mask", "use_cache")
+#: What models raise when they are called in a way that they were not written for.
+RAISED = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError, ModelError)
+
+
+def hidden_states(model: Any, cache: Any = None, **inputs: Any) -> Tensor:
+    """Hidden states [B,T,H] of a pass; ``cache`` is read and extended, None: a pass without one.
+
+    Raises ModelError if the model has no cache, or does not return its last hidden states.
+    """
+    if cache is not None:
+        inputs[cache_name(model)] = cache
+    output = _layers(model)(**accepted(model, use_cache=cache is not None, **inputs))
+    states = output.get("last_hidden_state")
+    if states is None:
+        raise ModelError(f"{type(model).__name__} does not return its last hidden states")
+    return states
+
+
+def logits_of(model: Any, hidden_NH: Tensor) -> Tensor:
+    """The model's logits [N,V] of hidden states, in their own dtype."""
+    return head.logit_function(model)(model.get_output_embeddings()(hidden_NH))
+
+
+def accepted(model: Any, **inputs: Any) -> dict[str, Any]:
+    """``inputs`` without those of :data:`OPTIONAL` that the model's layers have no argument for."""
+    known = _known(model)
+    return {name: value for name, value in inputs.items() if name in known or name not in OPTIONAL}
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its cache.  Raises ModelError if it has none."""
+    known = _known(model)
+    for name in CACHE_NAMES:
+        if name in known:
+            return name
+    raise ModelError(f"{type(model).__name__} has no cache")
+
+
+def _layers(model: Any) -> Any:
+    """What is called for hidden states.  Llama 4 has another name for its layers than it says."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
+def _known(model: Any) -> frozenset[str]:
+    """The arguments of the model's layers; where these only pass them on, those of the whole model."""
+    whole = model.model if isinstance(model, lora.View) else model
+    return _parameters(type(_layers(whole)).forward) - {"args", "kwargs"} or _parameters(type(whole).forward)
+
+
+def longest_input(model: Any) -> int | None:
+    """The longest row that the configuration allows, in tokens; None where it sets no limit (Mamba, ALiBi)."""
+    config = model.config.get_text_config()
+    return int(config.max_position_embeddings) if hasattr(config, "max_position_embeddings") else None
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def rope_types(model: Any) -> set[str]:
+    """The kinds of rotary position embedding in the configuration of ``model`` (``default``, ``longrope``, ...)."""
+
+    def found(value: Any) -> set[str]:
+        if not isinstance(value, dict):
+            return set()
+        return set().union(*(found(part) for part in value.values())) | (
+            {value["rope_type"]} if isinstance(value.get("rope_type"), str) else set()
+        )
+
+    return found(model.config.get_text_config().to_dict())
+
+
+@torch.no_grad()
+def forget_lengths(model: Any) -> None:
+    """Undo what dynamic RoPE remembers of the longest row it has seen: a pass of one token resets it."""
+    if "dynamic" in rope_types(model):
+        device = next(model.parameters()).device
+        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+        hidden_states(model, input_ids=ids, position_ids=ids)

@@ -1,0 +1,175 @@
+"""Families of models against their own plain forward pass: log-probs, gradients, and what the engine samples.
+
+A dozen here, all of them in the slow target (``make models`` writes the table of docs/models.md).
+"""
+
+import copy
+import dataclasses
+import random
+from typing import Any
+
+import families
+import pytest
+import torch
+from families import OPTIM, NoText, Result, examples, learner_of, make, plain, scan
+from helpers import keys
+from torch import Tensor
+
+from vpd.engines.torch_engine import TorchEngine
+from vpd.learners.teachers import TeacherSettings
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
+from vpd.policy import FixedPolicy
+from vpd.types import Example, Tokens
+
+FAMILIES = {
+    "llama": ("packed", "shared"),
+    "qwen3": ("packed", "shared"),
+    "gpt2": ("packed", "shared"),
+    "granite": ("packed", "shared"),  # logits are divided
+    "cohere": ("packed", "shared"),  # logits are multiplied
+    "opt": ("packed", "shared"),
+    "mistral": ("padded", "cached"),  # a window of all layers
+    "gemma2": ("padded", "cached"),  # windows, and soft caps of scores and logits
+    "gpt_oss": ("padded", "cached"),  # windows and sinks
+    "bloom": ("padded", "cached"),  # ALiBi, no limit of positions
+    "deepseek_v3": ("packed", "cached"),  # multi-head latent attention
+    "falcon_h1": ("padded", "cached"),  # attention and Mamba in every layer
+    "mamba": ("padded", "cached_by_length"),
+    "rwkv": ("padded", "recomputed"),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_log_probs_and_gradients_are_those_of_the_models_own_forward_pass(kind: str) -> None:
+    result = scan(kind)
+    assert result.verdict == "right", str(result)
+    assert (result.learner, result.engine) == FAMILIES[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families.kinds())
+def test_no_family_is_silently_wrong(kind: str) -> None:
+    result = scan(kind)
+    assert result.verdict in ("right", "refused", "unbuilt"), str(result)
+
+
+def test_a_scan_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "plain", lambda *arguments: plain(*arguments[:3], 1.0))
+    assert scan("llama").verdict == "wrong"
+
+
+def of_length(prompt: int, completion: int) -> Example:
+    draw = random.Random(prompt + completion)
+
+    def ids(count: int) -> Tokens:
+        return tuple(draw.randrange(3, families.VOCABULARY) for _ in range(count))
+
+    return Example(
+        prompt=ids(prompt), completion=ids(completion), mask=(True,) * completion, behaviour=(0.0,) * completion
+    )
+
+
+ROPE: dict[str, dict[str, Any]] = {
+    "phi3": {
+        "sliding_window": None, "max_position_embeddings": 256, "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
+            "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0,
+        },
+    },
+    "llama": {
+        "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPE)
+def test_rope_that_follows_the_longest_row_leaves_rows_alone(kind: str) -> None:
+    model = make(kind, **ROPE[kind])
+    rows = [of_length(20, 15), of_length(20, 90), of_length(30, 45)]
+    expected = [plain(copy.deepcopy(model), row.prompt, row.completion, 0.7)[1].detach() for row in rows]
+    learner = learner_of(copy.deepcopy(model))
+    assert learner.path == "by_length"
+    for _ in range(2):  # dynamic RoPE remembers the longest row
+        for ours, theirs in zip(learner.score(rows, lambda s, b: s.logprobs("student")), expected, strict=True):
+            assert torch.allclose(torch.tensor(ours), theirs, atol=1e-4)
+    engine = TorchEngine(NoText(), eos_ids=[])
+    engine.load(FixedPolicy(copy.deepcopy(model)))
+    prompts = [row.prompt for row in rows]
+    sampled = engine.generate(prompts, keys=keys(3), seed=0, max_tokens=[12, 60, 40])
+    assert engine.path == "recomputed"
+    for prompt, completion in zip(prompts, sampled, strict=True):
+        read = torch.tensor([[*prompt, *completion.tokens[:-1]]])  # a longer row would be another model
+        with torch.no_grad():
+            last_V = copy.deepcopy(model)(read).logits[0, -1].log_softmax(-1)
+        assert completion.logprobs[-1] == pytest.approx(float(last_V[completion.tokens[-1]]), abs=1e-4)
+
+
+def teacher_logprobs(student: Any, teacher: Any, rows: list[Example]) -> tuple[list[Tensor], list[Tensor]]:
+    """The external teacher's log-probs that an update sees: under the sampled estimator, and beside a divergence."""
+    learner = learner_of(
+        student, temperature=1.0, teacher=TeacherSettings(kind="external"), external=copy.deepcopy(teacher)
+    )
+    seen: dict[Tokens, Tensor] = {}
+
+    def sampled(scorer: Scorer, batch: Batch) -> Tensor:
+        logprobs_BT = scorer.logprobs("teacher").detach()
+        seen.update((e.completion, logprobs_BT[row]) for row, e in enumerate(batch.examples))
+        return scorer.logprobs("student") * logprobs_BT
+
+    def whole(scorer: Scorer, batch: Batch) -> Tensor:
+        found = scorer.divergence(alpha=1.0)
+        seen.update((e.completion, found.teacher_logprobs[row]) for row, e in enumerate(batch.examples))
+        return found.value
+
+    results = []
+    for objective in (sampled, whole):
+        learner.update("x", rows, {"a": objective})
+        results.append([seen[row.completion][: len(row.completion)] for row in rows])
+    return results[0], results[1]
+
+
+def own_prompts() -> list[Example]:
+    rows = [dataclasses.replace(row, teacher=row.prompt) for row in examples()]
+    return [dataclasses.replace(row, mask=(True,) * len(row.completion)) for row in rows]
+
+
+def test_an_external_teachers_bias_counts_under_every_estimator() -> None:
+    teacher = make("phi")
+    torch.nn.init.normal_(teacher.get_output_embeddings().bias, 0, 2.0)
+    rows = own_prompts()
+    for found in teacher_logprobs(make("llama"), teacher, rows):
+        for ours, row in zip(found, rows, strict=True):
+            assert torch.allclose(ours, plain(teacher, row.prompt, row.completion)[1].detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(97, 105), (105, 97)])
+def test_padded_vocabularies_are_compared_on_the_tokens_that_both_have(sizes: tuple[int, int]) -> None:
+    student, teacher = make("llama", vocab_size=sizes[0]), make("qwen3", vocab_size=sizes[1])
+    rows = own_prompts()
+    for found in teacher_logprobs(student, teacher, rows):
+        for ours, row in zip(found, rows, strict=True):
+            logp_TV = plain(teacher, row.prompt, row.completion)[0].detach()[:, :97].log_softmax(-1)
+            assert torch.allclose(ours, logp_TV.gather(1, torch.tensor(row.completion)[:, None])[:, 0], atol=1e-4)
+
+
+DROPOUT = {"opt": {"dropout": 0.5}, "falcon": {"hidden_dropout": 0.5, "alibi": False}, "gpt2": {"resid_pdrop": 0.5}}
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+@pytest.mark.parametrize("kind", DROPOUT)
+def test_gradient_checkpointing_turns_no_dropout_on(kind: str, how: str) -> None:
+    model = make(kind, **DROPOUT[kind])
+    learner = learner_of(copy.deepcopy(model), dataclasses.replace(OPTIM, gradient_checkpointing=how))
+    assert families.gradient_error(learner, model) < 1e-4
+
+
+def test_a_result_says_what_became_of_a_family() -> None:
+    assert str(Result("right", "packed", "shared", (1e-6, 2e-6))).split() == [
+        "right",
+        "packed",
+        "shared",
+        "1.0e-06",
+        "2.0e-06",
+    ]
