@@ -6,7 +6,6 @@ share, and the gradients are *summed* over ranks.
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
