@@ -117,8 +117,13 @@ class AccelerateLearner:
         self._adapted = lora.is_attached(model)
         if external is not None:
             external.to(self.accelerator.device)
+        self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         self.teacher = TeacherWeights(
-            teacher or TeacherSettings(), self.model, external=external, keep_initial=keep_initial
+            teacher or TeacherSettings(),
+            self.model,
+            external=external,
+            keep_initial=keep_initial,
+            precise=self._masters.precise,
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
@@ -131,7 +136,6 @@ class AccelerateLearner:
             tokens=settings.max_tokens_per_microbatch,
             hidden_size=text_config.hidden_size if self.shares_prefixes else None,
         )
-        self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         optimizer = _optimizer(self._masters.parameters, settings)
         self._scheduler = get_scheduler(
             settings.lr_scheduler_type,
@@ -194,7 +198,7 @@ class AccelerateLearner:
         with warnings.catch_warnings():  # an iteration without any row takes no optimiser step, and that is meant
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._scheduler.step()
-        self.teacher.end_iteration(self._masters.precise)
+        self.teacher.end_iteration()
 
     def policy(self, model: ModelName = "live") -> Policy:
         return LearnerPolicy(self, model)
