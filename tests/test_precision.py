@@ -426,7 +426,8 @@ def test_under_autocast_a_gradient_that_is_formed_late_is_as_good_as_one_formed_
             return of_block
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            (value,) = head.apply_in_chunks(hidden, weight, of_chunk, chunk=6, scale=1.0, weights_known=known)
+            inputs = head.HeadInputs(hidden, weight, head.LogitFunction(), 1.0)
+            (value,) = head.apply_in_chunks(inputs, of_chunk, chunk=6, weights_known=known)
             value.sum().backward()
         gradients.append(weight.grad)
     assert torch.equal(*gradients)

@@ -121,8 +121,13 @@ class AccelerateLearner:
         self._adapted = lora.is_attached(model)
         if external is not None:
             external.to(self.accelerator.device)
+        self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         self.teacher = TeacherWeights(
-            teacher or TeacherSettings(), self.model, external=external, keep_initial=keep_initial
+            teacher or TeacherSettings(),
+            self.model,
+            external=external,
+            keep_initial=keep_initial,
+            precise=self._masters.precise,
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
@@ -135,7 +140,6 @@ class AccelerateLearner:
             tokens=settings.max_tokens_per_microbatch,
             hidden_size=hidden_size if self.shares_prefixes else None,
         )
-        self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         optimizer = _optimizer(self._masters.parameters, settings)
         self._scheduler = schedule.make_schedule(
             settings.lr_scheduler_type,
@@ -196,7 +200,7 @@ class AccelerateLearner:
 
     def end_iteration(self) -> None:
         schedule.advance(self._scheduler)
-        self.teacher.end_iteration(self._masters.precise)
+        self.teacher.end_iteration()
 
     def policy(self, model: ModelName = "live") -> Policy:
         return LearnerPolicy(self, model)

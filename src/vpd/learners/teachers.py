@@ -60,15 +60,28 @@ class TeacherSettings(Settings):
 
 
 class TeacherWeights:
-    """The teacher's modules.  ``keep_initial`` also keeps the initial weights, for a fixed prior."""
+    """The teacher's modules.  ``keep_initial`` also keeps the initial weights, for a fixed prior.
 
-    def __init__(self, settings: TeacherSettings, live: Any, *, external: Any = None, keep_initial: bool = False):
+    ``precise`` gives the fp32 master of a live parameter that has one (:mod:`vpd.learners.master_weights`), which the
+    average then follows.
+    """
+
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        live: Any,
+        *,
+        external: Any = None,
+        keep_initial: bool = False,
+        precise: Callable[[Any], Any] = lambda parameter: parameter,
+    ):
         if (settings.kind == "external") != (external is not None):
             raise ValueError("an external teacher and kind='external' go together")
         self.settings = settings
         if settings.dtype is not None and lora.is_attached(live):
             raise ConfigError("teacher_dtype is of a copy, and with model.lora there is none", got=settings.dtype)
         self._live = live
+        self._precise = precise
         self._external = _freeze(external) if external is not None else None
         self._average = self._averaged() if settings.kind == "ema" else None
         self._rounded = self._copied() if self._is_rounded() else None
@@ -108,14 +121,11 @@ class TeacherWeights:
         return {name: module for name, module in kept.items() if isinstance(module, torch.nn.Module)}
 
     @torch.no_grad()
-    def end_iteration(self, precise: Callable[[Any], Any] = lambda parameter: parameter) -> None:
-        """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves.
-
-        ``precise`` gives the master of a live parameter that has one (:class:`vpd.learners.master_weights`).
-        """
+    def end_iteration(self) -> None:
+        """Move an EMA teacher: rate 1 copies the live weights, rate 0 never moves."""
         if self._average is not None:
             average = _moving(self._average)
-            live = [precise(new).to(old.dtype) for old, new in zip(average, _moving(self._live), strict=True)]
+            live = [self._precise(new).to(old.dtype) for old, new in zip(average, _moving(self._live), strict=True)]
             torch._foreach_lerp_(average, live, self.settings.ema_rate)
             self._round()
 
