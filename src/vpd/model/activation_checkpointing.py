@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
