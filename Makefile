@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRL := .trlvenv
 ONE := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint quick slow bench clean
+.PHONY: demo test lint quick slow models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -31,6 +31,11 @@ quick: $(VENV)/ready
 # Minutes long: needs the packages that vpd model smollm2-135m names.
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
+
+# Ten minutes: every causal model of transformers at a tiny size, the table of docs/models.md, and its test.
+models: $(VENV)/ready
+	$(ONE) tests/families.py docs/models.md
+	$(ONE) -m pytest -m slow -n 0 tests/test_families.py
 
 # Over an hour on one core: TRL in an environment of its own, a 135M model from a package.  See docs/performance.md.
 bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors

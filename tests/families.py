@@ -6,6 +6,7 @@ kinds of layers, experts, grouped heads.  Weights are large enough that every pa
 """
 
 import copy
+import multiprocessing
 import random
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -25,13 +27,16 @@ from vpd.errors import ModelError
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.learners.teachers import TeacherSettings
 from vpd.model.batch import Batch
+from vpd.model.probe import LONGEST
 from vpd.model.scorer import Scorer
 from vpd.types import Example, SampleKey, Tokens
 
 VOCABULARY = 97
-LARGEST = 60_000_000  # parameters; families that stay larger are not built
+LARGEST = 100_000_000  # parameters; families that stay larger are not built
 SMALL: dict[str, Any] = {
-    "vocab_size": 97, "unpadded_vocab_size": 97, "encoder_layers": 4, "decoder_layers": 4, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "is_decoder": True, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": 97, "unpadded_vocab_size": 97, "encoder_layers": 4, "decoder_layers": 4, "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "is_decoder": True,
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "sliding_window": 16, "n_embd": 32,
     "n_layer": 4, "n_head": 4, "n_positions": 512, "ffn_dim": 48, "d_model": 32, "n_layers": 4, "n_heads": 4,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
@@ -301,17 +306,78 @@ def kinds() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def main(words: list[str]) -> None:
+FAST = {"packed", "shared"}
+PATHS = {
+    "packed": "packed rows", "padded": "padded rows", "by_length": "rows of one length at a time",
+    "shared": "shared prompts", "cached": "a cache for each row", "cached_by_length": "a cache, prompts of one length",
+    "recomputed": "no cache: whole rows at every step",
+}  # fmt: skip
+INTRODUCTION = """# Models
+
+Written by `make models`: every type of causal model in transformers {version}, at a random tiny size with all its kinds
+of layers, against its own forward pass over each row alone.  Compared are the learner's log-probs, its gradients, and
+the log-probs of what the engine samples; right means that all of them agree (5e-3 nats, 5e-3 of the gradient).
+
+*Fast* is packed rows in the learner and shared prompts in the engine.  *Plain* gives the same numbers in more time.
+Every run finds out for its own model, before anything is trained (`vpd/model/probe.py`), and says so in one line.
+A model whose RoPE is scaled by the length of the row (longrope, dynamic) is always computed one length at a time and
+sampled without a cache: beyond the original length the log-prob of a token depends on how long its row becomes, so
+that what was sampled token by token is not what a pass over the whole row gives.  Sliding windows count as crossed up
+to {longest} tokens.
+
+{counts}
+
+| family | right and fast | right and plain | refused, why |
+|---|---|---|---|
+"""
+
+
+def table(results: dict[str, Result]) -> str:
+    """The results as docs/models.md."""
+    rows, counts = [], dict.fromkeys(("fast", "plain", "refused", "wrong or crashed", "not built"), 0)
+    for kind, result in results.items():
+        paths = {"learner": result.learner, "engine": result.engine}
+        fast = [f"{who}: {PATHS[path]}" for who, path in paths.items() if path in FAST]
+        plainly = [f"{who}: {PATHS[path]}" for who, path in paths.items() if path and path not in FAST]
+        why = result.note.replace("|", "/")
+        match result.verdict:
+            case "right":
+                counts["plain" if plainly else "fast"] += 1
+            case "refused":
+                counts["refused"] += 1
+                fast = plainly = []
+            case "unbuilt":
+                counts["not built"] += 1
+                why = f"not built here: {why}"
+            case verdict:
+                counts["wrong or crashed"] += 1
+                why = f"{verdict.upper()}: {why} {result.errors}"
+        rows.append(f"| {kind} | {'; '.join(fast)} | {'; '.join(plainly)} | {why} |")
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    summary = f"{len(results)} types: {told}."
+    start = INTRODUCTION.format(version=transformers.__version__, longest=LONGEST, counts=summary)
+    return start + "\n".join(rows) + "\n"
+
+
+def scan_quietly(kind: str) -> tuple[str, Result]:
+    """:func:`scan` in a process of its own."""
+    torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
+    begin = time.monotonic()
+    result = scan(kind)
+    print(f"{kind:28s} {result}  [{time.monotonic() - begin:.1f} s]", flush=True)
+    return kind, result
+
+
+def main(words: list[str]) -> None:
     output = Path(words[0]) if words and words[0].endswith(".md") else None
-    results = {}
-    for kind in kinds() if output else words:
-        begin = time.monotonic()
-        results[kind] = scan(kind)
-        print(f"{kind:28s} {results[kind]}  [{time.monotonic() - begin:.1f} s]", flush=True)
-    if output:
-        output.write_text(table(results))
+    if output is None:
+        for kind in words:
+            scan_quietly(kind)
+        return
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        output.write_text(table(dict(pool.imap(scan_quietly, kinds()))))
 
 
 if __name__ == "__main__":

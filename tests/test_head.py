@@ -13,7 +13,7 @@ import torch
 from helpers import VOCABULARY, random_groups
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2ForCausalLM, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from vpd import losses
 from vpd.algorithms.examples import to_examples
@@ -147,6 +147,41 @@ def test_logprobs_equal_the_plain_form(dtype: torch.dtype) -> None:
 def test_a_frozen_head_gets_no_gradient() -> None:
     agree(weighted(OPTIONS[1]), torch.float64, tied=False, frozen=True)
     agree(lambda scorer, batch: scorer.logprobs("student").square().sum(), torch.float64, tied=False, frozen=True)
+
+
+def capped(config: dict[str, Any]) -> Any:
+    """A model of the Gemma 2 or the Granite kind: its logits are capped or divided."""
+    kind = Gemma2ForCausalLM if "final_logit_softcapping" in config else GraniteForCausalLM
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    } | config  # fmt: skip
+    return kind(kind.config_class(**settings)).double().eval()
+
+
+@pytest.mark.parametrize("config", [{"final_logit_softcapping": 2.0}, {"logits_scaling": 4.0}], ids=str)
+@pytest.mark.parametrize("known", [True, False])
+def test_capped_and_scaled_logits_have_the_value_and_gradient_of_the_plain_form(
+    known: bool, config: dict[str, float]
+) -> None:
+    batch, results = batch_of(torch.float64), []
+    for analytic in (False, True):
+        model = capped(config)
+        scorer = Scorer(
+            batch, student=((model, 1.0),), teacher=((model_of(torch.float64, True), 1.0),), train="student",
+            temperature=0.8, chunk_tokens=7, analytic=analytic,
+        )  # fmt: skip
+        loss = weighted({"alpha": 0.3}, known=known)(scorer, batch) + scorer.logprobs("student").sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        results.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    example = batch.examples[0]
+    ids = torch.tensor([example.prompt + example.completion])
+    logp = (model(ids).logits[0].double() / 0.8).log_softmax(-1)[len(example.prompt) - 1 : -1]
+    expected = logp.gather(1, torch.tensor(example.completion)[:, None])[:, 0] * torch.tensor(example.mask)
+    assert torch.allclose(scorer.logprobs("student")[0, : len(expected)], expected, atol=1e-5)
+    assert results[0].norm() > 1e-2 and (results[0] - results[1]).norm() < 1e-10 * results[0].norm()
 
 
 def test_known_weights_spare_the_second_logits() -> None:

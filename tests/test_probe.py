@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qw
 from vpd.errors import ModelError
 from vpd.model import attention
 from vpd.model.decoding import EnginePath
-from vpd.model.passes import LearnerPath
+from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.probe import check_head, engine_path, learner_path
 
 CPU = torch.device("cpu")
@@ -58,6 +58,80 @@ def test_another_attention_takes_none_of_them_and_stays() -> None:
     model.set_attn_implementation("eager")
     assert paths(model) == ("padded", "cached")
     assert model.config._attn_implementation == "eager"
+
+
+class Wider(LlamaForCausalLM):
+    """A model whose attention asks for something that only its own code knows."""
+
+    option: Any = 1.0
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.self_attn.register_forward_pre_hook(self._ask, with_kwargs=True)
+
+    def _ask(self, module: Any, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {"s_aux": self.option}
+
+
+def test_an_option_that_the_fast_paths_do_not_know_refuses_them(caplog: pytest.LogCaptureFixture) -> None:
+    model = Wider(tiny_model().config).eval()
+    assert paths(model) == ("padded", "cached") and not attention.is_installed(model)
+    assert caplog.text.count("asks for more than causal attention; got s_aux") == 2
+    model.option = None  # named, but nothing is asked for
+    assert paths(model) == ("packed", "shared")
+    model.option = 1.0  # after the probe: no silent change of the numbers
+    with pytest.raises(attention.FastPathError, match="got s_aux"):
+        last_hidden(model, [(1, 2, 3)], [(4, 5)], [[True, True]], path="packed")
+
+
+class Rolled(LlamaForCausalLM):
+    """A model that mixes tokens outside of its attention, the first with the last of its row."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model.layers[0].register_forward_pre_hook(self._mix, with_kwargs=True)
+
+    def _mix(self, module: Any, args: Any, kwargs: Any) -> Any:
+        return (args[0] + torch.roll(args[0], 1, 1), *args[1:]), kwargs
+
+
+def test_a_mixer_that_is_no_attention_takes_the_paths_that_are_right_for_it() -> None:
+    model = Rolled(tiny_model().config).eval()
+    assert learner_path(model) == "by_length"
+    with pytest.raises(ModelError, match=r"the engine.s passes of the model \(Rolled\) do not give the model.s own"):
+        engine_path(model)
+
+
+def test_a_window_that_is_too_long_to_try_refuses_the_fast_paths(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    model.config.attention_window_size = 50  # of 64 positions
+    assert learner_path(model) == "padded"
+    assert "it has a window of 50 tokens, too many to try" in caplog.text
+
+
+def test_the_cost_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="vpd")
+    paths(tiny_model())
+    assert caplog.text.count(" s, rows of ") == 2
+
+
+def test_a_soft_cap_is_seen_on_the_small_logits_of_a_young_model() -> None:
+    model = tiny_model()
+    capped = Capped(model.config).eval()
+    with pytest.raises(ModelError, match="changes its logits after the head in a way"):
+        check_head(capped, "model", CPU)
+    capped.config.final_logit_softcapping = 30.0
+    check_head(capped, "model", CPU)
+
+
+class Capped(LlamaForCausalLM):
+    """A model with the soft cap of Gemma 2."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
 
 
 def test_logits_that_change_after_the_head_are_refused() -> None:

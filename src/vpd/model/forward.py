@@ -19,7 +19,10 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 #: What a model may leave out: it has no positions, or makes its own mask.
 OPTIONAL = ("position_ids", "attention_mask", "use_cache")
 #: What models raise when they are called in a way that they were not written for.
-RAISED = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError, ModelError)
+RAISED = (
+    RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError,
+    ModelError,
+)  # fmt: skip
 
 
 def hidden_states(model: Any, cache: Any = None, **inputs: Any) -> Tensor:

@@ -74,13 +74,26 @@ DIVIDED = ("logits_scaling",)
 CAPPED = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
+def scale_before(model: Any) -> float:
+    """What the model multiplies its last hidden states by before the head (Inkling, MiniCPM 3)."""
+    config = vars(model.config.get_text_config())
+    scale = 1.0 / float(config.get("logits_mup_width_multiplier") or 1.0)
+    return (
+        scale * float(config["dim_model_base"]) / float(config["hidden_size"]) if "dim_model_base" in config else scale
+    )
+
+
 def logit_function(model: Any) -> LogitFunction:
-    """What the configuration of ``model`` says; :func:`vpd.model.probe.check_head` compares it with the model."""
+    """What the configuration of ``model`` says, with :func:`scale_before`, which a head without bias passes on.
+
+    :func:`vpd.model.probe.check_head` compares it with the model.
+    """
     config = model.config.get_text_config()
     found = {name: value for name, value in vars(config).items() if isinstance(value, int | float) and value}
     multiplies = (*MULTIPLIED, *DIVIDED) if config.model_type.startswith("hyperclovax") else MULTIPLIED
     scale = math.prod(float(found[name]) for name in multiplies if name in found)
     scale /= math.prod(float(found[name]) for name in DIVIDED if name in found and name not in multiplies)
+    scale *= scale_before(model)
     return LogitFunction(scale, next((float(found[name]) for name in CAPPED if name in found), None))
 
 

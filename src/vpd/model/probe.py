@@ -118,7 +118,8 @@ def check_head(model: Any, name: str, device: torch.device) -> None:
         raise ModelError(
             f"the {name} ({_name(model)}) gives more tokens than it reads", got=f"{logits.shape[-1]} logits"
         )
-    if len(seen) != 2 or logits.shape != seen[1].shape or not _close(head.logit_function(model)(seen[1]), logits):
+    known = head.logit_function(model)
+    if len(seen) != 2 or logits.shape != seen[1].shape or not _close(known(seen[1] / head.scale_before(model)), logits):
         raise ModelError(
             f"the {name} ({_name(model)}) changes its logits after the head in a way that is not known",
             expected="logits that are head(hidden states), multiplied or softly capped",
