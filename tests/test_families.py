@@ -16,8 +16,10 @@ from helpers import keys
 from torch import Tensor
 
 from vpd.engines.torch_engine import TorchEngine
+from vpd.errors import ModelError
 from vpd.learners.teachers import TeacherSettings
 from vpd.model.batch import Batch
+from vpd.model.forward import longest_input
 from vpd.model.scorer import Scorer
 from vpd.policy import FixedPolicy
 from vpd.types import Example, Tokens
@@ -152,6 +154,19 @@ def test_padded_vocabularies_are_compared_on_the_tokens_that_both_have(sizes: tu
         for ours, row in zip(found, rows, strict=True):
             logp_TV = plain(teacher, row.prompt, row.completion)[0].detach()[:, :97].log_softmax(-1)
             assert torch.allclose(ours, logp_TV.gather(1, torch.tensor(row.completion)[:, None])[:, 0], atol=1e-4)
+
+
+def test_a_token_that_only_one_of_them_has_is_one_clear_error() -> None:
+    rows = [dataclasses.replace(row, completion=(100, *row.completion[1:])) for row in own_prompts()]
+    with pytest.raises(
+        ModelError, match="a completion holds a token that not all models have; got token 100; expected"
+    ):
+        teacher_logprobs(make("llama", vocab_size=105), make("qwen3", vocab_size=97), rows)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("llama", 512), ("gpt2", 512), ("bloom", None), ("mamba", None)])
+def test_a_model_without_a_limit_of_positions_has_no_window(kind: str, longest: int | None) -> None:
+    assert longest_input(make(kind)) == longest
 
 
 DROPOUT = {"opt": {"dropout": 0.5}, "falcon": {"hidden_dropout": 0.5, "alibi": False}, "gpt2": {"resid_pdrop": 0.5}}
