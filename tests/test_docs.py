@@ -26,7 +26,8 @@ from vpd.learners import Learner
 from vpd.model.scorer import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+TABLE = ROOT / "docs" / "models.md"  # written by make models, and full of transformers' names
+DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in (ROOT / "docs").glob("*.md") if p != TABLE)])
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCS}
 HISTORY = "docs/LOG.md"  # quotes commands as they were typed, with settings and placeholders of their commits
 

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
@@ -168,6 +169,7 @@ def _receive(worker: _Worker) -> "int | _Result":
 
 
 def _start(function: Callable[..., Any]) -> _Worker:
+    resource_tracker.ensure_running()  # its own start, which comes with the first worker's, unblocks interrupts
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(function, theirs), daemon=True)
