@@ -354,9 +354,9 @@ def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(
     before = metrics_of(run), (run / "model" / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert vpd_train(run, **settings, run__resume="true") == 0
-    assert "already at step 2 of 2: nothing to do" in capsys.readouterr().out
+    assert "has trained 2 steps, run.max_steps is 2: nothing to do" in capsys.readouterr().out
     assert vpd_train(run, **(settings | {"run__max_steps": 4}), run__resume="true") == 2
-    assert "no good checkpoint" in refusal(capsys)
+    assert "is finished and has no checkpoint to continue from" in refusal(capsys)
     assert before == (metrics_of(run), (run / "model" / "model.safetensors").read_bytes())
 
 

@@ -217,7 +217,10 @@ def importance_ratio(logprobs_BT: Tensor, reference_BT: Tensor, *, clip: float |
 def implicit_reward(
     teacher_logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, *, beta: float, log_ratio: str = "sum"
 ) -> Tensor:
-    """rt = beta * sum_t (log q - log pi_0) over each row's masked tokens [B]; ``log_ratio="mean"``: their mean."""
+    """rt = beta * sum_t (log q - log pi_0) over each row's tokens where the mask is True [B].
+
+    ``log_ratio="mean"``: their mean.
+    """
     _same_shape("implicit_reward", teacher_logprobs=teacher_logprobs_BT, reference=reference_BT, mask=mask_BT)
     ratio_BT = torch.where(mask_BT, teacher_logprobs_BT - reference_BT, 0.0)
     total_B = ratio_BT.sum(-1)

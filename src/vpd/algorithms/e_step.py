@@ -39,7 +39,7 @@ from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Floats, Group, Metrics
 
-SATURATED = 5.0  # |rt - delta| beyond which the sigmoid's gradient is below 1 %
+SATURATED = 5.0  # |rt - delta| beyond which the sigmoid is within 1 % of 0 or 1, on either side
 
 
 class EStepSettings(Protocol):

@@ -96,7 +96,9 @@ class GatedVPD:
             "gate/gap": evidence.gap,
             "gate/groups": float(evidence.groups),
         }
-        return combine([e_step, m_step, drift_of(e_step, m_step), Update(gate | scored)])
+        return combine(
+            [e_step, m_step, drift_of(e_step, m_step, self.settings.importance_reference), Update(gate | scored)]
+        )
 
     def state(self) -> dict[str, Any]:
         return self.e_step.state() | {"gate": self._gate.state()}

@@ -21,7 +21,7 @@ from vpd.algorithms import Algorithm, Needs
 from vpd.algorithms.contexts import SuccessContext
 from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
 from vpd.algorithms.e_step import EStep
-from vpd.algorithms.examples import to_examples
+from vpd.algorithms.examples import ImportanceReference, to_examples
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
@@ -118,7 +118,7 @@ class VPD:
             return combine([self.e_step.skip(), self.m_step.distil(examples, learner)])
         examples, e_step = self.e_step.run(groups, examples, learner)
         m_step = self.m_step.distil(examples, learner)
-        return combine([e_step, m_step, drift_of(e_step, m_step)])
+        return combine([e_step, m_step, drift_of(e_step, m_step, self._reference)])
 
     def state(self) -> dict[str, Any]:
         return self.e_step.state()
@@ -127,11 +127,13 @@ class VPD:
         self.e_step.restore(state)
 
 
-def drift_of(e_step: Update, m_step: Update) -> Update:
+def drift_of(e_step: Update, m_step: Update, reference: ImportanceReference) -> Update:
     """KL(student after the E-step || student before it) per token, estimated on the M-step's rows.
 
-    Empty without an E-step or an M-step.
+    Empty without an E-step or an M-step, and where the M-step's own number holds more than that: log-probs of the
+    sampler as ``reference``, or several updates, of which the later ones see the earlier ones' moves.
     """
-    if not e_step.metrics["e_step/rows"] or "m_step/student_drift_kl" not in m_step.metrics:
+    seen = "m_step/student_drift_kl" in m_step.metrics and m_step.metrics["m_step/updates"] == 1.0
+    if not e_step.metrics["e_step/rows"] or not seen or reference != "own":
         return Update({})
     return Update({"e_step/student_drift_kl": m_step.metrics["m_step/student_drift_kl"]})

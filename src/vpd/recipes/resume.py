@@ -55,8 +55,9 @@ def start_point(output: Path, past: RunState | None) -> Path | None:
         log.info("continuing from %s", folder)
     elif past is not None and past.phase == "done":
         raise StorageError(
-            f"the run in {output} is finished and has no good checkpoint to continue from",
-            do="Choose another run.output_dir; its model/ can be model.name_or_path there.",
+            f"the run in {output} is finished and has no checkpoint to continue from",
+            got=f"{len(faults)} damaged ones" if faults else "none: run.save_steps was 0, or all were removed",
+            do="Start in another run.output_dir with its model/ as model.name_or_path, and set run.save_steps there.",
         )
     else:
         log.info("no checkpoint in %s: starting from step 0", output)

@@ -56,7 +56,9 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     past = check_folder(output, config)
     done = past is not None and past.phase == "done" and past.step >= config.run.max_steps
     if past is not None and done and (output / "model").is_dir():
-        log.info("%s is already at step %d of %d: nothing to do.", output, past.step, config.run.max_steps)
+        log.info(
+            "%s has trained %d steps, run.max_steps is %d: nothing to do.", output, past.step, config.run.max_steps
+        )
         return output
     trackers = Trackers(config.run.report_to, output)
     prepare_folder(output)

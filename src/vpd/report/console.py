@@ -93,4 +93,6 @@ class ConsoleProgress:
 def _cell(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return str(int(value)) if value == int(value) and abs(value) >= 2 else f"{value:.3f}"
+    if value == int(value) and abs(value) >= 2:
+        return str(int(value))
+    return f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus zero
