@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vpd.errors import ModelError
@@ -94,10 +93,15 @@ def rope_types(model: Any) -> set[str]:
     return found(model.config.get_text_config().to_dict())
 
 
-@torch.no_grad()
 def forget_lengths(model: Any) -> None:
-    """Undo what dynamic RoPE remembers of the longest row it has seen: a pass of one token resets it."""
-    if "dynamic" in rope_types(model):
-        device = next(model.parameters()).device
-        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        hidden_states(model, input_ids=ids, position_ids=ids)
+    """Undo what dynamic RoPE remembers of the longest row it has seen; a short pass does not, in every transformers."""
+    if "dynamic" not in rope_types(model):
+        return
+    for module in model.modules():
+        for name, original in list(vars(module).items()) + list(module.named_buffers(recurse=False)):
+            if not name.endswith("original_inv_freq"):
+                continue
+            prefix = name.removesuffix("original_inv_freq")  # of a kind of layer, where kinds have their own
+            current = getattr(module, f"{prefix}inv_freq")
+            module.register_buffer(f"{prefix}inv_freq", original.to(current.device), persistent=False)
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
