@@ -87,7 +87,7 @@ class Watch(threading.Thread):
         self.look, self.most, self.done = look, 0, threading.Event()
 
     def run(self) -> None:
-        while not self.done.wait(0.03):
+        while not self.done.wait(0.003):  # a program that may not fork ends after 10 ms
             self.most = max(self.most, self.look())
 
     def __enter__(self) -> "Watch":
