@@ -106,12 +106,36 @@ def _parser() -> argparse.ArgumentParser:
         "shipped tiny base and the task digits, less than a minute on one core.",
         settings=SECTIONS,
     )
-    evaluation = command(
-        "eval",
-        _eval,
-        "Sample answers to the held-out tasks and print avg@k and pass@k with standard errors.",
-        settings=SECTIONS,
+    _eval_options(
+        command(
+            "eval",
+            _eval,
+            "Sample answers to the held-out tasks and print avg@k and pass@k with standard errors.",
+            settings=SECTIONS,
+        )
     )
+    _check_options(
+        command(
+            "check",
+            _check,
+            "Test an environment: tasks, grades and feedback as training relies on them.",
+            settings=("env",),
+        )
+    )
+    _demo_options(
+        command(
+            "demo",
+            _demo,
+            "GRPO, SDPO, VPD and evidence-gated VPD learn one task from one tiny model, in about a minute on two "
+            "cores.",
+        )
+    )
+    _reproduce_options(command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU."))
+    _model_options(command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny made again."))
+    return parser
+
+
+def _eval_options(evaluation: _Command) -> None:
     evaluation.add_argument("--num_samples", type=int, default=8, help="k, answers per task, at least 1 (default 8)")
     evaluation.add_argument(
         "--temperature", type=float, default=1.0, help="sampling temperature, at least 0; 0 is greedy (default 1)"
@@ -124,29 +148,26 @@ def _parser() -> argparse.ArgumentParser:
         help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
     )
     evaluation.add_argument("--output", help="also write the numbers to this JSON file")
-    check = command(
-        "check",
-        _check,
-        "Test an environment: tasks, grades and feedback as training relies on them.",
-        settings=("env",),
-    )
+
+
+def _check_options(check: _Command) -> None:
     check.add_argument(
         "env", help="a shipped environment's name or my_env.py:MyEnv; settings follow as --env.key value"
     )
     check.add_argument("--tasks", type=int, default=32, help="training tasks to draw (default 32)")
     check.add_argument("--seed", type=int, default=0, help="seed that the tasks are drawn with (default 0)")
-    demo = command(
-        "demo",
-        _demo,
-        "GRPO, SDPO, VPD and evidence-gated VPD learn one task from one tiny model, in about a minute on two cores.",
-    )
+
+
+def _demo_options(demo: _Command) -> None:
     demo.add_argument(
         "--output_dir", default="demo-out", help="where results.json and curves.png go (default demo-out)"
     )
     demo.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     demo.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")
     demo.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
-    suite = command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU.")
+
+
+def _reproduce_options(suite: _Command) -> None:
     suite.epilog = REPRODUCE
     suite.add_argument("settings", nargs="*", metavar="SETTING", help="only the claims of these settings (default all)")
     size = suite.add_mutually_exclusive_group()
@@ -163,11 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
     suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
-    model = command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny made again.")
+
+
+def _model_options(model: _Command) -> None:
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
     model.add_argument("folder", type=Path, help="where it is written")
     model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
-    return parser
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
