@@ -56,6 +56,7 @@ class PromptSettings(Settings, section="prompts"):
     ] = "tags"
 
 
+LEAST_CONTEXT = 8  # tokens: what is left of a context that was cut to fewer says nothing
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
 
 
@@ -152,10 +153,10 @@ class Prompter:
         return demonstrations + feedback
 
     def build_teacher_prompt(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
-        """The teacher's prompt [Q] for a context, None for an empty one.
+        """The teacher's prompt [Q] for a context; None for an empty one, or where the window has no room for it.
 
         With nothing to say the teacher's prompt would be the student's own, and distilling towards it a hidden
-        regulariser: such a row has no teacher.
+        regulariser: such a row has no teacher.  There is room if ``LEAST_CONTEXT`` tokens of a longer context fit.
         """
         sections = self.used(context)
         if not sections:
@@ -165,8 +166,30 @@ class Prompter:
         while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
             room = max(room - max(excess // 4, 1), 1)
             made = self._with_context(task, sections, room)
-        self._check_window(task, len(made.tokens), "the teacher's prompt")
-        return made
+        no_room = self._excess(len(made.tokens)) > 0 or (made.cut > 0 and room < LEAST_CONTEXT)
+        return None if no_room else made
+
+    def has_room(self, task: Task) -> bool:
+        """Whether the window has room for a context of any length in a task's teacher's prompt."""
+        return self._room(task) >= LEAST_CONTEXT
+
+    def shows_context(self, task: Task) -> bool:
+        """Whether the chat template shows what stands at the end of a task's last user message."""
+        last, messages = _last_user_message(task), self._clean(list(task.messages))
+        shown = set()
+        for end in ("1", "2"):
+            changed = {**messages[last], "content": f"{messages[last]['content']} {end}"}
+            others = [*messages[:last], changed, *messages[last + 1 :]]
+            tools = self._clean(list(task.tools)) or None
+            shown.add(self._apply_template(others, tools=tools, tokenize=False))
+        return len(shown) > 1
+
+    def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
+        """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
+        if self.window is None:
+            return 0
+        length = len(self._render(self._clean(list(messages)), what="a feedback source"))
+        return max(length + max_tokens - self.window, 0)
 
     def conversation(self, messages: Sequence[Message], max_tokens: int) -> Tokens:
         """Any messages as a prompt that leaves ``max_tokens`` for the answer.  Raises ModelError if it does not.

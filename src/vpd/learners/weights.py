@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
 from vpd.model import lora
@@ -43,7 +42,7 @@ def read(model: Any, folder: Path) -> dict[str, Tensor]:
     if not adapted:
         kinds = {parameter.dtype for parameter in model.parameters()}
         widest = functools.reduce(torch.promote_types, kinds)  # a model may keep a few weights wider than the others
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=widest)
+        saved = type(model).from_pretrained(folder, dtype=widest)  # the class itself: it may be a model's own code
         return dict(saved.state_dict())
     trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
     if trained_on != model.name_or_path:

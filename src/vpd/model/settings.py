@@ -30,6 +30,12 @@ class LoraSettings(Settings, section="model.lora"):
 class ModelSettings(Settings, section="model"):
     """Which model is trained."""
 
-    name_or_path: Annotated[str, "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
+    name_or_path: Annotated[
+        str,
+        "a Hub id, a local folder, or 'tiny' for the shipped base; an adapter is merged into its base",
+    ] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "number type of the weights"] = "float32"
     lora: Annotated[LoraSettings | None, "train adapters of this kind; null: all weights"] = None
+    trust_remote_code: Annotated[
+        bool, "run the code that a model or tokenizer brings along; false: such a model is refused"
+    ] = False

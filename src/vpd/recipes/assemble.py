@@ -1,15 +1,10 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.algorithms import Algorithm, Needs
 from vpd.bundled import BUNDLED, load_bundled
@@ -24,13 +19,13 @@ from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.learners.teachers import TeacherSettings
 from vpd.loop import Observer
-from vpd.model import lora
+from vpd.model import loading, lora
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
-LOG = logging.getLogger("vpd")
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
 
@@ -84,7 +79,13 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    check_prompts(prompter, env, known_tasks(env, config))
+    check_prompts(
+        prompter,
+        known_tasks(env, config),
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        replies=isinstance(env, Conversational),
+        feedback=sources if config.algorithm.needs.feedback else (),
+    )
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(
@@ -153,55 +154,19 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
 
 
-def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
-    """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
-    spelled = 0
-    for task in tasks:
-        prompter.build_student_prompt(task)
-        spelled += prompter.control_tokens_in(task) > 0
-    if isinstance(env, Conversational):
-        prompter.reply({"role": "user", "content": "?"}, after=None)
-    if spelled:
-        LOG.info(
-            "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
-            " (prompts.control_tokens_in_tasks)",
-            spelled,
-            len(tasks),
-        )
-
-
 def source_of(name: str) -> str:
     """Where a model is loaded from: a Hub id or folder as it is, a shipped base's folder."""
     return str(load_bundled(name)) if name in BUNDLED else name
 
 
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
-    """Model and tokenizer of a Hub id, a folder, or the shipped base."""
-    name = settings.name_or_path
-    source = source_of(name)
-    transformers.utils.logging.disable_progress_bar()
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot load the model {settings.name_or_path!r}",
-            got=str(error).split("\n")[0][:160],
-            expected=f"a Hub id, a folder that from_pretrained loads, or one of {', '.join(BUNDLED)}",
-        ) from error
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"the tokenizer of {settings.name_or_path!r} has no chat template",
-            do="Take an instruction-tuned model, or set tokenizer.chat_template and save it.",
-        )
-    return model, tokenizer
+    """Model and tokenizer of a Hub id, a folder, or a shipped base.  Raises ModelError."""
+    return loading.load(source_of(settings.name_or_path), settings, known=BUNDLED)
 
 
 def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:
     """The external teacher; its vocabulary must be the student's."""
-    external, other = load_model(ModelSettings(name_or_path=name, dtype=model.dtype))
+    external, other = load_model(dataclasses.replace(model, name_or_path=name, lora=None))
     if other.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             "distributions over tokens are compared: teacher and student need one tokenizer",
@@ -270,9 +235,8 @@ def make_training_engine(
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
-    ends = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
+    eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
@@ -287,6 +251,7 @@ def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) ->
         return model, own if tokenizer is None else tokenizer
     if tokenizer is None:
         raise ConfigError("a model that is passed as an object needs its tokenizer", do="Pass tokenizer= too.")
+    loading.check(model, tokenizer, "the model that was passed")
     return model, tokenizer
 
 

@@ -37,6 +37,7 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
     control = sum(rollout.teacher_prompt.control_tokens for rollout in rollouts if rollout.teacher_prompt)
     counts = {
+        "teacher/rows_without_room": sum(bool(r.context) and r.teacher_prompt is None for r in rollouts),
         "teacher/control_tokens_removed": control,
         "completions/reply_tokens_cut": sum(rollout.completion.reply_cut for rollout in rollouts),
         "completions/reply_control_tokens_removed": sum(r.completion.reply_control_tokens for r in rollouts),
