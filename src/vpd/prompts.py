@@ -174,15 +174,21 @@ class Prompter:
         return self._room(task) >= LEAST_CONTEXT
 
     def shows_context(self, task: Task) -> bool:
-        """Whether the chat template shows what stands at the end of a task's last user message."""
-        last, messages = _last_user_message(task), self._clean(list(task.messages))
-        shown = set()
-        for end in ("1", "2"):
-            changed = {**messages[last], "content": f"{messages[last]['content']} {end}"}
-            others = [*messages[:last], changed, *messages[last + 1 :]]
-            tools = self._clean(list(task.tools)) or None
-            shown.add(self._apply_template(others, tools=tools, tokenize=False))
-        return len(shown) > 1
+        """Whether the chat template shows the teacher its context: other feedback must give another prompt."""
+        texts = ("0 yes", "1 no")
+        sections = [Section(kind="feedback", source="environment", text=text) for text in texts]
+        first, second = (self._with_context(task, [section], 1 << 30).tokens for section in sections)
+        return first != second
+
+    def answer_end(self) -> Tokens:
+        """What the chat template puts behind an assistant's last answer, as tokens; nothing where it hides answers."""
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            text: str = self._apply_template(conversation, tokenize=False, add_generation_prompt=False)
+        except (TemplateError, TypeError, ValueError):  # it takes no answers, as it need not for single turns
+            return ()
+        return tuple(self._encode(text.partition(answer)[2]))
 
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
@@ -319,9 +325,8 @@ class Prompter:
         return tuple(self._apply_template(messages, tools=tools or None, tokenize=True, return_dict=False))
 
     def _apply_template(self, messages: Sequence[Any], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, enable_thinking=self.settings.enable_thinking, **options
-        )
+        usual = {"add_generation_prompt": True, "enable_thinking": self.settings.enable_thinking}
+        return self.tokenizer.apply_chat_template(messages, **(usual | options))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -45,7 +45,8 @@ def answer_ends(prompter: Prompter, ends: Sequence[int]) -> tuple[int, ...]:
     The template's is added if it is a special token: a chat template may end a turn with a token that a base model's
     configuration does not name, and the answer would run on into a made-up conversation.
     """
-    token = _behind_answers(prompter)
+    behind = prompter.answer_end()[:1]
+    token = next((token for token in behind if token in prompter.tokenizer.all_special_ids), None)
     if token is not None and token not in ends:
         LOG.warning(
             "an answer ends with %r in the chat template, which neither the tokenizer nor generation_config.json names"
@@ -59,15 +60,6 @@ def answer_ends(prompter: Prompter, ends: Sequence[int]) -> tuple[int, ...]:
             " of rollout.max_completion_length"
         )
     return tuple(ends)
-
-
-def _behind_answers(prompter: Prompter) -> int | None:
-    """The special token that the chat template puts right behind an answer, None if there is none."""
-    try:
-        following = prompter.reply(ASK, after=None).tokens
-    except ModelError:  # the template takes no further message, or hides the answer
-        return None
-    return following[0] if following and following[0] in prompter.tokenizer.all_special_ids else None
 
 
 def _check_tokens(prompter: Prompter, tokens: Tokens, what: str, vocabulary: int) -> None:
@@ -93,22 +85,26 @@ def _check_context(prompter: Prompter, tasks: Sequence[Task]) -> None:
                 do="Take a model with another chat template, or a method that needs no feedback (grpo).",
             )
     short = [task for task in tasks if not prompter.has_room(task)]
-    if not short:
-        return
-    count, window = f"{len(short)} of {len(tasks)} known tasks", prompter.window
-    if len(short) == len(tasks):
+    if short:
+        LOG.warning(
+            "%d of %d known tasks (%r, ...) leave no room for the teacher's context in the model's window of %s tokens:"
+            " their rows have no teacher, unless the context is very short (teacher/rows_without_room)",
+            *(len(short), len(tasks), short[0].id, prompter.window),
+        )
+
+
+def require_room(prompter: Prompter, tasks: Sequence[Task]) -> None:
+    """Raise ModelError if there are training tasks whose rows the teacher could not judge: its prompt has no room."""
+    short = [task for task in tasks if not prompter.has_room(task)]
+    if short:
         raise ModelError(
-            "no task leaves room for the teacher's context in the model's window",
+            f"{len(short)} of {len(tasks)} tasks leave no room for the teacher's context in the model's window",
             got=f"{len(prompter.build_student_prompt(short[0]))} tokens in the prompt of task {short[0].id!r}"
             f" + {prompter.max_completion_length} completion tokens + what stands around the context",
-            expected=f"at most {window} together, with {LEAST_CONTEXT} tokens of context",
-            do="Lower rollout.max_completion_length, shorten the headers in prompts, or take a longer window.",
+            expected=f"at most {prompter.window} together, with {LEAST_CONTEXT} tokens of context",
+            do="Drop these tasks, lower rollout.max_completion_length, shorten the headers in prompts, or take a model"
+            " with a longer window.",
         )
-    LOG.warning(
-        "%s (%r, ...) leave no room for the teacher's context in the model's window of %s tokens: their rows have no"
-        " teacher unless the context is very short (teacher/rows_without_room)",
-        *(count, short[0].id, window),
-    )
 
 
 def _length(task: Task) -> int:

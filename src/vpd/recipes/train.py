@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config import Config
-from vpd.envs import Env, held_out_tasks
+from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
@@ -18,6 +18,7 @@ from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
 from vpd.recipes.assemble import Parts, assemble
+from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, settings_of, start_point
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
@@ -60,6 +61,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
             "%s has trained %d steps, run.max_steps is %d: nothing to do.", output, past.step, config.run.max_steps
         )
         return output
+    if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
+        require_room(parts.prompter, all_train_tasks(parts.env))
     trackers = Trackers(config.run.report_to, output)
     prepare_folder(output)
     recorder = Recorder(folder=output, files=files, settings=settings_of(config))
