@@ -46,7 +46,8 @@ def answer_ends(prompter: Prompter, ends: Sequence[int]) -> tuple[int, ...]:
     configuration does not name, and the answer would run on into a made-up conversation.
     """
     behind = prompter.answer_end()[:1]
-    token = next((token for token in behind if token in prompter.tokenizer.all_special_ids), None)
+    added = prompter.tokenizer.added_tokens_decoder
+    token = next((token for token in behind if token in added and added[token].special), None)
     if token is not None and token not in ends:
         LOG.warning(
             "an answer ends with %r in the chat template, which neither the tokenizer nor generation_config.json names"
