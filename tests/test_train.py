@@ -128,7 +128,7 @@ MISTAKES = {
     "alpha": ({"algorithm.distillation_alpha": 1.5}, ["distillation_alpha", "1.5"]),
     "GRPO with G = 1": ({"algorithm.name": "grpo", "rollout.num_generations": 1}, ["num_generations 1"]),
     "frozen teacher": ({"algorithm.teacher": "frozen"}, ["never moves"]),
-    "missing model": ({"model.name_or_path": "/nowhere/model"}, ["no folder /nowhere/model"]),
+    "missing model": ({"model.name_or_path": "/nowhere/model"}, ["'/nowhere/model': there is no such folder"]),
     "missing key": ({"env.name": "science"}, ["env.path is missing", "--env.path"]),
     "no window": ({"rollout.max_completion_length": 4096}, ["does not fit the model's window"]),
     "missing env file": ({"env.name": "nowhere.py:Env"}, ["nowhere.py"]),

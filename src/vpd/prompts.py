@@ -56,7 +56,7 @@ class PromptSettings(Settings, section="prompts"):
     ] = "tags"
 
 
-LEAST_CONTEXT = 8  # tokens: what is left of a context that was cut to fewer says nothing
+LEAST_CONTEXT = 4  # tokens: a context that is cut to fewer says nothing
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
 
 
@@ -117,6 +117,7 @@ class Prompter:
         self.max_completion_length = max_completion_length
         self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
         self._control = ControlTokens(tokenizer)
+        self._least_room = LEAST_CONTEXT + len(self._encode(settings.cut_marker))
 
     def build_student_prompt(self, task: Task) -> Tokens:
         """The student's prompt [P].
@@ -166,12 +167,12 @@ class Prompter:
         while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
             room = max(room - max(excess // 4, 1), 1)
             made = self._with_context(task, sections, room)
-        no_room = self._excess(len(made.tokens)) > 0 or (made.cut > 0 and room < LEAST_CONTEXT)
+        no_room = self._excess(len(made.tokens)) > 0 or (made.cut > 0 and room < self._least_room)
         return None if no_room else made
 
     def has_room(self, task: Task) -> bool:
         """Whether the window has room for a context of any length in a task's teacher's prompt."""
-        return self._room(task) >= LEAST_CONTEXT
+        return self._room(task) >= self._least_room
 
     def shows_context(self, task: Task) -> bool:
         """Whether the chat template shows the teacher its context: other feedback must give another prompt."""
