@@ -87,7 +87,7 @@ def test_a_row_without_room_has_no_teacher() -> None:
     headers: Any = {"demonstration_header": "", "feedback_header": "\n", "closing": ""}
     made = prompter(qwen(), window=120, length=20, **headers)
     long = Section(kind="feedback", source="environment", text="fox " * 40)
-    short, tight = asking("add one"), asking("fox " * 60)
+    short, tight = asking("add one"), asking("fox " * 67)
     assert made.build_teacher_prompt(short, [long]) is not None and made.has_room(short)
     assert made.build_teacher_prompt(tight, [long]) is None and not made.has_room(tight)
     assert len(made.build_student_prompt(tight)) <= 100

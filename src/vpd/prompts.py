@@ -14,7 +14,7 @@ cut and control tokens removed are counted where the text ends up.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,7 +162,7 @@ class Prompter:
         sections = self.used(context)
         if not sections:
             return None
-        room = self._room(task)
+        room = self._room(task, {section.kind for section in sections})
         made = self._with_context(task, sections, room)
         while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
             room = max(room - max(excess // 4, 1), 1)
@@ -171,8 +171,8 @@ class Prompter:
         return None if no_room else made
 
     def has_room(self, task: Task) -> bool:
-        """Whether the window has room for a context of any length in a task's teacher's prompt."""
-        return self._room(task) >= self._least_room
+        """Whether the teacher's prompt of a task has room for feedback of any length, cut if need be."""
+        return self._room(task, {"feedback"}) >= self._least_room
 
     def shows_context(self, task: Task) -> bool:
         """Whether the chat template shows the teacher its context: other feedback must give another prompt."""
@@ -287,13 +287,11 @@ class Prompter:
         """The teacher's prompt with the sections in ``room`` tokens."""
         settings = self.settings
         parts, cut, control = [], 0, 0
-        for kind, header, budget in (
-            ("demonstration", settings.demonstration_header, settings.max_demonstration_length),
-            ("feedback", settings.feedback_header, settings.max_feedback_length),
-        ):
+        budgets = {"demonstration": settings.max_demonstration_length, "feedback": settings.max_feedback_length}
+        for kind, header in self._headers().items():
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
             if text:
-                fitted = self.fit(text, min(budget, room))
+                fitted = self.fit(text, min(budgets[kind], room))
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
@@ -346,14 +344,18 @@ class Prompter:
             case "none":
                 return self._control.neutralise(text)
 
-    def _room(self, task: Task) -> int:
-        """Tokens left for the sections once task, headers and completion have their place in the window."""
+    def _room(self, task: Task, kinds: Set[str]) -> int:
+        """Tokens left for sections of these kinds once task, headers and completion have their place in the window."""
         if self.window is None:
             return 1 << 30
-        settings = self.settings
-        frame = settings.demonstration_header + settings.feedback_header + settings.closing
-        fixed = len(self._render_task(task)) + len(self._encode(frame)) + 8
+        headers = self._headers()
+        frame = "".join(headers[kind] for kind in headers if kind in kinds) + self.settings.closing
+        fixed = len(self._render_task(task)) + len(self._encode(frame))
         return max(self.window - self.max_completion_length - fixed, 1)
+
+    def _headers(self) -> dict[str, str]:
+        """The line above each kind of section, in the order of the prompt."""
+        return {"demonstration": self.settings.demonstration_header, "feedback": self.settings.feedback_header}
 
     def _excess(self, length: int) -> int:
         """Tokens that a prompt and its completion take beyond the window; 0 or less where they fit."""
