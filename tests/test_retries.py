@@ -218,7 +218,11 @@ def test_policy_gradient_has_the_advantage_of_the_group_with_its_retries_and_the
         for row, advantage, log_q in rows:
             tokens = row.completion.tokens
             log_pi = sequence_logits(model, failed.prompt, tokens).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-            ratio = torch.ones_like(log_pi) if log_q is None else (log_pi.detach() - torch.tensor(log_q, dtype=torch.float64)).exp()
+            ratio = (
+                torch.ones_like(log_pi)
+                if log_q is None
+                else (log_pi.detach() - torch.tensor(log_q, dtype=torch.float64)).exp()
+            )
             values.append((-ratio.clamp(max=2.0) * advantage * log_pi).mean())
         return torch.stack(values).mean()
 

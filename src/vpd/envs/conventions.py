@@ -220,8 +220,8 @@ class Conventions(Settings, section="env"):
             raise ConfigError(
                 "env.wrong_share, vague_share and silent_share are more than 1 together", got=f"{shares:g}"
             )
-        if self.wrong_share and len(set(self.wishes)) < 2:
-            raise ConfigError("env.wrong_share needs a second client", got=f"clients {self.clients}")
+        if self.wrong_share and len({(wish.kind, wish.value) for wish in self.wishes}) < 2:
+            raise ConfigError("env.wrong_share needs a second client with another wish", got=f"clients {self.clients}")
 
     @cached_property
     def wishes(self) -> tuple[Wish, ...]:
