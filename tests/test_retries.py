@@ -18,6 +18,8 @@ from vpd.algorithms.examples import student_logprobs, to_examples
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.retries import Imitation, to_retry_examples
 from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.config import parse
+from vpd.errors import ConfigError
 from vpd.feedback import GraderFeedback
 from vpd.learners.teachers import TeacherSettings
 from vpd.quoting import quoted_run
@@ -318,3 +320,12 @@ def test_a_quoted_run_is_the_longest_shared_run_that_the_task_does_not_hold(
 
     shared = (runs(source) & runs(text)) - runs(known)
     assert quoted_run(" ".join(source), ", ".join(text), known=" ".join(known)) == max(map(len, shared), default=0)
+
+
+def test_a_method_that_does_not_learn_from_retries_refuses_them() -> None:
+    data = {"rollout": {"retries": 1}, "feedback": ["environment"]}
+    for name in ("sdpo", "vpd", "gated"):
+        parse(data | {"algorithm": {"name": name}})
+    for name in ("grpo", "hybrid"):
+        with pytest.raises(ConfigError, match=r"does not learn from retries; got rollout.retries 1"):
+            parse(data | {"algorithm": {"name": name}})

@@ -127,12 +127,12 @@ class RolloutSource:
             groups = self._generate_groups(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)
-            told = time.perf_counter()
+            with_feedback = time.perf_counter()
             groups = self.add_retries(groups)
             seconds["time/rollout"] = sampled - started
-            seconds["time/feedback"] = told - sampled
+            seconds["time/feedback"] = with_feedback - sampled
             if self.settings.retries:
-                seconds["time/retries"] = time.perf_counter() - told
+                seconds["time/retries"] = time.perf_counter() - with_feedback
             return groups
 
         return divide(self.ranks, places, work), seconds

@@ -129,7 +129,12 @@ class SDPOSettings(SelfTeacher, RetrySettings, DistillSettings):
 
     @property
     def needs(self) -> Needs:
-        return Needs(feedback=True, teacher=self.teacher_settings(), top_k=self.distillation_topk)
+        return Needs(
+            feedback=True,
+            teacher=self.teacher_settings(),
+            top_k=self.distillation_topk,
+            learns_from_retries=True,
+        )
 
     def build(self, prompter: Prompter) -> Algorithm:
         return Distill(self, imitation=Imitation(self, self.importance_clip))

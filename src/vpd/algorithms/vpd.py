@@ -86,6 +86,7 @@ class VPDSettings(SelfTeacher, RetrySettings, DistillSettings):
             teacher=self.teacher_settings(),
             initial_copy=self.prior == "fixed",
             top_k=self.distillation_topk,
+            learns_from_retries=True,
         )
 
     def build(self, prompter: Prompter) -> Algorithm:

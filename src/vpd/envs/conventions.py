@@ -299,7 +299,7 @@ def quotes_note(request: Request, answer: str) -> bool:
         return True
     if wish.value and re.search(rf"[\"“'‘«`]{re.escape(wish.value)}[.,]?[\"”'’»`]", answer, re.IGNORECASE):
         return True
-    said = set(_runs(answer, LONGEST_REPEAT))
+    repeated = set(_runs(answer, LONGEST_REPEAT))
     wanted = _words(wish.value)
     return any(run in said and not _contains(wanted, run) for note in wish.notes for run in _runs(note, LONGEST_REPEAT))
 
