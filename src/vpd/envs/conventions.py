@@ -301,7 +301,9 @@ def quotes_note(request: Request, answer: str) -> bool:
         return True
     repeated = set(_runs(answer, LONGEST_REPEAT))
     wanted = _words(wish.value)
-    return any(run in said and not _contains(wanted, run) for note in wish.notes for run in _runs(note, LONGEST_REPEAT))
+    return any(
+        run in repeated and not _contains(wanted, run) for note in wish.notes for run in _runs(note, LONGEST_REPEAT)
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
