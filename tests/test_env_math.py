@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vpd.envs import grade_texts, records
-from vpd.envs.math import Math, Problem, normalised, read_box, same
+from vpd.envs.math import Math, Problem, read_box
+from vpd.envs.math_values import normalised, same
 from vpd.envs.record_tasks import fraction
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError, EnvError

@@ -301,7 +301,7 @@ def _options_of(kind: Any) -> Sequence[str]:
 
 
 def _call(call: Callable[[], Part], what: str) -> Part:
-    return wrap_user_errors(call, what, do="Correct that file.")
+    return wrap_user_errors(call, what, do="Correct that file.", loading=True)
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
