@@ -103,7 +103,7 @@ class Solvable(Protocol):
 @runtime_checkable
 class Restating(Protocol):
     """An environment that compares values, not texts, and can write one in several ways.
-    :func:`vpd.envs.check.check_env` grades them: so it sees a right value that was misread, which its own text hides."""
+    :func:`vpd.envs.check.check_env` grades them, and so sees a right value that was misread."""
 
     def restated(self, task: Task) -> Sequence[str]:
         """Answers of the right value in other forms than ``solution(task)``; none where no other is known."""

@@ -114,7 +114,8 @@ def _module(name: str, setting: str) -> ModuleType:
     top = name.partition(".")[0]
 
     def found() -> bool:
-        return wrap_user_errors(partial(importlib.util.find_spec, top), f"{setting}: {name!r}", loading=True) is not None
+        spec = wrap_user_errors(partial(importlib.util.find_spec, top), f"{setting}: {name!r}", loading=True)
+        return spec is not None
 
     if not found():
         _make_importable(Path.cwd())

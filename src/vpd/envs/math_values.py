@@ -9,8 +9,8 @@ numbers are compared exactly, with two allowances: a relative difference of 1e-1
 binary float adds), and a decimal of at least six significant digits for a value that no decimal writes out, of which it
 is the rounding (0.333333 for 1/3).
 
-:func:`serve` runs in a :class:`~vpd.envs.worker.Worker`.  math-verify alone counts whatever is equal to six decimals, or
-differs by less than 1e-15, as equal, so there its comparison of numbers is replaced by this module's.
+:func:`serve` runs in a :class:`~vpd.envs.worker.Worker`.  math-verify alone counts whatever is equal to six decimals,
+or differs by less than 1e-15, as equal, so there its comparison of numbers is replaced by this module's.
 """
 
 import re
@@ -28,19 +28,20 @@ LARGEST = 20_000  # bits of a number that is computed here
 DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 TOKEN = re.compile(rf"\\(?:frac|times|cdot|div|overline)|{DECIMAL}|[-+*/^(){{}}]", re.ASCII)
 WRITTEN = {
-    **dict.fromkeys("−–—‒﹣", "-"),  # noqa: RUF001
-    **dict.fromkeys("×✕", r"\times "),  # noqa: RUF001
+    **dict.fromkeys("−–—‒﹣", "-"),
+    **dict.fromkeys("×✕", r"\times "),
     **dict.fromkeys("⋅·∙", r"\cdot "),
     **dict.fromkeys("°º", r"^\circ "),
-    "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
-    "∅": r"\emptyset ", "±": r"\pm ", "θ": r"\theta ", "⁄": "/", "∕": "/",  # noqa: RUF001
+    "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
+    "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "θ": r"\theta ", "⁄": "/", "∕": "/",
 }  # fmt: skip
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 #: units that answers are given in, by what they measure: how many of the first of each
-UNITS = {
+UNITS: dict[str, dict[str, int | Fraction]] = {
     "length": {"m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": Fraction(1, 100),
                "mm millimeter millimetre": Fraction(1, 1000), "inch inches": Fraction(254, 10_000),
-               "ft foot feet": Fraction(3048, 10_000), "yd yard": Fraction(9144, 10_000), "mi mile": Fraction(1609344, 1000)},
+               "ft foot feet": Fraction(3048, 10_000), "yd yard": Fraction(9144, 10_000),
+               "mi mile": Fraction(1609344, 1000)},
     "mass": {"g gram": 1, "kg kilogram": 1000, "mg milligram": Fraction(1, 1000), "ton tonne": 1_000_000},
     "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3600, "day": 86400, "week": 604800},
     "months": {"month": 1, "year": 12},
@@ -64,10 +65,10 @@ CLOCK = re.compile(r"(\d{1,2}):(\d\d)([ap])\.?m", re.ASCII)
 def rewritten(value: str) -> str:
     r"""A value in plain LaTeX: other scripts' digits, vulgar fractions, signs and e-notation written out.
 
-    >>> rewritten("5e-05"), rewritten("3½"), rewritten("９０°"), rewritten("pi/2, ")  # noqa: RUF001, RUF002
+    >>> rewritten("5e-05"), rewritten("3½"), rewritten("９０°"), rewritten("pi/2, ")
     ('5\\times 10^{-05}', '3\\frac{1}{2}', '90^\\circ', '\\pi/2')
     """
-    value = SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0])}}}".replace("−", "-"), value)  # noqa: RUF001
+    value = SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0])}}}".replace("−", "-"), value)
     value = "".join(map(_plain_character, value))
     value = re.sub(r"√\s*(\d+|\w)", r"\\sqrt{\1}", value).replace("√", r"\sqrt ")
     value = re.sub(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", value)
@@ -158,9 +159,7 @@ class _Arithmetic:
         return sign * self.power()
 
     def power(self) -> Fraction:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise ValueError
+        self.deeper()
         base = self.atom()
         exponent = self.exponent()
         self.depth -= 1
@@ -168,6 +167,11 @@ class _Arithmetic:
         if exponent.denominator != 1 or abs(exponent) * size > LARGEST:
             raise ValueError
         return Fraction(base ** int(exponent))
+
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError
 
     def exponent(self) -> Fraction:
         if not self.next_is("^"):
@@ -183,8 +187,10 @@ class _Arithmetic:
                 raise ValueError
             return inside
         if token == r"\frac":
-            above = self.power()
-            return above / self.power()
+            self.deeper()
+            above, below = self.atom(), self.atom()
+            self.depth -= 1
+            return above / below
         whole = Fraction(token)
         if self.next_is(r"\overline"):
             return whole + self._repeating(token)
@@ -213,7 +219,7 @@ def equal(a: Fraction, b: Fraction, *, irrational: tuple[bool, bool] = (False, F
         return True
     whole = a.denominator == b.denominator == 1
     noise = not whole and abs(a - b) <= NOISE * max(abs(a), abs(b))
-    endless_a, endless_b = (is_irrational or _places(x) is None for x, is_irrational in zip((a, b), irrational, strict=True))
+    endless_a, endless_b = irrational[0] or _places(a) is None, irrational[1] or _places(b) is None
     return noise or (endless_b and not endless_a and _rounded_from(a, b)) or (endless_a and _rounded_from(b, a))
 
 
@@ -276,13 +282,13 @@ def _measured(value: str) -> _Measured | None:
     plain, text = rewritten(value), normalised(value)
     found = _computed(text)
     if found is not None:
-        dollars = r"\$" in plain
-        unit, measures = ("dollar", (("money", 1),)) if dollars else ("", ())
-        return _Measured(found, unit, measures, percent="%" in plain)
+        dollars = _Measured(found, "dollar", (("money", 1),))
+        return dollars if r"\$" in plain else _Measured(found, percent="%" in plain)
     unit_text = UNIT.search(text)
     if unit_text is None or (found := _computed(text[: unit_text.start()])) is None:
         return None
-    factor, measures = Fraction(1), []
+    factor = Fraction(1)
+    measures: list[tuple[str, int]] = []
     for name, power, sign in ((unit_text[1], unit_text[2], 1), (unit_text[3], unit_text[4], -1)):
         known = MEASURES.get(name) or MEASURES.get(name.lower() if name and len(name) > 1 else "")
         if name and not known:
@@ -378,5 +384,5 @@ def _sympy_equal(a: Any, b: Any) -> bool | None:
     near = [x if isinstance(x, Rational) or x.is_Float else x.evalf(60) for x in exact]
     if not all(isinstance(x, Rational) or x.is_Float for x in near):
         return None
-    irrational = tuple(x is not y for x, y in zip(exact, near, strict=True))
-    return equal(*(Fraction(str(x)) for x in near), irrational=irrational)
+    irrational = (exact[0] is not near[0], exact[1] is not near[1])
+    return equal(Fraction(str(near[0])), Fraction(str(near[1])), irrational=irrational)

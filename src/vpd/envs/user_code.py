@@ -2,11 +2,11 @@
 
     grades = wrap_user_errors(lambda: env.grade(tasks, texts), "the grader on a batch of 8 rows")
 
-An exception of any kind becomes an :class:`~vpd.errors.EnvError`, ``sys.exit()`` and ``os._exit()`` too; only a VPDError
-and a real Ctrl-C pass.  A process that the code forked and that comes back from the call ends here, so that there are
-never two runs.  What the code changed of the process is put back: the working directory, environment variables, locale,
-signal handlers and alarm, standard streams, ``logging.disable``, and torch's gradient mode, default dtype, default device
-and number of threads.
+An exception of any kind becomes an :class:`~vpd.errors.EnvError`, ``sys.exit()`` and ``os._exit()`` too; only a
+VPDError and a real Ctrl-C pass.  A process that the code forked and that comes back from the call ends here, so that
+there are never two runs.  What the code changed of the process is put back: the working directory, environment
+variables, locale, signal handlers and alarm, standard streams, ``logging.disable``, and torch's gradient mode, default
+dtype, default device and number of threads.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ def _parts(loading: bool) -> list[tuple[Callable[[], Any], Callable[[Any], None]
     """(read, write) of each part of the process that a user's code must not change for the run."""
     parts: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
         (_folder, _set_folder),
-        (lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value) and None),
+        (lambda: locale.setlocale(locale.LC_ALL), _set_locale),
         (lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, _stop_alarm),
         (lambda: (sys.stdin, sys.stdout, sys.stderr), _set_streams),
         (lambda: logging.root.manager.disable, logging.disable),
@@ -160,6 +160,10 @@ def _set_folder(folder: str | None) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):  # it is gone
             os.chdir(folder)
+
+
+def _set_locale(name: str) -> None:
+    locale.setlocale(locale.LC_ALL, name)
 
 
 def _stop_alarm(running: bool) -> None:

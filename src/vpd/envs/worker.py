@@ -55,7 +55,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def ask(self, request: Any, *, seconds: float | None = None) -> Any:
-        """The worker's answer to one request.  Raises WorkerFault if none comes in time (``seconds``, or the worker's)."""
+        """The worker's answer to one request.  Raises WorkerFault if none comes in ``seconds`` (None: the worker's)."""
         with self._lock:
             process = self._process or self._start()
             with contextlib.ExitStack() as stack:

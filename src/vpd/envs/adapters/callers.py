@@ -4,8 +4,8 @@
   function by its name; a process that was ended is started again for the next row.
 * :class:`LocalCaller`: in this process.  Without a limit in the calling thread; with one in a thread of its own, or, if
   it is async, on one event loop that all async functions share.  After the limit the row has failed and the function
-  runs on unobserved, as Python can stop no thread; while C code holds the interpreter (a regular expression, ``9**9**9``),
-  nothing in this process can even see the limit.
+  runs on unobserved, as Python can stop no thread.  While C code holds the interpreter (a regular expression,
+  ``9**9**9``), nothing in this process can even see the limit.
 
 Calling the function, awaiting, listing and reading its answers all happen within the limit, so a generator is evaluated
 there, too.
