@@ -114,9 +114,9 @@ class Grade:
     """An environment's verdict on one answer.
 
     ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
-    when the rollouts are collected; scalars of NumPy and torch become Python's; ``feedback`` is text about this attempt.
-    ``informative=False``
-    marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    when the rollouts are collected; scalars of NumPy and torch become Python's.  ``feedback`` is text about this
+    attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does
+    not.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
