@@ -175,11 +175,11 @@ def test_a_hostile_value_is_no_number_and_no_fault(text: str) -> None:
 
 
 def test_a_number_of_the_data_is_written_as_a_decimal(tmp_path: Path) -> None:
-    given = [0.00005, 1e20, 2.5, 0.10000000149011612, -3, "1.5e3"]
+    given = [0.00005, 1e20, 2.5, 10**390, 0.10000000149011612, -3, "1.5e3"]
     records = [{"question": f"{place}?", "answer": value} for place, value in enumerate(given)]
     path = written(tmp_path, records)
     values = [problem.value for problem in Math(path=path, verify="exact").read_items(path)]
-    assert values == ["0.00005", "100000000000000000000", "2.5", "0.1", "-3", "1.5e3"]
+    assert values == ["0.00005", "100000000000000000000", "2.5", str(10**390), "0.1", "-3", "1.5e3"]
     with pytest.raises(DataError, match="line 1: 'answer' is not finite"):
         Math(path=written(tmp_path, [{"question": "?", "answer": float("inf")}]), verify="exact").train_tasks()
 

@@ -181,6 +181,15 @@ def test_a_file_may_import_its_neighbours_and_each_folder_has_its_own(tmp_path: 
     assert load_object(f"{tmp_path}/two/rewards_beside.py:odd", "env.reward") is odd  # run once
 
 
+def test_a_file_of_a_package_may_import_relatively(tmp_path: Path) -> None:
+    folder = tmp_path / "package_of_rewards"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "beside.py").write_text("value = 0.5\n")
+    (folder / "relative.py").write_text("from .beside import value\n\n\ndef f(completions):\n    return [value]\n")
+    assert load_object(f"{folder}/relative.py:f", "env.reward")(["x"]) == [0.5]
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_pool_of_processes_finds_the_functions_of_a_file(method: str, tmp_path: Path) -> None:
     (tmp_path / "helper_of_pool.py").write_text(HELPER)

@@ -46,8 +46,9 @@ def _file(path: str, setting: str) -> ModuleType:
     source = Path(path).resolve()
     if not source.is_file():
         raise ConfigError(f"{setting}: no file {path}", do=f"Write {setting} as path/to/file.py:name.")
+    what = f"{path} (named by {setting})"
     _make_importable(source.parent)
-    name = _module_name(source)
+    name = _module_name(source, what)
     known = sys.modules.get(name)
     if known is not None and vars(known).get(STAMP) == _stamp(source):
         return known
@@ -56,7 +57,7 @@ def _file(path: str, setting: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        wrap_user_errors(partial(spec.loader.exec_module, module), f"{path} (named by {setting})", loading=True)
+        wrap_user_errors(partial(spec.loader.exec_module, module), what, loading=True)
     except VPDError:
         del sys.modules[name]
         raise
@@ -70,15 +71,22 @@ def _stamp(source: Path) -> tuple[str, int, int]:
     return str(source), found.st_mtime_ns, found.st_size
 
 
-def _module_name(source: Path) -> str:
-    """The file's own name where that would import this file, so that a process it starts finds its functions; else a
-    name that no other module has."""
+def _module_name(source: Path, what: str) -> str:
+    """The name under which this file is imported, so that a process it starts finds its functions: its own or, in a
+    package, that of the package's module.  Where another module has that, a name that no other has."""
     importlib.invalidate_caches()
-    if source.stem.isidentifier():
-        loaded = sys.modules.get(source.stem)
-        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(source.stem)
+    parts, folder = [source.stem], source.parent
+    while (folder / "__init__.py").is_file() and folder.parent != folder:
+        parts, folder = [folder.name, *parts], folder.parent
+    if len(parts) > 1:
+        _make_importable(folder)
+    name = ".".join(parts)
+    if all(map(str.isidentifier, parts)):
+        loaded = sys.modules.get(name)
+        find = partial(importlib.util.find_spec, name)
+        spec = loaded.__spec__ if loaded is not None else wrap_user_errors(find, what, loading=True)
         if spec is not None and spec.origin == str(source):
-            return source.stem
+            return name
     return f"{source.stem}_{hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()}"
 
 

@@ -102,7 +102,7 @@ def value_text(record: Mapping[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         return text(record, field, where)
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):
         raise DataError(f"{where}: {field!r} is not finite", got=value, expected="a finite number or a text")
     return decimal_text(value)
 
