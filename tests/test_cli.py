@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_an_exit_from_within_a_command_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vpd.cli._demo", lambda options, rest: sys.exit(0))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "vpd: error: something in the run called exit(0); it is not done\n"
 
 
 def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture[str]) -> None:

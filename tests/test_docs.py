@@ -36,7 +36,7 @@ FOREIGN = {
     "AutoModelForCausalLM.from_pretrained": "transformers",
     "torch.compile": "torch",
     "transformers.generate": "transformers",
-    "signal.alarm": "Python",
+    **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
     "reward_model.ground_truth": "a column of verl's records",
     "floor.count": "benchmarks/floor.py",
 }

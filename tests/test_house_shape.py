@@ -40,8 +40,8 @@ PRIVATE = {
 #: peft's own function; the parts of a figure
 KNOWN = {"cast_adapter_dtype"}
 FIGURES = {ROOT / "report" / "curves.py", ROOT / "lab" / "reproduce" / "pictures.py"}
-#: broad handlers where code of others runs: the guard around it, worker and driver processes, the fake of ranks
-BROAD = {"envs/__init__.py": 1, "envs/code/driver.py": 1, "envs/worker.py": 1, "ranks.py": 1}
+#: broad handlers where code of others runs: the border around it, and the driver, which runs alone in a sandbox
+BROAD = {"envs/user_code.py": 1, "envs/code/driver.py": 1}
 
 
 def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:

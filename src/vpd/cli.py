@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
+    except SystemExit as error:  # of a part that is not ours: never a success
+        print(f"vpd: error: something in the run called exit({error.code!r}); it is not done", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -115,8 +115,9 @@ class Grade:
     """An environment's verdict on one answer.
 
     ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
-    when the rollouts are collected; ``feedback`` is text about this attempt.  ``informative=False``
-    marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    when the rollouts are collected; scalars of NumPy and torch become Python's.  ``feedback`` is text about this
+    attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does
+    not.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -131,6 +132,8 @@ class Grade:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", _plain(self.reward))
+        object.__setattr__(self, "success", _plain(self.success))
         number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
         if not number or not math.isfinite(self.reward):
             raise EnvError(
@@ -143,6 +146,11 @@ class Grade:
             raise EnvError("a grade's success has the wrong type", got=repr(self.success), expected="bool or None")
         if self.feedback is not None and not isinstance(self.feedback, str):
             raise EnvError("a grade's feedback has the wrong type", got=repr(self.feedback), expected="str or None")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,7 @@ class CustomSource(Custom):
     source: Any = field(compare=False)
 
     def __call__(self, groups: "Sequence[Group]", writer: "Writer") -> "list[Group]":
-        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}")
+        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}", loading=False)
         if not isinstance(made, list) or len(made) != len(groups):
             got = f"{len(made)} groups" if isinstance(made, list) else type(made).__name__
             raise ConfigError(
@@ -301,8 +301,8 @@ def _options_of(kind: Any) -> Sequence[str]:
     return list(inspect.signature(kind).parameters)
 
 
-def _call(call: Callable[[], Part], what: str) -> Part:
-    return wrap_user_errors(call, what, do="Correct that file.")
+def _call(call: Callable[[], Part], what: str, *, loading: bool = True) -> Part:
+    return wrap_user_errors(call, what, do="Correct that file.", loading=loading)
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:

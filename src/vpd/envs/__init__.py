@@ -19,15 +19,15 @@ Write one in ten lines::
 and run :func:`vpd.envs.check.check_env` on it.
 """
 
+import dataclasses
 import functools
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from vpd.errors import EnvError, VPDError
+from vpd.envs.user_code import FIX, errors_named
+from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
+from vpd.errors import EnvError
 from vpd.types import Grade, Message, Task
-
-Result = TypeVar("Result")
 
 
 class TaskSource(Protocol):
@@ -101,6 +101,20 @@ class Solvable(Protocol):
 
 
 @runtime_checkable
+class Restating(Protocol):
+    """An environment that compares values, not texts, and can write one in several ways.
+    :func:`vpd.envs.check.check_env` grades them, and so sees a right value that was misread."""
+
+    def restated(self, task: Task) -> Sequence[str]:
+        """Answers of the right value in other forms than ``solution(task)``; none where no other is known."""
+        ...
+
+    def altered(self, task: Task) -> Sequence[str]:
+        """Answers in the same forms, of other values."""
+        ...
+
+
+@runtime_checkable
 class Announcing(Protocol):
     """An environment with lines to print when a run starts, e.g. which sandbox runs the programs."""
 
@@ -125,8 +139,8 @@ def per_row(
     def grade(self: Any, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         grades = []
         for row, (task, text) in enumerate(zip(tasks, texts, strict=True)):
-            call = functools.partial(grade_one, self, task, text)
-            grades.append(wrap_user_errors(call, f"the grader on row {row} (task {task.id!r})"))
+            with errors_named(f"the grader on row {row} (task {task.id!r})"):
+                grades.append(grade_one(self, task, text))
         return grades
 
     return grade
@@ -196,7 +210,13 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
                 got=repr(grade)[:80],
                 expected="vpd.types.Grade",
             )
-    return grades
+    return [without_blank_feedback(grade) for grade in grades]
+
+
+def without_blank_feedback(grade: Grade) -> Grade:
+    """The grade; feedback that is only white space is none."""
+    blank = grade.feedback is not None and not grade.feedback.strip()
+    return dataclasses.replace(grade, feedback=None) if blank else grade
 
 
 def replies_of(
@@ -219,24 +239,3 @@ def replies_of(
             )
         messages.append(reply)
     return messages
-
-
-FIX = "Fix the environment."
-
-
-def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = FIX) -> Result:
-    """Call user code; an exception becomes an EnvError with its type, message, file and line.
-
-    A VPDError passes through as it is.
-    """
-    try:
-        return call()
-    except VPDError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise EnvError(
-            f"{what} raised {type(error).__name__} at {frame.filename}:{frame.lineno}",
-            got=" ".join(str(error).split())[:200] or "no message",
-            do=do,
-        ) from error

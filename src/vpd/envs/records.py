@@ -4,8 +4,11 @@ Every error names the file and the line.
 """
 
 import json
+import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,39 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
             f"{where}: {field!r} contains an unpaired surrogate", expected="text that can be encoded as UTF-8"
         )
     return value
+
+
+def value_text(record: Mapping[str, Any], field: str, where: str) -> str:
+    """A field that must be a non-empty string or a number; a number is written as a decimal.  Raises DataError."""
+    value = record.get(field)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return text(record, field, where)
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise DataError(f"{where}: {field!r} is not finite", got=value, expected="a finite number or a text")
+    return decimal_text(value)
+
+
+def decimal_text(value: int | float | Decimal) -> str:
+    """A finite number as a decimal without an exponent; a float of single precision with the digits that it has.
+
+    >>> decimal_text(5e-05), decimal_text(1e20), decimal_text(0.10000000149011612), decimal_text(7)
+    ('0.00005', '100000000000000000000', '0.1', '7')
+    """
+    if not isinstance(value, float):
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
+    shown = repr(value)
+    if len(shown) > 12 and not value.is_integer() and _single(value) == value:
+        shown = next(short for digits in range(1, 10) if _single(float(short := f"{value:.{digits}g}")) == value)
+    return format(Decimal(shown), "f")
+
+
+def _single(value: float) -> float | None:
+    """A float rounded to single precision; None where that is infinite."""
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return None
+    return rounded
 
 
 def messages(value: Sequence[Any], field: str, where: str) -> tuple[Message, ...]:
