@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from vpd.errors import EnvError, VPDError
+from vpd.errors import DataError, EnvError, VPDError
 from vpd.types import Grade, Message, Task
 
 Result = TypeVar("Result")
@@ -146,6 +146,17 @@ def draw_tasks(env: TaskSource, indices: Iterable[int], *, seed: int) -> list[Ta
 def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
     """``env.eval_tasks(limit)``.  Raises EnvError if it raises or returns something that is no valid Task."""
     return _listed_tasks(lambda: env.eval_tasks(limit), f"eval_tasks({limit})")
+
+
+def required_held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
+    """:func:`held_out_tasks`, of which there must be some.  Raises DataError."""
+    tasks = held_out_tasks(env, limit)
+    if not tasks:
+        raise DataError(
+            "the environment holds no task out, so nothing can be evaluated",
+            do="Give env.eval_path, a larger env.eval_share, or more data; run.eval_steps: 0 trains without evaluation.",
+        )
+    return tasks
 
 
 def all_train_tasks(env: Finite) -> list[Task]:
