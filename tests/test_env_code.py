@@ -21,9 +21,10 @@ from vpd.envs import grade_texts, replies_of
 from vpd.envs.check import check_env
 from vpd.envs.code import FAULTS, CaseSuite, Code
 from vpd.envs.code.asserts import NotData, assertions, equal
+from vpd.envs.code.cases import Case, Problem
 from vpd.envs.code.driver import decode, encode
 from vpd.envs.code.feedback import LONGEST, read_code
-from vpd.envs.code.problems import Case, Problem, problem, unpacked
+from vpd.envs.code.problems import problem, unpacked
 from vpd.envs.code.run import same_output
 from vpd.errors import ConfigError, DataError, SandboxError
 from vpd.sandbox import Outcome, Program, Sandbox, ScriptedSandbox

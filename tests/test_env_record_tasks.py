@@ -72,7 +72,9 @@ def test_two_files_must_not_share_a_question(tmp_path: Path) -> None:
         Words(path=train, eval_path=written(tmp_path / "c.jsonl", ["three", "two"])).train_tasks()
 
 
-def test_a_share_that_would_take_all_or_none_holds_nothing_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_share_that_would_take_all_or_none_holds_nothing_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for share in (-0.1, 1.0):
         with pytest.raises(ConfigError, match=r"env\.eval_share is out of range"):
             Words(path="unread.jsonl", eval_share=share)

@@ -116,6 +116,15 @@ class Revealing(Protocol):
     def reveals_answer(self) -> bool: ...
 
 
+@runtime_checkable
+class SharesQuestions(Protocol):
+    """An environment that declares whether evaluation asks questions of training on purpose (graded by further tests).
+    Without the declaration it must not."""
+
+    @property
+    def shares_questions(self) -> bool: ...
+
+
 def per_row(
     grade_one: Callable[[Any, Task, str], Grade],
 ) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
@@ -154,7 +163,7 @@ def required_held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
     if not tasks:
         raise DataError(
             "the environment holds no task out, so nothing can be evaluated",
-            do="Give env.eval_path, a larger env.eval_share, or more data; run.eval_steps: 0 trains without evaluation.",
+            do="Give env.eval_path, another env.eval_share or more data; run.eval_steps: 0 trains without evaluation.",
         )
     return tasks
 

@@ -227,4 +227,3 @@ def _datasets(why: str) -> Any:
     except ImportError as error:
         raise DataError(f"{why}, which is missing", do="pip install 'vpd-rl[hub]'") from error
     return datasets
-

@@ -35,7 +35,9 @@ from vpd.types import Task
 
 Part: TypeAlias = Literal["train", "eval"]
 EvalShare: TypeAlias = Annotated[
-    float, Interval(ge=0.0, lt=1.0), "share of the data held out for evaluation, chosen by a hash of the question; 0: none"
+    float,
+    Interval(ge=0.0, lt=1.0),
+    "share of the data held out for evaluation, chosen by a hash of the question; 0: none",
 ]
 LOG = logging.getLogger("vpd")
 
@@ -149,7 +151,9 @@ def train_eval_split(
         train = [item for item in items if fraction(split_key(item)) >= eval_share]
         held_out = [item for item in items if fraction(split_key(item)) < eval_share]
         if items and eval_share and not (train and held_out):
-            LOG.warning("%s: env.eval_share %g of %d questions holds none out: no evaluation", path, eval_share, len(items))
+            LOG.warning(
+                "%s: env.eval_share %g of %d questions holds none out: no evaluation", path, eval_share, len(items)
+            )
             train, held_out = items, []
     else:
         train, held_out = items, read(eval_path)
@@ -163,7 +167,9 @@ def train_eval_split(
                 do="Remove them from one, or leave env.eval_path out: then env.eval_share of env.path is held out.",
             )
         if not held_out:
-            raise DataError(f"{eval_path} has no question for evaluation", do="Leave env.eval_path out, or filter less.")
+            raise DataError(
+                f"{eval_path} has no question for evaluation", do="Leave env.eval_path out, or filter less."
+            )
     if not train:
         raise DataError(f"{path} has no question for training", do="Give more questions, or filter less.")
     held_out.sort(key=lambda item: fraction(identity_key(item)))  # so that the first few are a fair sample

@@ -11,6 +11,7 @@ from vpd.envs import data_files
 from vpd.errors import DataError
 from vpd.types import Message
 
+
 def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """(place for error messages, number, record) of every record of a file, of a folder that ``datasets`` saved, or of
     ``owner/name`` on the Hub (:mod:`vpd.envs.data_files`).  Raises DataError."""

@@ -18,8 +18,17 @@ from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks
-from vpd.envs import held_out_tasks, required_held_out_tasks
+from vpd.envs import (
+    AnswerLength,
+    Conversational,
+    Env,
+    Finite,
+    FixedLength,
+    all_train_tasks,
+    draw_tasks,
+    held_out_tasks,
+    required_held_out_tasks,
+)
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
