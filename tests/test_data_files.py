@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "behind.json": (b'[{"a": 1}]\n[]', "line 1 is not JSON"),
     "mixed.json": (b'[{"a": 1},\n\n 3]', "line 3 is not an object; got int"),
     "cut.jsonl.gz": (gzip.compress(LINES)[:-12], "is a damaged gzip file"),
-    "cut.jsonl.zst": (zstd(LINES * 99)[:40], "is a damaged zstd file|is not JSON"),
+    "cut.jsonl.zst": (zstd(LINES * 99)[:40], "is a damaged zstd file"),
     "short.csv": (b"a,b\n1,2\n3", "line 3 has another number of columns; got 1 values; expected 2"),
     "twice.csv": (b"a,a\n1,2", "line 1 names no columns"),
     "open.csv": (b'a,b\n"1,2\n', "is not CSV"),

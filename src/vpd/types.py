@@ -24,7 +24,7 @@ Metrics: TypeAlias = dict[str, float]
 
 
 class Message(TypedDict):
-    """One message of a chat, as chat templates take it; the ``arguments`` of ``tool_calls`` are objects, as in transformers."""
+    """One message of a chat, as chat templates take it; the ``arguments`` of ``tool_calls`` are objects."""
 
     role: str
     content: str

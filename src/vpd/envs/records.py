@@ -5,7 +5,7 @@ Every error names the file and the line.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from vpd.envs import data_files
 from vpd.errors import DataError
@@ -63,7 +63,8 @@ def _message(message: Any, where: str) -> Message:
         read["tool_calls"] = _calls(read["tool_calls"], where)
     if content != "" or not (read.get("tool_calls") or role in ("system", "tool")):
         text({**message, "content": content}, "content", where)
-    return cast(Message, {**read, "role": role, "content": content})
+    whole: Any = {**read, "role": role, "content": content}
+    return whole
 
 
 def _part(part: Any, where: str) -> str:
