@@ -9,8 +9,9 @@
     env = ToolUse(path="train.jsonl", eval_path="test.jsonl")
 
 A record has a ``prompt`` that documents the tools as ToolAlpaca does, and an ``answer``: JSON, a list of
-``{"Action": name, "Action_Input": JSON of an object}``, in any order; or is the same in verl's schema.  An action whose name begins with ``[Optional]``
-may be left out.  Feedback never quotes a wanted value, nor the name of a wanted tool that was not called.
+``{"Action": name, "Action_Input": JSON of an object}``, in any order; verl's schema of the same is read too.  An action
+whose name begins with ``[Optional]`` may be left out. Feedback never quotes a wanted value, nor the
+name of a wanted tool that was not called.
 """
 
 import json
