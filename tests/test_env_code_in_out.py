@@ -179,7 +179,8 @@ def test_the_first_solution_is_graded_by_the_check(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "nothing": ("", "is not JSON"),
+    "nothing": ("", "has no tests"),
+    "no JSON": ("-", "is not JSON"),
     "empty": ({"inputs": [], "outputs": []}, "has no tests"),
     "uneven": ({"inputs": ["1"], "outputs": []}, "has not as many outputs as inputs; got 1 and 0"),
     "no outputs": ({"inputs": ["1"]}, "has not as many outputs as inputs; got 1 and None"),
@@ -199,6 +200,12 @@ def test_tests_that_cannot_be_read_are_named(name: str) -> None:
     with pytest.raises(DataError, match=f"line 3: 'tests'.*{told}") as caught:
         read_tests(value, "line 3: 'tests'")
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_whose_tests_are_empty_is_named() -> None:
+    for empty in ("", None, "{}", []):
+        with pytest.raises(DataError, match="line 4: 'input_output' has no tests"):
+            problem(row("Add.", input_output=empty), "line 4", 4)
 
 
 def test_another_kind_of_record_is_no_programming_problem() -> None:

@@ -45,16 +45,15 @@ def has_tests(record: Mapping[str, Any]) -> bool:
     """Whether a record has tests in one of these forms."""
     model = record.get("reward_model")
     ground_truth = isinstance(model, Mapping) and record.get("ability", "code") == "code"
-    return record.get("kind", "code") == "code" and (ground_truth or any(record.get(field) for field in TESTS))
+    return record.get("kind", "code") == "code" and (ground_truth or any(field in record for field in TESTS))
 
 
 def in_out_problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
     """A record with such tests as a problem.  Raises DataError that says where."""
-    field = next((field for field in TESTS if record.get(field)), None)
-    if field is None:
-        field, found = "ground_truth", record["reward_model"].get("ground_truth")
-    else:
-        found = record[field]
+    present = sorted((field for field in TESTS if field in record), key=lambda field: not record[field])
+    field = "ground_truth" if not present or ("reward_model" in record and not record[present[0]]) else present[0]
+    model = record.get("reward_model")
+    found = record.get(field) if field in TESTS else records.mapping(model or {}, f"{where}: 'reward_model'").get(field)
     tests = read_tests(found, f"{where}: {field!r}")
     before, text, instructed = _question(record, where)
     extra = record.get("extra_info")
@@ -103,7 +102,7 @@ def _solution(record: Mapping[str, Any], where: str) -> str | None:
 
 def read_tests(value: Any, place: str) -> Tests:
     """Tests of any of these forms.  Raises DataError."""
-    found = records.parsed(value, place)
+    found = records.parsed(value or None, place)
     if isinstance(found, Mapping) and "inputs" in found:
         return _columns(found, place)
     if isinstance(found, Mapping):
