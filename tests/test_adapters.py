@@ -409,7 +409,8 @@ def test_settings_that_cannot_be(settings: Mapping[str, Any], told: str) -> None
         ({"answer": "4"}, "has no text 'prompt'"),
         ({"prompt": [{"role": "assistant", "content": "4"}]}, "the user's message"),
         ({"prompt": []}, "the user's message"),
-        ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is no list of objects"),
+        ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is not JSON"),
+        ({"prompt": "2 + 2?", "tools": ["3"]}, "'tools' is no list of objects"),
     ],
     ids=str,
 )

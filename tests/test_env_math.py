@@ -280,7 +280,7 @@ def test_a_question_in_both_files_and_settings_out_of_range(tmp_path: Path) -> N
     both = written(tmp_path, questions(3)), written(tmp_path, questions(1), "eval.jsonl")
     with pytest.raises(DataError, match="share 1 questions"):
         Math(path=both[0], eval_path=both[1], verify="exact").train_tasks()
-    for settings in ({"eval_share": 0.0}, {"verify": "sympy"}, {"hint": "all"}, {"verify_seconds": 0}):
+    for settings in ({"eval_share": -0.1}, {"verify": "sympy"}, {"hint": "all"}, {"verify_seconds": 0}):
         with pytest.raises(ConfigError, match=f"env.{next(iter(settings))}"):
             Math(path="unread.jsonl", **{"verify": "exact", **settings})  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from jinja2 import TemplateError
 from vpd.control_tokens import ControlTokens
 from vpd.errors import EnvError, ModelError
 from vpd.settings import Settings
+from vpd.tool_messages import check_shown
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
 
 
@@ -127,6 +129,7 @@ class Prompter:
         """
         _last_user_message(task)
         tokens = self._render_task(task)
+        check_shown(partial(self._render, what=f"task {task.id!r}"), task.messages, task.tools, f"task {task.id!r}")
         limit = self.settings.max_prompt_length
         if limit is not None and len(tokens) > limit:
             raise ModelError(

@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from vpd.errors import EnvError
 
@@ -24,10 +24,14 @@ Metrics: TypeAlias = dict[str, float]
 
 
 class Message(TypedDict):
-    """One message of a chat, as chat templates take it."""
+    """One message of a chat, as chat templates take it; the ``arguments`` of ``tool_calls`` are objects."""
 
     role: str
     content: str
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

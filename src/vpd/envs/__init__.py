@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from vpd.envs.user_code import FIX, errors_named
 from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
-from vpd.errors import EnvError
+from vpd.errors import DataError, EnvError
 from vpd.types import Grade, Message, Task
 
 
@@ -130,6 +130,15 @@ class Revealing(Protocol):
     def reveals_answer(self) -> bool: ...
 
 
+@runtime_checkable
+class SharesQuestions(Protocol):
+    """An environment that declares whether evaluation asks questions of training on purpose (graded by further tests).
+    Without the declaration it must not."""
+
+    @property
+    def shares_questions(self) -> bool: ...
+
+
 def per_row(
     grade_one: Callable[[Any, Task, str], Grade],
 ) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
@@ -160,6 +169,17 @@ def draw_tasks(env: TaskSource, indices: Iterable[int], *, seed: int) -> list[Ta
 def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
     """``env.eval_tasks(limit)``.  Raises EnvError if it raises or returns something that is no valid Task."""
     return _listed_tasks(lambda: env.eval_tasks(limit), f"eval_tasks({limit})")
+
+
+def required_held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
+    """:func:`held_out_tasks`, of which there must be some.  Raises DataError."""
+    tasks = held_out_tasks(env, limit)
+    if not tasks:
+        raise DataError(
+            "the environment holds no task out, so nothing can be evaluated",
+            do="Give env.eval_path, another env.eval_share or more data; run.eval_steps: 0 trains without evaluation.",
+        )
+    return tasks
 
 
 def all_train_tasks(env: Finite) -> list[Task]:

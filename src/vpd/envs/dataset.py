@@ -33,7 +33,6 @@ from vpd.envs.adapters.trl_verl import (
     parse_rewards,
 )
 from vpd.envs.record_tasks import FileTasks, Part
-from vpd.errors import DataError
 from vpd.types import Grade, Message, Task
 
 
@@ -96,7 +95,7 @@ class Dataset(FileTasks[Task]):
         return WeightedRewards(callers, policy)
 
     def split_key(self, item: Task) -> str:
-        return json.dumps(item.messages)
+        return json.dumps(item.messages, default=str)
 
     def make_task(self, part: Part, item: Task) -> Task:
         return dataclasses.replace(item, id=f"{part}/{item.id}")
@@ -108,23 +107,20 @@ class Dataset(FileTasks[Task]):
         return tasks
 
     def _task(self, where: str, number: int, record: Mapping[str, Any]) -> Task:
-        prompt = record.get(self.prompt)
+        prompt = records.listed(record.get(self.prompt), f"{where}: {self.prompt!r}")
         messages: tuple[Message, ...]
         if isinstance(prompt, (list, tuple)):
-            messages = records.messages(prompt, self.prompt, where)
+            messages = records.messages(prompt, self.prompt, where, ends=("user", "tool"))
         else:
             messages = ({"role": "user", "content": records.text(record, self.prompt, where)},)
         if self.system is not None:
             others = tuple(message for message in messages if message["role"] != "system")
             messages = ({"role": "system", "content": self.system}, *others)
         columns = {key: value for key, value in record.items() if key != self.prompt}
-        tools = columns.get("tools") or ()
-        if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise DataError(f"{where}: 'tools' is no list of objects", got=repr(tools)[:80])
         names = [str(record[key]) for key in ("id", "idx") if record.get(key) is not None]
         return Task(
             id=names[0] if names else str(number),
             messages=messages,
             payload=Row(prompt=prompt, columns=columns),
-            tools=tuple(tools),
+            tools=records.tools(record, where),
         )

@@ -13,7 +13,17 @@ from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs import (
+    AnswerLength,
+    Conversational,
+    Env,
+    Finite,
+    FixedLength,
+    all_train_tasks,
+    draw_tasks,
+    held_out_tasks,
+    required_held_out_tasks,
+)
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -151,7 +161,8 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     """Tasks that can be known beforehand: all of a finite data set's, else the first batch's; and evaluation's."""
     first = range(config.rollout.prompts_per_step)
     tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
-    return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
+    held_out = required_held_out_tasks if config.run.eval_steps else held_out_tasks
+    return [*tasks, *held_out(env, config.run.eval_limit)]
 
 
 def source_of(name: str) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
-from vpd.envs import Env, held_out_tasks
+from vpd.envs import Env, required_held_out_tasks
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
@@ -55,7 +55,7 @@ def evaluate(
         teacher=options.teacher,
         control=config.run.eval_control,
     )
-    return evaluate_tasks(parts.source, held_out_tasks(parts.env, options.limit), settings)
+    return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
 
 
 def show(result: Evaluation, k: int, console: Console | None = None) -> None:
