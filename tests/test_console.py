@@ -16,10 +16,10 @@ def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
     progress.on_step(1, rows | {"m_step/divergence": float("inf")}, random_groups(0))
     progress.on_step(2, rows | {"reward": 0.0, "m_step/divergence": float("nan")}, random_groups(0))
     lines = [line.split() for line in out.getvalue().splitlines()]
-    assert lines[0] == "0 before training: student 0.250, teacher 0.500".split()
-    columns = "step reward context E rows E acc M rows diverg. student teacher control".split()
+    assert lines[0] == ["0", "before", "training:", "student", "0.250,", "teacher", "0.500"]
+    columns = ["step", "reward", "context", "E", "rows", "E", "acc", "M", "rows", "diverg."]
     assert lines[1:] == [
-        columns,
-        "1 1.000 1 0 - 4 inf - - -".split(),
-        "2 0.000 1 0 - 4 - - - -".split(),
+        [*columns, "student", "teacher", "control"],
+        ["1", "1.000", "1", "0", "-", "4", "inf", "-", "-", "-"],
+        ["2", "0.000", "1", "0", "-", "4", "-", "-", "-", "-"],
     ]

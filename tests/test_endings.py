@@ -116,9 +116,8 @@ def test_a_second_ctrl_c_stops_at_once_but_not_one_that_comes_with_the_first() -
 
 
 def test_a_request_is_not_lost_where_a_users_code_swallows_it() -> None:
-    with StopSignals() as stop, pytest.raises(Abandoned), stop.abandonable():
-        with contextlib.suppress(BaseException):
-            signal.raise_signal(signal.SIGTERM)
+    with StopSignals() as stop, pytest.raises(Abandoned), stop.abandonable(), contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_handlers_of_the_program_stay() -> None:

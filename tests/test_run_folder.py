@@ -448,10 +448,13 @@ def test_a_resume_starts_from_the_settings_of_the_run(tmp_path: Path, capsys: py
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = tmp_path / "data.jsonl", tmp_path / "run"
-    lines = [json.dumps({"prompt": f"apply rule A to 1 2 {n}", "answer": "3"}) for n in range(10)]
+    lines = [json.dumps({"prompt": f"apply rule A to 1 2 {n}"}) for n in range(10)]
     data.write_text("\n".join(lines))
-    dataset: dict[str, Any] = {"env__name": "dataset", "env__path": data, "feedback": "[sibling]"}
-    assert vpd_train(run, **(SETTINGS | dataset)) == 0
+    (tmp_path / "reward.py").write_text(
+        "def length(completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
+    dataset = {"env__name": "dataset", "env__path": data, "env__reward": f"{tmp_path}/reward.py:length"}
+    assert vpd_train(run, **(SETTINGS | dataset | {"algorithm__name": "grpo", "env__eval_share": 0.3})) == 0
     more = ["train", "--run.resume", "true", "--run.max_steps", "3", "--run.output_dir", str(run)]
     data.write_text("\n".join(reversed(lines)))
     capsys.readouterr()
@@ -487,28 +490,23 @@ def test_of_a_large_file_pieces_are_compared(tmp_path: Path) -> None:
     assert content_hash(path) != before
 
 
-def test_a_folder_is_held_once_even_within_a_process_and_not_by_a_child_that_stays(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    with locked(tmp_path):
-        with pytest.raises(StorageError, match=rf"another process is training.*got process {os.getpid()} on"):
-            locked(tmp_path).__enter__()
-        child = os.fork()
-        if child == 0:
-            os.read(reader, 1)
-            os._exit(0)
+def test_a_folder_is_held_once_even_within_a_process(tmp_path: Path) -> None:
+    refused = pytest.raises(StorageError, match=rf"another process is training.*got process {os.getpid()} on")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
     with locked(tmp_path):
         pass
-    os.write(writer, b"x")
-    os.waitpid(child, 0)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The lock ends with its process, even where a child that was forked off lives on."""
     holder = """if True:
-        import pathlib, sys
+        import os, pathlib, sys
         from vpd.run_folder.lock import locked
         with locked(pathlib.Path(sys.argv[1])):
-            print("held", flush=True)
-            input()
+            if os.fork() == 0:
+                print("held", flush=True)
+            sys.stdin.read()
     """
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -517,7 +515,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="another process is training"):
             train(small(tmp_path))
         process.kill()
-    train(small(tmp_path, max_steps=1))
+        process.wait()
+        train(small(tmp_path, max_steps=1))
 
 
 class Mine:

@@ -32,8 +32,11 @@ def locked(folder: Path) -> Iterator[None]:
         _lock(descriptor, folder)
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if descriptor in _held:  # a forked child has closed it already
+            _held.discard(descriptor)
+            with contextlib.suppress(OSError):  # at once, even if a child that was just forked off has not let go yet
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
