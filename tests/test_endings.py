@@ -120,6 +120,22 @@ def test_a_request_is_not_lost_where_a_users_code_swallows_it() -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_a_request_before_the_rollouts_gives_them_up() -> None:
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Abandoned), stop.abandonable():
+            pytest.fail("was begun")
+
+
+def test_a_forked_child_dies_of_sigterm() -> None:
+    with StopSignals() as stop:
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM and stop.signal is None
+
+
 def test_handlers_of_the_program_stay() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:

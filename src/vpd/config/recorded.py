@@ -21,7 +21,8 @@ def over_recorded(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     state = run_state.read(folder) or run_state.read_older(folder)
     if state is None:
         return dict(data)
-    settings = {name: _known(name, section) for name, section in state.settings.items()}
+    sections = {name: section for name, section in state.settings.items() if name in PLAIN or name in CHOICES}
+    settings = {name: _known(name, section) for name, section in sections.items()}
     settings["run"] = {**settings.get("run", {}), "output_dir": str(folder)}
     return {
         name: _over(settings.get(name), data[name]) if name in data else settings[name] for name in {**settings, **data}

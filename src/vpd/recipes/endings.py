@@ -30,6 +30,7 @@ class StopSignals(StopRequest):
         self._since = 0.0
         self._may_abandon = False
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -46,6 +47,8 @@ class StopSignals(StopRequest):
     def abandonable(self) -> Iterator[None]:
         self._may_abandon = True
         try:
+            if self.signal is not None:
+                raise Abandoned
             yield
             if self.signal is not None:
                 raise Abandoned
@@ -53,7 +56,10 @@ class StopSignals(StopRequest):
             self._may_abandon = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
+        if os.getpid() != self._process:  # a child that was forked off ends as it would without this handler
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        elif self.signal is None:
             self.signal, self._since = number, time.monotonic()
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             _say(f"{signal.Signals(number).name}: stopping and saving a checkpoint{again}")
