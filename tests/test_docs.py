@@ -41,7 +41,7 @@ FOREIGN = {
     "floor.count": "benchmarks/floor.py",
 }
 #: Files that a run writes or a user has; none of them is in the repository.
-NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jsonl", "vpd_prompts.json"}
+NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jsonl", "trainer.json", "vpd_prompts.json"}
 #: What the documents call an object of these protocols.
 OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer}
 #: Commands with words that stand for something else; their first word is a command all the same.
@@ -308,3 +308,13 @@ def test_the_readme_s_python_runs(workplace: Path, capsys: pytest.CaptureFixture
     exec((workplace / "my_run.py").read_text(), {})
     assert capsys.readouterr().out.splitlines()[-1].startswith("out ")
     assert (workplace / "out" / "model" / "vpd_prompts.json").is_file()
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    rows = [line for line in TEXTS["docs/reliability.md"].split("## Promises")[1].splitlines() if line[:2] == "| "][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(\w+)`", row)
+        assert named, row
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

@@ -67,7 +67,7 @@ def test_everything_happens_in_its_order() -> None:
 
 
 def test_without_evaluation_and_checkpoints_there_are_none() -> None:
-    made = run(max_steps=2)
+    made = run(max_steps=2, save_steps=0)
     assert [entry for entry in made.log if entry != "generate"] == [
         "load 0 0", "step", "end_iteration", "load 1 1", "observe 1", "step", "end_iteration", "load 2 2", "observe 2",
     ]  # fmt: skip

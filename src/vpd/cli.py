@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpd.errors import VPDError
+from vpd.errors import Interrupted, VPDError
 
 REPRODUCE = """\
 Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
@@ -30,6 +30,18 @@ $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes
 """
 
 
+STOPPED_AND_SAVED = 75
+EXIT_CODES = """\
+exit codes
+  0    done
+  1    a fault of vpd: a traceback; please report it
+  2    a mistake or an outside fault (settings, data, grader, disk), in one line; nothing was lost
+  75   stopped by Ctrl-C or SIGTERM, and a checkpoint of the last whole step is saved: run it again with
+       --run.resume true
+  130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
+"""
+
+
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 SETTINGS = """\
 settings
@@ -38,7 +50,7 @@ settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn a VPDError into one line and exit code 2."""
+    """Parse and run; the exit code is one of EXIT_CODES."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     parser = _parser()
@@ -51,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VPDError as error:
         print(f"vpd: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"vpd: {stop}", file=sys.stderr)
+        return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
-        print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
+        print("vpd: interrupted; what was already written is whole", file=sys.stderr)
         return 130
     except SystemExit as error:  # of a part that is not ours: never a success
         print(f"vpd: error: something in the run called exit({error.code!r}); it is not done", file=sys.stderr)
@@ -84,12 +99,17 @@ class _Command(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         if self.sections:
-            self.epilog = _settings_help(self.sections)
+            self.epilog = f"{EXIT_CODES}\n{_settings_help(self.sections)}"
         return super().format_help()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vpd", description="Post-train language models from language feedback.")
+    parser = argparse.ArgumentParser(
+        prog="vpd",
+        description="Post-train language models from language feedback.",
+        epilog=EXIT_CODES,
+        formatter_class=_Help,
+    )
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
     def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:

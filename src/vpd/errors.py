@@ -61,6 +61,17 @@ class StorageError(VPDError):
     """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal (``signal``, its number) after ``step`` whole steps.
+
+    ``saved``: a checkpoint of that step is written.  The text says how to go on.
+    """
+
+    def __init__(self, text: str, *, signal: int, step: int, saved: bool):
+        super().__init__(text)
+        self.signal, self.step, self.saved = signal, step, saved
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them.
 

@@ -5,11 +5,12 @@
 Whatever the method, this is the loop: VPD, SDPO, GKD and GRPO differ in ``algorithm`` alone.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vpd.algorithms import Algorithm
@@ -62,12 +63,27 @@ class TokenObserver(Protocol):
         ...
 
 
+class Abandoned(BaseException):
+    """The rollouts in progress are given up; the learner is what it was after the last step."""
+
+
+class StopRequest:
+    """Whether a run was asked to end before ``max_steps``: the number of the signal that asked, or None."""
+
+    signal: int | None = None
+
+    @contextlib.contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """Around work that may be given up when the request comes; then raises :class:`Abandoned`."""
+        yield
+
+
 @dataclass(kw_only=True)
 class Loop:
     """One run in progress.  ``step``, the iterations trained so far, is all the loop itself remembers.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.
+    (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
     """
 
     source: Source
@@ -81,17 +97,26 @@ class Loop:
     max_steps: int = 100
     eval_steps: int = 0
     save_steps: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
     step: int = 0
+    saved_step: int = -1
 
     def run(self) -> None:
-        """Train until ``max_steps``."""
+        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        with contextlib.suppress(Abandoned):
+            self._run()
+
+    def _run(self) -> None:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
-            self._notify(self.evaluate(), [])
+            with self.stop.abandonable():
+                evaluated = self.evaluate()
+            self._notify(evaluated, [])
         if self.step < self.max_steps:
             self.source.start(self.step)
-        while self.step < self.max_steps:
-            groups, metrics = self.source.take(self.step)
+        while self.step < self.max_steps and self.stop.signal is None:
+            with self.stop.abandonable():
+                groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
             update = self.train(groups)
@@ -101,8 +126,14 @@ class Loop:
                 metrics |= self.evaluate()
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups)
-            if self.save is not None and self._is_due(self.save_steps):
-                self.save(self)
+            if self._is_due(self.save_steps):
+                self.save_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Save, unless this step is saved already."""
+        if self.save is not None and self.saved_step != self.step:
+            self.save(self)
+            self.saved_step = self.step
 
     def train(self, groups: Sequence[Group]) -> Update:
         """One iteration on these rollouts, and what was measured."""
@@ -122,7 +153,7 @@ class Loop:
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
-        self.step = progress["step"]
+        self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
 
     def _is_due(self, every: int) -> bool:

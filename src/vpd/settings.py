@@ -25,6 +25,10 @@ from vpd.errors import ConfigError
 Share = Interval(ge=0.0, le=1.0)  # a number from 0 to 1, both included
 
 
+class NamesFile:
+    """In an annotation: the text names a file or folder that the run reads, if there is one of this name."""
+
+
 class Settings:
     """Base of all settings dataclasses: construction checks every declared range, then :meth:`check`."""
 
@@ -52,6 +56,7 @@ class Declaration:
     bounds: tuple[Ge | Gt | Le | Lt, ...]
     choices: tuple[Any, ...]
     optional: bool
+    names_file: bool
 
     @property
     def range(self) -> str:
@@ -111,6 +116,7 @@ def _declared(hint: Any) -> Declaration:
         bounds=tuple(bounds),
         choices=tuple(value for a in literal for value in get_args(a)) if not others else (),
         optional=optional,
+        names_file=NamesFile in metadata,
     )
 
 

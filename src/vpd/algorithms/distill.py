@@ -34,7 +34,7 @@ from vpd.learners.teachers import CopyType, TeacherSettings
 from vpd.model.batch import Batch
 from vpd.model.scorer import Divergence, Scorer
 from vpd.prompts import Prompter
-from vpd.settings import Settings, Share
+from vpd.settings import NamesFile, Settings, Share
 from vpd.types import Example, Group
 
 
@@ -145,7 +145,7 @@ class GKDSettings(DistillSettings):
     """GKD: a frozen external teacher reads the student's own prompt.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
-    teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
+    teacher_model: Annotated[str, NamesFile, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
     importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"

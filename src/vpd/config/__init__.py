@@ -23,6 +23,7 @@ import yaml
 from annotated_types import Ge
 
 from vpd.bundled import BUNDLED
+from vpd.config.recorded import over_recorded
 from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, build, known_keys, named, settings_class
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import SiblingDemonstration
@@ -49,8 +50,17 @@ class RunSettings(Settings, section="run"):
     """How long, how often, and where."""
 
     max_steps: Annotated[int, Ge(1), "iterations"] = 100
-    save_steps: Annotated[int, Ge(0), "a checkpoint every so many iterations; 0: none"] = 0
-    save_total_limit: Annotated[int | None, Ge(1), "newest checkpoints to keep; null: all"] = None
+    save_steps: Annotated[
+        int,
+        Ge(0),
+        "a checkpoint every so many iterations, and after the last; 0: none but at Ctrl-C and SIGTERM, so a run that is"
+        " killed begins anew",
+    ] = 50
+    save_total_limit: Annotated[
+        int | None,
+        Ge(1),
+        "newest checkpoints to keep; null: all; each holds the model and about twice as much again for AdamW",
+    ] = 2
     eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
     eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
     eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
@@ -106,8 +116,16 @@ class Config:
 
 
 def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A file and ``--section.key value`` pairs as a checked Config.  Raises ConfigError."""
-    return parse(_merged(path, _pairs(overrides)))
+    """A file and ``--section.key value`` pairs as a checked Config.
+
+    With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
+    StorageError for a run whose settings cannot be read.
+    """
+    data = _merged(path, _pairs(overrides))
+    run = _mapping(data, "run")
+    if run.get("resume") in (True, "true"):
+        data = over_recorded(data, Path(str(run.get("output_dir", RunSettings.output_dir))))
+    return parse(data)
 
 
 def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
-from vpd.settings import Settings
+from vpd.settings import NamesFile, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class ModelSettings(Settings, section="model"):
 
     name_or_path: Annotated[
         str,
+        NamesFile,
         "a Hub id, a local folder, or 'tiny' for the shipped base; an adapter is merged into its base",
     ] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "number type of the weights"] = "float32"

@@ -86,14 +86,18 @@ class ConsoleProgress:
                 "  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold", soft_wrap=True
             )
             self._header_shown = True
-        if self._header_shown:
-            cells = "".join(f"{_cell(metrics.get(name)):>9}" for _, name in self._columns)
+        if not groups:
+            values = [f"{title} {_cell(name, metrics[name])}" for title, name in COLUMNS if name in metrics]
+            self._console.print(f"{step:6d}  before training: {', '.join(values)}", highlight=False, soft_wrap=True)
+        elif self._header_shown:
+            cells = "".join(f"{_cell(name, metrics.get(name)):>9}" for _, name in self._columns)
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
 
-def _cell(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    if value == int(value) and abs(value) >= 2:
+def _cell(name: str, value: float | None) -> str:
+    """Counts, and other whole numbers from 2 on, without decimals."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None or math.isnan(value) else str(value)
+    if value == int(value) and ("rows" in name or abs(value) >= 2):
         return str(int(value))
     return f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus zero
