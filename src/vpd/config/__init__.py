@@ -34,7 +34,7 @@ from vpd.settings import Settings
 if TYPE_CHECKING:
     from vpd.algorithms import AlgorithmSettings
     from vpd.engines.settings import EngineSettings
-    from vpd.learners.accelerate_learner import OptimSettings
+    from vpd.learners.settings import OptimSettings
 
 LOG = logging.getLogger("vpd")
 

@@ -63,7 +63,7 @@ PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
     "prompts": "vpd.prompts:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
-    "optim": "vpd.learners.accelerate_learner:OptimSettings",
+    "optim": "vpd.learners.settings:OptimSettings",
     "run": "vpd.config:RunSettings",
 }
 

@@ -1,12 +1,14 @@
 """Which model, and what of it is trained: settings that load without torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
 from vpd.settings import Settings
+
+Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)

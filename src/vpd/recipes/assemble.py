@@ -21,8 +21,8 @@ from vpd.engines.settings import EngineParts
 from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
-from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
-from vpd.learners.teachers import TeacherSettings
+from vpd.learners.accelerate_learner import AccelerateLearner
+from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import lora
 from vpd.model.forward import longest_input
