@@ -32,7 +32,7 @@ from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.settings import CopyType, TeacherSettings
 from vpd.prompts import Prompter
-from vpd.settings import Settings, Share
+from vpd.settings import IsPath, Settings, Share
 from vpd.types import Example, Group
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class GKDSettings(DistillSettings):
     """GKD: a frozen external teacher reads the student's own prompt.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
-    teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
+    teacher_model: Annotated[str, IsPath(), "Hub id or folder of the teacher; same tokenizer as the student"] = ""
     importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"

@@ -11,6 +11,7 @@ from typing import Any
 
 from vpd.envs import Announcing, Env, wrap_user_errors
 from vpd.errors import ConfigError, nearest
+from vpd.settings import expand_path
 
 
 def announcements(env: Env) -> list[str]:
@@ -36,7 +37,7 @@ def load_object(spec: str, setting: str) -> Any:
 
 def _file(path: str, setting: str) -> ModuleType:
     """A file as a module, run once; its name cannot shadow another module's."""
-    source = Path(path).resolve()
+    source = Path(expand_path(path, setting)).resolve()
     if not source.is_file():
         raise ConfigError(f"{setting}: no file {path}", do=f"Write {setting} as path/to/file.py:name.")
     name = f"{source.stem}_{hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()}"

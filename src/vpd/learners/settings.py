@@ -10,6 +10,10 @@ from vpd.model.settings import Checkpointing
 from vpd.settings import Settings, Share
 
 TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
+#: The schedules of transformers that need no more than warmup_steps and max_steps.
+Schedule: TypeAlias = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 CopyType: TypeAlias = Literal["float32", "bfloat16"]
 
 
@@ -54,7 +58,7 @@ class OptimSettings(Settings, section="optim"):
     adam_beta2: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's second-moment decay"] = 0.999
     weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
     max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
-    lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
+    lr_scheduler_type: Annotated[Schedule, "a schedule of transformers, counted in iterations"] = "constant_with_warmup"
     warmup_steps: Annotated[
         int,
         Ge(0),

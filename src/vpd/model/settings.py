@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
-from vpd.settings import Settings
+from vpd.settings import IsPath, Settings
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
@@ -32,6 +32,6 @@ class LoraSettings(Settings, section="model.lora"):
 class ModelSettings(Settings, section="model"):
     """Which model is trained."""
 
-    name_or_path: Annotated[str, "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
+    name_or_path: Annotated[str, IsPath(), "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "number type of the weights"] = "float32"
     lora: Annotated[LoraSettings | None, "train adapters of this kind; null: all weights"] = None

@@ -2,35 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Interval
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
 from vpd.envs import Env, held_out_tasks
+from vpd.evaluation import EvalOptions as EvalOptions
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import assemble
-from vpd.settings import Settings
 from vpd.types import Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions(Settings):
-    """How a model is evaluated."""
-
-    num_samples: Annotated[int, Ge(1), "k, answers per task"] = 8
-    temperature: Annotated[float, Ge(0), "sampling temperature; 0 is greedy"] = 1.0
-    top_p: Annotated[float, Interval(gt=0.0, le=1.0), "nucleus sampling; 1: off"] = 1.0
-    limit: Annotated[int | None, Ge(1), "at most so many held-out tasks; null: all"] = None
-    teacher: Annotated[
-        bool, "also answer failed attempts again, with their feedback and (run.eval_control) without"
-    ] = False
 
 
 def evaluate(
