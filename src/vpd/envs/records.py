@@ -5,6 +5,7 @@ Every error names the file and the line.
 
 import json
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[
     """(place for error messages, number, record) of every record of a file of JSON lines, of a parquet file, or of
     ``owner/name`` on the Hub.  Raises DataError."""
     source = Path(path)
+    there = _is_there(source)
     if source.suffix == ".parquet":
         yield from ((f"{path} row {number}", number, record) for number, record in enumerate(_parquet(source)))
         return
-    if source.exists() or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
+    if there or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
         for number, line in _lines(source):
             where = f"{path} line {number}"
             try:
@@ -50,6 +52,19 @@ def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[
         ) from error
     for number, record in enumerate(rows):
         yield f"{path} record {number}", number, record
+
+
+def _is_there(source: Path) -> bool:
+    """Whether there is such a file or folder.  Raises DataError for a pipe or a device, which may never end."""
+    try:
+        mode = source.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(f"cannot read {source}", got=error.strerror) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{source} is no file", got="a pipe, a device or a socket", do="Write its content to a file.")
+    return True
 
 
 def _parquet(source: Path) -> Iterator[Mapping[str, Any]]:

@@ -39,7 +39,7 @@ class RunFolder:
         if groups:
             table, path = self._table(step, groups), self.folder / "rollouts" / f"step-{step:06d}.parquet"
             self._files.write_atomically(path, lambda partial: pq.write_table(table, partial))
-        clean = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._files.append_line(self.folder / "metrics.jsonl", json.dumps({"step": step, **clean}))
 
     def _transcript(self, completion: Completion) -> str:

@@ -17,7 +17,6 @@ where the prompt is a list of messages.
 
 import copy
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from vpd.envs import wrap_user_errors
 from vpd.envs.adapters.reward_functions import Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
-from vpd.types import Grade
+from vpd.types import LARGEST_REWARD, Grade
 
 TRAINER_ARGUMENTS = (
     "completion_ids",
@@ -212,6 +211,6 @@ def _number(value: Any, what: str) -> float:
             f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
         )
     number = wrap_user_errors(partial(float, value), what)
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_REWARD:
         raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
     return number
