@@ -1,6 +1,7 @@
 """``vpd eval``: avg@k and pass@k of a model, and how much better it retries with feedback than without."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def evaluate(
 def show(result: Evaluation, k: int, console: Console | None = None) -> None:
     """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
 
-    Every ``±`` is the standard error over tasks.
+    Every ``±`` is the standard error over tasks; one task has none.
     """
     console = console or Console()
     student = _table("", f"avg@{k}", f"pass@{k}")
@@ -69,7 +70,8 @@ def show(result: Evaluation, k: int, console: Console | None = None) -> None:
     )
     if result.control:
         gain, error = result.teacher["gain"], result.teacher["gain_se"]
-        console.print(f"gain from feedback (teacher less control, by task): {gain:+.3f} ± {error:.3f}", style="bold")
+        found = _with_error(f"{gain:+.3f}", error)
+        console.print(f"gain from feedback (teacher less control, by task): {found}", style="bold")
 
 
 def _table(title: str, mean: str, best: str) -> Table:
@@ -83,5 +85,9 @@ def _cells(metrics: Metrics, k: int) -> list[str]:
     """The cells of a row after its name."""
     if not metrics["tasks"]:
         return ["0", "0", "-", "-", "-"]
-    shares = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]
+    shares = [_with_error(f"{metrics[key]:.3f}", metrics[f"{key}_se"]) for key in (f"avg@{k}", f"pass@{k}")]
     return [str(int(metrics["tasks"])), str(int(metrics["answers"])), *shares, f"{metrics['reward']:.3f}"]
+
+
+def _with_error(value: str, error: float) -> str:
+    return value if math.isnan(error) else f"{value} ± {error:.3f}"
