@@ -170,6 +170,8 @@ FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
     "raises": (stumble, r"judge on row 1 raised ZeroDivisionError at .*test_adapters.py:\d+; got no such sum"),
     "is late": (lambda: time.sleep(5), r"judge on row 1 took too long; expected at most 0.2 s"),
     "is NaN": (lambda: math.nan, r"judge on row 1 returned no finite number; got nan"),
+    "is too large to square": (lambda: 1e308, r"judge on row 1 returned no finite number; got 1e\+308"),
+    "is too large an integer": (lambda: 10**400, r"judge on row 1 raised OverflowError"),
     "is a text": (lambda: "0.5", r"judge on row 1 returned no number; got '0.5'"),
     "ends its thread": (lambda: exec("raise SystemExit"), r"judge on row 1 ended its thread"),
 }
@@ -290,6 +292,8 @@ def test_functions_are_named_in_files_and_modules(tmp_path: Path) -> None:
         ({"reward": {"weight": 1.0}}, "cannot be read"),
         ({"reward": {"function": "a.py:f", "wieght": 2}}, "cannot be read"),
         ({"reward": {"function": "a.py:f", "weight": 0}}, "wrong weight"),
+        ({"reward": {"function": "a.py:f", "weight": math.inf}}, "wrong weight"),
+        ({"reward": {"function": "a.py:f", "weight": math.nan}}, "wrong weight"),
         ({"reward": 3}, "cannot be read"),
         ({"seconds": 0}, "env.seconds"),
         ({"retries": -1}, "env.retries"),

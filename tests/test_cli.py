@@ -177,7 +177,7 @@ def test_the_work_goes_on_when_nobody_reads_the_output(tmp_path: Path) -> None:
         ["bash", "-c", f"{code} {done} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
     )
     assert (shell.returncode, shell.stdout, done.read_text()) == (0, "0\n", "done")
-    assert shell.stderr == "vpd: nobody reads the output any more; the work goes on (Ctrl-C ends it)\n"
+    assert shell.stderr == "vpd: the output reaches nobody any more (Broken pipe); the work goes on (Ctrl-C ends it)\n"
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,9 @@ def test_where_numbers_go_is_checked_first_and_they_are_finite(
     numbers = json.loads(output.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert numbers["student"]["tasks"] == 1 and numbers["student"]["avg@1_se"] is None
     assert "nan" not in capsys.readouterr().out
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_work(tmp_path: Path) -> None:
+    code, done = f"{shlex.quote(sys.executable)} -c {shlex.quote(WITHOUT_READER)}", tmp_path / "done"
+    shell = subprocess.run(["bash", "-c", f"{code} {done} > /dev/full"], capture_output=True, text=True, check=False)
+    assert (shell.returncode, done.read_text()) == (0, "done") and "(No space left on device)" in shell.stderr

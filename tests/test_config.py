@@ -199,6 +199,7 @@ def test_a_number_is_finite(key: str, value: str) -> None:
         ("env.start_date", 2025, "A text needs quotes."),
         ("run.report_to", "none", "got 'none'; expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'"),
         ("optim.lr_scheduler_type", "cosin", "'cosine'"),
+        ("model.lora", True, "expected a mapping of its settings, {} for their defaults"),
         ("model.lora.target_modules", 3, "expected a list or 'all-linear'"),
     ],
 )
@@ -235,7 +236,7 @@ def test_a_name_is_a_text() -> None:
     for sources in ([["environment"]], [{"name": ["environment"]}], [None]):
         with pytest.raises(ConfigError, match="name is no text"):
             parse({"feedback": sources})
-    with pytest.raises(ConfigError, match="Write env: {name: digits}"):
+    with pytest.raises(ConfigError, match=r"Write env: \{name: digits\}"):
         parse({"env": "digits"})
 
 

@@ -43,7 +43,7 @@ def test_a_text_on_the_command_line_is_what_was_typed(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_could_mean_two_things_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^--run.x has a value that is not YAML; got ") as error:
+    with pytest.raises(ConfigError, match=r"^--run\.x has a value that is not YAML; got ") as error:
         read_value(text, "run.x")
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 

@@ -32,7 +32,7 @@ $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes
 """
 
 
-FAREWELL = b"vpd: nobody reads the output any more; the work goes on (Ctrl-C ends it)\n"
+FAREWELL = "vpd: the output reaches nobody any more ({reason}); the work goes on (Ctrl-C ends it)\n"
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 SETTINGS = """\
 settings
@@ -64,19 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Output(io.FileIO):
-    """A standard stream that goes nowhere once its reader has gone, as in ``vpd train | head``: the work goes on."""
+    """A standard stream that goes nowhere once its reader has gone (``vpd train | head``) or its disk is full."""
 
-    farewell = b""
+    farewell = ""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
             with contextlib.suppress(OSError):
-                os.write(2, self.farewell)
+                os.write(2, self.farewell.format(reason=error.strerror).encode())
             return len(data)
 
 

@@ -78,7 +78,8 @@ def read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}", got=reason) from error
     if len(content) > LONGEST_FILE:
         raise ConfigError(f"{path} is no settings file", got=f"more than {LONGEST_FILE} bytes")
-    data = _read(content, f"{path} is not valid YAML") or {}
+    do = "Inside of { } a value with ${VAR} needs quotes." if b"${" in content else None
+    data = _read(content, f"{path} is not valid YAML", do) or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no sections", got=type(data).__name__, expected="section: {key: value}")
     return data

@@ -367,6 +367,8 @@ def _validated(hint: Any, value: Any) -> tuple[Any, _Wrong | None]:
         found = error.errors()
         words = [e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in found]
         expected = " or ".join(dict.fromkeys(word.replace("a valid tuple", "a list") for word in words))
+        if found[0]["type"] == "dataclass_type":
+            expected = "a mapping of its settings, {} for their defaults"
         place = "".join(f".{part}" for part in found[0]["loc"] if isinstance(part, int))
         quote = any(e["type"] == "string_type" for e in found) and isinstance(value, (bool, int, float))
         return None, _Wrong(found[0]["input"], expected, place, "A text needs quotes." if quote else None)

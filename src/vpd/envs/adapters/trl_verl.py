@@ -141,7 +141,11 @@ def parse_rewards(setting: Any) -> tuple[Reward, ...]:
             entry = Reward(function=entry)
         if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
             raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
-        if isinstance(entry.weight, bool) or not isinstance(entry.weight, (int, float)) or entry.weight == 0:
+        if (
+            isinstance(entry.weight, bool)
+            or not isinstance(entry.weight, (int, float))
+            or not 0 < abs(entry.weight) <= LARGEST_REWARD
+        ):
             raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number other than 0")
         rewards.append(entry)
     if not rewards:
