@@ -196,7 +196,7 @@ def test_a_number_is_finite(key: str, value: str) -> None:
         ("run.max_steps", True, "expected a number"),
         ("optim.learning_rate", True, "expected a number"),
         ("run.output_dir", 2025, "expected a valid string. A text needs quotes."),
-        ("env.start_date", 2025, "A text needs quotes."),
+        ("env.start_date", 0, "A text needs quotes."),
         ("run.report_to", "none", "got 'none'; expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'"),
         ("optim.lr_scheduler_type", "cosin", "'cosine'"),
         ("model.lora", True, "expected a mapping of its settings, {} for their defaults"),
