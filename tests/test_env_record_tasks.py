@@ -1,6 +1,7 @@
 """FileTasks: what an environment over a file gets from it."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,3 +94,11 @@ def test_a_file_for_evaluation_must_hold_something(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", ["one"])
     with pytest.raises(DataError, match="is empty"):
         Words(path=path, eval_path=written(tmp_path / "b.jsonl", [])).train_tasks()
+
+
+def test_what_is_no_file_is_an_error_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("pipe.jsonl", "a pipe, a device or a socket"), ("loop", "symbolic links"), ("a" * 300, "long")):
+        with pytest.raises(DataError, match=said):
+            list(records.read(str(tmp_path / name), split="train"))

@@ -569,3 +569,11 @@ def test_the_model_and_config_say_how_it_is_prompted(tmp_path: Path) -> None:
 def test_library_calls_print_nothing_but_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(small(tmp_path / "run", max_steps=1))
     assert "Done" not in capsys.readouterr().out
+
+
+def test_a_metric_that_is_no_number_is_null(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, None)
+    folder.on_step(1, {"reward": 0.5, "a": float("nan"), "b": float("inf"), "c": float("-inf")}, [])
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "reward": 0.5, "a": None, "b": None, "c": None}
+    assert not {"NaN", "Infinity"} & set(line.replace(",", " ").replace(":", " ").split())

@@ -6,7 +6,7 @@ A user's mistake is one line on stderr and exit code 2.
 import argparse
 import contextlib
 import dataclasses
-import json
+import io
 import logging
 import os
 import sys
@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpd.errors import Interrupted, VPDError
+import vpd
+from vpd.errors import ConfigError, Interrupted, VPDError
+from vpd.settings import expand_path
 
 REPRODUCE = """\
 Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
@@ -40,8 +42,7 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-
-
+FAREWELL = "vpd: the output reaches nobody any more ({reason}); the work goes on (Ctrl-C ends it)\n"
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 SETTINGS = """\
 settings
@@ -53,11 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit code is one of EXIT_CODES."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    outputs = _without_broken_pipes()
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not options.takes_settings:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
+        options, rest = parser.parse_known_args(arguments)
+        if rest and not options.takes_settings:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        for output in outputs:
+            output.farewell = FAREWELL
         with _log_shown():
             options.command(options, rest)
     except VPDError as error:
@@ -73,6 +77,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vpd: error: something in the run called exit({error.code!r}); it is not done", file=sys.stderr)
         return 1
     return 0
+
+
+class _Output(io.FileIO):
+    """A standard stream that goes nowhere once its reader has gone (``vpd train | head``) or its disk is full."""
+
+    farewell = ""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            with contextlib.suppress(OSError):
+                os.write(2, self.farewell.format(reason=error.strerror).encode())
+            return len(data)
+
+
+def _without_broken_pipes() -> list[_Output]:
+    """Put an :class:`_Output` under the standard streams, unless somebody else has replaced them; escapes, not errors,
+    stand for what their encoding lacks."""
+    outputs = []
+    for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is not original or not isinstance(stream, io.TextIOWrapper):
+            continue
+        output = _Output(stream.fileno(), "w", closefd=False)
+        buffer = io.BufferedWriter(output)
+        replaced = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
+        setattr(sys, name, replaced)
+        outputs.append(output)
+    return outputs
 
 
 @contextlib.contextmanager
@@ -104,22 +141,21 @@ class _Command(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    about = "Post-train language models from language feedback."
     parser = argparse.ArgumentParser(
-        prog="vpd",
-        description="Post-train language models from language feedback.",
-        epilog=EXIT_CODES,
-        formatter_class=_Help,
+        prog="vpd", description=about, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=_Help
     )
+    parser.add_argument("--version", action="version", version=f"vpd {vpd.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
     def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:
         sub: _Command = commands.add_parser(
-            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help
+            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help, allow_abbrev=False
         )
         sub.set_defaults(command=function, takes_settings=bool(settings))
         sub.sections = tuple(settings)
         if settings:
-            sub.add_argument("--config", help="YAML file of settings; --section.key value wins over it")
+            sub.add_argument("--config", action=_Once, help="YAML file of settings; --section.key value wins over it")
         return sub
 
     command(
@@ -158,6 +194,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Once(argparse.Action):
+    """Takes a path, and no second one: two files are not merged."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        if vars(namespace)[self.dest] is not None:
+            raise ConfigError(f"{option} is given twice", expected="one file; --section.key value changes a setting")
+        setattr(namespace, self.dest, expand_path(values, str(option)))
+
+
+def _path(text: str) -> Path:
+    return Path(expand_path(text, "the command line"))
+
+
 def _eval_options(evaluation: _Command) -> None:
     evaluation.add_argument("--num_samples", type=int, default=8, help="k, answers per task, at least 1 (default 8)")
     evaluation.add_argument(
@@ -170,7 +219,7 @@ def _eval_options(evaluation: _Command) -> None:
         action="store_true",
         help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
     )
-    evaluation.add_argument("--output", help="also write the numbers to this JSON file")
+    evaluation.add_argument("--output", type=_path, help="also write the numbers to this JSON file")
 
 
 def _check_options(check: _Command) -> None:
@@ -183,7 +232,10 @@ def _check_options(check: _Command) -> None:
 
 def _demo_options(demo: _Command) -> None:
     demo.add_argument(
-        "--output_dir", default="demo-out", help="where results.json and curves.png go (default demo-out)"
+        "--output_dir",
+        type=_path,
+        default=Path("demo-out"),
+        help="where results.json and curves.png go (default demo-out)",
     )
     demo.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     demo.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")
@@ -205,33 +257,40 @@ def _reproduce_options(suite: _Command) -> None:
     suite.add_argument(
         "--tune", action="store_true", help="choose learning rates instead of testing claims; writes rates.yaml"
     )
-    suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
-    suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
+    suite.add_argument("--rates", type=_path, help="rates.yaml written by --tune (default: the shipped table)")
+    suite.add_argument("--output_dir", type=_path, default=Path("reproduce-out"), help="(default reproduce-out)")
 
 
 def _model_options(model: _Command) -> None:
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
-    model.add_argument("folder", type=Path, help="where it is written")
+    model.add_argument("folder", type=_path, help="where it is written")
     model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
-    from vpd.recipes.train import train
 
-    train(load(options.config, rest))
+    config = load(options.config, rest)
+    from vpd.recipes.train import train  # after the settings are checked: it loads torch
+
+    train(config)
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
-    from vpd.recipes.evaluation import EvalOptions, evaluate, show
+    from vpd.evaluation import EvalOptions
+    from vpd.recipes.results import check_output, write_results
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
-    result = evaluate(load(options.config, rest), chosen)
+    config = load(options.config, rest)
+    if options.output:
+        check_output(options.output)
+    from vpd.recipes.evaluation import evaluate, show  # loads torch
+
+    result = evaluate(config, chosen)
     show(result, chosen.num_samples)
     if options.output:
-        numbers = {"student": result.student, "teacher": result.teacher, "control": result.control}
-        Path(options.output).write_text(json.dumps({name: part for name, part in numbers.items() if part}, indent=1))
+        write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
@@ -244,7 +303,7 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.lab.demo import demo
 
-    demo(Path(options.output_dir), seeds=options.seeds, steps=options.steps, first_seed=options.seed)
+    demo(options.output_dir, seeds=options.seeds, steps=options.steps, first_seed=options.seed)
 
 
 def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:

@@ -20,6 +20,8 @@ from vpd.errors import EnvError
 
 Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
+
+LARGEST_REWARD = 1e30  # sums, squares and fp32 hold it
 Metrics: TypeAlias = dict[str, float]
 
 
@@ -139,11 +141,11 @@ class Grade:
         object.__setattr__(self, "reward", _plain(self.reward))
         object.__setattr__(self, "success", _plain(self.success))
         number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
-        if not number or not math.isfinite(self.reward):
+        if not number or not abs(self.reward) <= LARGEST_REWARD:
             raise EnvError(
                 "a grade's reward is not a finite number",
                 got=repr(self.reward),
-                expected="a float",
+                expected=f"a float, of at most {LARGEST_REWARD:g}",
                 do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
             )
         if self.success is not None and not isinstance(self.success, bool):

@@ -10,14 +10,15 @@ With a teacher made of the student's own weights this alone is SDPO (arXiv 2601.
 that reads the student's own prompt it is GKD (arXiv 2306.13649).  VPD is this with an E-step before it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
@@ -30,12 +31,14 @@ from vpd.algorithms.examples import (
 from vpd.algorithms.retries import Imitation, RetrySettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.learners.teachers import CopyType, TeacherSettings
-from vpd.model.batch import Batch
-from vpd.model.scorer import Divergence, Scorer
+from vpd.learners.settings import CopyType, TeacherSettings
 from vpd.prompts import Prompter
-from vpd.settings import NamesFile, Settings, Share
+from vpd.settings import IsPath, Settings, Share
 from vpd.types import Example, Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Divergence, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ class GKDSettings(DistillSettings):
     """GKD: a frozen external teacher reads the student's own prompt.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
-    teacher_model: Annotated[str, NamesFile, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
+    teacher_model: Annotated[str, IsPath(), "Hub id or folder of the teacher; same tokenizer as the student"] = ""
     importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
@@ -231,6 +234,8 @@ class Distill:
         The signal ``student_drift_kl`` is r log r - r + 1 with r = pi / pi_0: never negative, and for y ~ pi_0 an
         unbiased estimate of KL(pi || pi_0) per token.
         """
+        from vpd import losses
+
         settings = self.settings
         compared = self._compare(scorer)
         reference_BT = batch.reference_or(compared.student_logprobs)
@@ -251,6 +256,9 @@ class Distill:
 
     def _compare(self, scorer: Scorer) -> Divergence:
         """The divergence between student and teacher of each token, exact or estimated from the sampled token."""
+        from vpd import losses
+        from vpd.model.scorer import Divergence
+
         settings = self.settings
         if settings.distillation_estimator == "exact":
             return scorer.divergence(

@@ -1,16 +1,20 @@
 """From groups to examples: how a rollout becomes a row of an update."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vpd.learners import Learner
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 #: Whose log-probs are log pi_0 of the importance ratio pi / pi_0: the learner's before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]

@@ -13,15 +13,16 @@ context, falls to 0, the learning rate moves from the distillation's to the poli
 while trust is below ``min_trust``; with ``e_every: null`` this is SDPO with the same gate.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import Distill
 from vpd.algorithms.e_step import EStep
@@ -37,10 +38,12 @@ from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Group, Metrics
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,8 @@ class GatedVPD:
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """-A log pi of each token [B,T] times the truncated importance ratio pi / pi_0."""
+        from vpd import losses
+
         student_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(student_BT)
         ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)

@@ -3,11 +3,13 @@
 Only the outcome counts: feedback, if there is any, is not read.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -21,12 +23,13 @@ from vpd.algorithms.examples import (
     with_reference,
 )
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.losses import clipped_policy_gradient
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.settings import Settings
 from vpd.types import Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ class GRPO:
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """PPO's clipped surrogate of each token [B,T]."""
+        from vpd.losses import clipped_policy_gradient
+
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
         ratio_BT = (logprobs_BT.detach() - reference_BT).exp()

@@ -8,10 +8,12 @@ With o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), the teacher's log-ratio of a toke
 Either is the advantage in PPO's clipped policy gradient.  A row without a context has o_t = 0.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -20,12 +22,13 @@ from vpd.algorithms.distill import SelfTeacher
 from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, TokenLoss, Update
-from vpd.losses import clipped_policy_gradient, mixed_advantage
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.settings import Share
 from vpd.types import Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class Hybrid:
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """PPO's clipped surrogate of each token [B,T], with the advantage of reward and teacher."""
+        from vpd.losses import clipped_policy_gradient, mixed_advantage
+
         settings = self.settings
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)

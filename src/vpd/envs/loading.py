@@ -11,6 +11,7 @@ from typing import Any
 
 from vpd.envs import Announcing, Env, wrap_user_errors
 from vpd.errors import ConfigError, VPDError, nearest
+from vpd.settings import expand_path
 
 STAMP = "__vpd_file__"  # in a module: the file it was made of, as it was then
 FOLDERS: set[str] = set()  # of files that were loaded, on sys.path
@@ -43,7 +44,7 @@ def _file(path: str, setting: str) -> ModuleType:
     It may import its neighbours, as ``python path`` may, and so may a process that it starts: its folder is searched
     after what is installed, and the module has the file's own name unless another module has that.
     """
-    source = Path(path).resolve()
+    source = Path(expand_path(path, setting)).resolve()
     if not source.is_file():
         raise ConfigError(f"{setting}: no file {path}", do=f"Write {setting} as path/to/file.py:name.")
     what = f"{path} (named by {setting})"

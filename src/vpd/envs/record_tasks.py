@@ -30,7 +30,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeAlias, TypeVa
 from annotated_types import Interval
 
 from vpd.errors import DataError
-from vpd.settings import NamesFile, Settings
+from vpd.settings import IsPath, Settings
 from vpd.types import Task
 
 Part: TypeAlias = Literal["train", "eval"]
@@ -119,8 +119,8 @@ class FileTasks(RecordTasks[Item]):
     """:class:`RecordTasks` over a file, a folder that ``datasets`` saved, or a data set on the Hub."""
 
     name: str
-    path: Annotated[str, NamesFile, "JSON lines, a JSON array, CSV, parquet, or a data set on the Hub (owner/name)"]
-    eval_path: Annotated[str | None, NamesFile, "records held out for evaluation; null: eval_share of path"] = None
+    path: Annotated[str, IsPath(), "JSON lines, a JSON array, CSV, parquet, or a data set on the Hub (owner/name)"]
+    eval_path: Annotated[str | None, IsPath(), "records held out for evaluation; null: eval_share of path"] = None
     eval_share: EvalShare = 0.1
     subset: Annotated[str | None, "configuration of the Hub's data set"] = None
     split: Annotated[str, "split of the Hub's data set"] = "train"

@@ -7,14 +7,12 @@ share, and the gradients are *summed* over ranks.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from vpd.errors import TrainingError
@@ -23,61 +21,21 @@ from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
 from vpd.learners.reporting import UpdateReport
-from vpd.learners.teachers import TeacherSettings, TeacherWeights
+from vpd.learners.settings import OptimSettings as OptimSettings
+from vpd.learners.settings import TeacherSettings
+from vpd.learners.teachers import TeacherWeights
 from vpd.model import attention, lora
-from vpd.model.activation_checkpointing import Checkpointing, active, enable
+from vpd.model.activation_checkpointing import active, enable
 from vpd.model.batch import Batch, collate
 from vpd.model.passes import LearnerPath
 from vpd.model.probe import check_head, learner_path
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
-from vpd.settings import Settings
 from vpd.types import Example
 
 Item = TypeVar("Item")
 ROLES: tuple[ModelName, ...] = ("live", "teacher")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings(Settings, section="optim"):
-    """The optimiser, its schedule, and how much is held in memory at once."""
-
-    learning_rate: Annotated[float, Ge(0), "peak learning rate"] = 1e-5
-    optimizer: Annotated[Literal["adamw", "sgd"], "torch optimiser"] = "adamw"
-    adam_beta1: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's first-moment decay"] = 0.9
-    adam_beta2: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's second-moment decay"] = 0.999
-    weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
-    max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
-    lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
-    warmup_steps: Annotated[
-        int,
-        Ge(0),
-        "iterations of linear warm-up; the first is trained at 1 / warmup_steps of the peak, and the E-step at the rate"
-        " of its iteration times algorithm.e_lr_scale",
-    ] = 0
-    master_weights: Annotated[
-        bool,
-        "train an fp32 copy of 16-bit weights (8 bytes a weight with its gradient); false is refused for such weights,"
-        " whose steps would round to nothing; nothing to do for fp32 weights and with model.lora",
-    ] = True
-    micro_batch_size: Annotated[int, Ge(1), "most rows per forward pass and process"] = 16
-    max_tokens_per_microbatch: Annotated[
-        int | None,
-        Ge(1),
-        "most tokens per forward pass, shared ones counted once; a longer row stands alone; null: any number",
-    ] = 2048
-    chunk_tokens: Annotated[
-        int | None, Ge(1), "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
-    ] = None
-    share_prefixes: Annotated[bool, "compute a prefix that several rows share only once, where the model allows it"] = (
-        True
-    )
-    gradient_checkpointing: Annotated[
-        Checkpointing,
-        "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
-    ] = "none"
-    mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
 
 
 class _Root(nn.Module):

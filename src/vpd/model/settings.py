@@ -1,12 +1,14 @@
 """Which model, and what of it is trained: settings that load without torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
-from vpd.settings import NamesFile, Settings
+from vpd.settings import IsPath, Settings
+
+Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class ModelSettings(Settings, section="model"):
 
     name_or_path: Annotated[
         str,
-        NamesFile,
+        IsPath(),
         "a Hub id, a local folder, or 'tiny' for the shipped base; an adapter is merged into its base",
     ] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "number type of the weights"] = "float32"

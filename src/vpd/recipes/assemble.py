@@ -26,8 +26,8 @@ from vpd.envs import (
 )
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
-from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
-from vpd.learners.teachers import TeacherSettings
+from vpd.learners.accelerate_learner import AccelerateLearner
+from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input

@@ -150,8 +150,8 @@ def _named_files(config: Config) -> Iterator[tuple[str, str]]:
                 yield from ((f"{prefix}.{key}", name) for key, name in pairs if name and Path(name).is_file())
             elif isinstance(part, Settings):
                 for key, declared in declarations(type(part)).items():
-                    name = getattr(part, key) if declared.names_file else None
-                    if name:
+                    name = getattr(part, key) if declared.path is not None and declared.path.read else None
+                    if isinstance(name, str) and name:
                         yield f"{prefix}.{key}", name
 
 

@@ -17,7 +17,6 @@ where the prompt is a list of messages.
 
 import copy
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -26,7 +25,7 @@ from vpd.envs.adapters.callers import LocalCaller, ProcessCaller, answering
 from vpd.envs.adapters.reward_functions import Caller, Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
-from vpd.types import Grade
+from vpd.types import LARGEST_REWARD, Grade
 
 TRAINER_ARGUMENTS = (
     "completion_ids",
@@ -141,7 +140,11 @@ def parse_rewards(setting: Any) -> tuple[Reward, ...]:
             entry = Reward(function=entry)
         if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
             raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
-        if isinstance(entry.weight, bool) or not isinstance(entry.weight, (int, float)) or entry.weight == 0:
+        if (
+            isinstance(entry.weight, bool)
+            or not isinstance(entry.weight, (int, float))
+            or not 0 < abs(entry.weight) <= LARGEST_REWARD
+        ):
             raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number other than 0")
         rewards.append(entry)
     if not rewards:
@@ -230,6 +233,6 @@ def _number(value: Any, what: str) -> float:
             f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
         )
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_REWARD:
         raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
     return number

@@ -39,6 +39,7 @@ from vpd.envs.record_tasks import FileTasks, Part
 from vpd.errors import ConfigError, DataError
 from vpd.sandbox import Sandbox, strongest
 from vpd.sandbox.remote import RemoteSandbox
+from vpd.settings import IsPath
 from vpd.types import Grade, Message, Task
 
 FAULTS = (
@@ -82,7 +83,9 @@ class Code(FileTasks[Problem]):
     seconds: Annotated[float, Ge(0.1), "processor seconds for one test, rounded up to whole seconds"] = 6.0
     memory_mb: Annotated[int, Ge(64), "memory for one test, in MB"] = 1024
     workers: Annotated[int | None, Ge(1), "programs that run at the same time; null: one per processor"] = None
-    packages: Annotated[tuple[str, ...], "folders that programs may import from, besides the standard library"] = ()
+    packages: Annotated[
+        tuple[str, ...], IsPath(), "folders that programs may import from, besides the standard library"
+    ] = ()
     insist: Annotated[bool, "run programs UNPROTECTED if no safe sandbox is available"] = False
     sandbox_url: Annotated[
         str | None, "URL of a SandboxFusion service, e.g. http://127.0.0.1:8080; null: local sandbox"
