@@ -128,3 +128,14 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(DataError, match=told):
             read(path)
+
+
+def test_a_record_in_verls_schema_is_read_as_the_one_it_was_made_of() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A or B?"}]
+    record = {"prompt": chat, "reward_model": {"ground_truth": "B"}, "extra_info": {"index": "7"}}
+    read = records.from_verl(record, "row 0")
+    assert (read["prompt"], read["system"], read["answer"], read["idx"]) == ("A or B?", "Be brief.", "B", "7")
+    prepared = {"prompt": "A or B?", "answer": "B"}
+    assert records.from_verl(prepared, "row 0") is prepared
+    with pytest.raises(DataError, match="row 0: 'prompt' is a conversation"):
+        records.from_verl({**record, "prompt": chat[1:] * 2}, "row 0")
