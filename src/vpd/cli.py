@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vpd: {stop}", file=sys.stderr)
         return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
-        print("vpd: interrupted; what was already written is whole", file=sys.stderr)
+        print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
     except SystemExit as error:  # of a part that is not ours: never a success
         print(f"vpd: error: something in the run called exit({error.code!r}); it is not done", file=sys.stderr)
