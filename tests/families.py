@@ -59,6 +59,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
+    "xlm": {"causal": True},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
     "roc_bert": {"shape_vocab_size": 10, "pronunciation_vocab_size": 10},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
