@@ -158,7 +158,7 @@ def check_backward(model: Any) -> None:
 
     def begin(module: Any, inputs: Any, output: Tensor) -> Tensor:
         seen.append(output.detach().requires_grad_())
-        return seen[0]
+        return seen[0].clone()  # some models add to it in place
 
     hook = model.get_input_embeddings().register_forward_hook(begin)
     try:
