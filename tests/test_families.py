@@ -12,7 +12,7 @@ import families
 import pytest
 import torch
 import transformers
-from families import OPTIM, NoText, Result, examples, learner_of, make, plain, scan
+from families import OPTIM, NoText, Result, examples, learner_of, make, plain, rounding_errors, scan
 from helpers import keys
 from torch import Tensor
 
@@ -54,6 +54,12 @@ def test_log_probs_and_gradients_are_those_of_the_models_own_forward_pass(kind: 
     result = scan(kind)
     assert result.verdict == "right", str(result)
     assert (result.learner, result.engine) == FAMILIES[kind]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_in_16_bits_no_path_rounds_more_than_the_models_own_forward_pass(kind: str) -> None:
+    for ours, plainly in rounding_errors(kind).values():
+        assert ours <= 1.5 * plainly + 0.01
 
 
 @pytest.mark.slow

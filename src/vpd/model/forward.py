@@ -42,7 +42,8 @@ def hidden_states(model: Any, cache: Any = None, **inputs: Any) -> Tensor:
     states = _layers(model)(**inputs).get("last_hidden_state")
     if states is None:
         raise ModelError(f"{type(model).__name__} does not return its last hidden states")
-    return states
+    dtype = model.get_output_embeddings().weight.dtype
+    return states.to(dtype) if states.dtype.itemsize > dtype.itemsize else states  # Mamba adds up in fp32
 
 
 def logits_of(model: Any, hidden_NH: Tensor) -> Tensor:

@@ -152,6 +152,7 @@ def check_causal(model: Any, name: str) -> None:
         )
 
 
+@torch.enable_grad()
 def check_backward(model: Any) -> None:
     """Raise ModelError if ``model`` has no backward pass without dropout (Reformer)."""
     seen: list[Tensor] = []
