@@ -67,7 +67,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "longcat_flash": {"head_dim": 8, "expert_ffn_hidden_size": 24, "zero_expert_num": 2, "moe_topk": 2},
     "zamba2": {
-        "layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 8, "adapter_rank": 8,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "n_mamba_heads": 8,
+        "adapter_rank": 8,
         "num_key_value_heads": 4,
     },
     "cohere_compass_text": {
@@ -82,50 +84,87 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "qwen4_exp_text": {
-        "hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
-        "indexer_budget": 8, "indexer_compress_ratio": 4,
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
     },
     "qwen4_exp": {"vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 4, "intermediate_size": 32}},
     "blt": {
-        "vocab_size": 260, "encoder_hash_byte_group_vocab": 64, "patch_size": 4, "patching_mode": "entropy",
+        "vocab_size": 260,
+        "encoder_hash_byte_group_vocab": 64,
+        "patch_size": 4,
+        "patching_mode": "entropy",
         **{
             part: {
-                "vocab_size": 260, "hidden_size": 32, "hidden_size_global": 32, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 512, "sliding_window": 16,
+                "vocab_size": 260,
+                "hidden_size": 32,
+                "hidden_size_global": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 48,
+                "max_position_embeddings": 512,
+                "sliding_window": 16,
             }
             for part in ("encoder_config", "decoder_config", "global_config", "patcher_config")
         },
     },
     "got_ocr2": {
         "vision_config": {
-            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "mlp_dim": 32, "output_channels": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "mlp_dim": 32,
+            "output_channels": 8,
             "image_size": 64,
         }
     },
     "moss_transcribe_diarize": {
-        "audio_config": {
-            "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32
-        }
+        "audio_config": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
     },
     "phi4_multimodal": {
         "vision_config": {
-            "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32, "crop_size": 28,
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "intermediate_size": 32,
+            "crop_size": 28,
             "image_size": 28,
         },
         "audio_config": {
-            "num_blocks": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32,
-            "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32,
+            "num_blocks": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "intermediate_size": 32,
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 32,
         },
-        "image_token_id": 90, "audio_token_id": 91,
+        "image_token_id": 90,
+        "audio_token_id": 91,
     },
     "dots3_note": {
         "vision_config": {
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "moe_intermediate_size": 24, "mlp_layer_types": ["dense"], "adapter_in_dim": 32, "adapter_out_dim": 32,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "moe_intermediate_size": 24,
+            "mlp_layer_types": ["dense"],
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 32,
         },
         "audio_config": {
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "downsample_hidden_size": 8, "adapter_input_size": 32, "adapter_out_dim": 32,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "downsample_hidden_size": 8,
+            "adapter_input_size": 32,
+            "adapter_out_dim": 32,
         },
     },
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"]},

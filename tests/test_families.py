@@ -106,8 +106,14 @@ def test_layers_before_the_head_are_those_of_the_adapter_too() -> None:
             torch.tensor(ours), plain(pristine, row.prompt, row.completion, 0.7)[1].detach(), atol=1e-4
         )
     live = learner.score(rows, lambda scorer, batch: scorer.logprobs("student"))
-    assert max(abs(a - b) for one, row in zip(live, rows, strict=True) for a, b in zip(
-        one, plain(pristine, row.prompt, row.completion, 0.7)[1].tolist(), strict=True)) > 0.1
+    assert (
+        max(
+            abs(a - b)
+            for one, row in zip(live, rows, strict=True)
+            for a, b in zip(one, plain(pristine, row.prompt, row.completion, 0.7)[1].tolist(), strict=True)
+        )
+        > 0.1
+    )
 
 
 def test_a_scan_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

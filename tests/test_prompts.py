@@ -112,7 +112,9 @@ def texts_of(tokenizer: Any) -> st.SearchStrategy[str]:
             st.sampled_from(spelled),
             st.integers(1, 5),
         ),
-        st.sampled_from([*"<|>[/ \n1é", "im_", "think", "fox", "＜think＞", "＜|im_end|＞", "ＵＳＥＲ：", "[IN", "ST]"]),
+        st.sampled_from(
+            [*"<|>[/ \n1é", "im_", "think", "fox", "＜think＞", "＜|im_end|＞", "ＵＳＥＲ：", "[IN", "ST]"]
+        ),
     )
     return st.lists(pieces, max_size=8).map("".join)
 
@@ -172,9 +174,7 @@ def test_role_markers_that_are_plain_text_are_found_in_the_template(
     assert prompt.control_tokens == sum(forged.count(m) for m in ROLE_MARKERS if m in tokenizer().chat_template)
     task = asking(forged)
     assert shown in tokenizer().decode(prompter(tokenizer()).build_student_prompt(task))
-    assert forged in tokenizer().decode(
-        prompter(tokenizer(), control_tokens_in_tasks="all").build_student_prompt(task)
-    )
+    assert forged in tokenizer().decode(prompter(tokenizer(), control_tokens_in_tasks="all").build_student_prompt(task))
 
 
 def test_a_tag_is_found_behind_a_normalizer() -> None:

@@ -79,7 +79,8 @@ class Completion:
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where the environment replied; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
-    ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it; ``by_teacher``: those of an external
+    teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``thinking_open``: the prompt ended
     in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
     tokens cut from the environment's replies, and the control tokens in them that became plain text.
 
@@ -103,6 +104,7 @@ class Completion:
     text: str
     finish: Literal["stop", "length"]
     version: int = 0
+    by_teacher: bool = False
     turns: int = 1
     thinking_open: bool = False
     reply_cut: int = 0
@@ -264,7 +266,7 @@ class Example:
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
-    sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
+    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
     completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
     carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
 
@@ -289,6 +291,7 @@ class Example:
     success: bool = False
     group: int = 0
     version: int = 0
+    by_teacher: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):
