@@ -266,9 +266,10 @@ class Example:
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
-    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
-    completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
-    carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
+    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt
+    [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
+    ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
+    top-k log-probs are of another length than the completion.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
