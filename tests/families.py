@@ -467,7 +467,11 @@ Every run finds out for its own model, before anything is trained (`vpd/model/pr
 A model whose RoPE is scaled by the length of the row (longrope, dynamic) is always computed one length at a time and
 sampled without a cache: beyond the original length the log-prob of a token depends on how long its row becomes, so
 that what was sampled token by token is not what a pass over the whole row gives.  Sliding windows count as crossed up
-to {longest} tokens.
+to {longest} tokens.  A model of images or audio too is compared on text alone.
+
+`make test-oldest` and `make test-newest` do the same at the lowest and the newest versions that pyproject.toml allows:
+no type is silently wrong at either (transformers 5.10.1 and 5.24.0), but which path is taken, and what is refused,
+may differ from this table at another version.
 
 {counts}
 

@@ -225,6 +225,14 @@ class Prompter:
         _map_text([*task.messages, *task.tools], count)
         return sum(counts)
 
+    def unknown_tokens_in(self, task: Task) -> int:
+        """How many tokens of what a task's messages say are the tokenizer's unknown token: text that is lost."""
+        return sum(self._unknown(self._clean_text(message["content"])[0]) for message in task.messages)
+
+    def _unknown(self, text: str) -> int:
+        unknown = self.tokenizer.unk_token_id
+        return 0 if unknown is None else self._encode(text).count(unknown)
+
     def fit(self, text: str, budget: int) -> FittedText:
         """``text`` without its control tokens, within a budget of tokens also when it is encoded again.
 
@@ -256,7 +264,7 @@ class Prompter:
     def _with_context(self, task: Task, sections: Sequence[Section], room: int) -> TeacherPrompt:
         """The teacher's prompt with the sections in ``room`` tokens."""
         settings = self.settings
-        parts, cut, control = [], 0, 0
+        parts, cut, control, unknown = [], 0, 0, 0
         for kind, header, budget in (
             ("demonstration", settings.demonstration_header, settings.max_demonstration_length),
             ("feedback", settings.feedback_header, settings.max_feedback_length),
@@ -267,6 +275,7 @@ class Prompter:
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
+                unknown += self._unknown(fitted.text)
                 parts.append(header + (fitted.text or settings.cut_marker))
         last = _last_user_message(task)
         messages = self._clean(list(task.messages))
@@ -276,6 +285,7 @@ class Prompter:
             sources=tuple(dict.fromkeys(section.source for section in sections)),
             cut=cut,
             control_tokens=control,
+            unknown_tokens=unknown,
         )
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:

@@ -172,7 +172,8 @@ class Section:
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
 
-    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt.
+    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt, and
+    ``unknown_tokens`` the tokenizer's unknown tokens that they were read as.
 
     >>> TeacherPrompt(tokens=(1, 2, 3), sources=("environment", "sibling")).cut
     0
@@ -182,6 +183,7 @@ class TeacherPrompt:
     sources: tuple[str, ...]
     cut: int = 0
     control_tokens: int = 0
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,11 +156,23 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
 def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
     """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
     spelled = 0
+    unknown: dict[str, int] = {}
     for task in tasks:
         prompter.build_student_prompt(task)
         spelled += prompter.control_tokens_in(task) > 0
+        if count := prompter.unknown_tokens_in(task):
+            unknown[task.id] = count
     if isinstance(env, Conversational):
         prompter.reply({"role": "user", "content": "?"}, after=None)
+    if unknown:
+        LOG.warning(
+            "%d of %d known tasks hold text that the tokenizer has no tokens for, so that the model reads %s instead:"
+            " %d tokens of task %r. Take a model whose tokenizer knows this text.",
+            len(unknown),
+            len(tasks),
+            prompter.tokenizer.unk_token,
+            *next((count, name) for name, count in unknown.items()),
+        )
     if spelled:
         LOG.info(
             "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
