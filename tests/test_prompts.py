@@ -337,6 +337,16 @@ def test_a_long_reply_loses_its_middle() -> None:
     assert whole.cut == whole.control_tokens == 0 and "[...]" not in qwen().decode(whole.tokens)
 
 
+def test_the_end_that_an_answer_has_already_is_not_repeated_behind_a_space() -> None:
+    """Llama 2's template sets a space between an answer and its end."""
+    tokenizer = llama2()
+    message: Message = {"role": "user", "content": "again"}
+    ended = prompter(tokenizer).reply(message, after=tokenizer.eos_token_id).tokens
+    assert tokenizer.decode(ended) == "<s>[INST] again [/INST]"
+    cut = prompter(tokenizer).reply(message, after=tokenizer.encode("x", add_special_tokens=False)[0]).tokens
+    assert tokenizer.decode(cut) == " </s><s>[INST] again [/INST]"
+
+
 def test_a_template_that_refuses_a_role_is_one_line() -> None:
     made = prompter(gemma())
     with pytest.raises(ModelError, match=r"task 't7' \(system, user\); got System role not supported\. Put the system"):

@@ -14,6 +14,7 @@ cut and control tokens removed are counted where the text ends up.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,8 @@ class Prompter:
                 do="Take a model with another chat template, or set rollout.max_turns to 1.",
             )
         if after is not None:
-            following = following.removeprefix(self.tokenizer.decode([after]))
+            end = re.escape(self.tokenizer.decode([after]))
+            following = re.sub(rf"\A\s*?{end}", "", following)  # some templates set a space before it
         return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
 
     def opens_thinking(self, prompt: Tokens) -> bool:

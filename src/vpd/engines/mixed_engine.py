@@ -55,8 +55,11 @@ class MixedEngine:
                 **sampling,
             )
             if not chosen:
-                own = [{"version": keys[row].step, "by_teacher": True} for row in rows]
-                made = [dataclasses.replace(m, **changes) for m, changes in zip(made, own, strict=True)]
+                steps = [keys[row].step for row in rows]
+                made = [
+                    dataclasses.replace(completion, version=step, by_teacher=True)
+                    for completion, step in zip(made, steps, strict=True)
+                ]
             answers |= dict(zip(rows, made, strict=True))
         return [answers[row] for row in range(len(prompts))]
 
