@@ -14,6 +14,7 @@ cut and control tokens removed are counted where the text ends up.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -239,7 +240,8 @@ class Prompter:
                 do="Take a model with another chat template, or set rollout.max_turns to 1.",
             )
         if after is not None:
-            following = following.removeprefix(self.tokenizer.decode([after]))
+            end = re.escape(self.tokenizer.decode([after]))
+            following = re.sub(rf"\A\s*?{end}", "", following)  # some templates set a space before it
         return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
 
     def opens_thinking(self, prompt: Tokens) -> bool:
@@ -257,6 +259,14 @@ class Prompter:
 
         _map_text([*task.messages, *task.tools], count)
         return sum(counts)
+
+    def unknown_tokens_in(self, task: Task) -> int:
+        """How many tokens of what a task's messages say are the tokenizer's unknown token: text that is lost."""
+        return sum(self._unknown(self._clean_text(message["content"])[0]) for message in task.messages)
+
+    def _unknown(self, text: str) -> int:
+        unknown = self.tokenizer.unk_token_id
+        return 0 if unknown is None else self._encode(text).count(unknown)
 
     def fit(self, text: str, budget: int) -> FittedText:
         """``text`` without its control tokens, within a budget of tokens also when it is encoded again.
@@ -289,7 +299,7 @@ class Prompter:
     def _with_context(self, task: Task, sections: Sequence[Section], room: int) -> TeacherPrompt:
         """The teacher's prompt with the sections in ``room`` tokens."""
         settings = self.settings
-        parts, cut, control = [], 0, 0
+        parts, cut, control, unknown = [], 0, 0, 0
         budgets = {"demonstration": settings.max_demonstration_length, "feedback": settings.max_feedback_length}
         for kind, header in self._headers().items():
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
@@ -298,6 +308,7 @@ class Prompter:
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
+                unknown += self._unknown(fitted.text)
                 parts.append(header + (fitted.text or settings.cut_marker))
         last = _last_user_message(task)
         messages = self._clean(list(task.messages))
@@ -307,6 +318,7 @@ class Prompter:
             sources=tuple(dict.fromkeys(section.source for section in sections)),
             cut=cut,
             control_tokens=control,
+            unknown_tokens=unknown,
         )
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:

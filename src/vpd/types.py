@@ -86,7 +86,8 @@ class Completion:
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where the environment replied; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
-    ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it; ``by_teacher``: those of an external
+    teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``thinking_open``: the prompt ended
     in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
     tokens cut from the environment's replies, and the control tokens in them that became plain text.
 
@@ -110,6 +111,7 @@ class Completion:
     text: str
     finish: Literal["stop", "length"]
     version: int = 0
+    by_teacher: bool = False
     turns: int = 1
     thinking_open: bool = False
     reply_cut: int = 0
@@ -185,7 +187,8 @@ class Section:
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
 
-    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt.
+    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt, and
+    ``unknown_tokens`` the tokenizer's unknown tokens that they were read as.
 
     >>> TeacherPrompt(tokens=(1, 2, 3), sources=("environment", "sibling")).cut
     0
@@ -195,6 +198,7 @@ class TeacherPrompt:
     sources: tuple[str, ...]
     cut: int = 0
     control_tokens: int = 0
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,9 +287,10 @@ class Example:
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
-    sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
-    completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
-    carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
+    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt
+    [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
+    ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
+    top-k log-probs are of another length than the completion.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -308,6 +313,7 @@ class Example:
     success: bool = False
     group: int = 0
     version: int = 0
+    by_teacher: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge, Gt
 
 from vpd.algorithms import Algorithm, Needs, weighting
@@ -232,7 +233,8 @@ class Distill:
         """L_M of each token [B,T]: the importance ratio, truncated, times the divergence D(pi, sg q).
 
         The signal ``student_drift_kl`` is r log r - r + 1 with r = pi / pi_0: never negative, and for y ~ pi_0 an
-        unbiased estimate of KL(pi || pi_0) per token.
+        unbiased estimate of KL(pi || pi_0) per token.  ``sampling_logp_difference`` compares the sampler's log-probs
+        with those of the model that it sampled from: pi_0, or the external teacher.
         """
         from vpd import losses
 
@@ -240,6 +242,7 @@ class Distill:
         compared = self._compare(scorer)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
+        sampled_BT = torch.where(batch.by_teacher_B[:, None], compared.teacher_logprobs, reference_BT)
         drift_BT = compared.student_logprobs - reference_BT
         return TokenLoss(
             ratio_BT * compared.value,
@@ -248,7 +251,7 @@ class Distill:
                 "importance_ratio": ratio_BT,
                 "teacher_minus_student": compared.teacher_logprobs - compared.student_logprobs,
                 "student_drift_kl": drift_BT.exp() * drift_BT - drift_BT.exp() + 1,
-                "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
+                "sampling_logp_difference": (sampled_BT - batch.behaviour_BT).abs(),
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
             },

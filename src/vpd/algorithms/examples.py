@@ -38,6 +38,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             reference=rollout.completion.logprobs if reference == "sampler" else None,
             teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
             version=rollout.completion.version,
+            by_teacher=rollout.completion.by_teacher,
             success=rollout.success,
             group=number,
         )

@@ -28,7 +28,7 @@ from vpd.model import attention, lora
 from vpd.model.activation_checkpointing import active, enable
 from vpd.model.batch import Batch, collate
 from vpd.model.passes import LearnerPath
-from vpd.model.probe import check_head, learner_path
+from vpd.model.probe import check_backward, check_causal, check_head, learner_path
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
 from vpd.types import Example
@@ -89,7 +89,7 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
-        self._check_heads()
+        self._check_models()
         self.path = self._find_path()
         vocabulary, hidden_size = model.get_output_embeddings().weight.shape
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // vocabulary, 1)
@@ -309,9 +309,11 @@ class AccelerateLearner:
         """Whether rows that begin alike share one pass over their beginning."""
         return self.path == "packed"
 
-    def _check_heads(self) -> None:
+    def _check_models(self) -> None:
         for name, model in self._models():
             check_head(model, name, self.accelerator.device)
+            check_causal(model, name)
+        check_backward(self.model)
 
 
 class LearnerPolicy:

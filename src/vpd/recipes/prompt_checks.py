@@ -30,12 +30,24 @@ def check_prompts(
         for source in feedback:
             if isinstance(source, SelfCritique):
                 prompter.conversation(source.shortest_prompt, source.max_critique_length)
+    _warn_of_unknown_tokens(prompter, tasks)
     spelled = sum(prompter.control_tokens_in(task) > 0 for task in tasks)
     if spelled:
         LOG.info(
             "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
             " (prompts.control_tokens_in_tasks)",
             *(spelled, len(tasks)),
+        )
+
+
+def _warn_of_unknown_tokens(prompter: Prompter, tasks: Sequence[Task]) -> None:
+    unknown = {task.id: count for task in tasks if (count := prompter.unknown_tokens_in(task))}
+    if unknown:
+        LOG.warning(
+            "%d of %d known tasks hold text that the tokenizer has no tokens for, so that the model reads %s instead:"
+            " %d tokens of task %r. Take a model whose tokenizer knows this text.",
+            *(len(unknown), len(tasks), prompter.tokenizer.unk_token),
+            *next((count, name) for name, count in unknown.items()),
         )
 
 
