@@ -155,6 +155,19 @@ def test_a_library_prints_nothing(path: Path) -> None:
     assert "print" not in calls
 
 
+def test_everything_is_shown_through_one_terminal() -> None:
+    """What a person sees passes ``printable.for_terminal``: rich's console only as its subclass, print only around it."""
+    consoles = {path for path in FILES for node in ast.walk(TREES[path])
+                if isinstance(node, ast.ImportFrom) and node.module == "rich.console"}  # fmt: skip
+    assert consoles == {ROOT / "report" / "console.py"}
+    for node in ast.walk(TREES[ROOT / "cli.py"]):
+        if isinstance(node, ast.Call) and last_names(node.func) == {"print"}:
+            shown = node.args[0]
+            assert isinstance(shown, ast.Constant) or (
+                isinstance(shown, ast.Call) and "for_terminal" in last_names(shown)
+            )
+
+
 def identifiers(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):

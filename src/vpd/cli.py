@@ -11,12 +11,15 @@ import logging
 import os
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from vpd.errors import VPDError
+from vpd.printable import LogFormatter, for_terminal
 
 REPRODUCE = """\
 Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
@@ -41,15 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a VPDError into one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    sys.excepthook = _show_traceback
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
     try:
         with _log_shown():
             options.command(options, rest)
     except VPDError as error:
-        print(f"vpd: error: {error}", file=sys.stderr)
+        print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
@@ -57,11 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, with its traceback; its message may quote text from outside."""
+    sys.stderr.write(for_terminal("".join(traceback.format_exception(kind, error, trace))))
+
+
 @contextlib.contextmanager
 def _log_shown() -> Iterator[None]:
     """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
     logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -253,7 +262,7 @@ def _model(options: argparse.Namespace, rest: list[str]) -> None:
         from vpd.lab import smollm2
 
         smollm2.build(options.folder)
-    print(f"{options.folder} is ready: --model.name_or_path {options.folder}")
+    print(for_terminal(f"{options.folder} is ready: --model.name_or_path {options.folder}"))
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

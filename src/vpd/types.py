@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from vpd.errors import EnvError
+from vpd.printable import shown
 
 Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
@@ -134,14 +135,14 @@ class Grade:
         if not number or not math.isfinite(self.reward):
             raise EnvError(
                 "a grade's reward is not a finite number",
-                got=repr(self.reward),
+                got=shown(self.reward),
                 expected="a float",
                 do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
             )
         if self.success is not None and not isinstance(self.success, bool):
-            raise EnvError("a grade's success has the wrong type", got=repr(self.success), expected="bool or None")
+            raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")
         if self.feedback is not None and not isinstance(self.feedback, str):
-            raise EnvError("a grade's feedback has the wrong type", got=repr(self.feedback), expected="str or None")
+            raise EnvError("a grade's feedback has the wrong type", got=shown(self.feedback), expected="str or None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, build, known_key
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
+from vpd.printable import shown
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
 from vpd.settings import Settings
@@ -173,7 +174,7 @@ def _read(path: str) -> dict[str, Any]:
 def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     value = data.get(section, {})
     if not isinstance(value, Mapping):
-        raise ConfigError(f"section {section!r} is not a mapping", got=repr(value), expected="key: value pairs")
+        raise ConfigError(f"section {section!r} is not a mapping", got=shown(value), expected="key: value pairs")
     return value
 
 
@@ -229,7 +230,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             prose = isinstance(parsed, Mapping) and not value.lstrip().startswith("{")  # a text with a colon in it
             pairs.append((key, value if prose or not value else parsed))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} has a value that is not YAML", got=repr(value)) from error
+            raise ConfigError(f"--{key} has a value that is not YAML", got=shown(value)) from error
     return pairs
 
 
@@ -255,7 +256,7 @@ def _feedback(entries: Any) -> tuple[Any, ...]:
     if isinstance(entries, (str, Mapping)):
         entries = [entries]
     if not isinstance(entries, list):
-        raise ConfigError("feedback is not a list", got=repr(entries), expected="names such as [environment, sibling]")
+        raise ConfigError("feedback is not a list", got=shown(entries), expected="names such as [environment, sibling]")
     sources = []
     for entry in entries:
         options = entry if isinstance(entry, Mapping) else {"name": entry}

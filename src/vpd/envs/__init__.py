@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from vpd.errors import EnvError, VPDError
+from vpd.printable import shown
 from vpd.types import Grade, Message, Task
 
 Result = TypeVar("Result")
@@ -160,14 +161,14 @@ def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
 
 def _valid_task(task: Any, what: str) -> Task:
     if not isinstance(task, Task):
-        raise EnvError(f"{what} returned no Task", got=repr(task)[:80], expected="a vpd.types.Task", do=FIX)
+        raise EnvError(f"{what} returned no Task", got=shown(task), expected="a vpd.types.Task", do=FIX)
     if not isinstance(task.id, str) or not task.id:
-        raise EnvError(f"{what} returned a task without an id", got=repr(task.id), expected="a non-empty str", do=FIX)
+        raise EnvError(f"{what} returned a task without an id", got=shown(task.id), expected="a non-empty str", do=FIX)
     messages = task.messages
     if not isinstance(messages, (list, tuple)) or not messages or not all(map(_is_message, messages)):
         raise EnvError(
             f"{what} returned a task with malformed messages",
-            got=repr(messages)[:80],
+            got=shown(messages),
             expected="at least one {'role': str, 'content': str}",
             do=FIX,
         )
@@ -193,7 +194,7 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
         if not isinstance(grade, Grade):
             raise EnvError(
                 f"the grader returned no Grade for row {row} (task {tasks[row].id!r})",
-                got=repr(grade)[:80],
+                got=shown(grade),
                 expected="vpd.types.Grade",
             )
     return grades
@@ -214,7 +215,7 @@ def replies_of(
         if reply is not None and not (isinstance(reply, dict) and {"role", "content"} <= set(reply)):
             raise EnvError(
                 f"respond returned no message for row {row} (task {tasks[row].id!r})",
-                got=repr(reply)[:80],
+                got=shown(reply),
                 expected="None, a text, or {'role': ..., 'content': ...}",
             )
         messages.append(reply)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Interval
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
@@ -16,6 +15,7 @@ from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import assemble
+from vpd.report.console import Terminal
 from vpd.settings import Settings
 from vpd.types import Metrics
 
@@ -58,12 +58,12 @@ def evaluate(
     return evaluate_tasks(parts.source, held_out_tasks(parts.env, options.limit), settings)
 
 
-def show(result: Evaluation, k: int, console: Console | None = None) -> None:
+def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
     """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
 
     Every ``±`` is the standard error over tasks.
     """
-    console = console or Console()
+    console = console or Terminal()
     student = _table("", f"avg@{k}", f"pass@{k}")
     student.add_row("student", *_cells(result.student, k))
     console.print(student)
