@@ -57,6 +57,10 @@ class TrainingError(VPDError):
     """Training cannot go on: a loss or gradient is not finite."""
 
 
+class NonFiniteError(TrainingError):
+    """A loss, gradient, reward, log-prob or weight is not finite; no step was taken on it."""
+
+
 class SandboxError(VPDError):
     """The machine or a service failed to run a program; no fault of the program."""
 

@@ -267,7 +267,9 @@ class Example:
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
     sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
     completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
-    carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
+    carries *all* normalisation.  ``row`` is the place of its rollout among all of the iteration (None: it is none of
+    them), ``failed_grade`` whether its grader failed, ``left_out`` why it takes no part in an update (empty: it does).
+    Raises ValueError if top-k log-probs are of another length than the completion.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -290,6 +292,9 @@ class Example:
     success: bool = False
     group: int = 0
     version: int = 0
+    row: int | None = None
+    failed_grade: bool = False
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):

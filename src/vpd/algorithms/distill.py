@@ -21,6 +21,7 @@ from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
+    choose_rows,
     split_by_group,
     to_examples,
     token_counts,
@@ -186,10 +187,10 @@ class Distill:
         elif settings.updates_per_batch > 1:
             examples = self._with_reference(examples, learner)
         updates = []
-        for part in split_by_group(examples, settings.updates_per_batch):
+        for part in split_by_group(choose_rows(examples, context=True), settings.updates_per_batch):
             weights = weighting.token_average(
                 token_counts(part),
-                [e.teacher is not None for e in part],
+                [not e.left_out for e in part],
                 average=settings.average,
                 denominator=settings.denominator,
             )
