@@ -1,4 +1,4 @@
-"""The command ``vpd``: train, eval, check, demo, reproduce, model.
+"""The command ``vpd``: train, eval, check, replay, demo, reproduce, model.
 
 A user's mistake is one line on stderr and exit code 2.
 """
@@ -131,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
             settings=("env",),
         )
     )
+    command(
+        "replay",
+        _replay,
+        "Run an iteration again that stopped at a number that is not finite, and show where the first one is.",
+    ).add_argument("dump", type=Path, help="the folder that the error names, OUT/nonfinite-step-N")
     _demo_options(
         command(
             "demo",
@@ -225,6 +230,12 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.recipes.check import check
 
     check(load_env(options.config, ["--env.name", options.env, *rest]), tasks=options.tasks, seed=options.seed)
+
+
+def _replay(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.recipes.replay import replay
+
+    replay(options.dump)
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:

@@ -151,7 +151,7 @@ class Loop:
             results=journal.results,
             call=journal.call,
         )
-        return NonFiniteError(str(error), do=f"To see where, run: vpd replay {self.dump(fault)}")
+        return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
