@@ -12,7 +12,6 @@ import os
 import sys
 import textwrap
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +42,6 @@ settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a VPDError into one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     sys.excepthook = _show_traceback
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
