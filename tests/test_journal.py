@@ -111,6 +111,14 @@ def test_a_feedback_source_that_loses_a_row_is_an_error() -> None:
         scripted_run(env, lambda prompt, seed: "a", feedback=[forgetful]).run()
 
 
+def test_rows_of_other_rollouts_than_the_drawn_ones_count_for_none() -> None:
+    groups, others = random_groups(0), random_groups(1)
+    journal = Journal(tiny_learner(tiny_model()), groups)
+    rows = with_loss_weights(to_examples([*groups[1:], *others]), a=[1.0] * 20)
+    journal.update("a", rows, {"a": objective})
+    assert journal.account(12) == {"rows/drawn": 12.0, "rows/trained": 8.0, "rows/unused": 4.0}
+
+
 @pytest.mark.parametrize("algorithm", ["vpd", "gated", "sdpo", "grpo", "hybrid"])
 def test_a_run_reports_them_at_every_step(algorithm: str, tmp_path: Path) -> None:
     assert vpd_train(tmp_path / "out", algorithm__name=algorithm, run__max_steps=2) == 0
@@ -134,7 +142,7 @@ def test_the_scored_tokens_are_the_sampled_ones() -> None:
     tokens = (*sampled.tokens[:-1], (sampled.tokens[-1] + 1) % 7)
     for call in ("score", "update"):
         journal = Journal(tiny_learner(tiny_model()), groups)
-        with pytest.raises(TrainingError, match="row 0 holds other tokens"):
+        with pytest.raises(TrainingError, match="the row of task 0, sample 0 holds other tokens"):
             if call == "score":
                 journal.score(example(completion=tokens), objective)
             else:
@@ -152,13 +160,13 @@ def test_the_scored_tokens_are_the_sampled_ones() -> None:
 def test_a_number_of_a_row_that_is_not_finite_stops_before_the_step(name: str, changes: dict[str, Any]) -> None:
     model = tiny_model()
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(NonFiniteError, match=rf"the {name} of row 0 is not finite.*No step was taken"):
+    with pytest.raises(NonFiniteError, match=rf"the {name} of the row of task 0, .* finite.*No step was taken"):
         Journal(tiny_learner(model), random_groups(0)).update("a", example(**changes), {"a": objective})
     assert all(a.equal(b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_score_that_is_not_a_number_stops() -> None:
-    with pytest.raises(NonFiniteError, match="a log-prob of row 0 under the live weights"):
+    with pytest.raises(NonFiniteError, match="a log-prob of the row of task 0, sample 0 under the live weights"):
         Journal(tiny_learner(tiny_model()), random_groups(0)).score(
             example(), lambda scorer, batch: scorer.logprobs("student") * math.nan
         )

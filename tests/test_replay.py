@@ -53,7 +53,7 @@ class Parity(Digits):
 """
     )
     monkeypatch.chdir(tmp_path)
-    huge = {"optim__learning_rate": 1e38, "optim__optimizer": "sgd"}
+    huge = {"optim__learning_rate": 1e29, "optim__optimizer": "sgd"}
     assert vpd_train(Path("out"), env__name="own.py:Parity", algorithm__name=algorithm, **huge) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "not finite" in error and "vpd replay out/nonfinite-step-" in error
@@ -61,6 +61,12 @@ class Parity(Digits):
     assert main(["replay", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert error.split(";")[0].removeprefix("vpd: error: ") in shown and "  first " in shown
+
+
+def test_a_rate_that_no_step_can_be_taken_with_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vpd_train(tmp_path / "out", algorithm__name="sdpo", optim__learning_rate=1e38) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the learning rate of the update 'm_step' is out of range; got 1e+38" in error
 
 
 def test_a_context_that_overflows_is_found_in_its_rows(tmp_path: Path) -> None:
@@ -75,8 +81,8 @@ def test_a_context_that_overflows_is_found_in_its_rows(tmp_path: Path) -> None:
     assert found[0].startswith("gradient of model model.layers.1.mlp.down_proj.weight: ")
     fault, _ = faults.read(folder)
     assert fault.call is not None and fault.call.name == "e_step"
-    context = {e.row for e in fault.call.examples if e.teacher is not None}
-    rows = {int(line.split()[1]) for line in found if line.startswith("row ")}
+    context = {e.name for e in fault.call.examples if e.teacher is not None}
+    rows = {line.partition(" alone: ")[0] for line in found if " alone: " in line}
     assert rows and rows <= context
 
 

@@ -267,9 +267,9 @@ class Example:
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
     sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
     completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
-    carries *all* normalisation.  ``row`` is the place of its rollout among all of the iteration (None: it is none of
-    them), ``failed_grade`` whether its grader failed, ``left_out`` why it takes no part in an update (empty: it does).
-    Raises ValueError if top-k log-probs are of another length than the completion.
+    carries *all* normalisation.  ``key`` says which rollout it was made of (None: of none), ``failed_grade`` whether
+    its grader failed, ``left_out`` why it takes no part in an update (empty: it does).  Raises ValueError if top-k
+    log-probs are of another length than the completion.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -292,7 +292,7 @@ class Example:
     success: bool = False
     group: int = 0
     version: int = 0
-    row: int | None = None
+    key: SampleKey | None = None
     failed_grade: bool = False
     left_out: str = ""
 
@@ -301,6 +301,11 @@ class Example:
             raise ValueError(
                 f"top-k log-probs of {len(self.teacher.ids)} tokens for a completion of {len(self.completion)}"
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call the row: the place of its task in the stream, and which of the task's answers it is."""
+        return "a row" if self.key is None else f"the row of task {self.key.task}, sample {self.key.sample}"
 
     @property
     def teacher_prompt(self) -> Tokens | None:

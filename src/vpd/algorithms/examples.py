@@ -37,12 +37,11 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             version=rollout.completion.version,
             success=rollout.success,
             group=number,
-            row=row,
+            key=rollout.key,
             failed_grade=rollout.grade.metrics.get("grader_failed", 0.0) > 0,
         )
-        for row, (number, rollout) in enumerate(
-            (number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts
-        )
+        for number, group in enumerate(groups)
+        for rollout in group.rollouts
     ]
 
 

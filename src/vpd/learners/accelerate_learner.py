@@ -21,7 +21,7 @@ from vpd.learners import Measure, ModelName, Objective, Update, schedule, weight
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
-from vpd.learners.nonfinite import check_step, check_weights
+from vpd.learners.nonfinite import check_rate, check_step, check_weights
 from vpd.learners.reporting import UpdateReport
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.model import attention, lora
@@ -278,13 +278,14 @@ class AccelerateLearner:
             self._masters.reduce(lambda gradient: self.accelerator.reduce(gradient, "mean"))
         trained = self._masters.parameters if self._masters else self._root.parameters()
         norm = float(self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm or float("inf")))
+        rates = [group["lr"] for group in self._optimizer.param_groups]
         try:
             check_step(name, loss, norm)
+            check_rate(name, max(rates) * lr_scale)
             check_weights(self.model, f"before the step of {name!r}")
         except NonFiniteError:
             self._zero_grad()
             raise
-        rates = [group["lr"] for group in self._optimizer.param_groups]
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * lr_scale
         self._optimizer.step()

@@ -16,7 +16,7 @@ from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Measure, ModelName, Objective, Update
 from vpd.model.scorer import Role
 from vpd.policy import Policy
-from vpd.types import Example, Group, Metrics, Rollout
+from vpd.types import Example, Group, Metrics, Rollout, SampleKey
 
 #: What a call gave: log-probs of ``score``, or the report of ``update``.
 Result: TypeAlias = list[list[float]] | Update
@@ -60,16 +60,17 @@ class Journal:
         self.results: list[Result] = []
         self.call: Call | None = None
         self._learner = learner
-        self._rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self._trained: set[int] = set()
-        self._left_out: dict[int, str] = {}
+        self._drawn = [rollout for group in groups for rollout in group.rollouts]
+        self._rollouts = {rollout.key: rollout for rollout in self._drawn}
+        self._trained: set[SampleKey] = set()
+        self._left_out: dict[SampleKey, str] = {}
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         self._begin(Call(kind="score", name=model, examples=examples))
         scores = self._learner.score(examples, measure, model=model)
         for example, values in zip(examples, scores, strict=True):
             if any(math.isnan(value) or value == math.inf for value in values):  # -inf: probability 0
-                what = f"a log-prob of {_name(example)} under the {model} weights is not finite"
+                what = f"a log-prob of {example.name} under the {model} weights is not finite"
                 raise NonFiniteError(what, got=max(values, key=math.isnan), do=NO_STEP)
         self._end(scores)
         return scores
@@ -86,10 +87,10 @@ class Journal:
         self._begin(Call(kind="update", name=name, examples=examples, train=train, lr_scale=lr_scale))
         update = self._learner.update(name, examples, objectives, train=train, lr_scale=lr_scale)
         for example in examples:
-            if example.row is not None and any(example.loss_weights.values()):
-                self._trained.add(example.row)
-            elif example.row is not None:
-                self._left_out[example.row] = example.left_out or "no_weight"
+            if example.key is not None and any(example.loss_weights.values()):
+                self._trained.add(example.key)
+            elif example.key is not None:
+                self._left_out[example.key] = example.left_out or "no_weight"
         self._end(dataclasses.replace(update, tokens={}))
         return update
 
@@ -101,8 +102,8 @@ class Journal:
         that the source of rollouts set out to make.
         """
         fates = Counter(
-            "trained" if row in self._trained else self._left_out.get(row, "unused")
-            for row in range(len(self._rollouts))
+            "trained" if rollout.key in self._trained else self._left_out.get(rollout.key, "unused")
+            for rollout in self._drawn
         )
         if fates.total() != drawn:
             raise TrainingError(
@@ -118,8 +119,8 @@ class Journal:
         self.call = call
         for example in call.examples:
             _check_numbers(example)
-            if example.row is not None:
-                _check_tokens(example, self._rollouts[example.row])
+            if example.key in self._rollouts:
+                _check_tokens(example, self._rollouts[example.key])
 
     def _end(self, result: Result) -> None:
         self.results.append(result)
@@ -171,7 +172,7 @@ def _check_numbers(example: Example) -> None:
     for name, values in numbers_of(example).items():
         if not all(map(math.isfinite, values)):
             bad = next(value for value in values if not math.isfinite(value))
-            raise NonFiniteError(f"the {name} of {_name(example)} is not finite", got=bad, do=NO_STEP)
+            raise NonFiniteError(f"the {name} of {example.name} is not finite", got=bad, do=NO_STEP)
 
 
 def _check_tokens(example: Example, rollout: Rollout) -> None:
@@ -182,12 +183,8 @@ def _check_tokens(example: Example, rollout: Rollout) -> None:
     spoken = any(counts and not own for counts, own in zip(example.mask, sampled.sampled, strict=False))
     if example.completion != sampled.tokens or len(example.mask) != len(sampled.sampled) or spoken:
         raise TrainingError(
-            f"{_name(example)} holds other tokens than its rollout",
+            f"{example.name} holds other tokens than its rollout",
             got=f"{len(example.completion)} tokens, {sum(example.mask)} of which count",
             expected=f"the {len(sampled.tokens)} tokens that were sampled, and no loss on the environment's",
             do="Make examples with vpd.algorithms.examples.to_examples.",
         )
-
-
-def _name(example: Example) -> str:
-    return "a row" if example.row is None else f"row {example.row}"

@@ -20,6 +20,7 @@ from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
 from vpd.types import Example
 
+LARGEST_RATE = 1e30  # AdamW divides the rate by a number that may be small
 MOST = 12  # findings of one kind that are worth reading
 
 
@@ -39,6 +40,17 @@ def check_step(name: str, loss: float, norm: float) -> None:
         got=f"loss {loss}, gradient norm {norm}",
         do=f"No step was taken. {hint}",
     )
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise NonFiniteError for a rate that no step of fp32 weights can be taken with."""
+    if not 0 <= rate <= LARGEST_RATE:
+        raise NonFiniteError(
+            f"the learning rate of the update {name!r} is out of range",
+            got=f"{rate:g}",
+            expected=f"from 0 to {LARGEST_RATE:g}",
+            do="No step was taken. Lower optim.learning_rate, or a scale of it in the section algorithm.",
+        )
 
 
 def check_weights(model: nn.Module, when: str) -> None:
@@ -69,7 +81,7 @@ def weights_not_finite(model: nn.Module) -> list[str]:
 def numbers_not_finite(examples: Sequence[Example]) -> list[str]:
     """The numbers of rows that are not finite, each with its row."""
     return [
-        f"{name} of row {example.row}: {next(v for v in values if not math.isfinite(v))}"
+        f"{name} of {example.name}: {next(v for v in values if not math.isfinite(v))}"
         for example in examples
         for name, values in numbers_of(example).items()
         if not all(map(math.isfinite, values))
@@ -122,7 +134,7 @@ class Trace:
         values = torch.where(batch.mask_BT, values, 0.0) if values.ndim == 2 else values
         for place in (~values.detach().isfinite()).nonzero().tolist()[:MOST]:
             token = f", token {place[1]}" if len(place) == 2 else ""
-            self.found.append(f"{what}: row {batch.examples[place[0]].row}{token}")
+            self.found.append(f"{what}: {batch.examples[place[0]].name}{token}")
 
     def _output(self, what: str, module: nn.Module, inputs: Any, output: Any) -> None:
         for tensor in _tensors(output):

@@ -52,7 +52,7 @@ def find(fault: Fault, learner: AccelerateLearner, algorithm: Algorithm) -> list
     call, asked = fault.call, _asked(fault, learner, algorithm)
     whole = _run(call, call.examples, asked, learner)
     rows = [
-        f"row {example.row} alone: {found[0]}"
+        f"{example.name} alone: {found[0]}"
         for example in call.examples
         if whole and (call.kind == "score" or any(example.loss_weights.values()))
         for found in [_run(call, [example], asked, learner)]

@@ -85,6 +85,8 @@ def _example(data: Mapping[str, Any]) -> Example:
     plain = {name: _tuple(value) for name, value in data.items()}
     if isinstance(data["teacher"], Mapping):
         plain["teacher"] = TopKLogprobs(**{name: _tuple(value) for name, value in data["teacher"].items()})
+    if data["key"] is not None:
+        plain["key"] = SampleKey(**data["key"])
     return Example(**plain)
 
 
