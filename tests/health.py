@@ -2,9 +2,9 @@
 
     python tests/health.py [--steps 500] [--only grpo ...] [--seed 0] [--output health.json]
 
-Each method runs in a process of its own with the tiny base, evaluation and checkpoints included.  The learning rate is 0
-and half of the answers are right, so that every step has the same work.  The steps from 10 % to 30 % are compared with
-the last 20 %.  ``make health``; exit code 1 where a bound below is broken.
+Each method runs in a process of its own with the tiny base, evaluation and checkpoints included.  The learning rate is
+0 and half of the answers are right, so that every step has the same work.  The steps from 10 % to 30 % are compared
+with the last 20 %.  ``make health``; exit code 1 where a bound below is broken.
 """
 
 import argparse
@@ -111,7 +111,8 @@ def run_one(method: str, steps: int, seed: int) -> dict[str, tuple[float, float]
         settings = {
             "algorithm.name": method, "run.max_steps": steps, "run.save_steps": 50, "run.save_total_limit": 2,
             "run.eval_steps": 100, "run.eval_limit": 8, "run.seed": seed, "run.output_dir": f"{folder}/out",
-            "rollout.prompts_per_step": 4, "rollout.num_generations": 4, "rollout.max_completion_length": 6, "optim.learning_rate": 0.0,
+            "rollout.prompts_per_step": 4, "rollout.num_generations": 4, "rollout.max_completion_length": 6,
+            "optim.learning_rate": 0.0,
         } | METHODS[method]  # fmt: skip
         watch = Watch()
         config = load(None, [word for key, value in settings.items() for word in (f"--{key}", str(value))])

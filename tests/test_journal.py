@@ -15,7 +15,7 @@ from vpd.algorithms.examples import choose_rows, to_examples, with_loss_weights
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
-from vpd.errors import NonFiniteError, TrainingError
+from vpd.errors import EnvError, NonFiniteError, TrainingError
 from vpd.learners import Update
 from vpd.learners.journal import Journal
 from vpd.types import Example, Grade, Group, Rollout
@@ -170,3 +170,19 @@ def test_a_score_that_is_not_a_number_stops() -> None:
         Journal(tiny_learner(tiny_model()), random_groups(0)).score(
             example(), lambda scorer, batch: scorer.logprobs("student") * math.nan
         )
+
+
+@pytest.mark.parametrize("reward", [1e308, -1e308, 1e31])
+def test_a_reward_that_no_advantage_can_be_made_of_is_an_error_of_the_grader(reward: float) -> None:
+    with pytest.raises(EnvError, match="too large to compute with"):
+        Grade(reward=reward)
+    rewards = [1e30, -1e30, 0.0, 1e30]
+    graded = iter(rewards * 3)
+    groups = [
+        Group(
+            rollouts=tuple(dataclasses.replace(r, grade=Grade(reward=next(graded), success=False)) for r in g.rollouts)
+        )
+        for g in random_groups(0)
+    ]
+    for scale in ("group", "batch", "none"):
+        assert step(GRPO(GRPOSettings(scale_rewards=scale)), groups)["rows/trained"] == 12.0  # type: ignore[arg-type]

@@ -23,6 +23,8 @@ Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
 Metrics: TypeAlias = dict[str, float]
 
+LARGEST_REWARD = 1e30  # differences of rewards, over a deviation of 1e-4 at least, must fit 32 bits
+
 
 class Message(TypedDict):
     """One message of a chat, as chat templates take it."""
@@ -114,9 +116,10 @@ class Completion:
 class Grade:
     """An environment's verdict on one answer.
 
-    ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
-    when the rollouts are collected; ``feedback`` is text about this attempt.  ``informative=False``
-    marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    ``reward`` is a finite number, at most ``LARGEST_REWARD`` either way; ``success`` None means
+    "reward >= success_threshold", resolved once when the rollouts are collected; ``feedback`` is text about this
+    attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does
+    not.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -138,6 +141,12 @@ class Grade:
                 got=shown(self.reward),
                 expected="a float",
                 do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
+            )
+        if abs(self.reward) > LARGEST_REWARD:
+            raise EnvError(
+                "a grade's reward is too large to compute with",
+                got=shown(self.reward),
+                expected=f"at most {LARGEST_REWARD:g} either way",
             )
         if self.success is not None and not isinstance(self.success, bool):
             raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")

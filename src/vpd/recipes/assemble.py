@@ -27,6 +27,7 @@ from vpd.loop import Observer
 from vpd.model import lora
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.recipes.round_trip import check_round_trip
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
@@ -84,7 +85,10 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    check_prompts(prompter, env, known_tasks(env, config))
+    tasks = known_tasks(env, config)
+    check_prompts(prompter, env, tasks)
+    if isinstance(env, Conversational):
+        check_round_trip(prompter, tasks)
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(
