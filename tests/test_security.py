@@ -14,6 +14,10 @@ import pytest
 import torch
 from helpers import tiny_learner, tiny_model, vpd_train
 
+from vpd.config import load
+from vpd.prompts import Prompter, PromptSettings
+from vpd.recipes.assemble import load_model
+
 ROOT = Path(__file__).resolve().parent.parent
 SECRETS = {
     "OPENAI_API_KEY": "sk-1f0e9d",
@@ -96,10 +100,15 @@ def test_nothing_is_unpickled_anywhere() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"model__lora": "{r: 4}"}, {"algorithm__name": "gkd", "algorithm__teacher_model": "tiny"}]
 )
-def test_other_libraries_have_nothing_to_warn_of(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_other_libraries_have_nothing_to_warn_of(
+    settings: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         changes = {"run__max_steps": 1, "run__save_steps": 1, "run__eval_steps": 1} | settings
         assert vpd_train(tmp_path / "out", optim__gradient_checkpointing="selective", **changes) == 0
+    # text longer than the model's window is cut, and nothing is said of its length
+    prompter = Prompter(load_model(load(None, []).model)[1], PromptSettings(), window=96, max_completion_length=8)
+    assert prompter.fit("wrong : " * 999, budget=9).cut and "sequence length" not in capfd.readouterr().err
     kinds = (DeprecationWarning, FutureWarning, UserWarning)
     assert not [str(w.message) for w in seen if issubclass(w.category, kinds)]

@@ -24,8 +24,8 @@ class ControlTokens:
         special = {number: token.content for number, token in added.items() if token.special}
         tags = {number: token.content for number, token in added.items() if self._TAG.fullmatch(token.content)}
         self._of = {"special": special, "any": {**tags, **special}}
-        self._neutralised = functools.lru_cache(maxsize=4096)(self._neutralise)
-        self._inert = functools.lru_cache(maxsize=4096)(self._with_gap)
+        self._neutralised = functools.lru_cache(maxsize=512)(self._neutralise)
+        self._inert = functools.lru_cache(maxsize=512)(self._with_gap)
 
     def neutralise(self, text: str, which: Literal["any", "special"] = "any") -> tuple[str, int]:
         """``text`` such that it encodes to no control token, and how many it did encode to.
@@ -53,7 +53,7 @@ class ControlTokens:
 
     def _spelled(self, text: str, which: str) -> list[int]:
         """The control tokens that a text encodes to, in order."""
-        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        tokens = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         known = self._of[which]
         found = [token for token in tokens if token in known and token != self._unknown]
         return found + [self._unknown] * (text.count(known[self._unknown]) if self._unknown in known else 0)
@@ -68,7 +68,7 @@ class ControlTokens:
     def _without(self, text: str, which: str) -> str:
         """The text without its control tokens, where the tokenizer reads another spelling as one (full-width, say)."""
         pieces: list[list[int]] = [[]]
-        for token in self._tokenizer.encode(text, add_special_tokens=False):
+        for token in self._tokenizer.encode(text, add_special_tokens=False, verbose=False):
             if token in self._of[which] and token != self._unknown:
                 pieces.append([])
             else:

@@ -116,7 +116,7 @@ class Prompter:
         self.settings = settings
         self.window = window
         self.max_completion_length = max_completion_length
-        self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
+        self._remembered = functools.lru_cache(maxsize=512)(self._tokens)  # a group's prompts are often one
         self._control = ControlTokens(tokenizer)
 
     def build_student_prompt(self, task: Task) -> Tokens:
@@ -314,7 +314,7 @@ class Prompter:
         )
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False, verbose=False))
 
     def _clean(self, value: list[Any]) -> list[Any]:
         """Messages or tools of a task with the control tokens removed that they may not spell."""
