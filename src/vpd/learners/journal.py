@@ -97,9 +97,9 @@ class Journal:
     def account(self, drawn: int) -> Metrics:
         """``rows/drawn``, ``rows/trained``, and for each reason the rows that were left out for it.
 
-        A row is trained if it had weight in an update; ``no_weight``: it had none, and the method does not say why;
-        ``unused``: the method passed it to no update.  Raises TrainingError unless they add up to ``drawn``, the rows
-        that the source of rollouts set out to make.
+        A row is trained if it had weight in an update; ``no_weight``: its weight was 0, and the method gives no other
+        reason; ``unused``: the method passed it to no update.  Raises TrainingError unless they add up to ``drawn``,
+        the rows that the source of rollouts set out to make.
         """
         fates = Counter(
             "trained" if rollout.key in self._trained else self._left_out.get(rollout.key, "unused")

@@ -67,7 +67,8 @@ def _without_payloads(fault: Fault) -> Fault:
     """The fault without what belongs to the environment alone."""
 
     def bare(rollout: Rollout) -> Rollout:
-        return dataclasses.replace(rollout, task=dataclasses.replace(rollout.task, payload=None))
+        task = dataclasses.replace(rollout.task, payload=None)
+        return dataclasses.replace(rollout, task=task, retries=tuple(map(bare, rollout.retries)))
 
     groups = [Group(rollouts=tuple(map(bare, group.rollouts))) for group in fault.groups]
     return dataclasses.replace(fault, groups=groups, results=[])
@@ -100,6 +101,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         grade=Grade(**data["grade"]),
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: _tuple(v) for n, v in teacher.items()}),
+        retries=tuple(map(_rollout, data["retries"])),
     )
 
 
