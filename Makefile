@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 CHOICE_oldest := lowest-direct
 CHOICE_newest := highest
 
-.PHONY: demo test test-oldest test-newest lint quick slow models bench clean
+.PHONY: demo test test-oldest test-newest lint quick slow health fuzz models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -49,6 +49,15 @@ quick: $(VENV)/ready
 # Minutes long: needs the packages that vpd model smollm2-135m names.
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
+
+# About ten minutes: 500 steps of every method; memory, handles, threads and time a step must stay flat.
+health: $(VENV)/ready
+	$(ONE) tests/health.py
+
+# For the night: hostile programs made at random.  Give another SEED each night; what escaped is written to fuzz-out/.
+SEED ?= 0
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz_sandbox.py --seed $(SEED) --programs 2000
 
 # Ten minutes: every causal model of transformers at a tiny size, the table of docs/models.md, and its test.
 models: $(VENV)/ready

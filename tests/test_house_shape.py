@@ -155,6 +155,17 @@ def test_a_library_prints_nothing(path: Path) -> None:
     assert "print" not in calls
 
 
+def test_everything_is_shown_through_one_terminal() -> None:
+    """What a person sees passes ``for_terminal``: rich's console only as its subclass, print only around it."""
+    consoles = {p for p in FILES if "rich.console import Console" in p.read_text() or "rich.print" in p.read_text()}
+    assert consoles == {ROOT / "report" / "console.py"}
+    for node in ast.walk(TREES[ROOT / "cli.py"]):
+        if isinstance(node, ast.Call) and last_names(node.func) == {"print"}:
+            shown = node.args[0]
+            safe = isinstance(shown, ast.Call) and last_names(shown.func) == {"for_terminal"}
+            assert safe or isinstance(shown, ast.Constant), f"cli.py prints in line {node.lineno}"
+
+
 def identifiers(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):

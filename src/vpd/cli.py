@@ -1,4 +1,4 @@
-"""The command ``vpd``: train, eval, check, demo, reproduce, model.
+"""The command ``vpd``: train, eval, check, replay, demo, reproduce, model.
 
 A user's mistake is one line on stderr and exit code 2.
 """
@@ -11,13 +11,15 @@ import logging
 import os
 import sys
 import textwrap
-import warnings
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import vpd
 from vpd.errors import ConfigError, Interrupted, VPDError
+from vpd.printable import LogFormatter, for_terminal
 from vpd.settings import expand_path
 
 REPRODUCE = """\
@@ -53,22 +55,22 @@ settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit code is one of EXIT_CODES."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    sys.excepthook = _show_traceback
     outputs = _without_broken_pipes()
     parser = _parser()
     try:
         options, rest = parser.parse_known_args(arguments)
         if rest and not options.takes_settings:
-            parser.error(f"unknown arguments: {' '.join(rest)}")
+            parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
         for output in outputs:
             output.farewell = FAREWELL
         with _log_shown():
             options.command(options, rest)
     except VPDError as error:
-        print(f"vpd: error: {error}", file=sys.stderr)
+        print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"vpd: {stop}", file=sys.stderr)
+        print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
         return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
@@ -112,11 +114,16 @@ def _without_broken_pipes() -> list[_Output]:
     return outputs
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, with its traceback; its message may quote text from outside."""
+    sys.stderr.write(for_terminal("".join(traceback.format_exception(kind, error, trace))))
+
+
 @contextlib.contextmanager
 def _log_shown() -> Iterator[None]:
     """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
     logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -181,6 +188,11 @@ def _parser() -> argparse.ArgumentParser:
             settings=("env",),
         )
     )
+    command(
+        "replay",
+        _replay,
+        "Run an iteration again that stopped at a number that is not finite, and show where the first one is.",
+    ).add_argument("dump", type=Path, help="the folder that the error names, OUT/nonfinite-step-N")
     _demo_options(
         command(
             "demo",
@@ -300,6 +312,12 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     check(load_env(options.config, ["--env.name", options.env, *rest]), tasks=options.tasks, seed=options.seed)
 
 
+def _replay(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.recipes.replay import replay
+
+    replay(options.dump)
+
+
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.lab.demo import demo
 
@@ -335,7 +353,7 @@ def _model(options: argparse.Namespace, rest: list[str]) -> None:
         from vpd.lab import smollm2
 
         smollm2.build(options.folder)
-    print(f"{options.folder} is ready: --model.name_or_path {options.folder}")
+    print(for_terminal(f"{options.folder} is ready: --model.name_or_path {options.folder}"))
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

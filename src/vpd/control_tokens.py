@@ -39,8 +39,8 @@ class ControlTokens:
         self._of = {"special": special, "any": {**tags, **special}}
         markers = role_markers(tokenizer, [token.content for token in added.values()])
         self._markers = {"special": [m for m in markers if not _THINKING.fullmatch(m)], "any": markers}
-        self._neutralised = functools.lru_cache(maxsize=4096)(self._neutralise)
-        self._inert = functools.lru_cache(maxsize=4096)(self._with_gap)
+        self._neutralised = functools.lru_cache(maxsize=512)(self._neutralise)
+        self._inert = functools.lru_cache(maxsize=512)(self._with_gap)
 
     def neutralise(self, text: str, which: Literal["any", "special"] = "any") -> tuple[str, int]:
         """``text`` such that it encodes to no control token and spells no role marker, and how many it did.
@@ -52,7 +52,7 @@ class ControlTokens:
     def _neutralise(self, text: str, which: Literal["any", "special"]) -> tuple[str, int]:
         count = 0
         for _ in range(self._ROUNDS):
-            tokens = self._tokenizer.encode(text, add_special_tokens=False)
+            tokens = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
             found = self._spelled(text, tokens, which)
             if not found:
                 return text, count

@@ -11,11 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
+from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
+from vpd.learners.journal import Fault, Journal
 from vpd.rollout import Source
 from vpd.types import Group, Metrics
 
@@ -82,6 +85,9 @@ class StopRequest:
 class Loop:
     """One run in progress.  ``step``, the iterations trained so far, is all the loop itself remembers.
 
+    Every rollout is accounted for in the metrics ``rows/...`` (:meth:`vpd.learners.journal.Journal.account`).  ``dump``
+    gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
+
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
     (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
     """
@@ -94,6 +100,7 @@ class Loop:
     observers: Sequence[Observer] = ()
     evaluate: Callable[[], Metrics] | None = None
     save: Callable[["Loop"], Any] | None = None
+    dump: Callable[[Fault], Path] | None = None
     max_steps: int = 100
     eval_steps: int = 0
     save_steps: int = 0
@@ -119,7 +126,7 @@ class Loop:
                 groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
-            update = self.train(groups)
+            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))))
             metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
@@ -135,14 +142,19 @@ class Loop:
             self.save(self)
             self.saved_step = self.step
 
-    def train(self, groups: Sequence[Group]) -> Update:
-        """One iteration on these rollouts, and what was measured."""
+    def train(self, groups: Sequence[Group], *, drawn: int | None = None) -> Update:
+        """One iteration on these rollouts, and what was measured; ``drawn`` rows were to be made (None: as many)."""
         started = time.perf_counter()
         metrics = self.rollout_metrics(groups) | {"learning_rate": self.learner.learning_rate}
         lags = [self.step - rollout.completion.version for group in groups for rollout in group.rollouts]
         metrics["rollout/staleness"] = statistics.fmean(lags)
-        update = self.algorithm.step(groups, self.learner)
-        self.learner.end_iteration()
+        journal, before = Journal(self.learner, groups), self.algorithm.state()
+        try:
+            update = self.algorithm.step(groups, journal)
+            self.learner.end_iteration()
+        except NonFiniteError as error:
+            raise self._dumped(error, groups, before, journal) from error
+        metrics |= journal.account(_count(groups) if drawn is None else drawn)
         self.step += 1
         metrics |= update.metrics | {"time/update": time.perf_counter() - started}
         return dataclasses.replace(update, metrics=metrics)
@@ -156,6 +168,22 @@ class Loop:
         self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
 
+    def _dumped(
+        self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
+    ) -> NonFiniteError:
+        """The error with the place of its dump."""
+        if self.dump is None:
+            return error
+        fault = Fault(
+            step=self.step + 1,
+            error=str(error),
+            groups=groups,
+            algorithm=algorithm,
+            results=journal.results,
+            call=journal.call,
+        )
+        return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
+
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
         return bool(every) and (self.step == self.max_steps or self.step % every == 0)
@@ -168,3 +196,7 @@ class Loop:
         for observer in self.observers:
             if isinstance(observer, TokenObserver):
                 observer.on_token_signals(self.step, update.tokens, groups)
+
+
+def _count(groups: Sequence[Group]) -> int:
+    return sum(len(group.rollouts) for group in groups)

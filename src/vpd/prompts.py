@@ -26,6 +26,7 @@ from jinja2 import TemplateError
 
 from vpd.control_tokens import ControlTokens
 from vpd.errors import EnvError, ModelError
+from vpd.printable import well_formed
 from vpd.settings import Settings
 from vpd.tool_messages import check_shown
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
@@ -60,6 +61,7 @@ class PromptSettings(Settings, section="prompts"):
 
 
 LEAST_CONTEXT = 4  # tokens: a context that is cut to fewer says nothing
+CHARACTERS = 64  # more than a token has, but for runs of one character
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
 
 
@@ -118,7 +120,7 @@ class Prompter:
         self.settings = settings
         self.window = window
         self.max_completion_length = max_completion_length
-        self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
+        self._remembered = functools.lru_cache(maxsize=512)(self._tokens)  # a group's prompts are often one
         self._control = ControlTokens(tokenizer)
         self._least_room = LEAST_CONTEXT + len(self._encode(settings.cut_marker))
 
@@ -271,24 +273,35 @@ class Prompter:
     def fit(self, text: str, budget: int) -> FittedText:
         """``text`` without its control tokens, within a budget of tokens also when it is encoded again.
 
-        The middle makes way for ``cut_marker``; a budget that holds not even that leaves nothing.
+        The middle makes way for ``cut_marker``; a budget that holds not even that leaves nothing.  What is far beyond
+        the budget (``CHARACTERS`` for each token) is cut before it is tokenised, and its tokens are then estimated.
         """
+        text, dropped = self._without_far_middle(text, budget)
         text, control = self._control.neutralise(text)
         tokens = self._encode(text)
+        unread = -(-dropped * len(tokens) // max(len(text), 1))  # tokens that were never made
         if len(tokens) <= budget:
-            return FittedText(text=text, length=len(tokens), control_tokens=control)
+            return FittedText(text=text, length=len(tokens), cut=unread, control_tokens=control)
         marker = len(self._encode(self.settings.cut_marker))
         keep = max(budget - marker, 0)
         while keep > 0:
             joined, _ = self._control.neutralise(self._without_middle(tokens, keep))
             excess = len(self._encode(joined)) - budget
             if excess <= 0:
-                cut = len(tokens) - keep
+                cut = len(tokens) - keep + unread
                 return FittedText(text=joined, length=keep + marker, cut=cut, control_tokens=control)
             keep -= excess
+        cut = len(tokens) + unread
         if marker <= budget:
-            return FittedText(text=self.settings.cut_marker, length=marker, cut=len(tokens), control_tokens=control)
-        return FittedText(text="", length=0, cut=len(tokens), control_tokens=control)
+            return FittedText(text=self.settings.cut_marker, length=marker, cut=cut, control_tokens=control)
+        return FittedText(text="", length=0, cut=cut, control_tokens=control)
+
+    def _without_far_middle(self, text: str, budget: int) -> tuple[str, int]:
+        """A text without characters that no budget of tokens reaches, and how many these are."""
+        half = budget * CHARACTERS // 2
+        if len(text) <= 2 * half:
+            return text, 0
+        return f"{text[:half]}{self.settings.cut_marker}{text[len(text) - half :]}", len(text) - 2 * half
 
     def _without_middle(self, tokens: Sequence[int], keep: int) -> str:
         """The first and the last of ``keep`` tokens as text, without the characters that the cut leaves incomplete."""
@@ -343,7 +356,7 @@ class Prompter:
         return self.tokenizer.apply_chat_template(messages, **(usual | options))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False, verbose=False))
 
     def _clean(self, value: list[Any]) -> list[Any]:
         """Messages or tools of a task with the control tokens removed that they may not spell."""
@@ -353,7 +366,7 @@ class Prompter:
     def _clean_text(self, text: str) -> tuple[str, int]:
         match self.settings.control_tokens_in_tasks:
             case "all":
-                return text, 0
+                return well_formed(text), 0
             case "tags":
                 return self._control.neutralise(text, "special")
             case "none":

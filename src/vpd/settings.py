@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from vpd.errors import ConfigError
+from vpd.printable import shown
 
 Share = Interval(ge=0.0, le=1.0)  # a number from 0 to 1, both included
 
@@ -98,7 +99,7 @@ class Declaration:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             holds = not self.bounds or (number and all(_within(value, bound) for bound in self.bounds))
         if not holds:
-            raise ConfigError(f"{key} is out of range", got=repr(value), expected=self.range)
+            raise ConfigError(f"{key} is out of range", got=shown(value), expected=self.range)
 
 
 def expand_path(text: str, key: str) -> str:

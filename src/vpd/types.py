@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from vpd.errors import EnvError
+from vpd.printable import shown
 
 Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
 
-LARGEST_REWARD = 1e30  # sums, squares and fp32 hold it
 Metrics: TypeAlias = dict[str, float]
+
+LARGEST_REWARD = 1e30  # differences of rewards, over a deviation of 1e-4 at least, must fit 32 bits
 
 
 class Message(TypedDict):
@@ -122,10 +124,10 @@ class Completion:
 class Grade:
     """An environment's verdict on one answer.
 
-    ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
-    when the rollouts are collected; scalars of NumPy and torch become Python's.  ``feedback`` is text about this
-    attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does
-    not.
+    ``reward`` is a finite number, at most ``LARGEST_REWARD`` either way; ``success`` None means
+    "reward >= success_threshold", resolved once when the rollouts are collected; scalars of NumPy and torch become
+    Python's.  ``feedback`` is text about this attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests
+    passed"): people see it, the teacher does not.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -143,17 +145,23 @@ class Grade:
         object.__setattr__(self, "reward", _plain(self.reward))
         object.__setattr__(self, "success", _plain(self.success))
         number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
-        if not number or not abs(self.reward) <= LARGEST_REWARD:
+        if not number or (isinstance(self.reward, float) and not math.isfinite(self.reward)):
             raise EnvError(
                 "a grade's reward is not a finite number",
-                got=repr(self.reward),
-                expected=f"a float, of at most {LARGEST_REWARD:g}",
+                got=shown(self.reward),
+                expected="a float",
                 do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
             )
+        if abs(self.reward) > LARGEST_REWARD:
+            raise EnvError(
+                "a grade's reward is too large to compute with",
+                got=shown(self.reward),
+                expected=f"at most {LARGEST_REWARD:g} either way",
+            )
         if self.success is not None and not isinstance(self.success, bool):
-            raise EnvError("a grade's success has the wrong type", got=repr(self.success), expected="bool or None")
+            raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")
         if self.feedback is not None and not isinstance(self.feedback, str):
-            raise EnvError("a grade's feedback has the wrong type", got=repr(self.feedback), expected="str or None")
+            raise EnvError("a grade's feedback has the wrong type", got=shown(self.feedback), expected="str or None")
 
 
 def _plain(value: Any) -> Any:
@@ -290,7 +298,8 @@ class Example:
     sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt
     [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
     ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
-    top-k log-probs are of another length than the completion.
+    top-k log-probs are of another length than the completion.  ``key`` says which rollout it was made of (None: of
+    none), ``failed_grade`` whether its grader failed, ``left_out`` why it takes no part in an update (empty: it does).
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -314,12 +323,20 @@ class Example:
     group: int = 0
     version: int = 0
     by_teacher: bool = False
+    key: SampleKey | None = None
+    failed_grade: bool = False
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):
             raise ValueError(
                 f"top-k log-probs of {len(self.teacher.ids)} tokens for a completion of {len(self.completion)}"
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call the row: the place of its task in the stream, and which of the task's answers it is."""
+        return "a row" if self.key is None else f"the row of task {self.key.task}, sample {self.key.sample}"
 
     @property
     def teacher_prompt(self) -> Tokens | None:

@@ -23,6 +23,7 @@ from annotated_types import Ge, Gt
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
+    choose_rows,
     split_by_group,
     to_examples,
     token_counts,
@@ -205,7 +206,7 @@ class Distill:
             examples = self._with_reference(examples, learner)
         retries = self._imitation.examples(groups) if self._imitation else []
         updates = [Update(self._imitation.metrics(groups))] if self._imitation else []
-        for part in split_by_group(examples, settings.updates_per_batch):
+        for part in split_by_group(choose_rows(examples, context=True), settings.updates_per_batch):
             own_groups = {example.group for example in part}
             updates.append(self._update(part, [row for row in retries if row.group in own_groups], learner))
         return combine(updates)
@@ -215,7 +216,7 @@ class Distill:
         settings = self.settings
         weights = weighting.token_average(
             token_counts(examples),
-            [e.teacher is not None for e in examples],
+            [not e.left_out for e in examples],
             average=settings.average,
             denominator=settings.denominator,
         )

@@ -27,6 +27,7 @@ from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import Distill
 from vpd.algorithms.e_step import EStep
 from vpd.algorithms.examples import (
+    choose_rows,
     own_logprobs,
     teacher_logprobs,
     to_examples,
@@ -144,6 +145,7 @@ class GatedVPD:
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # no weight on the distillation: no row needs a teacher's pass
             examples = [dataclasses.replace(e, teacher=None) for e in examples]
+        examples = choose_rows(examples, context=True, advantage=settings.policy_weight > 0)
         lengths = token_counts(examples)
         has_context = [e.teacher is not None for e in examples]
         distill = weighting.token_average(lengths, has_context, average=settings.average, denominator="all")

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
+    choose_rows,
     split_by_group,
     to_examples,
     token_counts,
@@ -75,10 +76,10 @@ class GRPO:
         if settings.updates_per_batch > 1:
             examples = with_reference(examples, learner)
         updates = [Update({"policy/groups_without_signal": _share_of_equal_groups(groups)})]
-        for part in split_by_group(examples, settings.updates_per_batch):
+        for part in split_by_group(choose_rows(examples, advantage=True), settings.updates_per_batch):
             weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
             weights = [
-                w if e.advantage else 0.0 for w, e in zip(weights, part, strict=True)
+                0.0 if e.left_out else w for w, e in zip(weights, part, strict=True)
             ]  # in the mean, but adds nothing
             updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
         return combine(updates)

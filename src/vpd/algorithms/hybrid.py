@@ -19,7 +19,7 @@ from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import SelfTeacher
-from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import ImportanceReference, choose_rows, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, TokenLoss, Update
 from vpd.prompts import Prompter
@@ -75,9 +75,11 @@ class Hybrid:
             dataclasses.replace(e, advantage=a)
             for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
         ]
+        examples = choose_rows(examples, advantage=True, context=settings.form == "reshape")
         weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        has_loss = [bool(e.advantage) or (settings.form == "reshape" and e.teacher is not None) for e in examples]
-        weights = [w if has else 0.0 for w, has in zip(weights, has_loss, strict=True)]  # in the mean, but adds nothing
+        weights = [
+            0.0 if e.left_out else w for w, e in zip(weights, examples, strict=True)
+        ]  # in the mean, but adds nothing
         return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, k
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
+from vpd.printable import shown
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
 from vpd.settings import IsPath, Settings, expand_path
@@ -209,7 +210,7 @@ def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     do = None
     if isinstance(value, str):
         do = f"Write {section}: {{name: {value}}}." if section in CHOICES else advice(section, ())
-    raise ConfigError(f"section {section!r} is not a mapping", got=repr(value), expected="key: value pairs", do=do)
+    raise ConfigError(f"section {section!r} is not a mapping", got=shown(value), expected="key: value pairs", do=do)
 
 
 def _unknown_section(name: str, where: str = "") -> ConfigError:
@@ -306,7 +307,7 @@ def _feedback(entries: Any) -> tuple[Any, ...]:
     if entries is None:
         raise ConfigError("feedback is empty", do="Write [] for none, or [environment] for what the environment says.")
     if not isinstance(entries, (list, tuple)):
-        raise ConfigError("feedback is not a list", got=repr(entries), expected="names such as [environment, sibling]")
+        raise ConfigError("feedback is not a list", got=shown(entries), expected="names such as [environment, sibling]")
     sources = []
     for entry in entries:
         options = entry if isinstance(entry, Mapping) else {"name": entry}

@@ -20,6 +20,7 @@ from vpd.config.elsewhere import elsewhere
 from vpd.envs import Env, wrap_user_errors
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
+from vpd.printable import shown
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
@@ -134,7 +135,9 @@ class CustomAlgorithm(Custom):
 
         needs = _call(lambda: self.settings.needs, f"{self.name}.needs")
         if not isinstance(needs, Needs):
-            raise ConfigError(f"{self.name}.needs has the wrong type", got=repr(needs), expected="vpd.algorithms.Needs")
+            raise ConfigError(
+                f"{self.name}.needs has the wrong type", got=shown(needs), expected="vpd.algorithms.Needs"
+            )
         return needs
 
     def build(self, prompter: "Prompter") -> "Algorithm":
@@ -257,7 +260,7 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
     """An object of a user's class.  Raises ConfigError for an unknown option, EnvError if the class raises."""
     short = name.rpartition(":")[2]
     if not callable(kind):
-        raise ConfigError(f"{prefix}.name: {short} is not a class", got=repr(kind)[:80], expected="a class")
+        raise ConfigError(f"{prefix}.name: {short} is not a class", got=shown(kind), expected="a class")
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return _call(partial(kind, **options), f"{name}(...)")

@@ -27,6 +27,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from vpd.envs.user_code import FIX, errors_named
 from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
 from vpd.errors import DataError, EnvError
+from vpd.printable import shown
 from vpd.types import Grade, Message, Task
 
 
@@ -194,14 +195,14 @@ def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
 
 def _valid_task(task: Any, what: str) -> Task:
     if not isinstance(task, Task):
-        raise EnvError(f"{what} returned no Task", got=repr(task)[:80], expected="a vpd.types.Task", do=FIX)
+        raise EnvError(f"{what} returned no Task", got=shown(task), expected="a vpd.types.Task", do=FIX)
     if not isinstance(task.id, str) or not task.id:
-        raise EnvError(f"{what} returned a task without an id", got=repr(task.id), expected="a non-empty str", do=FIX)
+        raise EnvError(f"{what} returned a task without an id", got=shown(task.id), expected="a non-empty str", do=FIX)
     messages = task.messages
     if not isinstance(messages, (list, tuple)) or not messages or not all(map(_is_message, messages)):
         raise EnvError(
             f"{what} returned a task with malformed messages",
-            got=repr(messages)[:80],
+            got=shown(messages),
             expected="at least one {'role': str, 'content': str}",
             do=FIX,
         )
@@ -227,7 +228,7 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
         if not isinstance(grade, Grade):
             raise EnvError(
                 f"the grader returned no Grade for row {row} (task {tasks[row].id!r})",
-                got=repr(grade)[:80],
+                got=shown(grade),
                 expected="vpd.types.Grade",
             )
     return [without_blank_feedback(grade) for grade in grades]
@@ -254,7 +255,7 @@ def replies_of(
         if reply is not None and not (isinstance(reply, dict) and {"role", "content"} <= set(reply)):
             raise EnvError(
                 f"respond returned no message for row {row} (task {tasks[row].id!r})",
-                got=repr(reply)[:80],
+                got=shown(reply),
                 expected="None, a text, or {'role': ..., 'content': ...}",
             )
         messages.append(reply)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vpd.envs import Announcing, Env, wrap_user_errors
 from vpd.errors import ConfigError, VPDError, nearest
+from vpd.printable import shown
 from vpd.settings import expand_path
 
 STAMP = "__vpd_file__"  # in a module: the file it was made of, as it was then
@@ -29,7 +30,7 @@ def load_object(spec: str, setting: str) -> Any:
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(
-            f"{setting} names no object", got=repr(spec), expected="path/to/file.py:name or package.module:name"
+            f"{setting} names no object", got=shown(spec), expected="path/to/file.py:name or package.module:name"
         )
     module = _file(place, setting) if place.endswith(".py") else _module(place, setting)
     if not hasattr(module, name):  # not vars(module): a module may make its names when they are asked for

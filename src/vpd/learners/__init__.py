@@ -127,13 +127,16 @@ class Learner(Protocol):
 
         The loss is the sum over terms and rows of ``loss_weights[term]`` times the term's objective.  Training the
         student, the configured teacher plays the teacher; training the teacher, the live weights do.  A row without a
-        non-zero weight does not enter; without any row no step is taken.  Raises TrainingError for a loss or gradient
-        that is not finite, and takes no step.
+        non-zero weight does not enter; without any row no step is taken.  Raises NonFiniteError for a loss, gradient or
+        weight that is not finite, and takes no step.
         """
         ...
 
     def end_iteration(self) -> None:
-        """Called once per iteration by the loop: the schedule and an EMA teacher move here."""
+        """Called once per iteration by the loop: the schedule and an EMA teacher move here.
+
+        Raises NonFiniteError for weights that are not finite.
+        """
         ...
 
     @property

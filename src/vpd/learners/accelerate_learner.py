@@ -5,7 +5,6 @@ share, and the gradients are *summed* over ranks.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vpd.errors import TrainingError
+from vpd.errors import NonFiniteError
 from vpd.learners import Measure, ModelName, Objective, Update, schedule, weights
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
+from vpd.learners.nonfinite import check_rate, check_step, check_weights
 from vpd.learners.reporting import UpdateReport
 from vpd.learners.settings import OptimSettings as OptimSettings
 from vpd.learners.settings import TeacherSettings
@@ -157,6 +157,7 @@ class AccelerateLearner:
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
+        check_weights(self.model, "after this iteration")
         schedule.advance(self._scheduler)
         self.teacher.end_iteration()
 
@@ -235,10 +236,14 @@ class AccelerateLearner:
             self._masters.reduce(lambda gradient: self.accelerator.reduce(gradient, "mean"))
         trained = self._masters.parameters if self._masters else self._root.parameters()
         norm = float(self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm or float("inf")))
-        if not torch.isfinite(torch.tensor([norm, loss])).all():
-            self._zero_grad()
-            raise _not_finite(name, loss, norm)
         rates = [group["lr"] for group in self._optimizer.param_groups]
+        try:
+            check_step(name, loss, norm)
+            check_rate(name, max(rates) * lr_scale)
+            check_weights(self.model, f"before the step of {name!r}")
+        except NonFiniteError:
+            self._zero_grad()
+            raise
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * lr_scale
         self._optimizer.step()
@@ -304,6 +309,10 @@ class AccelerateLearner:
             paths = [learner_path(model, name, share_prefixes=False) for name, model in self._models()]
         return max(paths, key=("packed", "padded", "by_length").index)
 
+    def models(self) -> dict[str, nn.Module]:
+        """The modules whose logits the two roles are made of, by what messages call them."""
+        return {name: model for name, model in self._models() if isinstance(model, nn.Module)}
+
     @property
     def shares_prefixes(self) -> bool:
         """Whether rows that begin alike share one pass over their beginning."""
@@ -350,18 +359,3 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: OptimSettings) -> t
         return torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
-
-
-def _not_finite(name: str, loss: float, norm: float) -> TrainingError:
-    hint = "Lower optim.learning_rate or look at the last rollouts."
-    if loss == math.inf:
-        hint = (
-            "A teacher that gives probability 0 to what the student can say has an infinite divergence at"
-            " algorithm.distillation_alpha 0 or 1: take one between, or distillation_topk. Otherwise lower"
-            " optim.learning_rate."
-        )
-    return TrainingError(
-        f"the update {name!r} is not finite",
-        got=f"loss {loss}, gradient norm {norm}",
-        do=f"No step was taken. {hint}",
-    )

@@ -33,6 +33,7 @@ from vpd.model import loading, lora
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
+from vpd.recipes.round_trip import check_round_trip
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
@@ -89,13 +90,17 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
+    tasks = known_tasks(env, config)
+    replies = isinstance(env, Conversational)
     check_prompts(
         prompter,
-        known_tasks(env, config),
+        tasks,
         vocabulary=model.get_input_embeddings().weight.shape[0],
-        replies=isinstance(env, Conversational),
+        replies=replies,
         feedback=sources if config.algorithm.needs.feedback else (),
     )
+    if replies:
+        check_round_trip(prompter, tasks)
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
@@ -16,6 +15,7 @@ from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import assemble
+from vpd.report.console import Terminal
 from vpd.types import Metrics
 
 
@@ -44,12 +44,12 @@ def evaluate(
     return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
 
 
-def show(result: Evaluation, k: int, console: Console | None = None) -> None:
+def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
     """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
 
     Every ``±`` is the standard error over tasks; one task has none.
     """
-    console = console or Console()
+    console = console or Terminal()
     student = _table("", f"avg@{k}", f"pass@{k}")
     student.add_row("student", *_cells(result.student, k))
     console.print(student)

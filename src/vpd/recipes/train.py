@@ -14,6 +14,7 @@ from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
+from vpd.learners.journal import Fault
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
@@ -24,7 +25,7 @@ from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
-from vpd.run_folder import checkpoint
+from vpd.run_folder import checkpoint, faults
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
 from vpd.run_folder.state import Recorder, RunState
@@ -147,6 +148,17 @@ def make_loop(
         if on_save is not None:
             on_save(loop.step)
 
+    def dump(fault: Fault) -> Path:
+        assert output is not None
+        return faults.write(
+            output,
+            fault,
+            settings=settings_of(parts.config),
+            learner=parts.learner,
+            save_tokenizer=lambda folder: save_tokenizer(parts, folder),
+            files=files or FileSystem(),
+        )
+
     return Loop(
         source=parts.source,
         engine=parts.engine,
@@ -156,6 +168,7 @@ def make_loop(
         observers=observers,
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
+        dump=None if output is None else dump,
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,

@@ -6,8 +6,10 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vpd.monitor import Alarm
+from vpd.printable import for_terminal
 from vpd.types import Group, Metrics
 
 COLUMNS = (
@@ -27,16 +29,23 @@ COLUMNS = (
 )
 
 
+class Terminal(Console):
+    """The console that everything is shown on: control characters in a text are made visible, a long one is cut."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(for_terminal(text), **options)
+
+
 class ConsoleProgress:
     """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
 
-    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Console | None = None):
-        self._console = console or Console(stderr=False)
+    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Terminal | None = None):
+        self._console = console or Terminal()
         self._every = every
         self._header_shown = False
         self._columns: list[tuple[str, str]] = []
         self._progress = Progress(
-            TextColumn(title or "training"),
+            TextColumn(for_terminal(title) or "training", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vpd.printable import well_formed
 from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.types import Completion, Group, Metrics
 
@@ -69,6 +70,7 @@ class RunFolder:
             for attempt in group.rollouts
             for role, r in (("student", attempt), *(("teacher", retry) for retry in attempt.retries))
         ]
+        rows = [{name: well_formed(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
         text, number = pa.string(), pa.int64()
         kinds = {
             "step": number,

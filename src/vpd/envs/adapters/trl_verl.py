@@ -25,6 +25,7 @@ from vpd.envs.adapters.callers import LocalCaller, ProcessCaller, answering
 from vpd.envs.adapters.reward_functions import Caller, Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
+from vpd.printable import shown
 from vpd.types import LARGEST_REWARD, Grade
 
 TRAINER_ARGUMENTS = (
@@ -139,13 +140,15 @@ def parse_rewards(setting: Any) -> tuple[Reward, ...]:
         elif isinstance(entry, str) or callable(entry):
             entry = Reward(function=entry)
         if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
-            raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
+            raise ConfigError("env.reward has an entry that cannot be read", got=shown(entry), expected=_FORM)
         if (
             isinstance(entry.weight, bool)
             or not isinstance(entry.weight, (int, float))
             or not 0 < abs(entry.weight) <= LARGEST_REWARD
         ):
-            raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number other than 0")
+            raise ConfigError(
+                "env.reward has a wrong weight", got=shown(entry.weight), expected="a number other than 0"
+            )
         rewards.append(entry)
     if not rewards:
         raise ConfigError("env.reward is empty", expected=_FORM)
@@ -159,9 +162,7 @@ def make_reward_function(function: str | Callable[..., Any]) -> TRLFunction | Ve
     """A function as TRL's or verl's, decided by its parameters.  Raises ConfigError if it is neither."""
     found = load_object(function, "env.reward") if isinstance(function, str) else function
     if not callable(found) or inspect.isclass(found):
-        raise ConfigError(
-            f"env.reward: {function} is not a function", got=repr(found)[:80], expected="a reward function"
-        )
+        raise ConfigError(f"env.reward: {function} is not a function", got=shown(found), expected="a reward function")
     name = found.__name__ if inspect.isroutine(found) else type(found).__name__
     is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(vars(type(found)).get("__call__"))
     parameters = inspect.signature(found).parameters
@@ -229,10 +230,8 @@ def _truth(value: Any, what: str) -> bool:
 def _number(value: Any, what: str) -> float:
     """A finite number of any type with ``__float__``."""
     if not isinstance(value, SupportsFloat):
-        raise EnvError(
-            f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
-        )
+        raise EnvError(f"{what} returned no number", got=shown(value), expected="a number, (number, text), a mapping")
     number = float(value)
     if not abs(number) <= LARGEST_REWARD:
-        raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
+        raise EnvError(f"{what} returned no finite number", got=shown(value), expected="a finite number, or None")
     return number

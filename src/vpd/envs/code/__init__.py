@@ -37,6 +37,7 @@ from vpd.envs.code.problems import problem
 from vpd.envs.code.run import CaseLimits, Fault, run_cases, run_suites, try_loading
 from vpd.envs.record_tasks import FileTasks, Part
 from vpd.errors import ConfigError, DataError
+from vpd.printable import shown
 from vpd.sandbox import Sandbox, strongest
 from vpd.sandbox.remote import RemoteSandbox
 from vpd.settings import IsPath
@@ -197,7 +198,7 @@ class Code(FileTasks[Problem]):
             try:
                 found.append(None if value is None else datetime.date.fromisoformat(str(value)))
             except ValueError as error:
-                raise ConfigError(f"env.{setting} is no date", got=repr(value), expected="2025-02-01") from error
+                raise ConfigError(f"env.{setting} is no date", got=shown(value), expected="2025-02-01") from error
         return found[0], found[1]
 
     @cached_property
