@@ -221,6 +221,6 @@ def test_an_engine_that_loses_an_answer_is_not_passed_over() -> None:
 
 @pytest.mark.parametrize("reward", [1e308, -1e31, 10**400, float("inf"), float("nan"), True, "1"])
 def test_a_reward_is_a_number_that_can_be_squared(reward: Any) -> None:
-    with pytest.raises(EnvError, match=r"not a finite number; got .*of at most 1e"):
+    with pytest.raises(EnvError, match=r"not a finite number|too large to compute with"):
         Grade(reward=reward)
     assert Grade(reward=-1e30).reward == -1e30

@@ -64,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
         for output in outputs:
             output.farewell = FAREWELL
-        with _log_shown():
-            options.command(options, rest)
+        return _run(options, rest)
     except VPDError as error:
         print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
         return 2
@@ -75,8 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
-    except SystemExit as error:  # of a part that is not ours: never a success
-        print(f"vpd: error: something in the run called exit({error.code!r}); it is not done", file=sys.stderr)
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the command; a part that is not ours may exit in it, which is never a success."""
+    try:
+        with _log_shown():
+            options.command(options, rest)
+    except SystemExit as error:
+        message = f"vpd: error: something in the run called exit({error.code!r}); it is not done"
+        print(for_terminal(message), file=sys.stderr)
         return 1
     return 0
 

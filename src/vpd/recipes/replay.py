@@ -1,5 +1,7 @@
 """``vpd replay``: run an iteration again that met a number that is not finite, and show where it begins."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
