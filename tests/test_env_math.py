@@ -180,7 +180,7 @@ def test_a_number_of_the_data_is_written_as_a_decimal(tmp_path: Path) -> None:
     path = written(tmp_path, records)
     values = [problem.value for problem in Math(path=path, verify="exact").read_items(path)]
     assert values == ["0.00005", "100000000000000000000", "2.5", str(10**390), "0.1", "-3", "1.5e3"]
-    with pytest.raises(DataError, match="line 1: 'answer' is not finite"):
+    with pytest.raises(DataError, match="line 1 is not JSON; got Infinity is no number"):
         Math(path=written(tmp_path, [{"question": "?", "answer": float("inf")}]), verify="exact").train_tasks()
 
 

@@ -35,7 +35,7 @@ from vpd.feedback.critique import SelfCritique
 from vpd.feedback.writers import ModelWriter
 from vpd.lab import tiny
 from vpd.prompts import Prompter, PromptSettings
-from vpd.recipes.assemble import check_prompts
+from vpd.recipes.prompt_checks import check_prompts
 from vpd.types import Completion, Grade, Group, Message, Rollout, Section, Task, Tokens
 
 FUZZ = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -217,12 +217,8 @@ def test_text_that_the_tokenizer_does_not_know_is_counted_and_told(caplog: pytes
     assert teacher_prompt(made, feedback("1 <unk>")).unknown_tokens == 0  # spelled, so it is a control token
     assert teacher_prompt(prompter(llama2()), feedback("fox 漢字")).unknown_tokens == 0
 
-    class Env:
-        def task(self, index: int, *, seed: int) -> Task: ...
-        def eval_tasks(self, limit: int | None) -> Sequence[Task]: ...
-        def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]: ...
-
-    check_prompts(made, Env(), [asking("1 2"), asking("1 fox 2 dog")])
+    tasks = [asking("1 2"), asking("1 fox 2 dog")]
+    check_prompts(made, tasks, vocabulary=len(made.tokenizer), replies=False, feedback=())
     assert "1 of 2 known tasks hold text that the tokenizer has no tokens for" in caplog.text
     assert "reads <unk> instead: 2 tokens of task 't7'" in caplog.text
 

@@ -66,7 +66,7 @@ class TokenObserver(Protocol):
         ...
 
 
-class Abandoned(BaseException):
+class Abandoned(KeyboardInterrupt):
     """The rollouts in progress are given up; the learner is what it was after the last step."""
 
 

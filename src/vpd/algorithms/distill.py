@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Gt
 
 from vpd.algorithms import Algorithm, Needs, weighting
@@ -243,7 +242,7 @@ class Distill:
         compared = self._compare(scorer)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
-        sampled_BT = torch.where(batch.by_teacher_B[:, None], compared.teacher_logprobs, reference_BT)
+        sampled_BT = compared.teacher_logprobs.where(batch.by_teacher_B[:, None], reference_BT)
         drift_BT = compared.student_logprobs - reference_BT
         return TokenLoss(
             ratio_BT * compared.value,

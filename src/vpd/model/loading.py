@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import math
-import pickle
 import re
 import ssl
 import urllib.error
@@ -16,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import huggingface_hub
@@ -45,7 +45,7 @@ SECONDS = 10.0  # that the Hub has to answer in
 #: What transformers, tokenizers, safetensors and torch raise for files that they cannot read.
 RAISED = (
     OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError, RuntimeError, AssertionError,
-    EOFError, pickle.UnpicklingError, SafetensorError, StrictDataclassError,
+    EOFError, UnpicklingError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 Part = TypeVar("Part")
 
@@ -64,11 +64,11 @@ class _Place:
         return Path(self.source) if Path(self.source).is_dir() else None
 
 
-def load(source: str, settings: ModelSettings, *, known: Sequence[str] = ()) -> tuple[Any, Any]:
+def load(source: str, settings: ModelSettings, *, known: Sequence[str] = (), finite: bool = True) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or a Hub id; an adapter is merged into its base.
 
-    ``known`` are other names that the setting takes, for a hint.  Raises ModelError: nothing is there, the files are
-    damaged, or the model is not one that can be trained.
+    ``known`` are other names that the setting takes, for a hint; ``finite``: every weight must be.  Raises ModelError:
+    nothing is there, the files are damaged, or the model is not one that can be trained.
     """
     what = f"the model {settings.name_or_path!r}"
     transformers.utils.logging.disable_progress_bar()
@@ -79,19 +79,19 @@ def load(source: str, settings: ModelSettings, *, known: Sequence[str] = ()) -> 
         model, tokenizer = _load(place, settings, adapters=())
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
-    check(model, tokenizer, what)
+    check(model, tokenizer, what, finite=finite)
     return model, tokenizer
 
 
 @torch.no_grad()
-def check(model: Any, tokenizer: Any, what: str) -> None:
+def check(model: Any, tokenizer: Any, what: str, *, finite: bool = True) -> None:
     """Raise ModelError unless these are a whole causal language model and a tokenizer with a chat template for it."""
     if not isinstance(model, transformers.PreTrainedModel):
         got = f"{type(model).__module__}.{type(model).__qualname__}"
         raise ModelError(f"{what} is no model of transformers", got=got, expected="a PreTrainedModel")
     if lora.is_attached(model):
         raise ModelError(f"{what} has adapters in it", do="Merge them (merge_and_unload), and set model.lora.")
-    for weight, value in model.named_parameters():
+    for weight, value in model.named_parameters() if finite else ():
         if value.numel() and value.is_floating_point() and not all(map(math.isfinite, _extremes(value))):
             raise ModelError(
                 f"a weight of {what} is not finite", got=f"NaN or infinity in {weight}", do="Take an undamaged copy."
@@ -344,7 +344,7 @@ def _refusal(error: Exception, what: str, place: _Place) -> ModelError:
             f"{place.what} brings its own code, which is not run unless you say so",
             do="Read that code, and set model.trust_remote_code true if you trust it.",
         )
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, UnpicklingError):
         return ModelError(
             what, got="a pickle that is damaged or holds more than tensors", do="Take a copy in safetensors."
         )

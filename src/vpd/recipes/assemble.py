@@ -175,9 +175,12 @@ def source_of(name: str) -> str:
     return str(load_bundled(name)) if name in BUNDLED else name
 
 
-def load_model(settings: ModelSettings) -> tuple[Any, Any]:
-    """Model and tokenizer of a Hub id, a folder, or a shipped base.  Raises ModelError."""
-    return loading.load(source_of(settings.name_or_path), settings, known=BUNDLED)
+def load_model(settings: ModelSettings, *, finite: bool = True) -> tuple[Any, Any]:
+    """Model and tokenizer of a Hub id, a folder, or a shipped base; ``finite``: every weight must be.
+
+    Raises ModelError.
+    """
+    return loading.load(source_of(settings.name_or_path), settings, known=BUNDLED, finite=finite)
 
 
 def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:

@@ -29,7 +29,7 @@ def replay(folder: Path, console: Terminal | None = None) -> list[str]:
     console = console or Terminal()
     fault, settings = faults.read(folder)
     config = _config(settings, folder)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, finite=False)
     learner = make_learner(config, model, tokenizer)
     algorithm = config.algorithm.build(make_prompter(config, model, tokenizer))
     learner.load(folder)
