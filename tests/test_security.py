@@ -87,7 +87,7 @@ OWN_PIPE = ROOT / "src/vpd/envs/adapters/callers.py"  # a run sends rows to a pr
 
 
 def test_nothing_is_unpickled_anywhere() -> None:
-    """The one ``torch.load`` takes weights alone; ``pickle`` is not imported but for the name of an error and for a run's
+    """The one ``torch.load`` takes weights alone; ``pickle`` is not imported but for an error's name and for a run's
     own pipe (``pickletools`` only reads)."""
     loads = []
     for path in (ROOT / "src").rglob("*.py"):

@@ -10,10 +10,10 @@ SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, `
 import hashlib
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from vpd.run_folder.files import FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 DATA, TENSORS = "trainer.json", "state.pt"
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError)
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 
 
 def save(
