@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRL := .trlvenv
 ONE := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint quick slow models bench clean
+.PHONY: demo test lint quick slow models bench torture clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -45,6 +45,12 @@ bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 	$(ONE) benchmarks/memory.py --output out/bench
 	$(ONE) benchmarks/vs_trl.py --model smollm2 --trl_python $(TRL)/bin/python --output out/bench
 
+# At most 45 minutes on two cores: kills, full disks, damaged files, bad graders, signals; the same command goes on after
+# an interruption.  SEED chooses the faults.
+SEED ?= 0
+torture: $(VENV)/ready
+	PYTHONPATH=tests $(ONE) -m torture --seed $(SEED) --output torture-out
+
 $(TRL)/ready:
 	$(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet torch==2.13.0
@@ -57,4 +63,4 @@ smollm2/model.safetensors: $(VENV)/ready
 	$(BIN)/vpd model smollm2-135m smollm2
 
 clean:
-	rm -rf $(VENV) $(TRL) demo-out reproduce-out smollm2 out
+	rm -rf $(VENV) $(TRL) demo-out reproduce-out smollm2 out torture-out
