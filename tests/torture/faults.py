@@ -335,14 +335,15 @@ def struck_by_grader(trial: Trial, label: str) -> None:
     calls = trial.reference.calls("grading")
     call = 1 + trial.draw.randrange({"grade": calls, "task": 3, "respond": 2, "feedback": 2}[where])
     lasting = label in grader.HANGS or label in grader.ASYNC or trial.draw.random() < 0.3
+    if label in grader.TEXTS:  # every call, so that a continued run reads the same texts
+        call, lasting = 1, True
     fault = {"kind": label, "call": call, "where": where, "lasting": lasting}
     trial.detail = f"{where}, call {call}{' and later' if lasting else ''}"
     (trial.work / "fault.json").write_text(json.dumps(fault))
     memory = 1 << 30 if label == "memory" else None
     ended = trial.seen(start(trial.work, memory=memory).wait(40))
     if ended.code == DONE and label in grader.TEXTS:
-        if json.loads((trial.run / "run.json").read_text())["phase"] != "done":
-            trial.complaints.append("exit code 0 without an end")
+        _compare_with_killed(trial)
         return
     if ended.code == DONE and trial.run.joinpath("model").is_dir():
         trial.expect_equal()
@@ -352,9 +353,21 @@ def struck_by_grader(trial: Trial, label: str) -> None:
     elif label not in grader.DIES or label == "KeyboardInterrupt":
         interrupted = ON_SIGNAL[signal.SIGINT] if "KeyboardInterrupt" in label else frozenset()
         trial.expect_line(ended, REFUSED | interrupted)
-    trial.was_refused = True
+        trial.was_refused = True
     (trial.work / "fault.json").unlink()
     trial.finish()
+
+
+def _compare_with_killed(trial: Trial) -> None:
+    """Other texts make another run: it is compared with one that was killed and continued with the same texts."""
+    other = trial.work.with_name(f"{trial.work.name}-killed")
+    make_workplace(other, trial.reference.variant)
+    shutil.copy(trial.work / "fault.json", other / "fault.json")
+    at = trial.draw.randrange(len(trial.reference.points) // 2)
+    trial.seen(start(other, watch=Watch(other / "run", at, kill)).wait())
+    again = trial.seen(resume(other))
+    trial.losses += [f"cannot be continued: {' | '.join(again.lines)[-300:]}"] if again.code != DONE else []
+    trial.losses += differences(left_by(trial.run), left_by(other / "run"))[:5]
 
 
 def _places(label: str, variant: str) -> list[str]:

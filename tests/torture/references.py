@@ -1,5 +1,7 @@
 """The uninterrupted run of each variant: what a tortured run is compared with, and the points to strike at."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -38,11 +40,19 @@ class Reference:
         return sum(point.label == label for point in self.points) // 2
 
 
-def prepare(root: Path, jobs: int) -> dict[str, Reference]:
-    """The references of all variants, made by so many processes; what an earlier campaign made is used again."""
+def code_hash() -> str:
+    """A hash of the code that is tortured and of what tortures it: results of other code are not used again."""
+    tested = importlib.util.find_spec("vpd")
+    assert tested is not None and tested.origin is not None
+    files = [path for root in (Path(tested.origin), Path(__file__)) for path in sorted(root.parent.rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def prepare(root: Path, jobs: int, code: str) -> dict[str, Reference]:
+    """The references of all variants, made by so many processes; what the same code made before is used again."""
     root.mkdir(parents=True, exist_ok=True)
     _import(root)
-    names = [name for name in VARIANTS if not (root / name / "reference.json").exists()]
+    names = [name for name in VARIANTS if _code_of(root / name) != code]
     workers = []
     for job in range(jobs):
         pid = os.fork()
@@ -50,7 +60,7 @@ def prepare(root: Path, jobs: int) -> dict[str, Reference]:
             code = 1
             try:
                 for name in names[job::jobs]:
-                    _make(root, name)
+                    _make(root, name, code)
                 code = 0
             except SystemExit as end:
                 print(end, flush=True)
@@ -75,7 +85,7 @@ def _import(root: Path) -> None:
     shutil.rmtree(work)
 
 
-def _make(root: Path, name: str) -> None:
+def _make(root: Path, name: str, code: str) -> None:
     folder, other = root / name, root / f"{name}-resumed"
     for work in (folder, other):
         shutil.rmtree(work, ignore_errors=True)
@@ -90,6 +100,7 @@ def _make(root: Path, name: str) -> None:
     if resumed.code != 0 or found:
         raise SystemExit(f"torture: {name}, resumed, ended with {resumed.code}: {resumed.err} {'; '.join(found)}")
     data = {
+        "code": code,
         "points": [[point.label, point.detail] for point in whole.passed],
         "points_resumed": [[point.label, point.detail] for point in resumed.passed],
         "first_kill": first,
@@ -97,6 +108,11 @@ def _make(root: Path, name: str) -> None:
     }
     shutil.rmtree(other)
     (folder / "reference.json").write_text(json.dumps(data))
+
+
+def _code_of(folder: Path) -> str | None:
+    path = folder / "reference.json"
+    return json.loads(path.read_text())["code"] if path.exists() else None
 
 
 def first_kill(points: Sequence[Point]) -> int:
