@@ -61,7 +61,7 @@ def loop(path: Path, draw: random.Random) -> None:
 
 Damage = Callable[[Path, random.Random], None]
 #: of files whose content is checked by a hash, or is not to be changed by a bit
-ANY: tuple[Damage, ...] = (flip, high, cut, empty, zeros, garbage, removed, folder, fifo, loop)
+ANY: tuple[Damage, ...] = (flip, flip, flip, high, cut, empty, zeros, garbage, removed, folder, fifo, loop)
 #: of texts where one bit may make another valid value that nobody can know to be wrong
 TEXT: tuple[Damage, ...] = (high, cut, empty, zeros, garbage, removed, folder, fifo, loop)
 

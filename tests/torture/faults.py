@@ -265,8 +265,8 @@ def damaged(trial: Trial, label: str) -> None:
     trial.make()
     points = trial.reference.points
     saved = [number for number, point in enumerate(points) if point.label == "checkpoint renamed"]
-    first = saved[0] + 1 if saved else len(points) // 2
-    trial.expect_killed(trial.strike(trial.pick(points, lambda number, point: number > first), kill))
+    first = saved[0] + 1 if saved else len(points) // 3
+    trial.expect_killed(trial.strike(trial.pick(points, _between(first, points)), kill))
     pattern, damages = FILES[label]
     found = sorted(path for path in trial.work.glob(pattern) if path.is_file())
     if not found:
@@ -290,6 +290,12 @@ def damaged(trial: Trial, label: str) -> None:
         damage.restore(path, backup)
         trial.finish()
     backup.unlink()
+
+
+def _between(first: int, points: Sequence[Point]) -> Callable[[int, Point], bool]:
+    """After ``first``, and before the last step has trained: something is left to do that a damage could change."""
+    last = max(number for number, point in enumerate(points) if point.label == "optimiser step")
+    return lambda number, point: first < number < last
 
 
 def _may_differ(
@@ -341,7 +347,7 @@ def struck_by_grader(trial: Trial, label: str) -> None:
     trial.detail = f"{where}, call {call}{' and later' if lasting else ''}"
     (trial.work / "fault.json").write_text(json.dumps(fault))
     memory = 1 << 30 if label == "memory" else None
-    ended = trial.seen(start(trial.work, memory=memory).wait(40))
+    ended = trial.seen(start(trial.work, memory=memory).wait(60))
     if ended.code == DONE and label in grader.TEXTS:
         _compare_with_killed(trial)
         return
@@ -442,7 +448,7 @@ def other_settings(trial: Trial, label: str) -> None:
     trial.make()
     points = trial.reference.points
     begun = next(number for number, point in enumerate(points) if point.label == "line appended")
-    trial.expect_killed(trial.strike(trial.pick(points, lambda number, point: number > begun + 2), kill))
+    trial.expect_killed(trial.strike(trial.pick(points, _between(begun + 2, points)), kill))
     trial.detail = f"{label} {trial.detail}"
     tasks = trial.work / "tasks.jsonl"
     data = tasks.read_text()
