@@ -323,10 +323,14 @@ def _all_readable(lines: Sequence[str]) -> bool:
 
 
 def _expect_unchanged(trial: Trial, before: Mapping[str, str]) -> None:
-    """A refusal has changed nothing in the run folder."""
+    """A refusal has changed nothing in the run folder, leftovers of the kill apart."""
     trial.was_refused = True
     after = raw(trial.run)
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    changed = sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and ".vpd-" not in name
+    )
     if changed:
         trial.complaints.append(f"the refusal changed {', '.join(changed[:4])}")
 
