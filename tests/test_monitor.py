@@ -14,6 +14,7 @@ CALM = {
     "teacher/rows_with_context": 8.0, "m_step/rows": 8.0, "m_step/loss": 0.02, "m_step/grad_norm": 0.5,
     "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "e_step/student_drift_kl": 0.01,
     "e_step/saturation": 0.0, "e_step/kind_predicts_success": 0.5, "e_step/grad_norm": 1.0, "e_step/loss": 1.3,
+    "completions/quoted_run": 1.0,
 }  # fmt: skip
 RETRIES = {
     "eval_teacher/accuracy": 0.3, "eval_teacher/student_accuracy": 0.3, "eval_teacher/gain_se": 0.1,
@@ -34,6 +35,7 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "e_step_saturated": (1, {"e_step/saturation": 0.6}, {"e_step/saturation": 0.4}),
     "kind_predicts_success": (1, {"e_step/kind_predicts_success": 0.7}, {"e_step/kind_predicts_success": 0.6}),
     "grader_failed": (1, {"env/grader_failed": 0.1}, {"env/grader_failed": 0.0}),
+    "quotes_feedback": (6, {"completions/quoted_run": 3.1}, {"completions/quoted_run": 2.9}),
     "dead_gradient": (1, {"m_step/grad_norm": 1e-9}, {"m_step/grad_norm": 1e-9, "m_step/loss": 1e-6}),
     "stale_rollouts": (
         1,

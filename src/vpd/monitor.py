@@ -24,6 +24,7 @@ START = 5  # steps whose mean is "the beginning"
 ENOUGH_TASKS = 16
 LARGEST_SE = 0.1
 NEGLIGIBLE = 0.02  # a gain that is not worth having
+QUOTED_WORDS = 2.0  # more words in a row of the feedback than at the beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +205,18 @@ def _stale_rollouts(history: History) -> str | None:
     return f"answers were sampled by weights {lag:.3g} iterations old, and the importance ratio does not correct for it"
 
 
+def _quotes_feedback(history: History) -> str | None:
+    values = _series(history, "completions/quoted_run")
+    if "completions/quoted_run" not in history[-1] or len(values) <= START:
+        return None
+    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    if now < first + QUOTED_WORDS:
+        return None
+    return (
+        f"answers repeat {now:.1f} words in a row of the feedback that they have not read, {first:.1f} at the beginning"
+    )
+
+
 RULES = (
     Rule(
         "teacher_no_better",
@@ -244,6 +257,12 @@ RULES = (
         "grader_failed",
         _above("env/grader_failed", 0.0, "some answers could not be graded and count as failures"),
         "The warnings name the rows. Mend the grader, or set env.max_failed to 0 to stop at the first.",
+    ),
+    Rule(
+        "quotes_feedback",
+        _quotes_feedback,
+        "Look at rollouts/: the model has learned to write feedback in place of answers. Lower"
+        " algorithm.retry_max_quote, and let the grader refuse answers that quote it.",
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),

@@ -50,6 +50,12 @@ class RolloutSettings(Settings, section="rollout"):
     temperature: Annotated[float, Gt(0), "sampling temperature; every log-prob is of logits / temperature"] = 1.0
     success_threshold: Annotated[float, "an answer with at least this reward is a success"] = 0.5
     max_rows: Annotated[int, Ge(1), "answers that decode at once"] = 64
+    retries: Annotated[
+        int, Ge(0), "attempts of the teacher, which reads the feedback, at each failed attempt's task; 0: none"
+    ] = 0
+    max_retries_per_task: Annotated[
+        int | None, Ge(1), "most retries at one task, those of its first failures; null: no bound"
+    ] = None
 
     @property
     def sampling(self) -> Sampling:
@@ -121,8 +127,12 @@ class RolloutSource:
             groups = self._generate_groups(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
             sampled = time.perf_counter()
             groups = self.add_feedback(groups)
+            with_feedback = time.perf_counter()
+            groups = self.add_retries(groups)
             seconds["time/rollout"] = sampled - started
-            seconds["time/feedback"] = time.perf_counter() - sampled
+            seconds["time/feedback"] = with_feedback - sampled
+            if self.settings.retries:
+                seconds["time/retries"] = time.perf_counter() - with_feedback
             return groups
 
         return divide(self.ranks, places, work), seconds
@@ -164,6 +174,39 @@ class RolloutSource:
         for number, source in enumerate(self.feedback):
             groups = source(groups, ModelWriter(self.engine, self.prompter, seed=self.seed, source=number))
         return self.prompter.attach(groups)
+
+    def add_retries(self, groups: Sequence[Group]) -> list[Group]:
+        """The rollouts with ``settings.retries`` attempts of the teacher at each failure that it has a prompt for."""
+        wanted = [request for group in groups for request in self._retry_requests(group)]
+        if not wanted:
+            return list(groups)
+        made: dict[tuple[int, int], list[Rollout]] = {}
+        for retry in self.generate_rollouts(wanted, self.settings.sampling):
+            made.setdefault((retry.key.task, retry.key.sample // self.settings.retries), []).append(retry)
+        return [
+            Group(
+                rollouts=tuple(
+                    dataclasses.replace(r, retries=tuple(made.get((r.key.task, r.key.sample), ())))
+                    for r in group.rollouts
+                )
+            )
+            for group in groups
+        ]
+
+    def _retry_requests(self, group: Group) -> list[Request]:
+        """The teacher's attempts at a group's task, those of its first failures first."""
+        count = self.settings.retries
+        requests = [
+            Request(
+                key=dataclasses.replace(rollout.key, phase="retry", sample=rollout.key.sample * count + number),
+                task=rollout.task,
+                prompt=rollout.teacher_prompt.tokens,
+            )
+            for rollout in group.rollouts
+            if not rollout.success and rollout.teacher_prompt is not None
+            for number in range(count)
+        ]
+        return requests[: self.settings.max_retries_per_task]
 
 
 def generate_turns(

@@ -50,10 +50,11 @@ class Task:
 class SampleKey:
     """Which text of a run this is: together with the run's seed, all that its randomness depends on.
 
-    ``phase``: "train", "eval", "eval_retry" or "eval_control", followed by "/feedback-N" for what feedback source N
-    asks a model;
+    ``phase``: "train", "retry", "eval", "eval_retry" or "eval_control", followed by "/feedback-N" for what feedback
+    source N asks a model;
     ``step``: iterations trained before it (0 in evaluation); ``task``: the task's place in the stream or in the
-    evaluation set; ``sample``: which of the task's G answers; ``turn``: which answer of an attempt with several turns.
+    evaluation set; ``sample``: which of the task's G answers, or which of all retries that these may have; ``turn``:
+    which answer of an attempt with several turns.
 
     >>> SampleKey(phase="train", step=3, task=50, sample=1).seed(0) < 2**63
     True
@@ -186,6 +187,9 @@ class TeacherPrompt:
 class Rollout:
     """One attempt, with everything that is known about it; ``key`` says which one it is.
 
+    ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
+    weights that sampled this one: the teacher's own samples, where the student failed.
+
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
     ...     task=Task(id="capital/Peru", messages=({"role": "user", "content": "The capital of Peru?"},)),
@@ -204,6 +208,7 @@ class Rollout:
     grade: Grade
     context: tuple[Section, ...] = ()
     teacher_prompt: TeacherPrompt | None = None
+    retries: tuple["Rollout", ...] = ()
 
     @property
     def success(self) -> bool:

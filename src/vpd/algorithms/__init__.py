@@ -48,6 +48,7 @@ class Needs:
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
     ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
+    ``learns_from_retries``: it uses the teacher's own attempts; for another, ``rollout.retries`` would be for nothing.
     """
 
     group: bool = False
@@ -57,6 +58,7 @@ class Needs:
     external_model: str | None = None
     student_fraction: float = 1.0
     top_k: int | None = None
+    learns_from_retries: bool = False
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from vpd.algorithms.examples import (
     with_loss_weights,
     with_reference,
 )
+from vpd.algorithms.retries import Imitation, RetrySettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.teachers import CopyType, TeacherSettings
@@ -57,6 +58,9 @@ class DistillSettings(Settings, section="algorithm"):
     importance_reference: Annotated[
         ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
     ] = "own"
+    distillation_weight: Annotated[
+        float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
+    ] = 1.0
     average: Annotated[weighting.Average, "mean of sequence means, or mean over tokens"] = "seq_mean"
     denominator: Annotated[
         weighting.Denominator, "rows that divide the loss: those with a context, or all (SDPO's released code)"
@@ -118,17 +122,22 @@ class SelfTeacher(Settings, section="algorithm"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDPOSettings(SelfTeacher, DistillSettings):
+class SDPOSettings(SelfTeacher, RetrySettings, DistillSettings):
     """SDPO: a teacher made of the student's weights reads the feedback; it is never trained on outcomes."""
 
     name: Literal["sdpo"] = "sdpo"
 
     @property
     def needs(self) -> Needs:
-        return Needs(feedback=True, teacher=self.teacher_settings(), top_k=self.distillation_topk)
+        return Needs(
+            feedback=True,
+            teacher=self.teacher_settings(),
+            top_k=self.distillation_topk,
+            learns_from_retries=True,
+        )
 
     def build(self, prompter: Prompter) -> Algorithm:
-        return Distill(self)
+        return Distill(self, imitation=Imitation(self, self.importance_clip))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,34 +176,49 @@ class GKDSettings(DistillSettings):
 class Distill:
     """The M-step, ``update("m_step")``: SDPO where rollouts have a context C, GKD with ``own_prompt``.
 
-    ``own_prompt``: the teacher reads the student's prompt, in every row.
+    ``own_prompt``: the teacher reads the student's prompt, in every row.  ``imitation``: what is learned from retries,
+    in the same update.
     """
 
-    def __init__(self, settings: DistillSettings, *, own_prompt: bool = False):
+    def __init__(self, settings: DistillSettings, *, own_prompt: bool = False, imitation: Imitation | None = None):
         self.settings = settings
         self.own_prompt = own_prompt
+        self._imitation = imitation
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         """One iteration: the M-step alone."""
-        return self.distil(to_examples(groups, self.settings.importance_reference), learner)
+        return self.distil(groups, to_examples(groups, self.settings.importance_reference), learner)
 
-    def distil(self, examples: Sequence[Example], learner: Learner) -> Update:
-        """``updates_per_batch`` updates on L_M; an example's reference, where it has one, is log pi_0."""
+    def distil(self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner) -> Update:
+        """``updates_per_batch`` updates on L_M and on the groups' retries.
+
+        ``examples`` are the groups' rollouts; an example's reference, where it has one, is log pi_0.
+        """
         settings = self.settings
         if self.own_prompt:
             examples = [dataclasses.replace(e, teacher=e.prompt) for e in examples]
         elif settings.updates_per_batch > 1:
             examples = self._with_reference(examples, learner)
-        updates = []
+        retries = self._imitation.examples(groups) if self._imitation else []
+        updates = [Update(self._imitation.metrics(groups))] if self._imitation else []
         for part in split_by_group(examples, settings.updates_per_batch):
-            weights = weighting.token_average(
-                token_counts(part),
-                [e.teacher is not None for e in part],
-                average=settings.average,
-                denominator=settings.denominator,
-            )
-            updates.append(learner.update("m_step", with_loss_weights(part, distill=weights), {"distill": self.loss}))
+            own_groups = {example.group for example in part}
+            updates.append(self._update(part, [row for row in retries if row.group in own_groups], learner))
         return combine(updates)
+
+    def _update(self, examples: Sequence[Example], retries: Sequence[Example], learner: Learner) -> Update:
+        """One update."""
+        settings = self.settings
+        weights = weighting.token_average(
+            token_counts(examples),
+            [e.teacher is not None for e in examples],
+            average=settings.average,
+            denominator=settings.denominator,
+        )
+        rows = with_loss_weights(examples, distill=[settings.distillation_weight * weight for weight in weights])
+        if self._imitation is None:
+            return learner.update("m_step", rows, {"distill": self.loss})
+        return self._imitation.update(learner, rows, {"distill": self.loss}, retries)
 
     def state(self) -> dict[str, Any]:
         return {}

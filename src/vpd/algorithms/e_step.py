@@ -18,13 +18,14 @@ beta                      ``teacher_beta``
 delta    reward shift     ``shift``, :func:`next_shift`; m is ``shift_momentum``
 L_E      E-step loss      :class:`ShiftedBCO`, with weights 1 / n of each class (``weighting.class_mean``)
 F        schedule         ``e_every``: an E-step in iterations 0, F, 2F, ...
+y        samples          the student's attempts, the teacher's own (retries), or both: ``e_step_rows``
 ======== ================ ======================================================================================
 """
 
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,12 +34,14 @@ from vpd import losses
 from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
 from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples, with_loss_weights
-from vpd.learners import Learner, Loss, TokenLoss, Update, combine
+from vpd.algorithms.retries import to_retry_examples
+from vpd.learners import Learner, Loss, ModelName, TokenLoss, Update, combine
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Floats, Group, Metrics
 
+EStepRows: TypeAlias = Literal["student", "teacher", "both"]
 SATURATED = 5.0  # |rt - delta| beyond which the sigmoid is within 1 % of 0 or 1, on either side
 
 
@@ -61,6 +64,8 @@ class EStepSettings(Protocol):
     def shift_momentum(self) -> float: ...
     @property
     def success_context(self) -> SuccessContext: ...
+    @property
+    def e_step_rows(self) -> EStepRows: ...
 
 
 class EStep:
@@ -103,10 +108,20 @@ class EStep:
         ]
         log_pi, metrics = self._student_logprobs(examples, rows, learner)
         log_pi_0 = self._initial_logprobs(examples, rows, learner) if self.settings.prior == "fixed" else log_pi
-        update = self._train(_with_references(e_examples, log_pi_0), learner)
+        update = self._train(self._samples(groups, _with_references(e_examples, log_pi_0), learner), learner)
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(e_groups)
         metrics["time/e_step"] = time.perf_counter() - started
         return _with_references(examples, log_pi), combine([update, Update(metrics)])
+
+    def _samples(self, groups: Sequence[Group], examples: Sequence[Example], learner: Learner) -> list[Example]:
+        """The rows that the teacher learns from: the student's attempts, its own (the groups' retries), or both."""
+        retries = to_retry_examples(groups) if self.settings.e_step_rows != "student" else []
+        if not retries:
+            return list(examples)
+        model: ModelName = "initial" if self.settings.prior == "fixed" else "live"
+        log_pi_0 = learner.score(retries, student_logprobs, model=model)
+        scored = [dataclasses.replace(e, reference=tuple(row)) for e, row in zip(retries, log_pi_0, strict=True)]
+        return scored if self.settings.e_step_rows == "teacher" else [*examples, *scored]
 
     def state(self) -> dict[str, Any]:
         return {"iteration": self._iteration, "shift": self._shift}

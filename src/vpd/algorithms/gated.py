@@ -2,6 +2,8 @@
 
     loss = trust * L_M - mean( A * log pi ),        L_M = sum_t D(pi, sg q), A = GRPO's advantage
 
+and, with retries, their own term (:mod:`vpd.algorithms.retries`), which is graded by outcomes and needs no gate.
+
 The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
 what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
 many rows have a context.  The evidence of a batch counts before that batch is learned from.
@@ -32,6 +34,7 @@ from vpd.algorithms.examples import (
 )
 from vpd.algorithms.gate import Evidence, Gate, pair_evidence, shared_context
 from vpd.algorithms.grpo import group_advantages
+from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.model.batch import Batch
@@ -75,6 +78,7 @@ class GatedVPD:
         self.settings = settings
         self.e_step = EStep(settings, prompter)
         self.m_step = Distill(settings)
+        self._imitation = Imitation(settings, settings.importance_clip)
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
@@ -146,12 +150,13 @@ class GatedVPD:
         policy = [w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)]
         weighted = with_loss_weights(
             examples,
-            distill=[trust * weight for weight in distill],
+            distill=[trust * settings.distillation_weight * weight for weight in distill],
             policy=[settings.policy_weight * weight for weight in policy],
         )
         objectives = {"distill": self.m_step.loss, "policy": self._policy_gradient}
-        update = learner.update("m_step", weighted, objectives, lr_scale=lr_scale)
-        return combine([update, Update({"gate/lr_scale": lr_scale})])
+        retries = self._imitation.examples(groups)
+        update = self._imitation.update(learner, weighted, objectives, retries, lr_scale=lr_scale)
+        return combine([update, Update({"gate/lr_scale": lr_scale} | self._imitation.metrics(groups))])
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """-A log pi of each token [B,T] times the truncated importance ratio pi / pi_0."""

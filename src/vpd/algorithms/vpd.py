@@ -20,8 +20,9 @@ from annotated_types import Ge, Gt, Interval
 from vpd.algorithms import Algorithm, Needs
 from vpd.algorithms.contexts import SuccessContext
 from vpd.algorithms.distill import Distill, DistillSettings, SelfTeacher
-from vpd.algorithms.e_step import EStep
+from vpd.algorithms.e_step import EStep, EStepRows
 from vpd.algorithms.examples import ImportanceReference, to_examples
+from vpd.algorithms.retries import Imitation, RetrySettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
@@ -36,7 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPDSettings(SelfTeacher, DistillSettings):
+class VPDSettings(SelfTeacher, RetrySettings, DistillSettings):
     """VPD: an E-step trains the teacher on outcomes, then the student is distilled towards it.
 
     ``preset`` chooses the defaults of ``distillation_alpha`` and ``teacher``; a value that is given wins.
@@ -68,6 +69,9 @@ class VPDSettings(SelfTeacher, DistillSettings):
         float, Interval(ge=0.0, lt=1.0), "share of the old reward shift delta that each E-step keeps"
     ] = 0.9
     success_context: Annotated[SuccessContext, "which context C a success is scored with in the E-step"] = "matched"
+    e_step_rows: Annotated[
+        EStepRows, "the E-step's samples, where there are retries: the student's, the teacher's (retries), or both"
+    ] = "both"
 
     def __post_init__(self) -> None:
         for name, value in PRESETS.get(self.preset, {}).items():
@@ -82,6 +86,7 @@ class VPDSettings(SelfTeacher, DistillSettings):
             teacher=self.teacher_settings(),
             initial_copy=self.prior == "fixed",
             top_k=self.distillation_topk,
+            learns_from_retries=True,
         )
 
     def build(self, prompter: Prompter) -> Algorithm:
@@ -108,16 +113,16 @@ class VPD:
 
     def __init__(self, settings: VPDSettings, prompter: Prompter):
         self.e_step = EStep(settings, prompter)
-        self.m_step = Distill(settings)
+        self.m_step = Distill(settings, imitation=Imitation(settings, settings.importance_clip))
         self._reference = settings.importance_reference
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         """One iteration: E-step when due, M-step."""
         examples = to_examples(groups, self._reference)
         if not self.e_step.is_due():
-            return combine([self.e_step.skip(), self.m_step.distil(examples, learner)])
+            return combine([self.e_step.skip(), self.m_step.distil(groups, examples, learner)])
         examples, e_step = self.e_step.run(groups, examples, learner)
-        m_step = self.m_step.distil(examples, learner)
+        m_step = self.m_step.distil(groups, examples, learner)
         return combine([e_step, m_step, drift_of(e_step, m_step, self._reference)])
 
     def state(self) -> dict[str, Any]:

@@ -156,6 +156,12 @@ def check_together(config: Config) -> None:
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
+    if config.rollout.retries and not needs.learns_from_retries:
+        raise ConfigError(
+            f"{config.method} does not learn from retries",
+            got=f"rollout.retries {config.rollout.retries}",
+            do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
+        )
 
 
 def _read(path: str) -> dict[str, Any]:

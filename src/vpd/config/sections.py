@@ -43,6 +43,7 @@ ALGORITHMS: Mapping[str, str] = {
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
+    "conventions": "vpd.envs.conventions:Conventions",
     "digits": "vpd.envs.digits:Digits",
     "instructions": "vpd.envs.instructions:Instructions",
     "math": "vpd.envs.math:Math",

@@ -15,6 +15,7 @@ COLUMNS = (
     ("success", "success"),
     ("length", "completions/mean_length"),
     ("context", "teacher/rows_with_context"),
+    ("retries", "retries/success"),
     ("E rows", "e_step/rows"),
     ("E acc", "e_step/accuracy"),
     ("M rows", "m_step/rows"),

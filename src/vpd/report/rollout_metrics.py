@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vpd.types import Group, Metrics
+from vpd.quoting import feedback_quoted
+from vpd.types import Group, Metrics, Rollout
 
 
 def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
@@ -52,11 +53,31 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
     for section in (section for rollout in rollouts for section in rollout.context):
         written[section.source] += section.tokens
     metrics |= {f"feedback/{source}_tokens": float(n) for source, n in sorted(written.items()) if n}
+    metrics |= _retry_metrics(rollouts)
     names = sorted({name for rollout in rollouts for name in rollout.grade.metrics})
     for name in names:
         values = [r.grade.metrics[name] for r in rollouts if name in r.grade.metrics]
         metrics[f"env/{name}"] = statistics.fmean(values)
     return metrics
+
+
+def _retry_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """The teacher's accuracy in training, and how much of the feedback is quoted (words in a row, means over rows).
+
+    ``retries/quoted_run`` is of the retries, ``completions/quoted_run`` of the student's attempts that they follow,
+    which were made before that feedback was written.
+    """
+    pairs = [(attempt, retry) for attempt in rollouts for retry in attempt.retries]
+    if not pairs:
+        return {}
+    retried = [attempt for attempt in rollouts if attempt.retries]
+    return {
+        "retries/rows": float(len(pairs)),
+        "retries/success": statistics.fmean(retry.success for _, retry in pairs),
+        "retries/reward": statistics.fmean(retry.grade.reward for _, retry in pairs),
+        "retries/quoted_run": statistics.fmean(feedback_quoted(attempt, retry) for attempt, retry in pairs),
+        "completions/quoted_run": statistics.fmean(feedback_quoted(attempt, attempt) for attempt in retried),
+    }
 
 
 def rollout_metrics_for(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:

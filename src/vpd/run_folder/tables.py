@@ -49,6 +49,7 @@ class RunFolder:
     def _table(self, step: int, groups: Sequence[Group]) -> pa.Table:
         rows = [
             {
+                "role": role,
                 "step": step,
                 "group": number,
                 "task": r.task.id,
@@ -65,7 +66,8 @@ class RunFolder:
                 "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
             }
             for number, group in enumerate(groups)
-            for r in group.rollouts
+            for attempt in group.rollouts
+            for role, r in (("student", attempt), *(("teacher", retry) for retry in attempt.retries))
         ]
         text, number = pa.string(), pa.int64()
         kinds = {

@@ -1,0 +1,183 @@
+"""What is learned from retries: the teacher's own attempts at tasks that the student failed (``rollout.retries``).
+
+The E-step's expectation is under the teacher q, and the paper takes the student's rollouts in its place.  Where the
+student never succeeds these are of one class; the teacher's own attempts are samples of q itself, often of both classes
+under one context.  A retry y ~ q(.|x,C) that succeeded is learned from under the *student's* prompt x, by one of
+
+    cross_entropy    - mean_t log pi(y_t|x,y_<t)                       maximum likelihood on what succeeded
+    forward_kl       mean_t KL( sg q(.|x,C,y_<t) || pi(.|x,y_<t) )     the teacher's whole distribution on it
+    policy_gradient  - mean_t min(pi/q, c) A log pi                    A: of the group, attempts and retries together
+
+Each has the weight ``retry_weight`` beside L_M, which has ``distillation_weight``: with 0 there this is
+revise-and-imitate.  An E-step learns from the retries too, failures included (``e_step_rows``).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge
+
+from vpd import losses
+from vpd.algorithms import weighting
+from vpd.algorithms.examples import to_examples, token_counts, with_loss_weights
+from vpd.algorithms.grpo import group_advantages
+from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
+from vpd.model.batch import Batch
+from vpd.model.scorer import Scorer
+from vpd.quoting import feedback_quoted
+from vpd.settings import Settings
+from vpd.types import Example, Group, Metrics, Rollout
+
+RetryLoss: TypeAlias = Literal["none", "cross_entropy", "forward_kl", "policy_gradient"]
+_Retry: TypeAlias = tuple[int, Rollout, Rollout]  # the group's place, the failed attempt, the retry
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrySettings(Settings, section="algorithm"):
+    """How the M-step learns from retries; without any (``rollout.retries: 0``) nothing here has an effect."""
+
+    retry_loss: Annotated[
+        RetryLoss,
+        "what the student learns from retries: none; cross_entropy or forward_kl on those that succeed;"
+        " policy_gradient on all",
+    ] = "cross_entropy"
+    retry_weight: Annotated[float, Ge(0), "weight of that loss beside the distillation's"] = 1.0
+    retry_attempts: Annotated[
+        bool, "cross_entropy: the student's own successes of a group with retries are learned from, too"
+    ] = True
+    retry_max_quote: Annotated[
+        int | None,
+        Ge(1),
+        "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null:"
+        " any is",
+    ] = 8
+
+
+def to_retry_examples(groups: Sequence[Group]) -> list[Example]:
+    """Every retry as an example without weights: the student's prompt, and the teacher's that it was sampled from.
+
+    ``behaviour`` are log q, the log-probs that the teacher sampled it with.
+    """
+    return [_retry_example(number, attempt, retry) for number, attempt, retry in _retries(groups)]
+
+
+class Imitation:
+    """The M-step's loss on retries, ``retry_loss``, and the rows that it is of."""
+
+    def __init__(self, settings: RetrySettings, importance_clip: float | None):
+        self.settings = settings
+        self._clip = importance_clip
+
+    def examples(self, groups: Sequence[Group]) -> list[Example]:
+        """The rows that the loss is of, without weights; none without retries."""
+        settings = self.settings
+        if settings.retry_loss == "none" or not settings.retry_weight:
+            return []
+        may_teach = [row for row in _retries(groups) if self._may_teach(row)]
+        if settings.retry_loss == "policy_gradient":
+            return _with_advantages(groups, may_teach)
+        rows = [_retry_example(*row) for row in may_teach if row[2].success]
+        if settings.retry_attempts and settings.retry_loss == "cross_entropy":
+            groups_with_retries = {number for number, _, _ in _retries(groups)}
+            rows += [e for e in to_examples(groups) if e.success and e.group in groups_with_retries]
+        return rows
+
+    def update(
+        self,
+        learner: Learner,
+        rows: Sequence[Example],
+        objectives: Mapping[str, Objective],
+        retries: Sequence[Example],
+        *,
+        lr_scale: float = 1.0,
+    ) -> Update:
+        """The M-step on ``rows``, which have their weights, and on ``retries``: the mean over tokens, then over rows.
+
+        The per-token signals are those of ``rows`` alone.
+        """
+        if not retries:
+            return learner.update("m_step", rows, objectives, lr_scale=lr_scale)
+        weights = weighting.token_average(token_counts(retries), [True] * len(retries))
+        weighted = with_loss_weights(retries, retry=[self.settings.retry_weight * weight for weight in weights])
+        together = {**objectives, "retry": self.loss}
+        update = learner.update("m_step", [*rows, *weighted], together, lr_scale=lr_scale)
+        return dataclasses.replace(update, tokens={name: kept[: len(rows)] for name, kept in update.tokens.items()})
+
+    def metrics(self, groups: Sequence[Group]) -> Metrics:
+        """How many retries succeeded but quote their feedback, so that they teach nothing; empty without retries."""
+        rows = _retries(groups)
+        left_out = sum(row[2].success and not self._may_teach(row) for row in rows)
+        return {"retries/left_out": float(left_out)} if rows else {}
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of each token [B,T]."""
+        match self.settings.retry_loss:
+            case "forward_kl":
+                return _forward_kl
+            case "policy_gradient":
+                return self._policy_gradient
+            case _:
+                return _cross_entropy
+
+    def _may_teach(self, row: "_Retry") -> bool:
+        _, attempt, retry = row
+        most = self.settings.retry_max_quote
+        return most is None or feedback_quoted(attempt, retry) <= most
+
+    def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
+        """-min(pi / q, c) A log pi of each token [B,T], where q sampled the row: the teacher, or the student itself."""
+        student_BT = scorer.logprobs("student")
+        ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=self._clip)
+        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
+
+
+def _cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """-log pi of each token [B,T]."""
+    return TokenLoss(-scorer.logprobs("student"))
+
+
+def _forward_kl(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """KL(sg q || pi) of each token [B,T]."""
+    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
+
+
+def _retries(groups: Sequence[Group]) -> list[_Retry]:
+    return [
+        (number, attempt, retry)
+        for number, group in enumerate(groups)
+        for attempt in group.rollouts
+        for retry in attempt.retries
+    ]
+
+
+def _retry_example(number: int, attempt: Rollout, retry: Rollout) -> Example:
+    return Example(
+        prompt=attempt.prompt,
+        completion=retry.completion.tokens,
+        mask=retry.completion.sampled,
+        behaviour=retry.completion.logprobs,
+        teacher=retry.prompt,
+        version=retry.completion.version,
+        success=retry.success,
+        group=number,
+    )
+
+
+def _with_advantages(groups: Sequence[Group], may_teach: Sequence[_Retry]) -> list[Example]:
+    """Attempts and retries of the groups that have retries, each with its advantage in their common group."""
+    rows: list[Example] = []
+    for number, group in enumerate(groups):
+        own = [row for row in may_teach if row[0] == number]
+        if not own:
+            continue
+        attempts = [dataclasses.replace(e, group=number, teacher=None) for e in to_examples([group])]
+        retries = [
+            dataclasses.replace(e, reference=e.behaviour, teacher=None) for e in (_retry_example(*r) for r in own)
+        ]
+        together = Group(rollouts=group.rollouts + tuple(retry for _, _, retry in own))
+        advantages = group_advantages([together])
+        rows += [dataclasses.replace(e, advantage=a) for e, a in zip(attempts + retries, advantages, strict=True)]
+    return rows
