@@ -198,9 +198,7 @@ def report(lines: Sequence[dict[str, Any]], campaign: Campaign) -> str:
         text.append(f"| {name} | {counts.total()} | {' | '.join(str(counts[v] or '') for v in verdicts)} |")
     total = Counter(line["verdict"] for line in lines)
     text.append(f"| **all** | **{total.total()}** | {' | '.join(f'**{total[v]}**' for v in verdicts)} |")
-    disk = (
-        "a tmpfs, and read-only bind mounts" if campaign.mounts else "no mounts: limits on files, and permissions"
-    )
+    disk = "a tmpfs, and read-only bind mounts" if campaign.mounts else "no mounts: limits on files, and permissions"
     variants = Counter(line["variant"] for line in lines)
     return "\n".join(
         [

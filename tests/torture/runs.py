@@ -80,12 +80,16 @@ KEPT: Mapping[str, str | None] = {
     "checkpoint-40-lr1e-4/state.pt": "mine",
     "checkpoint-²/trainer.json": "{}",
     "checkpoint-old": "-> notes.txt",
-    "rollouts/step-latest.parquet": "mine",
-    "rollouts/notes/step-000001.parquet": "mine",
     "metrics.jsonl.bak": "mine",
     ".mine": "mine",
     "model-of-mine/config.json": "{}",
     "empty": None,
+}
+#: files that a user puts into the folders of a run that was begun
+KEPT_LATER: Mapping[str, str | None] = {
+    "rollouts/step-latest.parquet": "mine",
+    "rollouts/notes/step-000001.parquet": "mine",
+    "rollouts/.vpd-old": "mine",
 }
 
 
@@ -112,8 +116,20 @@ def make_workplace(work: Path, variant: str) -> None:
     prompts = [f"apply rule {'ABCD'[i % 4]} to {i % 10} {i // 10} 2 3 5 8" for i in range(24)]
     (work / "tasks.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     (work / "run.yaml").write_text(yaml.safe_dump(settings_of(variant), sort_keys=False))
-    for name, text in KEPT.items():
-        path = work / "run" / name
+    _keep(work / "run", KEPT)
+
+
+def keep_more(run: Path) -> bool:
+    """Put the user's files into the folders of a run; false where it has not made them yet."""
+    begun = (run / "rollouts").is_dir()
+    if begun:
+        _keep(run, KEPT_LATER)
+    return begun
+
+
+def _keep(run: Path, files: Mapping[str, str | None]) -> None:
+    for name, text in files.items():
+        path = run / name
         (path if text is None else path.parent).mkdir(parents=True, exist_ok=True)
         if text is not None and text.startswith("-> "):
             path.symlink_to(text.removeprefix("-> "))
@@ -138,10 +154,10 @@ def _teacher(folder: Path) -> Path:
     return made
 
 
-def user_files(run: Path) -> dict[str, str]:
-    """What became of the user's files: for each that is not as it was, what is there instead."""
+def user_files(run: Path, *, later: bool = False) -> dict[str, str]:
+    """What became of the user's files (``later``: of all): for each that is not as it was, what is there instead."""
     found: dict[str, str] = {}
-    for name, text in KEPT.items():
+    for name, text in {**KEPT, **(KEPT_LATER if later else {})}.items():
         path = run / name
         if text is None:
             fine = path.is_dir()
@@ -156,7 +172,7 @@ def user_files(run: Path) -> dict[str, str]:
 
 def is_users(name: str) -> bool:
     """Whether a path in a run folder is the user's, or a folder of the user's."""
-    return any(name == kept or (kept.startswith(f"{name}/") and name != "rollouts") for kept in KEPT)
+    return name in KEPT_LATER or any(name == kept or kept.startswith(f"{name}/") for kept in KEPT)
 
 
 # --- processes ------------------------------------------------------------------------------------------------
