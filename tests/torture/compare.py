@@ -49,7 +49,8 @@ def _content(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         return [_untimed(json.loads(line)) for line in path.read_text().splitlines()]
     if path.name == "trainer.json":
-        return {key: value for key, value in _untimed(json.loads(path.read_text())).items() if key != "files"}
+        data = _untimed(json.loads(path.read_text()))
+        return {key: value for key, value in data.items() if key not in ("files", "sha256")}  # hashes, also of times
     if path.name == "adapter_config.json":  # peft writes a set: its order is that of the process
         data = json.loads(path.read_text())
         return {**data, "target_modules": sorted(data["target_modules"])}
