@@ -372,11 +372,13 @@ def struck_by_grader(trial: Trial, label: str) -> None:
     lasting = label in grader.HANGS or label in grader.ASYNC or trial.draw.random() < 0.3
     if label in grader.TEXTS:  # every call, so that a continued run reads the same texts
         call, lasting = 1, True
-    fault = {"kind": label, "call": call, "where": where, "lasting": lasting}
-    trial.detail = f"{where}, call {call}{' and later' if lasting else ''}"
-    (trial.work / "fault.json").write_text(json.dumps(fault))
-    memory = 1 << 30 if label == "memory" else None
-    ended = trial.seen(start(trial.work, memory=memory).wait(60))
+    ended = _graded_badly(trial, label, call, where, lasting)
+    if not (trial.work / "struck").exists():  # a grader without any answer to grade is not called
+        shutil.rmtree(trial.work)
+        trial.make()
+        ended = _graded_badly(trial, label, 1, where, lasting)
+    if not (trial.work / "struck").exists():
+        trial.complaints.append("never struck")
     if ended.code == DONE and label in grader.TEXTS:
         _compare_with_killed(trial)
         return
@@ -391,6 +393,14 @@ def struck_by_grader(trial: Trial, label: str) -> None:
         trial.was_refused = True
     (trial.work / "fault.json").unlink()
     trial.finish()
+
+
+def _graded_badly(trial: Trial, label: str, call: int, where: str, lasting: bool) -> Ended:
+    """A run whose grader misbehaves from a call on, or at it alone."""
+    trial.detail = f"{where}, call {call}{' and later' if lasting else ''}"
+    fault = {"kind": label, "call": call, "where": where, "lasting": lasting}
+    (trial.work / "fault.json").write_text(json.dumps(fault))
+    return trial.seen(start(trial.work, memory=1 << 30 if label == "memory" else None).wait(60))
 
 
 def _compare_with_killed(trial: Trial) -> None:
@@ -417,15 +427,15 @@ def _places(label: str, variant: str) -> list[str]:
     return places
 
 
-def _graded_by(label: str) -> Callable[[str], bool]:
+def _graded_by(label: str) -> Callable[[Reference], bool]:
     """Which variants have the grader that a fault needs."""
     if label in grader.ASYNC:
-        return lambda variant: variant == "grpo-async"
+        return lambda reference: reference.variant == "grpo-async"
     if label in grader.HANGS:
-        return lambda variant: LIMIT in VARIANTS[variant] and variant != "grpo-async"
+        return lambda reference: LIMIT in VARIANTS[reference.variant] and reference.variant != "grpo-async"
     if label in grader.TEXTS:
-        return lambda variant: variant not in ("grpo-async", "vpd-turns")
-    return lambda variant: variant != "grpo-async"
+        return lambda reference: reference.variant not in ("grpo-async", "vpd-turns")
+    return lambda reference: reference.variant != "grpo-async"
 
 
 # --- two processes, other settings ------------------------------------------------------------------------------
@@ -506,12 +516,12 @@ class Kind:
     cards: int
     strike: Strike
     labels: Callable[[Mapping[str, Reference]], Sequence[str]]
-    fits: Callable[[str], Callable[[str], bool]] = lambda label: lambda variant: True
+    fits: Callable[[str], Callable[[Reference], bool]] = lambda label: lambda reference: True
     at_points: Literal["points", "points_resumed"] | None = None
 
     def variants(self, label: str, references: Mapping[str, Reference]) -> list[str]:
         """The variants that a label can be tried on."""
-        fitting = [name for name in references if self.fits(label)(name)]
+        fitting = [name for name, reference in references.items() if self.fits(label)(reference)]
         if self.at_points is None or label == "a new process":
             return fitting
         return [n for n in fitting if any(p.label == label for p in vars(references[n])[self.at_points])]
@@ -529,22 +539,24 @@ def _given(*labels: str) -> Callable[[Mapping[str, Reference]], Sequence[str]]:
     return lambda references: labels
 
 
-def _fits_settings(label: str) -> Callable[[str], bool]:
+def _fits_settings(label: str) -> Callable[[Reference], bool]:
     if label in ("held-out share", "data"):
-        return lambda variant: WORDS not in VARIANTS[variant]
+        return lambda reference: WORDS not in VARIANTS[reference.variant]
     if label == "algorithm":
-        return lambda variant: not variant.startswith("grpo")
-    return lambda variant: True
+        return lambda reference: not reference.variant.startswith("grpo")
+    return lambda reference: True
 
 
-def _fits_damage(label: str) -> Callable[[str], bool]:
+def _fits_damage(label: str) -> Callable[[Reference], bool]:
     if label == "the teacher's weights":
-        return lambda variant: variant.startswith("gkd")
+        return lambda reference: reference.variant.startswith("gkd")
     if label == "the data":
-        return lambda variant: WORDS not in VARIANTS[variant]
+        return lambda reference: WORDS not in VARIANTS[reference.variant]
+    if label == "alarms.jsonl":
+        return lambda reference: label in reference.left
     if label.startswith("checkpoint"):
-        return lambda variant: variant != "vpd-no-checkpoints"
-    return lambda variant: True
+        return lambda reference: reference.variant != "vpd-no-checkpoints"
+    return lambda reference: True
 
 
 KINDS: Sequence[Kind] = (

@@ -44,7 +44,10 @@ def due(where):
     except OSError:
         return None
     struck = calls[where] == fault["call"] or (fault["lasting"] and calls[where] > fault["call"])
-    return fault["kind"] if fault["where"] == where and struck else None
+    if fault["where"] != where or not struck:
+        return None
+    (HERE / "struck").touch()
+    return fault["kind"]
 
 
 def reward(prompts, completions, **columns):
