@@ -312,6 +312,7 @@ def _run(work: Path, words: Sequence[str], said: Path, watch: Watch | None, memo
         os.dup2(os.open(said.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False, errors="strict") for n in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)  # makes torch's pool anew, before several threads of a fork find the old one
     if memory is not None:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, resource.RLIM_INFINITY))
