@@ -242,11 +242,9 @@ class Child:
         return None
 
     def _sweep(self) -> int:
-        """1 if processes of the group outlived it by a second (they are killed then), 0 if none did."""
+        """1 if a process of the group outlived it by a second (it is killed then), 0 if none did."""
         for _ in range(100):
-            try:
-                os.killpg(self.pid, 0)
-            except ProcessLookupError:
+            if not any(_lives_in_group(entry, self.pid) for entry in Path("/proc").glob("[0-9]*")):
                 return 0
             time.sleep(0.01)
         os.killpg(self.pid, signal.SIGKILL)
@@ -261,6 +259,15 @@ class Child:
     def _read(self, name: str) -> str:
         path = self.said.with_suffix(f".{name}")
         return path.read_bytes().decode(errors="replace") if path.exists() else ""
+
+
+def _lives_in_group(process: Path, group: int) -> bool:
+    """Whether a process of /proc is of a group, and no zombie."""
+    try:
+        state, _, its_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return False
+    return int(its_group) == group and state != "Z"
 
 
 def start(
