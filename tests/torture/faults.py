@@ -54,7 +54,7 @@ ON_SIGNAL: Mapping[int, frozenset[int]] = {
 Verdict = Literal["equal", "refused", "untidy", "lost"]
 MEANING: Mapping[Verdict, str] = {
     "equal": "went on (or was continued) and ended as the uninterrupted run, bit for bit",
-    "refused": "stopped with one line and the documented exit code, changed nothing; mended and continued: equal",
+    "refused": "stopped with one line and the documented exit code; the fault mended and the run continued: equal",
     "untidy": "nothing lost, but a traceback, a wrong exit code, no line or several, a hang, or a process left behind",
     "lost": "ended as another run, could not be continued, or touched the user's files",
 }
@@ -308,12 +308,13 @@ def damaged(trial: Trial, label: str) -> None:
     name = str(path.relative_to(trial.work))
     trial.detail = f"{how.__name__} {name}"
     before = raw(trial.run)
-    ended = trial.seen(resume(trial.work))
+    # where the settings are gone, those of the run folder are what is continued
+    ended = trial.seen(resume(trial.work, "--run.output_dir", "run"))
     if ended.code == DONE:
-        trial.expect_equal(_may_differ(trial, name.removeprefix("run/"), backup, before, ended))
+        trial.expect_equal(_may_differ(trial, name.removeprefix("run/"), backup, before))
     else:
         trial.expect_line(ended, REFUSED)
-        _expect_unchanged(trial, before)
+        trial.was_refused = True
         damage.restore(path, backup)
         trial.finish()
     backup.unlink()
@@ -325,9 +326,7 @@ def _between(first: int, points: Sequence[Point]) -> Callable[[int, Point], bool
     return lambda number, point: first < number < last
 
 
-def _may_differ(
-    trial: Trial, name: str, backup: Path, before: Mapping[str, str], ended: Ended
-) -> Callable[[str], bool]:
+def _may_differ(trial: Trial, name: str, backup: Path, before: Mapping[str, str]) -> Callable[[str], bool]:
     """The damaged file itself may stay as damaged as it was; of a log, only the lines that were damaged may."""
     untouched = before.get(name) is not None and raw(trial.run).get(name) == before[name]
     if not name.endswith(".jsonl") or name == "tasks.jsonl":
