@@ -5,11 +5,16 @@ BIN := $(VENV)/bin
 TRL := .trlvenv
 ONE := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint quick slow models bench torture clean
+TORCH := torch==2.13.0
+# Directories of the lowest and the newest versions that pyproject.toml allows, and how uv chooses them.
+CHOICE_oldest := lowest-direct
+CHOICE_newest := highest
+
+.PHONY: demo test test-oldest test-newest lint quick slow health fuzz torture models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
@@ -18,6 +23,19 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Half an hour each: the whole suite, and every causal model of transformers, at the lowest and the newest allowed
+# version of each package.  torch is the same everywhere: older releases come as CUDA builds alone.
+test-oldest test-newest: test-%: .venv-%/ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -m slow tests/test_families.py
+
+.venv-%/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-$*/bin/python -m pip install --quiet $(TORCH)
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(CHOICE_$*) $(TORCH) -e '.[dev]'
+	touch $@
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -31,6 +49,15 @@ quick: $(VENV)/ready
 # Minutes long: needs the packages that vpd model smollm2-135m names.
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
+
+# About ten minutes: 500 steps of every method; memory, handles, threads and time a step must stay flat.
+health: $(VENV)/ready
+	$(ONE) tests/health.py
+
+# For the night: hostile programs made at random.  Give another SEED each night; what escaped is written to fuzz-out/.
+SEED ?= 0
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz_sandbox.py --seed $(SEED) --programs 2000
 
 # Ten minutes: every causal model of transformers at a tiny size, the table of docs/models.md, and its test.
 models: $(VENV)/ready
@@ -53,7 +80,7 @@ torture: $(VENV)/ready
 
 $(TRL)/ready:
 	$(PYTHON) -m venv $(TRL)
-	$(TRL)/bin/python -m pip install --quiet torch==2.13.0
+	$(TRL)/bin/python -m pip install --quiet $(TORCH)
 	$(TRL)/bin/python -m pip install --quiet 'trl==1.16.*'
 	touch $@
 
@@ -63,4 +90,4 @@ smollm2/model.safetensors: $(VENV)/ready
 	$(BIN)/vpd model smollm2-135m smollm2
 
 clean:
-	rm -rf $(VENV) $(TRL) demo-out reproduce-out smollm2 out torture-out
+	rm -rf $(VENV) .venv-oldest .venv-newest $(TRL) demo-out reproduce-out smollm2 out torture-out

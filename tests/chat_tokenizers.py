@@ -40,6 +40,20 @@ MISTRAL = (
     "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
 )
 
+LLAMA2 = (
+    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ bos_token }}[INST] {{ (system if loop.first else '') + m.content.strip() }} [/INST]"
+    "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+    "{% elif m.role == 'assistant' %}ASSISTANT: {{ m.content }}{{ eos_token }}{% else %}{{ m.content }}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+#: What marks roles in these templates.
+ROLE_MARKERS = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "USER:", "ASSISTANT:"]
+
 
 def byte_level(
     template: str, *, special: str, plain: str = "", normalizer: Any = None, more: list[str] | None = None, **named: Any
@@ -116,6 +130,19 @@ def mistral() -> Any:
 
 
 @functools.cache
+def llama2() -> Any:
+    """``[INST]`` and ``<<SYS>>`` are plain text."""
+    return byte_level(LLAMA2, special="<unk> <s> </s>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@functools.cache
+def vicuna() -> Any:
+    """Roles are words with a colon; a normalizer makes full-width letters narrow."""
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    return byte_level(VICUNA, special="<s> </s>", normalizer=normalizers.NFKC(), **named)
+
+
+@functools.cache
 def full_width() -> Any:
     """A normalizer makes full-width letters narrow before tags are looked for."""
     return byte_level(QWEN, special="<|im_start|> <|im_end|>", plain="<think> </think>", normalizer=normalizers.NFKC())
@@ -131,6 +158,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen": qwen,
     "gemma": gemma,
     "mistral": mistral,
+    "llama2": llama2,
+    "vicuna": vicuna,
     "full-width": full_width,
     "tiny": bundled,
 }

@@ -35,7 +35,7 @@ class LetterTokenizer:
     added_tokens_decoder: Mapping[int, Any] = {}  # no control tokens
     unk_token_id: int | None = None
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False, verbose: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, tokens: Sequence[int]) -> str:

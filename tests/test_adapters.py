@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -25,6 +26,7 @@ from vpd.envs import grade_texts
 from vpd.envs.adapters import verifiers
 from vpd.envs.check import check_env
 from vpd.envs.dataset import Dataset
+from vpd.envs.loading import announcements
 from vpd.errors import ConfigError, DataError, EnvError
 from vpd.types import Grade
 
@@ -87,7 +89,7 @@ def test_what_a_function_may_say_about_a_row(tmp_path: Path) -> None:
         (0.25, "The sum is too small."),
         (0.0, None),
         {"score": 0.0, "acc": False, "pred": "7", "feedback": "Only digits.", "informative": False},
-        {"reward": 1.0, "success": False, "digits": 3},
+        {"reward": 1.0, "success": np.bool_(False), "digits": 3, "feedback": " \n"},
         Grade(reward=0.125, feedback="Mine."),
     ]
     grades = graded(tmp_path, lambda prompts, completions: says, [""] * len(says))
@@ -96,6 +98,7 @@ def test_what_a_function_may_say_about_a_row(tmp_path: Path) -> None:
     assert [grade.informative for grade in grades[3:6]] == [True, True, False]
     assert grades[5].metrics == {"grader_failed": 0.0, "acc": 0.0}
     assert (grades[6].success, grades[6].metrics["digits"], grades[7].feedback) == (False, 3.0, "Mine.")
+    assert grades[6].feedback is None
 
 
 def test_several_functions_are_a_weighted_sum_over_those_that_apply(tmp_path: Path) -> None:
@@ -166,16 +169,25 @@ def stumble() -> float:
     raise ZeroDivisionError("no such sum")
 
 
+class Slow:
+    def __float__(self) -> float:
+        time.sleep(5)
+        return 1.0
+
+
 FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
     "raises": (stumble, r"judge on row 1 raised ZeroDivisionError at .*test_adapters.py:\d+; got no such sum"),
     "is late": (lambda: time.sleep(5), r"judge on row 1 took too long; expected at most 0.2 s"),
     "is NaN": (lambda: math.nan, r"judge on row 1 returned no finite number; got nan"),
+    "is too large to square": (lambda: 1e308, r"judge on row 1 returned no finite number; got 1e\+308"),
+    "is too large an integer": (lambda: 10**400, r"judge on row 1 raised OverflowError"),
     "is a text": (lambda: "0.5", r"judge on row 1 returned no number; got '0.5'"),
-    "ends its thread": (lambda: exec("raise SystemExit"), r"judge on row 1 ended its thread"),
+    "exits": (lambda: exec("exit()"), r"judge on row 1 raised SystemExit at"),
+    "exits at once": (lambda: os._exit(0), r"judge on row 1 raised SystemExit at .*test_adapters.py.*os._exit\(0\)"),
+    "is slow to be a number": (Slow, r"judge on row 1 took too long; expected at most 0.2 s"),
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("fault", FAILURES)
 def test_a_row_that_cannot_be_graded_is_an_error_with_its_number(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -211,8 +223,98 @@ def test_a_late_coroutine_is_cancelled(tmp_path: Path) -> None:
     assert cancelled.wait(5)
 
 
+HANGING = """
+import os, re, signal, sys, time
+
+
+def gil(completions):
+    re.match(r"(a+)+b", "a" * 60)
+
+
+def lazily(completions):
+    for text in completions:
+        time.sleep(60)
+        yield 0.0
+
+
+async def busy(completions):
+    time.sleep(60)
+
+
+async def leaving(completions):
+    sys.exit(0)
+
+
+def forks(completions):
+    os.fork()
+    return [1.0] * len(completions)
+
+
+def alarmed(completions):
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.alarm(60)
+    return [(1.0, "Fine.") if text == "a" else None if text == "b" else 0.5 for text in completions]
+"""
+
+
+def test_in_a_process_of_its_own_every_function_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    for name, told in {
+        "gil": "too long",
+        "lazily": "too long",
+        "busy": "too long",
+        "leaving": "raised SystemExit",
+    }.items():
+        with pytest.raises(EnvError, match=rf"first row 0 .*{name} on row 0 .*{told}"):
+            graded(tmp_path, f"{tmp_path}/hanging.py:{name}", ["a"], seconds=1.0)
+    assert graded(tmp_path, f"{tmp_path}/hanging.py:forks", ["a"], seconds=20.0)[0].reward == 1.0
+    first, _, other = graded(
+        tmp_path, [f"{tmp_path}/hanging.py:alarmed", lambda completions: [0.0] * 3], ["a", "b", "c"], seconds=20.0
+    )
+    assert (first.reward, first.feedback, other.reward) == (1.0, "Fine.", 0.5)
+
+
+def test_what_is_not_bounded_is_said_at_start(tmp_path: Path) -> None:
+    (tmp_path / "said.py").write_text("def one(completions):\n    return [1.0]\n")
+    env = {"path": written(tmp_path, SUMS), "reward": f"{tmp_path}/said.py:one"}
+    said = {
+        "without a limit of time": Dataset(**env),
+        r"in a process of its own, which env.seconds \(1 s an answer\) ends": Dataset(**env, seconds=1.0),
+        "in a thread, as env.process is false: .* cannot end C code": Dataset(**env, seconds=1.0, process=False),
+        "as it is an object": Dataset(path=env["path"], reward=accuracy, seconds=1.0),
+    }
+    for told, dataset in said.items():
+        [line] = announcements(dataset)
+        assert re.search(told, line)
+
+
+def test_an_async_function_that_does_not_await_takes_the_loop_from_no_other(tmp_path: Path) -> None:
+    async def busy(completions: list[str]) -> list[float]:
+        time.sleep(3)
+        return [1.0] * len(completions)
+
+    async def stopping(completions: list[str]) -> list[float]:
+        asyncio.get_running_loop().stop()
+        return [1.0] * len(completions)
+
+    async def leaving(completions: list[str]) -> list[float]:
+        raise SystemExit
+
+    async def fine(completions: list[str]) -> list[float]:
+        await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    with pytest.raises(EnvError, match="took too long"):
+        graded(tmp_path, busy, ["a"], seconds=0.1)
+    assert graded(tmp_path, fine, ["a"], seconds=2.0)[0].reward == 1.0
+    with pytest.raises(EnvError, match="raised SystemExit"):
+        graded(tmp_path, leaving, ["a"])
+    assert graded(tmp_path, stopping, ["a"])[0].reward == 1.0
+    assert graded(tmp_path, fine, ["a"])[0].reward == 1.0
+
+
 def test_the_wrong_number_of_rewards_is_fatal_whatever_may_fail(tmp_path: Path) -> None:
-    for answers, told in (([1.0], "got 1; expected 2"), (1.0, "TypeError"), ("ab", "no list; got str")):
+    for answers, told in (([1.0], "got 1; expected 2"), (1.0, "no list; got 1.0"), ("ab", "no list; got str")):
         with pytest.raises(EnvError, match=told):
             graded(tmp_path, lambda completions, a=answers: a, ["x", "y"], max_failed=1.0)
 
@@ -290,6 +392,8 @@ def test_functions_are_named_in_files_and_modules(tmp_path: Path) -> None:
         ({"reward": {"weight": 1.0}}, "cannot be read"),
         ({"reward": {"function": "a.py:f", "wieght": 2}}, "cannot be read"),
         ({"reward": {"function": "a.py:f", "weight": 0}}, "wrong weight"),
+        ({"reward": {"function": "a.py:f", "weight": math.inf}}, "wrong weight"),
+        ({"reward": {"function": "a.py:f", "weight": math.nan}}, "wrong weight"),
         ({"reward": 3}, "cannot be read"),
         ({"seconds": 0}, "env.seconds"),
         ({"retries": -1}, "env.retries"),
@@ -309,7 +413,8 @@ def test_settings_that_cannot_be(settings: Mapping[str, Any], told: str) -> None
         ({"answer": "4"}, "has no text 'prompt'"),
         ({"prompt": [{"role": "assistant", "content": "4"}]}, "the user's message"),
         ({"prompt": []}, "the user's message"),
-        ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is no list of objects"),
+        ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is not JSON"),
+        ({"prompt": "2 + 2?", "tools": ["3"]}, "'tools' is no list of objects"),
     ],
     ids=str,
 )

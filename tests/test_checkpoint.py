@@ -1,6 +1,8 @@
 """Checkpoints: whole or passed over, only their own folders, and those of older versions."""
 
 import json
+import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import torch
 from helpers import metrics_of, tiny_learner, tiny_model
 from safetensors.torch import load_file
 
+from vpd.bundled import sha256
 from vpd.config import load
 from vpd.errors import StorageError
 from vpd.recipes.assemble import assemble
@@ -58,6 +61,21 @@ def test_only_its_own_folders_are_checkpoints(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-2-best" / "state.pt").exists()
 
 
+def test_the_limit_leaves_alone_what_vpd_has_not_written(tmp_path: Path) -> None:
+    elsewhere = save(tmp_path / "disk", 2)
+    (tmp_path / "checkpoint-2").symlink_to(elsewhere)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-4").write_text("a note")
+    shutil.copytree(elsewhere, tmp_path / "checkpoint-002")
+    for step in (5, 6):
+        save(tmp_path, step, keep=1)
+    names = ["checkpoint-002", "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-6", "disk"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    assert checkpoint.newest_good(tmp_path)[0] == tmp_path / "checkpoint-2"  # a link is read
+
+
 @pytest.mark.parametrize("keep", [None, 0, -1])
 def test_no_limit_keeps_all(keep: int | None, tmp_path: Path) -> None:
     for step in (1, 2, 3):
@@ -71,6 +89,64 @@ def test_a_damaged_later_checkpoint_does_not_take_the_place_of_a_good_one(tmp_pa
     save(tmp_path, 3, keep=1)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
     assert checkpoint.newest_good(tmp_path)[0] == tmp_path / "checkpoint-3"
+
+
+def test_a_fifo_is_passed_over_and_does_not_hang(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 2), save(tmp_path, 4)
+    for name in ("trainer.json", "state.pt"):
+        (bad / name).unlink()
+        os.mkfifo(bad / name)
+        assert checkpoint.newest_good(tmp_path)[0] == good
+        shutil.copy(good / name, tmp_path / "copy")
+        (bad / name).unlink()
+        shutil.move(tmp_path / "copy", bad / name)
+
+
+def test_any_changed_byte_of_trainer_json_is_noticed(tmp_path: Path) -> None:
+    path = save(tmp_path, 4) / "trainer.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if json.loads(whole) != readable(path):
+            assert checkpoint.newest_good(tmp_path)[0] is None, path.read_bytes()[place - 20 : place + 20]
+    path.write_bytes(whole)
+    assert checkpoint.newest_good(tmp_path)[0] == path.parent
+
+
+def readable(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
+
+
+class Malicious:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_that_would_run_is_passed_over_though_its_hash_fits(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 2), save(tmp_path, 4)
+    (bad / "state.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "mark")))
+    data = json.loads((bad / "trainer.json").read_text())
+    data["files"]["state.pt"] = [(bad / "state.pt").stat().st_size, sha256(bad / "state.pt")]
+    del data["sha256"]
+    (bad / "trainer.json").write_text(json.dumps(data))
+    found, faults = checkpoint.newest_good(tmp_path)
+    assert found == good and faults[0].startswith("checkpoint-4: state.pt is no file of tensors (")
+    assert "\n" not in faults[0] and not (tmp_path / "mark").exists()
+
+
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path: Path) -> None:
+    saved = save(tmp_path, 2)
+    other = tiny_learner(tiny_model(0), optimizer="adamw")
+    torch.save({"something": torch.zeros(1)}, saved / "state.pt")
+    with pytest.raises(StorageError, match="checkpoint-2 does not fit this run; got KeyError") as caught:
+        checkpoint.load(saved, other)
+    assert "\n" not in str(caught.value)
 
 
 DAMAGE: dict[str, Any] = {

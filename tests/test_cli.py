@@ -1,13 +1,18 @@
 """The command line: what its help says, what it does without arguments, and where its lines go."""
 
 import dataclasses
+import json
 import logging
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import metrics_of
 
+import vpd
 from vpd.cli import SECTIONS, main
 from vpd.config import SECTIONS as KNOWN
 from vpd.config.sections import CHOICES, PLAIN, settings_class
@@ -18,6 +23,14 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_an_exit_from_within_a_command_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vpd.cli._demo", lambda options, rest: sys.exit(0))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "vpd: error: something in the run called exit(0); it is not done\n"
 
 
 def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,3 +123,106 @@ def test_eval_refuses_what_is_out_of_range(capsys: pytest.CaptureFixture[str]) -
 def test_check_reads_no_other_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "digits", "--optim.learning_rate", "1"]) == 2
     assert "--optim.learning_rate is of no use here" in capsys.readouterr().err
+
+
+def run_python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+MISTYPED = [
+    "train --help",
+    "check --help",
+    "train --optim.learning_rat 1",
+    "train --algorithm.name gated --algorithm.e_evry 3",
+    "train --algorithm.name spdo",
+    "train --learning_rate 1",
+    "train run.yaml",
+    "eval --num_samples 0",
+    "eval --nope",
+    "eval --output .",
+    "check nothing",
+    "--version",
+]
+WITHOUT_TORCH = """
+import sys
+from vpd.cli import main
+for line in sys.argv[1:]:
+    try:
+        code = main(line.split())
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (0, 2), line
+    assert "torch" not in sys.modules, line
+"""
+
+
+def test_help_and_mistakes_are_shown_before_torch_is_loaded() -> None:
+    """Settings of a method, of the optimiser and of an engine load without it; else each takes seconds."""
+    done = run_python(WITHOUT_TORCH, *MISTYPED)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_the_version_is_told_and_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "vpd", "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"vpd {vpd.__version__}\n" and done.returncode == 0
+
+
+WITHOUT_READER = """
+import sys
+from vpd import cli
+def work(options, rest):
+    for number in range(100_000):
+        print(number)
+    open(rest[0], "w").write("done")
+cli._train = work
+sys.exit(cli.main(["train", sys.argv[1]]))
+"""
+
+
+def test_the_work_goes_on_when_nobody_reads_the_output(tmp_path: Path) -> None:
+    code, done = f"{shlex.quote(sys.executable)} -c {shlex.quote(WITHOUT_READER)}", tmp_path / "done"
+    shell = subprocess.run(
+        ["bash", "-c", f"{code} {done} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert (shell.returncode, shell.stdout, done.read_text()) == (0, "0\n", "done")
+    assert shell.stderr == "vpd: the output reaches nobody any more (Broken pipe); the work goes on (Ctrl-C ends it)\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train run.yaml", "Write --config run.yaml."),
+        ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
+        ("train --run.resume --run.seed 3", "--run.resume has no value"),
+        ("train --conf x.yaml", "unexpected argument '--conf'"),
+        ("train --config a.yaml --config b.yaml", "--config is given twice"),
+        ("eval --output ${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
+    ],
+)
+def test_a_mistaken_line_is_answered_with_the_right_one(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and shown.count("\n") == 1
+
+
+def test_where_numbers_go_is_checked_first_and_they_are_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "x.json"):
+        assert main(["eval", "--output", str(path)]) == 2
+        assert f"--output {path} cannot be written" in capsys.readouterr().err
+    output = tmp_path / "new" / "folder" / "x.json"
+    words = ["--limit", "1", "--num_samples", "1", "--teacher", "--output", str(output)]
+    assert main(["eval", *words]) == 0
+    numbers = json.loads(output.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert numbers["student"]["tasks"] == 1 and numbers["student"]["avg@1_se"] is None
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_work(tmp_path: Path) -> None:
+    code, done = f"{shlex.quote(sys.executable)} -c {shlex.quote(WITHOUT_READER)}", tmp_path / "done"
+    shell = subprocess.run(["bash", "-c", f"{code} {done} > /dev/full"], capture_output=True, text=True, check=False)
+    assert (shell.returncode, done.read_text()) == (0, "done") and "(No space left on device)" in shell.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import yaml
 from vpd.algorithms import AlgorithmSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.vpd import VPDSettings
-from vpd.config import Config, load, load_env, parse
+from vpd.config import Config, RunSettings, load, load_env, parse
+from vpd.config.elsewhere import ABSENT, RENAMED
 from vpd.config.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
 from vpd.errors import ConfigError
 from vpd.learners.accelerate_learner import OptimSettings
@@ -165,3 +167,152 @@ def test_a_mistake_names_the_nearest(mistake: str) -> None:
 def test_a_config_is_the_same_from_python_and_from_a_file() -> None:
     config = parse({})
     assert isinstance(config, Config) and parse(config.as_dict()) == config
+
+
+def test_an_empty_section_is_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run:\n# max_steps: 3\nprompts:\nenv: {name: digits}\n")
+    config = load(str(tmp_path / "run.yaml"), ["--run.seed", "7"])
+    assert config.run.seed == 7 and config.prompts is None
+    with pytest.raises(ConfigError, match=r"feedback is empty. Write \[\] for none"):
+        parse({"feedback": None})
+
+
+def test_a_setting_is_not_put_into_what_is_no_mapping(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: {lora: 16}\n")
+    with pytest.raises(ConfigError, match=r"--model.lora.r: model.lora is not a mapping in the file; got 16"):
+        load(str(tmp_path / "run.yaml"), ["--model.lora.r", "8"])
+
+
+@pytest.mark.parametrize("value", [".nan", "nan", ".inf", "inf", "-.inf", "-inf", "1e999"])
+@pytest.mark.parametrize("key", ["optim.learning_rate", "rollout.temperature", "rollout.success_threshold"])
+def test_a_number_is_finite(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key} is out of range; got .*expected"):
+        load(None, [f"--{key}", value])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("run.max_steps", True, "expected a number"),
+        ("optim.learning_rate", True, "expected a number"),
+        ("run.output_dir", 2025, "expected a valid string. A text needs quotes."),
+        ("env.start_date", 0, "A text needs quotes."),
+        ("run.report_to", "none", "got 'none'; expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'"),
+        ("optim.lr_scheduler_type", "cosin", "'cosine'"),
+        ("model.lora", True, "expected a mapping of its settings, {} for their defaults"),
+        ("model.lora.target_modules", 3, "expected a list or 'all-linear'"),
+    ],
+)
+def test_a_value_of_another_kind_is_an_error(key: str, value: Any, said: str) -> None:
+    data: dict[str, Any] = {"env": {"name": "code", "path": "x.jsonl"}}
+    *path, last = key.split(".")
+    inner = data
+    for part in path:
+        inner = inner.setdefault(part, {})
+    inner[last] = value
+    with pytest.raises(ConfigError, match=rf"^{key}[.0-9]* has a wrong value") as error:
+        parse(data)
+    assert said in str(error.value)
+
+
+def test_a_word_stands_for_a_list_of_one() -> None:
+    assert parse({"run": {"report_to": "tensorboard"}}).run.report_to == ("tensorboard",)
+    lora = parse({"model": {"lora": {"target_modules": "q_proj"}}}).model.lora
+    assert lora is not None and lora.target_modules == ("q_proj",)
+    whole = parse({"model": {"lora": {"target_modules": "all-linear"}}}).model.lora
+    assert whole is not None and whole.target_modules == "all-linear"
+
+
+def test_no_is_a_word_where_a_word_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("optim: {mixed_precision: no}\nrun: {resume: no}\n")
+    config = load(str(tmp_path / "run.yaml"), ["--optim.mixed_precision", "no"])
+    assert config.optim.mixed_precision == "no" and config.run.resume is False
+
+
+def test_a_name_is_a_text() -> None:
+    for data in ({"algorithm": {"name": ["vpd"]}}, {"env": {"name": {}}}, {"engine": {"name": None}}):
+        with pytest.raises(ConfigError, match="name is no text"):
+            parse(data)
+    for sources in ([["environment"]], [{"name": ["environment"]}], [None]):
+        with pytest.raises(ConfigError, match="name is no text"):
+            parse({"feedback": sources})
+    with pytest.raises(ConfigError, match=r"Write env: \{name: digits\}"):
+        parse({"env": "digits"})
+
+
+ELSEWHERE = [
+    ("learning_rate", "That is optim.learning_rate here."),
+    ("num_generations", "That is rollout.num_generations here."),
+    ("per_device_train_batch_size", "That is rollout.prompts_per_step (tasks) times"),
+    ("num_train_epochs", "That is run.max_steps, which counts iterations"),
+    ("clip_high", "That is algorithm.clip_high (grpo, hybrid) here."),
+    ("lora_alpha", "That is model.lora.lora_alpha here."),
+    ("model_name_or_path", "That is model.name_or_path here."),
+    ("beta", "beta has no counterpart here: there is no KL penalty"),
+    ("num_iterations", "has no counterpart here: a batch is learned from once"),
+    ("vllm_gpu_memory_utilization", "has no counterpart here: answers are sampled in the training process."),
+]
+
+
+@pytest.mark.parametrize(("key", "said"), ELSEWHERE)
+def test_a_setting_of_another_library_is_named_as_it_is_here(key: str, said: str) -> None:
+    for call in (lambda: parse({key: 1}), lambda: load(None, [f"--{key}", "1"]), lambda: load(None, [f"--{key}=1"])):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert said in str(error.value)
+
+
+def test_an_unknown_key_is_first_looked_for_in_the_other_sections() -> None:
+    for data, said in (
+        ({"algorithm": {"distillation_is_clip": 2}}, "That is algorithm.importance_clip here."),
+        ({"optim": {"max_steps": 2}}, "unknown key optim.max_steps. That is run.max_steps here."),
+        ({"algorithm": {"name": "grpo", "e_every": 2}}, "That is algorithm.e_every (vpd, gated) here."),
+        ({"optim": "adamw_torch"}, "That is optim.optimizer (adamw or sgd"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            parse(data)
+        assert said in str(error.value)
+
+
+def test_every_place_that_another_librarys_key_is_sent_to_exists() -> None:
+    places = {name: set(declarations(settings_class(place))) for name, place in PLAIN.items()}
+    for section, choice in CHOICES.items():
+        places[section] = {key for place in choice.table.values() for key in declarations(settings_class(place))}
+    for key, place in {**RENAMED, **{key: why for key, why in ABSENT.items()}}.items():
+        for section, name in re.findall(r"\b(model|env|prompts|rollout|engine|algorithm|optim|run)\.(\w+)", place):
+            assert name in places[section], (key, f"{section}.{name}")
+    assert not set(RENAMED) & set(ABSENT)
+
+
+def test_a_path_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", "/runs/$x")
+    data = {
+        "run": {"output_dir": "~/a/${RUNS}/$RUNS"},
+        "model": {"name_or_path": "~/m"},
+        "env": {"name": "code", "path": "$RUNS/x.jsonl", "eval_path": "a~b$", "packages": ["~/p", "q"]},
+        "algorithm": {"name": "gkd", "teacher_model": "${HOME}/t"},
+    }
+    config = parse(data)
+    assert config.run.output_dir == f"{tmp_path}/a//runs/$x//runs/$x"
+    assert config.model.name_or_path == f"{tmp_path}/m"
+    assert config.env.path == "/runs/$x/x.jsonl" and config.env.eval_path == "a~b$"
+    assert config.env.packages == (f"{tmp_path}/p", "q")
+    assert config.algorithm.needs.external_model == f"{tmp_path}/t"
+    assert RunSettings(output_dir="~/a").output_dir == f"{tmp_path}/a"
+    (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, length=1): ...\n")
+    assert parse({"env": {"name": "~/mine.py:Mine"}}).env.build() is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
+        ("~nobody-of-this-name/x", "there is no such user"),
+        ("", "run.output_dir is empty"),
+        ("a" * 300, "got 300 bytes; expected at most 255"),
+    ],
+)
+def test_a_path_that_cannot_be_is_an_error(path: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RunSettings(output_dir=path)

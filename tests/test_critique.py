@@ -13,7 +13,7 @@ from chat_tokenizers import QWEN, THINKING, qwen
 from helpers import cycling, keys, metrics_of, vpd_train
 
 from vpd.engines import ScriptedEngine
-from vpd.errors import ConfigError, FeedbackError, ModelError
+from vpd.errors import ConfigError, FeedbackError
 from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.feedback.writers import EndpointWriter, ModelWriter
@@ -140,8 +140,10 @@ def test_the_model_writes_with_seeds_of_its_own_and_respects_its_window() -> Non
     assert (text.text, text.tokens) == ("wrong : rule A means swap", 6)
     assert writer.shorten("1 2 3 4 5 6", 4).text.split() == ["1", "2", "5", "6"]
     assert writer.shorten("1 2", 4).text == "1 2"
-    with pytest.raises(ModelError, match="max_attempt_length"):
-        writer.write([[{"role": "user", "content": "1 " * 40}]], keys=keys(1), max_tokens=8, temperature=1.0)
+    conversations: list[Any] = [[{"role": "user", "content": text}] for text in ("1 " * 40, "apply rule A")]
+    long, short = writer.write(conversations, keys=keys(2), max_tokens=8, temperature=1.0)
+    assert (long.text, long.tokens) == ("", 0) and short.text == text.text
+    assert len(engine.asked) == 2  # the one that does not fit is not asked
     assert writer.write([], keys=[], max_tokens=8, temperature=1.0) == []
 
 

@@ -21,9 +21,10 @@ from vpd.envs import grade_texts, replies_of
 from vpd.envs.check import check_env
 from vpd.envs.code import FAULTS, CaseSuite, Code
 from vpd.envs.code.asserts import NotData, assertions, equal
+from vpd.envs.code.cases import Case, Problem
 from vpd.envs.code.driver import decode, encode
 from vpd.envs.code.feedback import LONGEST, read_code
-from vpd.envs.code.problems import Case, Problem, problem, unpacked
+from vpd.envs.code.problems import problem, unpacked
 from vpd.envs.code.run import same_output
 from vpd.errors import ConfigError, DataError, SandboxError
 from vpd.sandbox import Outcome, Program, Sandbox, ScriptedSandbox
@@ -543,6 +544,13 @@ def test_which_block_counts() -> None:
     assert read_code("```text\na\n```\n~~~\nb\n~~~")[0] == "b\n"
     assert read_code("````python\n```\nx\n```\n````")[0] == "```\nx\n```\n"
     assert read_code("  ```py\nx\n  ```")[0] == "x\n"
+    listed = "1. So:\n   ```python\n   if n:\n       print('\\\n     a\\\n  b')\n   ```\n"
+    assert read_code(listed)[0] == "if n:\n    print('\\\n  a\\\nb')\n"
+    assert read_code("\t```py\n\tif x:\n\t\ty\n\t```")[0] == "if x:\n\ty\n"
+    assert read_code("```python\r\nx\r\n```\r\n")[0] == "x\r\n"
+    assert read_code("```python\n\ufeffx\n```")[0] == "x\n"
+    assert read_code("~~~~python\n~~~\nx\n~~~~")[0] == "~~~\nx\n"
+    assert read_code("```\nx\n```\nIt prints:\n```text\n3\n```")[0] == "x\n"
     assert read_code("```python\nold\n```\nBetter:\n```python\nnew")[1] == "cut"
     assert read_code("```python\nold\n```python\nnew\n```")[0] == "new\n"
     assert read_code("```" + "a" * 10**6 + "`")[1] == "no_code"  # in linear time

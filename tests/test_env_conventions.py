@@ -85,7 +85,7 @@ def test_repeating_the_note_earns_nothing_whatever_stands_around_it() -> None:
 
 def test_an_answer_must_be_about_the_topic() -> None:
     found = grade(task_of("word", "ocean"), "Cats love the ocean.")
-    assert not found.success and found.feedback == "This is not about dogs." and found.metrics["kept_word"] == 1
+    assert not found.success and found.feedback == "Write about dogs, please." and found.metrics["kept_word"] == 1
     assert grade(task_of("word", "ocean"), "A dog at the ocean.").success
     assert grade(task_of("word", "ocean", "libraries"), "A library at the ocean.").success
     assert not grade(task_of("word", "ocean"), "dogs ocean").success  # no sentence

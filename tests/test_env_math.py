@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from vpd.envs import grade_texts, records
-from vpd.envs.math import Math, Problem, normalised, read_box, same
+from vpd.envs.check import check_env
+from vpd.envs.math import Math, Problem, read_box
+from vpd.envs.math_values import compare, normalised, other_forms, same
 from vpd.envs.record_tasks import fraction
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError, EnvError
@@ -142,6 +144,85 @@ def test_values_that_agree_as_written() -> None:
     assert not same("1", "9" * 100_000)
 
 
+EQUAL = [
+    ("0.00005", r"5 \times 10^{-5}"), ("1e20", "10^{20}"), ("1.5e3", "1500"), ("1/2^{99}", r"\frac{1}{2^{99}}"),
+    ("90", "90°"), ("1/2", "½"), ("3.5", "3½"), ("42", "４２"), ("42", "٤٢"), ("5", "5,"), ("5", "5\\"),
+    ("5 km", "5000 m"), (r"5\text{ km}", "5"), ("50", r"50\%"), ("0.5", r"50\%"), ("1/3", "0.333333"),
+    ("0.30000000000000004", "0.3"), ("31/30", r"1.0\overline{3}"), ("10:30 am", "10:30 a.m."), (r"\sqrt{2}", "√2"),
+]  # fmt: skip
+UNEQUAL = [
+    ("10^{-20}", "10^{-21}"), (r"\frac{1}{2^{99}}", "1/2^{98}"), ("5 km", "5 m"), (r"5\text{ cm}^2", r"5\text{ cm}"),
+    ("7 years", "7 days"), (r"\$5", "5 cents"), ("10:30 am", "10:30 pm"), ("1/3", "0.33333"), ("2", "2.0000001"),
+    ("100000000000000000000", "100000000000000000001"), ("1234567.5", "1234568"),
+]  # fmt: skip
+
+
+def test_numbers_are_compared_exactly_whatever_their_form() -> None:
+    for gold, value in EQUAL:
+        assert compare(gold, value) is compare(value, gold) is True, (gold, value)
+    for gold, value in UNEQUAL:
+        assert compare(gold, value) is compare(value, gold) is False, (gold, value)
+    for gold, value in [("0.00005", "5e - 5"), ("x", "X"), ("5m", "5"), ("1/0", "0"), ("9^{9^{9}}", "1")]:
+        assert compare(gold, value) is None, (gold, value)
+
+
+@pytest.mark.parametrize("text", ["(", "{", "-", "9^", r"\frac", "1/", "sqrt(", "½", "⁵", "1."])
+def test_a_hostile_value_is_no_number_and_no_fault(text: str) -> None:
+    value = text * (400 // len(text))
+    started = time.monotonic()
+    assert compare("5", value) is not True and not other_forms(value)
+    assert time.monotonic() - started < 2
+
+
+def test_a_number_of_the_data_is_written_as_a_decimal(tmp_path: Path) -> None:
+    given = [0.00005, 1e20, 2.5, 10**390, 0.10000000149011612, -3, "1.5e3"]
+    records = [{"question": f"{place}?", "answer": value} for place, value in enumerate(given)]
+    path = written(tmp_path, records)
+    values = [problem.value for problem in Math(path=path, verify="exact").read_items(path)]
+    assert values == ["0.00005", "100000000000000000000", "2.5", str(10**390), "0.1", "-3", "1.5e3"]
+    with pytest.raises(DataError, match="line 1 is not JSON; got Infinity is no number"):
+        Math(path=written(tmp_path, [{"question": "?", "answer": float("inf")}]), verify="exact").train_tasks()
+
+
+class Misread(Math):
+    """As the values were once read: e-notation as a product with e."""
+
+    def solution(self, task: Task) -> str:
+        return r"\boxed{5 e - 05}"
+
+    def grade(self, tasks: Any, texts: Any) -> list[Grade]:  # type: ignore[override]
+        return [Grade(reward=float(text == r"\boxed{5 e - 05}"), feedback=text[:3]) for text in texts]
+
+
+def test_the_check_compares_the_value_and_not_its_own_text(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"question": f"{i}?", "answer": (i + 1) / 20000} for i in range(8)])
+    report = check_env(Math(path=path, verify="exact", eval_share=0.3), tasks=5)
+    assert not report.of("fault")
+    assert {"right, in another form", "another value's"} < {attempt.kind for attempt in report.attempts}
+    names = [check.name for check in check_env(Misread(path=path, verify="exact", eval_share=0.3), tasks=5).of("fault")]
+    assert "its solution's value is a success in other forms" in names
+
+
+@needs_verifier
+def test_math_verify_takes_no_small_value_for_another() -> None:
+    env = Math(path="unread.jsonl", verify_seconds=60)
+    pairs = {
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}"): 0.0,
+        ("(10^{-20},1)", "(10^{-21},1)"): 0.0,
+        ("x=10^{-20}", "x=10^{-21}"): 0.0,
+        (r"10^{-20}\pi", r"10^{-21}\pi"): 0.0,
+        ("0.00005", "5e - 5"): 0.0,
+        (r"\frac{\pi}{2}", "pi/2"): 1.0,
+        ("x^2", "x²"): 1.0,
+        (r"\sqrt{2}", "1.41421"): 1.0,
+    }
+    problems = [Problem(id="1", text="?", value=gold, messages=()) for gold, _ in pairs]
+    tasks = [Task(id="1", messages=(), payload=problem) for problem in problems]
+    grades = grade_texts(env, tasks, [rf"\boxed{{{value}}}" for _, value in pairs])
+    assert [grade.reward for grade in grades] == list(pairs.values())
+    env._worker.close()
+
+
 @needs_verifier
 def test_math_verify_decides_what_is_written_otherwise() -> None:
     env = Math(path="unread.jsonl", verify_seconds=60)
@@ -199,7 +280,7 @@ def test_a_question_in_both_files_and_settings_out_of_range(tmp_path: Path) -> N
     both = written(tmp_path, questions(3)), written(tmp_path, questions(1), "eval.jsonl")
     with pytest.raises(DataError, match="share 1 questions"):
         Math(path=both[0], eval_path=both[1], verify="exact").train_tasks()
-    for settings in ({"eval_share": 0.0}, {"verify": "sympy"}, {"hint": "all"}, {"verify_seconds": 0}):
+    for settings in ({"eval_share": -0.1}, {"verify": "sympy"}, {"hint": "all"}, {"verify_seconds": 0}):
         with pytest.raises(ConfigError, match=f"env.{next(iter(settings))}"):
             Math(path="unread.jsonl", **{"verify": "exact", **settings})  # type: ignore[arg-type]
 

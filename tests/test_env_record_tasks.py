@@ -1,6 +1,7 @@
 """FileTasks: what an environment over a file gets from it."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from vpd.envs import Finite, records
+from vpd.envs import Finite, records, required_held_out_tasks
 from vpd.envs.record_tasks import FileTasks, Part, fraction
 from vpd.errors import ConfigError, DataError
 from vpd.types import Grade, Task
@@ -72,10 +73,32 @@ def test_two_files_must_not_share_a_question(tmp_path: Path) -> None:
         Words(path=train, eval_path=written(tmp_path / "c.jsonl", ["three", "two"])).train_tasks()
 
 
-def test_an_eval_share_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
-    for share in (0.0, 1.0):
+def test_a_share_that_would_take_all_or_none_holds_nothing_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for share in (-0.1, 1.0):
         with pytest.raises(ConfigError, match=r"env\.eval_share is out of range"):
             Words(path="unread.jsonl", eval_share=share)
+    for share in (0.01, 0.99):
+        env = Words(path=written(tmp_path / "a.jsonl", ["one"]), eval_share=share)
+        assert len(env.train_tasks()) == 1 and not env.eval_tasks(None)
+        assert "of 1 questions holds none out" in caplog.text
+        with pytest.raises(DataError, match="holds no task out"):
+            required_held_out_tasks(env, None)
+        caplog.clear()
+    env = Words(path=written(tmp_path / "a.jsonl", [f"word {number}" for number in range(50)]), eval_share=0.0)
+    assert len(env.train_tasks()) == 50 and not env.eval_tasks(None) and not caplog.text
+
+
+def test_a_file_for_evaluation_must_hold_something(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", ["one"])
-    with pytest.raises(DataError, match="leaves no question for"):
-        Words(path=path).train_tasks()
+    with pytest.raises(DataError, match="is empty"):
+        Words(path=path, eval_path=written(tmp_path / "b.jsonl", [])).train_tasks()
+
+
+def test_what_is_no_file_is_an_error_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("pipe.jsonl", "a pipe or a device"), ("loop", "symbolic links"), ("a" * 300, "long")):
+        with pytest.raises(DataError, match=said):
+            list(records.read(str(tmp_path / name), split="train"))

@@ -12,16 +12,18 @@ import families
 import pytest
 import torch
 import transformers
-from families import OPTIM, NoText, Result, examples, learner_of, make, plain, scan
+from families import OPTIM, NoText, Result, examples, learner_of, make, plain, rounding_errors, scan
 from helpers import keys
 from torch import Tensor
 
 from vpd.engines.torch_engine import TorchEngine
 from vpd.errors import ModelError
 from vpd.learners.teachers import TeacherSettings
+from vpd.model import lora
 from vpd.model.batch import Batch
 from vpd.model.forward import forget_lengths, longest_input
 from vpd.model.scorer import Scorer
+from vpd.model.settings import LoraSettings
 from vpd.policy import FixedPolicy
 from vpd.types import Example, Tokens
 
@@ -35,6 +37,9 @@ FAMILIES = {
     "mistral": ("padded", "cached"),  # a window of all layers
     "gemma2": ("padded", "cached"),  # windows, and soft caps of scores and logits
     "gpt_oss": ("padded", "cached"),  # windows and sinks
+    "bert": ("packed", "shared"),  # layers between the last hidden states and the head
+    "roberta": ("by_length", "recomputed"),  # numbers its positions from the ids
+    "modernbert-decoder": ("padded", "cached"),  # layers before the head, and windows
     "bloom": ("padded", "cached"),  # ALiBi, no limit of positions
     # Multi-head latent attention; the probe finds that 5.10 can share its prompts.
     "deepseek_v3": ("packed", "shared" if transformers.__version__.startswith("5.10.") else "cached"),
@@ -51,11 +56,64 @@ def test_log_probs_and_gradients_are_those_of_the_models_own_forward_pass(kind: 
     assert (result.learner, result.engine) == FAMILIES[kind]
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_in_16_bits_no_path_rounds_more_than_the_models_own_forward_pass(kind: str) -> None:
+    for ours, plainly in rounding_errors(kind).values():
+        assert ours <= 1.5 * plainly + 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", families.kinds())
 def test_no_family_is_silently_wrong(kind: str) -> None:
     result = scan(kind)
     assert result.verdict in ("right", "refused", "unbuilt"), str(result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("xlnet", r"the model \(XLNetLMHeadModel\) is not causal: .*; got logits differ by .* with and without 3 more"),
+        ("cpmant", r"the model \(CpmAntForCausalLM\) is not causal"),
+        ("reformer", r"the model \(ReformerModelWithLMHead\) cannot be trained; got AssertionError"),
+        ("prophetnet", "changes its logits after the head in a way that is not known"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_is_trained(kind: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        learner_of(make(kind))
+
+
+def test_an_engine_refuses_a_model_that_sees_what_comes_after() -> None:
+    with pytest.raises(ModelError, match="is not causal"):
+        TorchEngine(NoText(), eos_ids=[2]).load(FixedPolicy(make("xlm", causal=False)))
+    assert scan("xlm").verdict == "right"
+
+
+def test_layers_before_the_head_are_those_of_the_adapter_too() -> None:
+    """A role that is a view of the live model reads its head's input through that view."""
+    model = make("bert")
+    lora.attach(model, LoraSettings(r=2, target_modules=("query", "dense")), seed=0)
+    with torch.no_grad():
+        for tensor in lora.state(model).values():
+            tensor.add_(0.3)
+    learner = learner_of(model, teacher=TeacherSettings(kind="frozen"))
+    rows = own_prompts()
+    pristine = make("bert")
+    for ours, row in zip(
+        learner.score(rows, lambda scorer, batch: scorer.logprobs("student"), model="teacher"), rows, strict=True
+    ):
+        assert torch.allclose(
+            torch.tensor(ours), plain(pristine, row.prompt, row.completion, 0.7)[1].detach(), atol=1e-4
+        )
+    live = learner.score(rows, lambda scorer, batch: scorer.logprobs("student"))
+    assert (
+        max(
+            abs(a - b)
+            for one, row in zip(live, rows, strict=True)
+            for a, b in zip(one, plain(pristine, row.prompt, row.completion, 0.7)[1].tolist(), strict=True)
+        )
+        > 0.1
+    )
 
 
 def test_a_scan_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "vpd"
 FLOORS = {
-    "cli": 8, "lab": 7, "recipes": 6, "config": 6, "loop": 5,
+    "__main__": 9, "cli": 8, "lab": 7, "recipes": 6, "config": 6, "loop": 5,
     "evaluation": 4, "monitor": 4, "report": 4, "run_folder": 4,
     "algorithms": 3, "feedback": 3, "rollout": 3, "learners": 2, "engines": 2,
     "envs": 1, "losses": 1, "model": 1, "policy": 1, "prompts": 1, "quoting": 1, "ranks": 1, "sandbox": 1, "bundled": 1,
-    "settings": 0, "types": 0, "errors": 0, "control_tokens": 0,
+    "settings": 0, "types": 0, "errors": 0, "control_tokens": 0, "tool_messages": 0, "printable": 0,
 }  # fmt: skip
 SAME_FLOOR = {
     ("recipes", "config"),
@@ -24,6 +24,11 @@ SAME_FLOOR = {
     ("settings", "errors"),
     ("types", "errors"),
     ("control_tokens", "errors"),
+    ("tool_messages", "errors"),
+    ("tool_messages", "types"),
+    ("errors", "printable"),
+    ("types", "printable"),
+    ("settings", "printable"),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

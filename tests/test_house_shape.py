@@ -40,8 +40,8 @@ PRIVATE = {
 #: peft's own function; the parts of a figure
 KNOWN = {"cast_adapter_dtype"}
 FIGURES = {ROOT / "report" / "curves.py", ROOT / "lab" / "reproduce" / "pictures.py"}
-#: broad handlers where code of others runs: the guard around it, worker and driver processes, the fake of ranks
-BROAD = {"envs/__init__.py": 1, "envs/code/driver.py": 1, "envs/worker.py": 1, "ranks.py": 1}
+#: broad handlers where code of others runs: the border around it, and the driver, which runs alone in a sandbox
+BROAD = {"envs/user_code.py": 1, "envs/code/driver.py": 1}
 
 
 def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -153,6 +153,17 @@ def test_only_code_around_the_users_catches_everything(path: Path) -> None:
 def test_a_library_prints_nothing(path: Path) -> None:
     calls = [n.func.id for n in ast.walk(TREES[path]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     assert "print" not in calls
+
+
+def test_everything_is_shown_through_one_terminal() -> None:
+    """What a person sees passes ``for_terminal``: rich's console only as its subclass, print only around it."""
+    consoles = {p for p in FILES if "rich.console import Console" in p.read_text() or "rich.print" in p.read_text()}
+    assert consoles == {ROOT / "report" / "console.py"}
+    for node in ast.walk(TREES[ROOT / "cli.py"]):
+        if isinstance(node, ast.Call) and last_names(node.func) == {"print"}:
+            shown = node.args[0]
+            safe = isinstance(shown, ast.Call) and last_names(shown.func) == {"for_terminal"}
+            assert safe or isinstance(shown, ast.Constant), f"cli.py prints in line {node.lineno}"
 
 
 def identifiers(tree: ast.AST) -> Iterator[str]:

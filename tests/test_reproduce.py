@@ -309,4 +309,4 @@ def test_bases_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("VPD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert bases.cache_folder() == tmp_path / "vpd"
-    assert make_all([], tmp_path, processes=1, console=run.Console()) == {}
+    assert make_all([], tmp_path, processes=1, console=run.Terminal()) == {}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from fakes import LetterTokenizer, RecordingEngine, ScriptedChat, ScriptedEnv, collect_groups, in_turn
 
+from vpd.errors import EnvError
 from vpd.policy import FixedPolicy
 from vpd.types import Completion, Grade, Group, Rollout, Task
 
@@ -216,3 +217,10 @@ def test_an_engine_that_loses_an_answer_is_not_passed_over() -> None:
     env = ScriptedChat(lambda task, text: Grade(reward=0.0), lambda task, said: "again")
     with pytest.raises(ValueError, match="shorter"):
         collect_groups(env, LosesAnswers(named), ["a", "b"])
+
+
+@pytest.mark.parametrize("reward", [1e308, -1e31, 10**400, float("inf"), float("nan"), True, "1"])
+def test_a_reward_is_a_number_that_can_be_squared(reward: Any) -> None:
+    with pytest.raises(EnvError, match=r"not a finite number|too large to compute with"):
+        Grade(reward=reward)
+    assert Grade(reward=-1e30).reward == -1e30

@@ -86,6 +86,13 @@ def test_every_metric_by_hand() -> None:
     )
 
 
+def test_rows_with_a_context_and_without_a_teacher_are_counted() -> None:
+    context = (section("environment", 0),)
+    groups = [Group(rollouts=(rollout(0.0, context=context), rollout(0.0, context=context, sources="environment")))]
+    assert rollout_metrics(groups)["teacher/rows_without_room"] == 1.0
+    assert "teacher/rows_without_room" not in rollout_metrics(GROUPS)
+
+
 def test_where_every_answer_is_full_a_cut_is_nothing_to_report() -> None:
     whole = rollout_metrics(GROUPS)
     del whole["completions/clipped_ratio"]

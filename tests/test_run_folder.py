@@ -1,9 +1,11 @@
 """The run folder: what resume compares, phases, and a kill or a full disk at every write."""
 
+import dataclasses
 import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +28,9 @@ from vpd.recipes.assemble import assemble
 from vpd.recipes.train import run as run_parts
 from vpd.recipes.train import train
 from vpd.run_folder import state as run_state
+from vpd.run_folder.contents import WHOLE, content_hash
 from vpd.run_folder.files import FileSystem
+from vpd.run_folder.lock import locked
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Grade, Task
 
@@ -360,13 +364,149 @@ def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(
     assert before == (metrics_of(run), (run / "model" / "model.safetensors").read_bytes())
 
 
+def test_without_a_good_checkpoint_nothing_is_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert vpd_train(run, **SETTINGS) == 0
+    (run / "checkpoint-2" / "state.pt").write_bytes(b"")
+    before = content_of(run)
+    assert vpd_train(run, **(SETTINGS | {"run__max_steps": 4}), run__resume="true") == 2
+    assert "can be read; got checkpoint-2: state.pt has the wrong size. Restore one" in refusal(capsys)
+    assert content_of(run) == before
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_run_with_the_defaults_can_be_continued(tmp_path: Path) -> None:
+    assert vpd_train(tmp_path / "run") == 0
+    first = metrics_of(tmp_path / "run")
+    assert vpd_train(tmp_path / "run", run__resume="true", run__max_steps=5) == 0
+    assert metrics_of(tmp_path / "run")[:4] == first and len(metrics_of(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model", "adapter", "rollouts", "metrics.jsonl", "alarms.jsonl"])
+@pytest.mark.parametrize("resume", ["false", "true"])
+def test_a_new_run_does_not_replace_what_a_user_put_there(
+    name: str, resume: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / name).mkdir(parents=True)
+    (run / name / "mine").write_text("mine")
+    assert vpd_train(run, run__resume=resume) == 2
+    assert f"holds {name} of no run" in refusal(capsys)
+    assert [path.name for path in run.rglob("*")] == [name, "mine"]
+    (run / name).rename(run / "mine")
+    (run / "notes.txt").write_text("mine")
+    assert vpd_train(run, run__max_steps=1) == 0
+    assert (run / "mine" / "mine").read_text() == "mine" == (run / "notes.txt").read_text()
+
+
+def test_what_is_in_the_way_of_a_later_checkpoint_is_known_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert vpd_train(run, **SETTINGS) == 0
+    (run / "checkpoint-4").write_text("mine")
+    before = content_of(run)
+    assert vpd_train(run, **(SETTINGS | {"run__max_steps": 4}), run__resume="true") == 2
+    assert "checkpoint-4 is no checkpoint of vpd" in refusal(capsys)
+    assert content_of(run) == before
+    assert vpd_train(run, **(SETTINGS | {"run__max_steps": 3}), run__resume="true") == 0
+
+
+def test_a_repair_does_not_reach_into_the_folders_of_others(tmp_path: Path) -> None:
+    other = tmp_path / "other" / ".model.vpd-partial"
+    other.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "previous").symlink_to(tmp_path / "other")
+    train(small(tmp_path / "run", max_steps=1))
+    assert other.is_dir()
+
+
+def test_a_resume_starts_from_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the file nor the flags of the first call are repeated."""
+    run = tmp_path / "run"
+    first = SETTINGS | {"optim__learning_rate": 0.01, "run__eval_steps": 1, "feedback": "[environment, sibling]"}
+    assert vpd_train(run, **first) == 0
+    state = run_state.read(run)
+    assert main(["train", "--run.resume", "true", "--run.output_dir", str(run), "--run.max_steps", "3"]) == 0
+    again = run_state.read(run)
+    assert state is not None and again is not None and again.step == 3
+    expected = {**state.settings["run"], "max_steps": 3, "resume": True}
+    assert again.settings == {**state.settings, "run": expected}
+    assert metrics_of(run)[-1]["learning_rate"] == 0.01 and "eval/accuracy" in metrics_of(run)[-1]
+    capsys.readouterr()
+    assert main(["train", "--run.resume=true", f"--run.output_dir={run}", "--optim.learning_rate", "0.5"]) == 2
+    assert "got optim.learning_rate 0.01 -> 0.5. Set" in refusal(capsys)
+    (tmp_path / "run.yaml").write_text("algorithm: {name: grpo}\n")
+    words = ["train", "--config", str(tmp_path / "run.yaml"), "--run.resume", "true", "--run.output_dir", str(run)]
+    assert main(words) == 2
+    assert 'got algorithm.name "sdpo" -> "grpo". Set' in refusal(capsys)
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data.jsonl", tmp_path / "run"
+    lines = [json.dumps({"prompt": f"apply rule A to 1 2 {n}"}) for n in range(10)]
+    data.write_text("\n".join(lines))
+    (tmp_path / "reward.py").write_text(
+        "def length(completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
+    dataset = {"env__name": "dataset", "env__path": data, "env__reward": f"{tmp_path}/reward.py:length"}
+    assert vpd_train(run, **(SETTINGS | dataset | {"algorithm__name": "grpo", "env__eval_share": 0.3})) == 0
+    more = ["train", "--run.resume", "true", "--run.max_steps", "3", "--run.output_dir", str(run)]
+    data.write_text("\n".join(reversed(lines)))
+    capsys.readouterr()
+    assert main(more) == 2
+    error = refusal(capsys)
+    assert "content of env.path" in error and "delete its entry in 'contents' of run.json" in error
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(state | {"contents": {}}))
+    assert main(more) == 0
+    assert json.loads((run / "run.json").read_text())["contents"].keys() == {"env.path"}
+
+
+def test_a_run_is_not_continued_on_another_base_of_the_same_name(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    config = small(tmp_path / "run", max_steps=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name_or_path=str(tmp_path / "base")))
+    train(config)
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    more = dataclasses.replace(config, run=dataclasses.replace(config.run, max_steps=2, resume=True))
+    with pytest.raises(StorageError, match=r"content of model.name_or_path"):
+        train(more)
+
+
+def test_of_a_large_file_pieces_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(WHOLE + 1)
+    before = content_hash(path)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+    assert content_hash(path) != before
+
+
+def test_a_folder_is_held_once_even_within_a_process(tmp_path: Path) -> None:
+    refused = pytest.raises(StorageError, match=rf"another process is training.*got process {os.getpid()} on")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The lock ends with its process, even where a child that was forked off lives on."""
     holder = """if True:
-        import pathlib, sys
-        from vpd.run_folder.files import locked
+        import os, pathlib, sys
+        from vpd.run_folder.lock import locked
         with locked(pathlib.Path(sys.argv[1])):
-            print("held", flush=True)
-            input()
+            if os.fork() == 0:
+                print("held", flush=True)
+            sys.stdin.read()
     """
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -375,7 +515,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="another process is training"):
             train(small(tmp_path))
         process.kill()
-    train(small(tmp_path, max_steps=1))
+        process.wait()
+        train(small(tmp_path, max_steps=1))
 
 
 class Mine:
@@ -428,3 +569,11 @@ def test_the_model_and_config_say_how_it_is_prompted(tmp_path: Path) -> None:
 def test_library_calls_print_nothing_but_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(small(tmp_path / "run", max_steps=1))
     assert "Done" not in capsys.readouterr().out
+
+
+def test_a_metric_that_is_no_number_is_null(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, None)
+    folder.on_step(1, {"reward": 0.5, "a": float("nan"), "b": float("inf"), "c": float("-inf")}, [])
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "reward": 0.5, "a": None, "b": None, "c": None}
+    assert not {"NaN", "Infinity"} & set(line.replace(",", " ").replace(":", " ").split())

@@ -53,6 +53,7 @@ def test_no_iteration_of_any_schedule_is_trained_at_rate_0(name: str) -> None:
 
 def test_a_warm_up_moves_the_weights_in_the_first_iteration_in_both_steps(tmp_path: Path) -> None:
     settings = {"optim__warmup_steps": 2, "optim__learning_rate": 1e-3, "run__max_steps": 3, "run__save_steps": 1}
+    settings["run__save_total_limit"] = 3
     assert vpd_train(tmp_path / "run", **settings) == 0
     steps = metrics_of(tmp_path / "run")
     assert [step["learning_rate"] for step in steps] == pytest.approx([5e-4, 1e-3, 1e-3])

@@ -121,7 +121,7 @@ def test_divide_keeps_the_order_and_calls_no_one_without_work() -> None:
 
 def test_what_the_feedback_says_reaches_the_teachers_prompt() -> None:
     groups, seconds = source().take(0)
-    assert set(seconds) == {"time/rollout", "time/feedback"}
+    assert set(seconds) == {"rows/drawn", "time/rollout", "time/feedback"}
     for rollout in (r for group in groups for r in group.rollouts):
         assert (rollout.teacher_prompt is None) == rollout.success
         assert rollout.success == (int(rollout.completion.text) % 2 == 0)

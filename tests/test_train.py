@@ -128,7 +128,7 @@ MISTAKES = {
     "alpha": ({"algorithm.distillation_alpha": 1.5}, ["distillation_alpha", "1.5"]),
     "GRPO with G = 1": ({"algorithm.name": "grpo", "rollout.num_generations": 1}, ["num_generations 1"]),
     "frozen teacher": ({"algorithm.teacher": "frozen"}, ["never moves"]),
-    "missing model": ({"model.name_or_path": "/nowhere/model"}, ["no folder /nowhere/model"]),
+    "missing model": ({"model.name_or_path": "/nowhere/model"}, ["'/nowhere/model': there is no such folder"]),
     "missing key": ({"env.name": "science"}, ["env.path is missing", "--env.path"]),
     "no window": ({"rollout.max_completion_length": 4096}, ["does not fit the model's window"]),
     "missing env file": ({"env.name": "nowhere.py:Env"}, ["nowhere.py"]),
@@ -227,6 +227,25 @@ def test_eval_reports_student_and_teacher(tmp_path: Path, capsys: pytest.Capture
     assert result["student"]["tasks"] == 64 and result["student"]["answers"] == 128
     assert result["teacher"]["avg@2"] > result["student"]["avg@2"] + 0.05  # the base follows hints
     assert 0 <= result["teacher"]["avg@2_se"] < 0.1
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_what_the_external_teacher_sampled_is_compared_with_the_teacher(estimator: str) -> None:
+    """A student far from its teacher raised the alarm that the sampler's weights are not the learner's."""
+    algorithm = {
+        "name": "gkd",
+        "teacher_model": str(load_bundled("tiny-mid")),
+        "student_fraction": 0.5,
+        "distillation_alpha": 1.0,
+        "distillation_estimator": estimator,
+    }
+    data = {"model": {"name_or_path": "tiny-cold"}, "algorithm": algorithm}
+    parts = assemble(parse(data | {"rollout": {"max_completion_length": 6}}))
+    groups, _ = parts.source.take(0)
+    by_teacher = [rollout.completion.by_teacher for group in groups for rollout in group.rollouts]
+    metrics = parts.algorithm.step(groups, parts.learner).metrics
+    assert 0 < sum(by_teacher) < len(by_teacher)
+    assert metrics["m_step/sampling_logp_difference"] < 1e-4
 
 
 def test_evaluation_asks_the_student_alone_whatever_share_of_the_training_the_teacher_answers() -> None:

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
         TrainingError,
         VPDError,
     )
+    from vpd.evaluation import EvalOptions
     from vpd.feedback import Feedback, Writer, extend
     from vpd.loop import Observer
     from vpd.recipes.assemble import Parts, assemble
-    from vpd.recipes.evaluation import EvalOptions, evaluate
+    from vpd.recipes.evaluation import evaluate
     from vpd.recipes.train import train
     from vpd.settings import Settings
     from vpd.types import Completion, Example, Grade, Group, Message, Metrics, Rollout, Section, Task
@@ -100,10 +101,11 @@ _MODULES = {
         "TrainingError",
         "VPDError",
     ),
+    "vpd.evaluation": ("EvalOptions",),
     "vpd.feedback": ("Feedback", "Writer", "extend"),
     "vpd.loop": ("Observer",),
     "vpd.recipes.assemble": ("Parts", "assemble"),
-    "vpd.recipes.evaluation": ("EvalOptions", "evaluate"),
+    "vpd.recipes.evaluation": ("evaluate",),
     "vpd.recipes.train": ("train",),
     "vpd.settings": ("Settings",),
     "vpd.types": ("Completion", "Example", "Grade", "Group", "Message", "Metrics", "Rollout", "Section", "Task"),

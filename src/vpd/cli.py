@@ -1,4 +1,4 @@
-"""The command ``vpd``: train, eval, check, demo, reproduce, model.
+"""The command ``vpd``: train, eval, check, replay, demo, reproduce, model.
 
 A user's mistake is one line on stderr and exit code 2.
 """
@@ -6,17 +6,21 @@ A user's mistake is one line on stderr and exit code 2.
 import argparse
 import contextlib
 import dataclasses
-import json
+import io
 import logging
 import os
 import sys
 import textwrap
-import warnings
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from vpd.errors import VPDError
+import vpd
+from vpd.errors import ConfigError, Interrupted, VPDError
+from vpd.printable import LogFormatter, for_terminal
+from vpd.settings import expand_path
 
 REPRODUCE = """\
 Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
@@ -30,6 +34,17 @@ $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes
 """
 
 
+STOPPED_AND_SAVED = 75
+EXIT_CODES = """\
+exit codes
+  0    done
+  1    a fault of vpd: a traceback; please report it
+  2    a mistake or an outside fault (settings, data, grader, disk), in one line; nothing was lost
+  75   stopped by Ctrl-C or SIGTERM, and a checkpoint of the last whole step is saved: run it again with
+       --run.resume true
+  130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
+"""
+FAREWELL = "vpd: the output reaches nobody any more ({reason}); the work goes on (Ctrl-C ends it)\n"
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 SETTINGS = """\
 settings
@@ -38,30 +53,84 @@ settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn a VPDError into one line and exit code 2."""
+    """Parse and run; the exit code is one of EXIT_CODES."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    sys.excepthook = _show_traceback
+    outputs = _without_broken_pipes()
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not options.takes_settings:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        with _log_shown():
-            options.command(options, rest)
+        options, rest = parser.parse_known_args(arguments)
+        if rest and not options.takes_settings:
+            parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
+        for output in outputs:
+            output.farewell = FAREWELL
+        return _run(options, rest)
     except VPDError as error:
-        print(f"vpd: error: {error}", file=sys.stderr)
+        print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
+        return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the command; a part that is not ours may exit in it, which is never a success."""
+    try:
+        with _log_shown():
+            options.command(options, rest)
+    except SystemExit as error:
+        message = f"vpd: error: something in the run called exit({error.code!r}); it is not done"
+        print(for_terminal(message), file=sys.stderr)
+        return 1
     return 0
+
+
+class _Output(io.FileIO):
+    """A standard stream that goes nowhere once its reader has gone (``vpd train | head``) or its disk is full."""
+
+    farewell = ""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            with contextlib.suppress(OSError):
+                os.write(2, self.farewell.format(reason=error.strerror).encode())
+            return len(data)
+
+
+def _without_broken_pipes() -> list[_Output]:
+    """Put an :class:`_Output` under the standard streams, unless somebody else has replaced them; escapes, not errors,
+    stand for what their encoding lacks."""
+    outputs = []
+    for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is not original or not isinstance(stream, io.TextIOWrapper):
+            continue
+        output = _Output(stream.fileno(), "w", closefd=False)
+        buffer = io.BufferedWriter(output)
+        replaced = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
+        setattr(sys, name, replaced)
+        outputs.append(output)
+    return outputs
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, with its traceback; its message may quote text from outside."""
+    sys.stderr.write(for_terminal("".join(traceback.format_exception(kind, error, trace))))
 
 
 @contextlib.contextmanager
 def _log_shown() -> Iterator[None]:
     """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
     logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -81,22 +150,26 @@ class _Command(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         if self.sections:
-            self.epilog = _settings_help(self.sections)
+            self.epilog = f"{EXIT_CODES}\n{_settings_help(self.sections)}"
         return super().format_help()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vpd", description="Post-train language models from language feedback.")
+    about = "Post-train language models from language feedback."
+    parser = argparse.ArgumentParser(
+        prog="vpd", description=about, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=_Help
+    )
+    parser.add_argument("--version", action="version", version=f"vpd {vpd.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Command)
 
     def command(name: str, function: Any, text: str, *, settings: Sequence[str] = ()) -> _Command:
         sub: _Command = commands.add_parser(
-            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help
+            name, help=text, description=textwrap.fill(text, 100), formatter_class=_Help, allow_abbrev=False
         )
         sub.set_defaults(command=function, takes_settings=bool(settings))
         sub.sections = tuple(settings)
         if settings:
-            sub.add_argument("--config", help="YAML file of settings; --section.key value wins over it")
+            sub.add_argument("--config", action=_Once, help="YAML file of settings; --section.key value wins over it")
         return sub
 
     command(
@@ -122,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
             settings=("env",),
         )
     )
+    command(
+        "replay",
+        _replay,
+        "Run an iteration again that stopped at a number that is not finite, and show where the first one is.",
+    ).add_argument("dump", type=Path, help="the folder that the error names, OUT/nonfinite-step-N")
     _demo_options(
         command(
             "demo",
@@ -133,6 +211,19 @@ def _parser() -> argparse.ArgumentParser:
     _reproduce_options(command("reproduce", _reproduce, "Test the paper's claims in miniature, on a CPU."))
     _model_options(command("model", _model, "Make a from_pretrained folder: smollm2-135m, or tiny made again."))
     return parser
+
+
+class _Once(argparse.Action):
+    """Takes a path, and no second one: two files are not merged."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        if vars(namespace)[self.dest] is not None:
+            raise ConfigError(f"{option} is given twice", expected="one file; --section.key value changes a setting")
+        setattr(namespace, self.dest, expand_path(values, str(option)))
+
+
+def _path(text: str) -> Path:
+    return Path(expand_path(text, "the command line"))
 
 
 def _eval_options(evaluation: _Command) -> None:
@@ -147,7 +238,7 @@ def _eval_options(evaluation: _Command) -> None:
         action="store_true",
         help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
     )
-    evaluation.add_argument("--output", help="also write the numbers to this JSON file")
+    evaluation.add_argument("--output", type=_path, help="also write the numbers to this JSON file")
 
 
 def _check_options(check: _Command) -> None:
@@ -160,7 +251,10 @@ def _check_options(check: _Command) -> None:
 
 def _demo_options(demo: _Command) -> None:
     demo.add_argument(
-        "--output_dir", default="demo-out", help="where results.json and curves.png go (default demo-out)"
+        "--output_dir",
+        type=_path,
+        default=Path("demo-out"),
+        help="where results.json and curves.png go (default demo-out)",
     )
     demo.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     demo.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")
@@ -182,33 +276,40 @@ def _reproduce_options(suite: _Command) -> None:
     suite.add_argument(
         "--tune", action="store_true", help="choose learning rates instead of testing claims; writes rates.yaml"
     )
-    suite.add_argument("--rates", type=Path, help="rates.yaml written by --tune (default: the shipped table)")
-    suite.add_argument("--output_dir", type=Path, default=Path("reproduce-out"), help="(default reproduce-out)")
+    suite.add_argument("--rates", type=_path, help="rates.yaml written by --tune (default: the shipped table)")
+    suite.add_argument("--output_dir", type=_path, default=Path("reproduce-out"), help="(default reproduce-out)")
 
 
 def _model_options(model: _Command) -> None:
     model.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
-    model.add_argument("folder", type=Path, help="where it is written")
+    model.add_argument("folder", type=_path, help="where it is written")
     model.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
-    from vpd.recipes.train import train
 
-    train(load(options.config, rest))
+    config = load(options.config, rest)
+    from vpd.recipes.train import train  # after the settings are checked: it loads torch
+
+    train(config)
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
-    from vpd.recipes.evaluation import EvalOptions, evaluate, show
+    from vpd.evaluation import EvalOptions
+    from vpd.recipes.results import check_output, write_results
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
-    result = evaluate(load(options.config, rest), chosen)
+    config = load(options.config, rest)
+    if options.output:
+        check_output(options.output)
+    from vpd.recipes.evaluation import evaluate, show  # loads torch
+
+    result = evaluate(config, chosen)
     show(result, chosen.num_samples)
     if options.output:
-        numbers = {"student": result.student, "teacher": result.teacher, "control": result.control}
-        Path(options.output).write_text(json.dumps({name: part for name, part in numbers.items() if part}, indent=1))
+        write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
@@ -218,10 +319,16 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     check(load_env(options.config, ["--env.name", options.env, *rest]), tasks=options.tasks, seed=options.seed)
 
 
+def _replay(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.recipes.replay import replay
+
+    replay(options.dump)
+
+
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.lab.demo import demo
 
-    demo(Path(options.output_dir), seeds=options.seeds, steps=options.steps, first_seed=options.seed)
+    demo(options.output_dir, seeds=options.seeds, steps=options.steps, first_seed=options.seed)
 
 
 def _reproduce(options: argparse.Namespace, rest: list[str]) -> None:
@@ -253,7 +360,7 @@ def _model(options: argparse.Namespace, rest: list[str]) -> None:
         from vpd.lab import smollm2
 
         smollm2.build(options.folder)
-    print(f"{options.folder} is ready: --model.name_or_path {options.folder}")
+    print(for_terminal(f"{options.folder} is ready: --model.name_or_path {options.folder}"))
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

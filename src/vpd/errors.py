@@ -4,12 +4,16 @@ A fault that the user can mend is a :class:`VPDError`: one line that says *what*
 *got*, what we *expected* and what to *do*.  The command line prints that line and exits with code 2.
 Anything else that escapes is a bug of ours and keeps its traceback.
 
+Text from outside may stand in any part: control characters are made visible, and what is long loses its middle.
+
 Nothing is replaced by a default behind the user's back: what cannot be honoured is an error, and what
 is cut, skipped or left out on purpose is counted in the metrics.
 """
 
 import difflib
 from collections.abc import Iterable
+
+from vpd.printable import one_line
 
 
 class VPDError(Exception):
@@ -20,13 +24,13 @@ class VPDError(Exception):
     """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, do: str | None = None):
-        parts = [what]
+        parts = [one_line(what)]
         if got is not None:
-            parts.append(f"got {got}")
+            parts.append(f"got {one_line(str(got))}")
         if expected is not None:
-            parts.append(f"expected {expected}")
+            parts.append(f"expected {one_line(str(expected))}")
         line = "; ".join(parts)
-        super().__init__(f"{line}. {do}" if do else line)
+        super().__init__(f"{line}. {one_line(do)}" if do else line)
 
 
 class ConfigError(VPDError):
@@ -53,12 +57,27 @@ class TrainingError(VPDError):
     """Training cannot go on: a loss or gradient is not finite."""
 
 
+class NonFiniteError(TrainingError):
+    """A loss, gradient, reward, log-prob or weight is not finite; no step was taken on it."""
+
+
 class SandboxError(VPDError):
     """The machine or a service failed to run a program; no fault of the program."""
 
 
 class StorageError(VPDError):
     """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal (``signal``, its number) after ``step`` whole steps.
+
+    ``saved``: a checkpoint of that step is written.  The text says how to go on.
+    """
+
+    def __init__(self, text: str, *, signal: int, step: int, saved: bool):
+        super().__init__(text)
+        self.signal, self.step, self.saved = signal, step, saved
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

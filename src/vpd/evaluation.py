@@ -12,9 +12,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Interval
 
 from vpd.ranks import divide
 from vpd.rollout import Request, RolloutSource, Sampling
+from vpd.settings import Settings
 from vpd.types import Group, Metrics, Rollout, SampleKey, Task, Tokens
 
 
@@ -30,6 +34,19 @@ class EvalSettings:
     num_samples: int = 8
     teacher: bool = True
     control: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Settings):
+    """How a model is evaluated."""
+
+    num_samples: Annotated[int, Ge(1), "k, answers per task"] = 8
+    temperature: Annotated[float, Ge(0), "sampling temperature; 0 is greedy"] = 1.0
+    top_p: Annotated[float, Interval(gt=0.0, le=1.0), "nucleus sampling; 1: off"] = 1.0
+    limit: Annotated[int | None, Ge(1), "at most so many held-out tasks; null: all"] = None
+    teacher: Annotated[
+        bool, "also answer failed attempts again, with their feedback and (run.eval_control) without"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,20 @@
 Whatever the method, this is the loop: VPD, SDPO, GKD and GRPO differ in ``algorithm`` alone.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
+from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
+from vpd.learners.journal import Fault, Journal
 from vpd.rollout import Source
 from vpd.types import Group, Metrics
 
@@ -62,12 +66,30 @@ class TokenObserver(Protocol):
         ...
 
 
+class Abandoned(KeyboardInterrupt):
+    """The rollouts in progress are given up; the learner is what it was after the last step."""
+
+
+class StopRequest:
+    """Whether a run was asked to end before ``max_steps``: the number of the signal that asked, or None."""
+
+    signal: int | None = None
+
+    @contextlib.contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """Around work that may be given up when the request comes; then raises :class:`Abandoned`."""
+        yield
+
+
 @dataclass(kw_only=True)
 class Loop:
     """One run in progress.  ``step``, the iterations trained so far, is all the loop itself remembers.
 
+    Every rollout is accounted for in the metrics ``rows/...`` (:meth:`vpd.learners.journal.Journal.account`).  ``dump``
+    gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
+
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.
+    (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
     """
 
     source: Source
@@ -78,40 +100,61 @@ class Loop:
     observers: Sequence[Observer] = ()
     evaluate: Callable[[], Metrics] | None = None
     save: Callable[["Loop"], Any] | None = None
+    dump: Callable[[Fault], Path] | None = None
     max_steps: int = 100
     eval_steps: int = 0
     save_steps: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
     step: int = 0
+    saved_step: int = -1
 
     def run(self) -> None:
-        """Train until ``max_steps``."""
+        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        with contextlib.suppress(Abandoned):
+            self._run()
+
+    def _run(self) -> None:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
-            self._notify(self.evaluate(), [])
+            with self.stop.abandonable():
+                evaluated = self.evaluate()
+            self._notify(evaluated, [])
         if self.step < self.max_steps:
             self.source.start(self.step)
-        while self.step < self.max_steps:
-            groups, metrics = self.source.take(self.step)
+        while self.step < self.max_steps and self.stop.signal is None:
+            with self.stop.abandonable():
+                groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
-            update = self.train(groups)
+            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))))
             metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
                 metrics |= self.evaluate()
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups)
-            if self.save is not None and self._is_due(self.save_steps):
-                self.save(self)
+            if self._is_due(self.save_steps):
+                self.save_checkpoint()
 
-    def train(self, groups: Sequence[Group]) -> Update:
-        """One iteration on these rollouts, and what was measured."""
+    def save_checkpoint(self) -> None:
+        """Save, unless this step is saved already."""
+        if self.save is not None and self.saved_step != self.step:
+            self.save(self)
+            self.saved_step = self.step
+
+    def train(self, groups: Sequence[Group], *, drawn: int | None = None) -> Update:
+        """One iteration on these rollouts, and what was measured; ``drawn`` rows were to be made (None: as many)."""
         started = time.perf_counter()
         metrics = self.rollout_metrics(groups) | {"learning_rate": self.learner.learning_rate}
         lags = [self.step - rollout.completion.version for group in groups for rollout in group.rollouts]
         metrics["rollout/staleness"] = statistics.fmean(lags)
-        update = self.algorithm.step(groups, self.learner)
-        self.learner.end_iteration()
+        journal, before = Journal(self.learner, groups), self.algorithm.state()
+        try:
+            update = self.algorithm.step(groups, journal)
+            self.learner.end_iteration()
+        except NonFiniteError as error:
+            raise self._dumped(error, groups, before, journal) from error
+        metrics |= journal.account(_count(groups) if drawn is None else drawn)
         self.step += 1
         metrics |= update.metrics | {"time/update": time.perf_counter() - started}
         return dataclasses.replace(update, metrics=metrics)
@@ -122,8 +165,24 @@ class Loop:
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
-        self.step = progress["step"]
+        self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
+
+    def _dumped(
+        self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
+    ) -> NonFiniteError:
+        """The error with the place of its dump."""
+        if self.dump is None:
+            return error
+        fault = Fault(
+            step=self.step + 1,
+            error=str(error),
+            groups=groups,
+            algorithm=algorithm,
+            results=journal.results,
+            call=journal.call,
+        )
+        return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
@@ -137,3 +196,7 @@ class Loop:
         for observer in self.observers:
             if isinstance(observer, TokenObserver):
                 observer.on_token_signals(self.step, update.tokens, groups)
+
+
+def _count(groups: Sequence[Group]) -> int:
+    return sum(len(group.rollouts) for group in groups)

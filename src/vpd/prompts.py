@@ -14,8 +14,10 @@ cut and control tokens removed are counted where the text ends up.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +26,9 @@ from jinja2 import TemplateError
 
 from vpd.control_tokens import ControlTokens
 from vpd.errors import EnvError, ModelError
+from vpd.printable import well_formed
 from vpd.settings import Settings
+from vpd.tool_messages import check_shown
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
 
 
@@ -56,6 +60,8 @@ class PromptSettings(Settings, section="prompts"):
     ] = "tags"
 
 
+LEAST_CONTEXT = 4  # tokens: a context that is cut to fewer says nothing
+CHARACTERS = 64  # more than a token has, but for runs of one character
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
 
 
@@ -114,8 +120,9 @@ class Prompter:
         self.settings = settings
         self.window = window
         self.max_completion_length = max_completion_length
-        self._remembered = functools.lru_cache(maxsize=4096)(self._tokens)  # a group's prompts are often one
+        self._remembered = functools.lru_cache(maxsize=512)(self._tokens)  # a group's prompts are often one
         self._control = ControlTokens(tokenizer)
+        self._least_room = LEAST_CONTEXT + len(self._encode(settings.cut_marker))
 
     def build_student_prompt(self, task: Task) -> Tokens:
         """The student's prompt [P].
@@ -125,6 +132,7 @@ class Prompter:
         """
         _last_user_message(task)
         tokens = self._render_task(task)
+        check_shown(partial(self._render, what=f"task {task.id!r}"), task.messages, task.tools, f"task {task.id!r}")
         limit = self.settings.max_prompt_length
         if limit is not None and len(tokens) > limit:
             raise ModelError(
@@ -152,21 +160,49 @@ class Prompter:
         return demonstrations + feedback
 
     def build_teacher_prompt(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
-        """The teacher's prompt [Q] for a context, None for an empty one.
+        """The teacher's prompt [Q] for a context; None for an empty one, or where the window has no room for it.
 
         With nothing to say the teacher's prompt would be the student's own, and distilling towards it a hidden
-        regulariser: such a row has no teacher.
+        regulariser: such a row has no teacher.  There is room if ``LEAST_CONTEXT`` tokens of a longer context fit.
         """
         sections = self.used(context)
         if not sections:
             return None
-        room = self._room(task)
+        room = self._room(task, {section.kind for section in sections})
         made = self._with_context(task, sections, room)
         while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
             room = max(room - max(excess // 4, 1), 1)
             made = self._with_context(task, sections, room)
-        self._check_window(task, len(made.tokens), "the teacher's prompt")
-        return made
+        no_room = self._excess(len(made.tokens)) > 0 or (made.cut > 0 and room < self._least_room)
+        return None if no_room else made
+
+    def has_room(self, task: Task) -> bool:
+        """Whether the teacher's prompt of a task has room for feedback of any length, cut if need be."""
+        return self._room(task, {"feedback"}) >= self._least_room
+
+    def shows_context(self, task: Task) -> bool:
+        """Whether the chat template shows the teacher its context: other feedback must give another prompt."""
+        texts = ("0 yes", "1 no")
+        sections = [Section(kind="feedback", source="environment", text=text) for text in texts]
+        first, second = (self._with_context(task, [section], 1 << 30).tokens for section in sections)
+        return first != second
+
+    def answer_end(self) -> Tokens:
+        """What the chat template puts behind an assistant's last answer, as tokens; nothing where it hides answers."""
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            text: str = self._apply_template(conversation, tokenize=False, add_generation_prompt=False)
+        except (TemplateError, TypeError, ValueError):  # it takes no answers, as it need not for single turns
+            return ()
+        return tuple(self._encode(text.partition(answer)[2]))
+
+    def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
+        """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
+        if self.window is None:
+            return 0
+        length = len(self._render(self._clean(list(messages)), what="a feedback source"))
+        return max(length + max_tokens - self.window, 0)
 
     def conversation(self, messages: Sequence[Message], max_tokens: int) -> Tokens:
         """Any messages as a prompt that leaves ``max_tokens`` for the answer.  Raises ModelError if it does not.
@@ -206,7 +242,8 @@ class Prompter:
                 do="Take a model with another chat template, or set rollout.max_turns to 1.",
             )
         if after is not None:
-            following = following.removeprefix(self.tokenizer.decode([after]))
+            end = re.escape(self.tokenizer.decode([after]))
+            following = re.sub(rf"\A\s*?{end}", "", following)  # some templates set a space before it
         return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
 
     def opens_thinking(self, prompt: Tokens) -> bool:
@@ -225,27 +262,46 @@ class Prompter:
         _map_text([*task.messages, *task.tools], count)
         return sum(counts)
 
+    def unknown_tokens_in(self, task: Task) -> int:
+        """How many tokens of what a task's messages say are the tokenizer's unknown token: text that is lost."""
+        return sum(self._unknown(self._clean_text(message["content"])[0]) for message in task.messages)
+
+    def _unknown(self, text: str) -> int:
+        unknown = self.tokenizer.unk_token_id
+        return 0 if unknown is None else self._encode(text).count(unknown)
+
     def fit(self, text: str, budget: int) -> FittedText:
         """``text`` without its control tokens, within a budget of tokens also when it is encoded again.
 
-        The middle makes way for ``cut_marker``; a budget that holds not even that leaves nothing.
+        The middle makes way for ``cut_marker``; a budget that holds not even that leaves nothing.  What is far beyond
+        the budget (``CHARACTERS`` for each token) is cut before it is tokenised, and its tokens are then estimated.
         """
+        text, dropped = self._without_far_middle(text, budget)
         text, control = self._control.neutralise(text)
         tokens = self._encode(text)
+        unread = -(-dropped * len(tokens) // max(len(text), 1))  # tokens that were never made
         if len(tokens) <= budget:
-            return FittedText(text=text, length=len(tokens), control_tokens=control)
+            return FittedText(text=text, length=len(tokens), cut=unread, control_tokens=control)
         marker = len(self._encode(self.settings.cut_marker))
         keep = max(budget - marker, 0)
         while keep > 0:
             joined, _ = self._control.neutralise(self._without_middle(tokens, keep))
             excess = len(self._encode(joined)) - budget
             if excess <= 0:
-                cut = len(tokens) - keep
+                cut = len(tokens) - keep + unread
                 return FittedText(text=joined, length=keep + marker, cut=cut, control_tokens=control)
             keep -= excess
+        cut = len(tokens) + unread
         if marker <= budget:
-            return FittedText(text=self.settings.cut_marker, length=marker, cut=len(tokens), control_tokens=control)
-        return FittedText(text="", length=0, cut=len(tokens), control_tokens=control)
+            return FittedText(text=self.settings.cut_marker, length=marker, cut=cut, control_tokens=control)
+        return FittedText(text="", length=0, cut=cut, control_tokens=control)
+
+    def _without_far_middle(self, text: str, budget: int) -> tuple[str, int]:
+        """A text without characters that no budget of tokens reaches, and how many these are."""
+        half = budget * CHARACTERS // 2
+        if len(text) <= 2 * half:
+            return text, 0
+        return f"{text[:half]}{self.settings.cut_marker}{text[len(text) - half :]}", len(text) - 2 * half
 
     def _without_middle(self, tokens: Sequence[int], keep: int) -> str:
         """The first and the last of ``keep`` tokens as text, without the characters that the cut leaves incomplete."""
@@ -256,17 +312,16 @@ class Prompter:
     def _with_context(self, task: Task, sections: Sequence[Section], room: int) -> TeacherPrompt:
         """The teacher's prompt with the sections in ``room`` tokens."""
         settings = self.settings
-        parts, cut, control = [], 0, 0
-        for kind, header, budget in (
-            ("demonstration", settings.demonstration_header, settings.max_demonstration_length),
-            ("feedback", settings.feedback_header, settings.max_feedback_length),
-        ):
+        parts, cut, control, unknown = [], 0, 0, 0
+        budgets = {"demonstration": settings.max_demonstration_length, "feedback": settings.max_feedback_length}
+        for kind, header in self._headers().items():
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
             if text:
-                fitted = self.fit(text, min(budget, room))
+                fitted = self.fit(text, min(budgets[kind], room))
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
+                unknown += self._unknown(fitted.text)
                 parts.append(header + (fitted.text or settings.cut_marker))
         last = _last_user_message(task)
         messages = self._clean(list(task.messages))
@@ -276,6 +331,7 @@ class Prompter:
             sources=tuple(dict.fromkeys(section.source for section in sections)),
             cut=cut,
             control_tokens=control,
+            unknown_tokens=unknown,
         )
 
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
@@ -296,12 +352,11 @@ class Prompter:
         return tuple(self._apply_template(messages, tools=tools or None, tokenize=True, return_dict=False))
 
     def _apply_template(self, messages: Sequence[Any], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, enable_thinking=self.settings.enable_thinking, **options
-        )
+        usual = {"add_generation_prompt": True, "enable_thinking": self.settings.enable_thinking}
+        return self.tokenizer.apply_chat_template(messages, **(usual | options))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False, verbose=False))
 
     def _clean(self, value: list[Any]) -> list[Any]:
         """Messages or tools of a task with the control tokens removed that they may not spell."""
@@ -311,20 +366,24 @@ class Prompter:
     def _clean_text(self, text: str) -> tuple[str, int]:
         match self.settings.control_tokens_in_tasks:
             case "all":
-                return text, 0
+                return well_formed(text), 0
             case "tags":
                 return self._control.neutralise(text, "special")
             case "none":
                 return self._control.neutralise(text)
 
-    def _room(self, task: Task) -> int:
-        """Tokens left for the sections once task, headers and completion have their place in the window."""
+    def _room(self, task: Task, kinds: Set[str]) -> int:
+        """Tokens left for sections of these kinds once task, headers and completion have their place in the window."""
         if self.window is None:
             return 1 << 30
-        settings = self.settings
-        frame = settings.demonstration_header + settings.feedback_header + settings.closing
-        fixed = len(self._render_task(task)) + len(self._encode(frame)) + 8
+        headers = self._headers()
+        frame = "".join(headers[kind] for kind in headers if kind in kinds) + self.settings.closing
+        fixed = len(self._render_task(task)) + len(self._encode(frame))
         return max(self.window - self.max_completion_length - fixed, 1)
+
+    def _headers(self) -> dict[str, str]:
+        """The line above each kind of section, in the order of the prompt."""
+        return {"demonstration": self.settings.demonstration_header, "feedback": self.settings.feedback_header}
 
     def _excess(self, length: int) -> int:
         """Tokens that a prompt and its completion take beyond the window; 0 or less where they fit."""

@@ -6,8 +6,8 @@ raise instead of waiting for it.
 """
 
 import queue
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from vpd.errors import VPDError
@@ -62,20 +62,9 @@ class ThreadRanks:
     def run(cls, world: int, program: Callable[["ThreadRanks"], Result], *, timeout: float = 10.0) -> list[Any]:
         """What ``program`` returned, or the exception that it raised, on each rank."""
         inboxes: list[queue.Queue[tuple[int, Any]]] = [queue.Queue() for _ in range(world)]
-        results: list[Any] = [None] * world
-
-        def work(rank: int) -> None:
-            try:
-                results[rank] = program(cls(rank, inboxes, timeout=timeout))
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
+        with ThreadPoolExecutor(world) as pool:
+            futures = [pool.submit(program, cls(rank, inboxes, timeout=timeout)) for rank in range(world)]
+        return [future.exception() or future.result() for future in futures]
 
 
 def share_of(rank: int, world: int, count: int) -> range:

@@ -87,7 +87,10 @@ class Source(Protocol):
         ...
 
     def take(self, step: int) -> tuple[list[Group], Metrics]:
-        """All groups of ``step``, the same on every rank and with teacher prompts, and timings (seconds) as metrics."""
+        """All groups of ``step``, the same on every rank and with teacher prompts, and metrics: timings (seconds).
+
+        ``rows/drawn`` among them counts the attempts that were to be made, which the loop accounts for.
+        """
         ...
 
 
@@ -118,7 +121,8 @@ class RolloutSource:
         count = self.settings.prompts_per_step
         places = range(step * count, (step + 1) * count)
         engine = self.engine if self.training_engine is None else self.training_engine
-        seconds: Metrics = {"time/rollout": 0.0, "time/feedback": 0.0}
+        drawn = float(count * self.settings.num_generations)
+        metrics: Metrics = {"rows/drawn": drawn, "time/rollout": 0.0, "time/feedback": 0.0}
 
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()
@@ -129,13 +133,13 @@ class RolloutSource:
             groups = self.add_feedback(groups)
             with_feedback = time.perf_counter()
             groups = self.add_retries(groups)
-            seconds["time/rollout"] = sampled - started
-            seconds["time/feedback"] = with_feedback - sampled
+            metrics["time/rollout"] = sampled - started
+            metrics["time/feedback"] = with_feedback - sampled
             if self.settings.retries:
-                seconds["time/retries"] = time.perf_counter() - with_feedback
+                metrics["time/retries"] = time.perf_counter() - with_feedback
             return groups
 
-        return divide(self.ranks, places, work), seconds
+        return divide(self.ranks, places, work), metrics
 
     def generate_groups(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int

@@ -14,6 +14,9 @@ from a file.
 
 import dataclasses
 import functools
+import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -21,8 +24,19 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from vpd.errors import ConfigError
+from vpd.printable import shown
 
 Share = Interval(ge=0.0, le=1.0)  # a number from 0 to 1, both included
+
+
+@dataclass(frozen=True, slots=True)
+class IsPath:
+    """Marks a setting, or a list of them, as a path: ``~`` and ``${VAR}`` are replaced when the object is made.
+
+    ``read``: a run reads what is there, if it is a path at all, so that a continued run can see whether it changed.
+    """
+
+    read: bool = True
 
 
 class Settings:
@@ -37,7 +51,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, declared in declarations(type(self)).items():
-            declared.check(getattr(self, name), f"{self.section}.{name}" if self.section else name)
+            key = f"{self.section}.{name}" if self.section else name
+            if declared.path is not None:
+                object.__setattr__(self, name, _expanded(getattr(self, name), key))
+            declared.check(getattr(self, name), key)
         self.check()
 
     def check(self) -> None:
@@ -52,6 +69,7 @@ class Declaration:
     bounds: tuple[Ge | Gt | Le | Lt, ...]
     choices: tuple[Any, ...]
     optional: bool
+    path: IsPath | None = None
 
     @property
     def range(self) -> str:
@@ -73,13 +91,39 @@ class Declaration:
         """Raise ConfigError unless ``value`` is one of the choices and within the bounds."""
         if value is None and self.optional:
             return
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} is out of range", got=repr(value), expected=self.range or "a finite number")
         if self.choices:
             holds = any(value == choice for choice in self.choices)
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             holds = not self.bounds or (number and all(_within(value, bound) for bound in self.bounds))
         if not holds:
-            raise ConfigError(f"{key} is out of range", got=repr(value), expected=self.range)
+            raise ConfigError(f"{key} is out of range", got=shown(value), expected=self.range)
+
+
+def expand_path(text: str, key: str) -> str:
+    """``text`` with ``~`` at its beginning and every ``$VAR`` or ``${VAR}`` replaced; ``key`` is the setting's name.
+
+    Raises ConfigError: there is no such user or variable.
+    """
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+        raise ConfigError(f"{key}: there is no such user", got=text, do=f"A folder of that name is ./{text}.")
+
+    def value(match: re.Match[str]) -> str:
+        name = match["braced"] or match["plain"]
+        if name not in os.environ:
+            raise ConfigError(f"{key}: the environment has no variable {name}", got=text)
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))", value, home)
+
+
+def _expanded(value: Any, key: str) -> Any:
+    if isinstance(value, str):
+        return expand_path(value, key)
+    return tuple(_expanded(entry, key) for entry in value) if isinstance(value, tuple) else value
 
 
 def declarations(kind: Any) -> Mapping[str, Declaration]:
@@ -111,6 +155,7 @@ def _declared(hint: Any) -> Declaration:
         bounds=tuple(bounds),
         choices=tuple(value for a in literal for value in get_args(a)) if not others else (),
         optional=optional,
+        path=next((entry for entry in metadata if isinstance(entry, IsPath)), None),
     )
 
 

@@ -14,20 +14,28 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from vpd.errors import EnvError
+from vpd.printable import shown
 
 Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
+
 Metrics: TypeAlias = dict[str, float]
+
+LARGEST_REWARD = 1e30  # differences of rewards, over a deviation of 1e-4 at least, must fit 32 bits
 
 
 class Message(TypedDict):
-    """One message of a chat, as chat templates take it."""
+    """One message of a chat, as chat templates take it; the ``arguments`` of ``tool_calls`` are objects."""
 
     role: str
     content: str
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +88,8 @@ class Completion:
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where the environment replied; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
     sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
-    ``turns`` counts its answers; ``version`` counts the weights that sampled it.  ``thinking_open``: the prompt ended
+    ``turns`` counts its answers; ``version`` counts the weights that sampled it; ``by_teacher``: those of an external
+    teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``thinking_open``: the prompt ended
     in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
     tokens cut from the environment's replies, and the control tokens in them that became plain text.
 
@@ -104,6 +113,7 @@ class Completion:
     text: str
     finish: Literal["stop", "length"]
     version: int = 0
+    by_teacher: bool = False
     turns: int = 1
     thinking_open: bool = False
     reply_cut: int = 0
@@ -114,9 +124,10 @@ class Completion:
 class Grade:
     """An environment's verdict on one answer.
 
-    ``reward`` is any finite number; ``success`` None means "reward >= success_threshold", resolved once
-    when the rollouts are collected; ``feedback`` is text about this attempt.  ``informative=False``
-    marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    ``reward`` is a finite number, at most ``LARGEST_REWARD`` either way; ``success`` None means
+    "reward >= success_threshold", resolved once when the rollouts are collected; scalars of NumPy and torch become
+    Python's.  ``feedback`` is text about this attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests
+    passed"): people see it, the teacher does not.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -131,18 +142,31 @@ class Grade:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", _plain(self.reward))
+        object.__setattr__(self, "success", _plain(self.success))
         number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
-        if not number or not math.isfinite(self.reward):
+        if not number or (isinstance(self.reward, float) and not math.isfinite(self.reward)):
             raise EnvError(
                 "a grade's reward is not a finite number",
-                got=repr(self.reward),
+                got=shown(self.reward),
                 expected="a float",
                 do="Mend the grader; use Grade(reward=0.0, feedback=...) for an answer it cannot judge.",
             )
+        if abs(self.reward) > LARGEST_REWARD:
+            raise EnvError(
+                "a grade's reward is too large to compute with",
+                got=shown(self.reward),
+                expected=f"at most {LARGEST_REWARD:g} either way",
+            )
         if self.success is not None and not isinstance(self.success, bool):
-            raise EnvError("a grade's success has the wrong type", got=repr(self.success), expected="bool or None")
+            raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")
         if self.feedback is not None and not isinstance(self.feedback, str):
-            raise EnvError("a grade's feedback has the wrong type", got=repr(self.feedback), expected="str or None")
+            raise EnvError("a grade's feedback has the wrong type", got=shown(self.feedback), expected="str or None")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +195,8 @@ class Section:
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
 
-    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt.
+    ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt, and
+    ``unknown_tokens`` the tokenizer's unknown tokens that they were read as.
 
     >>> TeacherPrompt(tokens=(1, 2, 3), sources=("environment", "sibling")).cut
     0
@@ -181,6 +206,7 @@ class TeacherPrompt:
     sources: tuple[str, ...]
     cut: int = 0
     control_tokens: int = 0
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,9 +295,11 @@ class Example:
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
-    sampled the row.  ``teacher`` is the teacher's prompt [Q], or a remote teacher's top-k log-probs of this
-    completion, or None for a row without a teacher.  ``loss_weights`` holds one number for each term of the loss and
-    carries *all* normalisation.  Raises ValueError if top-k log-probs are of another length than the completion.
+    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt
+    [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
+    ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
+    top-k log-probs are of another length than the completion.  ``key`` says which rollout it was made of (None: of
+    none), ``failed_grade`` whether its grader failed, ``left_out`` why it takes no part in an update (empty: it does).
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -294,12 +322,21 @@ class Example:
     success: bool = False
     group: int = 0
     version: int = 0
+    by_teacher: bool = False
+    key: SampleKey | None = None
+    failed_grade: bool = False
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, TopKLogprobs) and len(self.teacher.ids) != len(self.completion):
             raise ValueError(
                 f"top-k log-probs of {len(self.teacher.ids)} tokens for a completion of {len(self.completion)}"
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call the row: the place of its task in the stream, and which of the task's answers it is."""
+        return "a row" if self.key is None else f"the row of task {self.key.task}, sample {self.key.sample}"
 
     @property
     def teacher_prompt(self) -> Tokens | None:

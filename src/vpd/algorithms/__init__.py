@@ -11,12 +11,14 @@ gated    like vpd, with a policy gradient; the distillation is scaled by how oft
 An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from vpd.learners import Learner, Update
-from vpd.learners.teachers import TeacherSettings
+from vpd.learners.settings import TeacherSettings
 from vpd.prompts import Prompter
 from vpd.types import Group
 

@@ -10,17 +10,19 @@ With a teacher made of the student's own weights this alone is SDPO (arXiv 2601.
 that reads the student's own prompt it is GKD (arXiv 2306.13649).  VPD is this with an E-step before it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
+    choose_rows,
     split_by_group,
     to_examples,
     token_counts,
@@ -30,12 +32,14 @@ from vpd.algorithms.examples import (
 from vpd.algorithms.retries import Imitation, RetrySettings
 from vpd.errors import ConfigError
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.learners.teachers import CopyType, TeacherSettings
-from vpd.model.batch import Batch
-from vpd.model.scorer import Divergence, Scorer
+from vpd.learners.settings import CopyType, TeacherSettings
 from vpd.prompts import Prompter
-from vpd.settings import Settings, Share
+from vpd.settings import IsPath, Settings, Share
 from vpd.types import Example, Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Divergence, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ class GKDSettings(DistillSettings):
     """GKD: a frozen external teacher reads the student's own prompt.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
-    teacher_model: Annotated[str, "Hub id or folder of the teacher; same tokenizer as the student"] = ""
+    teacher_model: Annotated[str, IsPath(), "Hub id or folder of the teacher; same tokenizer as the student"] = ""
     importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
@@ -201,7 +205,7 @@ class Distill:
             examples = self._with_reference(examples, learner)
         retries = self._imitation.examples(groups) if self._imitation else []
         updates = [Update(self._imitation.metrics(groups))] if self._imitation else []
-        for part in split_by_group(examples, settings.updates_per_batch):
+        for part in split_by_group(choose_rows(examples, context=True), settings.updates_per_batch):
             own_groups = {example.group for example in part}
             updates.append(self._update(part, [row for row in retries if row.group in own_groups], learner))
         return combine(updates)
@@ -211,7 +215,7 @@ class Distill:
         settings = self.settings
         weights = weighting.token_average(
             token_counts(examples),
-            [e.teacher is not None for e in examples],
+            [not e.left_out for e in examples],
             average=settings.average,
             denominator=settings.denominator,
         )
@@ -229,12 +233,16 @@ class Distill:
         """L_M of each token [B,T]: the importance ratio, truncated, times the divergence D(pi, sg q).
 
         The signal ``student_drift_kl`` is r log r - r + 1 with r = pi / pi_0: never negative, and for y ~ pi_0 an
-        unbiased estimate of KL(pi || pi_0) per token.
+        unbiased estimate of KL(pi || pi_0) per token.  ``sampling_logp_difference`` compares the sampler's log-probs
+        with those of the model that it sampled from: pi_0, or the external teacher.
         """
+        from vpd import losses
+
         settings = self.settings
         compared = self._compare(scorer)
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
+        sampled_BT = compared.teacher_logprobs.where(batch.by_teacher_B[:, None], reference_BT)
         drift_BT = compared.student_logprobs - reference_BT
         return TokenLoss(
             ratio_BT * compared.value,
@@ -243,7 +251,7 @@ class Distill:
                 "importance_ratio": ratio_BT,
                 "teacher_minus_student": compared.teacher_logprobs - compared.student_logprobs,
                 "student_drift_kl": drift_BT.exp() * drift_BT - drift_BT.exp() + 1,
-                "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
+                "sampling_logp_difference": (sampled_BT - batch.behaviour_BT).abs(),
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
             },
@@ -251,6 +259,9 @@ class Distill:
 
     def _compare(self, scorer: Scorer) -> Divergence:
         """The divergence between student and teacher of each token, exact or estimated from the sampled token."""
+        from vpd import losses
+        from vpd.model.scorer import Divergence
+
         settings = self.settings
         if settings.distillation_estimator == "exact":
             return scorer.divergence(

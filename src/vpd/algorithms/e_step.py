@@ -22,24 +22,26 @@ y        samples          the student's attempts, the teacher's own (retries), o
 ======== ================ ======================================================================================
 """
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
-
-from vpd import losses
 from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
 from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples, with_loss_weights
 from vpd.algorithms.retries import to_retry_examples
 from vpd.learners import Learner, Loss, ModelName, TokenLoss, Update, combine
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Floats, Group, Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 EStepRows: TypeAlias = Literal["student", "teacher", "both"]
 SATURATED = 5.0  # |rt - delta| beyond which the sigmoid is within 1 % of 0 or 1, on either side
@@ -149,6 +151,8 @@ class EStep:
 
     def _train(self, examples: Sequence[Example], learner: Learner) -> Update:
         """``e_epochs`` updates of the live weights on the teacher's prompt, all with the same delta."""
+        import torch
+
         settings = self.settings
         with_context = [e for e in examples if e.teacher is not None]
         if not with_context:
@@ -156,7 +160,7 @@ class EStep:
         weights = iter(weighting.class_mean([e.success for e in with_context]))
         weighted = with_loss_weights(examples, bco=[next(weights) if e.teacher is not None else 0.0 for e in examples])
 
-        def update(objective: "BCO | ShiftedBCO") -> Update:
+        def update(objective: BCO | ShiftedBCO) -> Update:
             return learner.update("e_step", weighted, {"bco": objective}, train="teacher", lr_scale=settings.e_lr_scale)
 
         first = update(BCO(settings, self._shift))
@@ -181,6 +185,8 @@ class BCO:
 
     def prepare(self, values: Sequence[float], examples: Sequence[Example]) -> Loss:
         """L_E, now that rt of all rows is known."""
+        import torch
+
         implicit_reward_B = torch.tensor(values, dtype=torch.float64)
         success_B = torch.tensor([e.success for e in examples])
         shift = next_shift(self.previous, implicit_reward_B, success_B, momentum=self.settings.shift_momentum)
@@ -195,12 +201,16 @@ class ShiftedBCO:
     shift: float
 
     def __call__(self, scorer: Scorer, batch: Batch) -> TokenLoss:
+        from vpd import losses
+
         implicit_reward_B = implicit_reward(self.settings, scorer, batch)
         return TokenLoss(losses.bco(implicit_reward_B, batch.success_B, self.shift))
 
 
 def implicit_reward(settings: EStepSettings, scorer: Scorer, batch: Batch) -> Tensor:
     """rt = beta * sum_t (log q - sg log pi_0) of each row [B]; the batch's references are log pi_0."""
+    from vpd import losses
+
     return losses.implicit_reward(
         scorer.logprobs("teacher"),
         batch.reference_BT,
@@ -212,6 +222,8 @@ def implicit_reward(settings: EStepSettings, scorer: Scorer, batch: Batch) -> Te
 
 def next_shift(previous: float | None, implicit_reward_B: Tensor, success_B: Tensor, *, momentum: float) -> float:
     """delta of this E-step: at the first the midpoint of the class means of rt, then a moving average of midpoints."""
+    from vpd import losses
+
     midpoint = float(losses.midpoint_shift(implicit_reward_B, success_B))
     return midpoint if previous is None else momentum * previous + (1 - momentum) * midpoint
 

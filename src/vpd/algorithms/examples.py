@@ -1,16 +1,21 @@
 """From groups to examples: how a rollout becomes a row of an update."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vpd.learners import Learner
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 #: Whose log-probs are log pi_0 of the importance ratio pi / pi_0: the learner's before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]
@@ -34,12 +39,39 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             reference=rollout.completion.logprobs if reference == "sampler" else None,
             teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
             version=rollout.completion.version,
+            by_teacher=rollout.completion.by_teacher,
             success=rollout.success,
             group=number,
+            key=rollout.key,
+            failed_grade=rollout.grade.metrics.get("grader_failed", 0.0) > 0,
         )
         for number, group in enumerate(groups)
         for rollout in group.rollouts
     ]
+
+
+def choose_rows(examples: Sequence[Example], *, context: bool = False, advantage: bool = False) -> list[Example]:
+    """The examples with the reason, if there is one, why they take no part in an update (``Example.left_out``).
+
+    This is the one place that decides it.  A row takes part if the model sampled a token in it and, where the method
+    learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0.  Reasons:
+    ``no_tokens``; ``failed_grade`` (its grader failed, and nothing can be learned from it); ``no_context``;
+    ``no_group`` (the only attempt at its task, so that its advantage is 0); ``zero_advantage``.
+    """
+    sizes = Counter(example.group for example in examples)
+
+    def reason(example: Example) -> str:
+        if not any(example.mask):
+            return "no_tokens"
+        if (context and example.teacher is not None) or (advantage and example.advantage):
+            return ""
+        if example.failed_grade:
+            return "failed_grade"
+        if not advantage:
+            return "no_context"
+        return "no_group" if sizes[example.group] == 1 else "zero_advantage"
+
+    return [dataclasses.replace(example, left_out=reason(example)) for example in examples]
 
 
 def token_counts(examples: Sequence[Example]) -> list[int]:

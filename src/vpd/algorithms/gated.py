@@ -13,19 +13,21 @@ context, falls to 0, the learning rate moves from the distillation's to the poli
 while trust is below ``min_trust``; with ``e_every: null`` this is SDPO with the same gate.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from vpd import losses
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import Distill
 from vpd.algorithms.e_step import EStep
 from vpd.algorithms.examples import (
+    choose_rows,
     own_logprobs,
     teacher_logprobs,
     to_examples,
@@ -37,10 +39,12 @@ from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.types import Example, Group, Metrics
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,7 @@ class GatedVPD:
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # no weight on the distillation: no row needs a teacher's pass
             examples = [dataclasses.replace(e, teacher=None) for e in examples]
+        examples = choose_rows(examples, context=True, advantage=settings.policy_weight > 0)
         lengths = token_counts(examples)
         has_context = [e.teacher is not None for e in examples]
         distill = weighting.token_average(lengths, has_context, average=settings.average, denominator="all")
@@ -160,6 +165,8 @@ class GatedVPD:
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """-A log pi of each token [B,T] times the truncated importance ratio pi / pi_0."""
+        from vpd import losses
+
         student_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(student_BT)
         ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)

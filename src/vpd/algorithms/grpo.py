@@ -3,17 +3,20 @@
 Only the outcome counts: feedback, if there is any, is not read.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
+    choose_rows,
     split_by_group,
     to_examples,
     token_counts,
@@ -21,12 +24,13 @@ from vpd.algorithms.examples import (
     with_reference,
 )
 from vpd.learners import Learner, TokenLoss, Update, combine
-from vpd.losses import clipped_policy_gradient
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.settings import Settings
 from vpd.types import Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +76,10 @@ class GRPO:
         if settings.updates_per_batch > 1:
             examples = with_reference(examples, learner)
         updates = [Update({"policy/groups_without_signal": _share_of_equal_groups(groups)})]
-        for part in split_by_group(examples, settings.updates_per_batch):
+        for part in split_by_group(choose_rows(examples, advantage=True), settings.updates_per_batch):
             weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
             weights = [
-                w if e.advantage else 0.0 for w, e in zip(weights, part, strict=True)
+                0.0 if e.left_out else w for w, e in zip(weights, part, strict=True)
             ]  # in the mean, but adds nothing
             updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
         return combine(updates)
@@ -87,6 +91,8 @@ class GRPO:
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """PPO's clipped surrogate of each token [B,T]."""
+        from vpd.losses import clipped_policy_gradient
+
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)
         ratio_BT = (logprobs_BT.detach() - reference_BT).exp()

@@ -8,24 +8,27 @@ With o_t = sg(log q(y_t|x,C) - log pi(y_t|x)), the teacher's log-ratio of a toke
 Either is the advantage in PPO's clipped policy gradient.  A row without a context has o_t = 0.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import SelfTeacher
-from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import ImportanceReference, choose_rows, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, TokenLoss, Update
-from vpd.losses import clipped_policy_gradient, mixed_advantage
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.prompts import Prompter
 from vpd.settings import Share
 from vpd.types import Group
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,11 @@ class Hybrid:
             dataclasses.replace(e, advantage=a)
             for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
         ]
+        examples = choose_rows(examples, advantage=True, context=settings.form == "reshape")
         weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        has_loss = [bool(e.advantage) or (settings.form == "reshape" and e.teacher is not None) for e in examples]
-        weights = [w if has else 0.0 for w, has in zip(weights, has_loss, strict=True)]  # in the mean, but adds nothing
+        weights = [
+            0.0 if e.left_out else w for w, e in zip(weights, examples, strict=True)
+        ]  # in the mean, but adds nothing
         return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:
@@ -84,6 +89,8 @@ class Hybrid:
 
     def _loss(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """PPO's clipped surrogate of each token [B,T], with the advantage of reward and teacher."""
+        from vpd.losses import clipped_policy_gradient, mixed_advantage
+
         settings = self.settings
         logprobs_BT = scorer.logprobs("student")
         reference_BT = batch.reference_or(logprobs_BT)

@@ -12,23 +12,26 @@ Each has the weight ``retry_weight`` beside L_M, which has ``distillation_weight
 revise-and-imitate.  An E-step learns from the retries too, failures included (``e_step_rows``).
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Ge
 
-from vpd import losses
 from vpd.algorithms import weighting
 from vpd.algorithms.examples import to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
-from vpd.model.batch import Batch
-from vpd.model.scorer import Scorer
 from vpd.quoting import feedback_quoted
 from vpd.settings import Settings
 from vpd.types import Example, Group, Metrics, Rollout
+
+if TYPE_CHECKING:
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Scorer
 
 RetryLoss: TypeAlias = Literal["none", "cross_entropy", "forward_kl", "policy_gradient"]
 _Retry: TypeAlias = tuple[int, Rollout, Rollout]  # the group's place, the failed attempt, the retry
@@ -122,13 +125,15 @@ class Imitation:
             case _:
                 return _cross_entropy
 
-    def _may_teach(self, row: "_Retry") -> bool:
+    def _may_teach(self, row: _Retry) -> bool:
         _, attempt, retry = row
         most = self.settings.retry_max_quote
         return most is None or feedback_quoted(attempt, retry) <= most
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """-min(pi / q, c) A log pi of each token [B,T], where q sampled the row: the teacher, or the student itself."""
+        from vpd import losses
+
         student_BT = scorer.logprobs("student")
         ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=self._clip)
         return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)

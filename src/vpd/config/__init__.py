@@ -9,11 +9,15 @@
 
 ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
 frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
-an error that names the nearest one.
+an error that names the nearest one, or where a setting of TRL or verl is found here (:mod:`vpd.config.elsewhere`).
+
+A section without keys is one that is not there.  A path, in the file too, is taken from the folder where the command is
+given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 """
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,22 +27,27 @@ import yaml
 from annotated_types import Ge
 
 from vpd.bundled import BUNDLED
-from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, build, known_keys, named, settings_class
-from vpd.errors import ConfigError, nearest
+from vpd.config.reading import read_file, read_value
+from vpd.config.recorded import over_recorded
+from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, known_keys, named, settings_class
+from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
+from vpd.printable import shown
 from vpd.prompts import PromptSettings
 from vpd.rollout import RolloutSettings
-from vpd.settings import Settings
+from vpd.settings import IsPath, Settings, expand_path
 
 if TYPE_CHECKING:
     from vpd.algorithms import AlgorithmSettings
     from vpd.engines.settings import EngineSettings
-    from vpd.learners.accelerate_learner import OptimSettings
+    from vpd.learners.settings import OptimSettings
 
 LOG = logging.getLogger("vpd")
 
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+
+LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
@@ -49,8 +58,17 @@ class RunSettings(Settings, section="run"):
     """How long, how often, and where."""
 
     max_steps: Annotated[int, Ge(1), "iterations"] = 100
-    save_steps: Annotated[int, Ge(0), "a checkpoint every so many iterations; 0: none"] = 0
-    save_total_limit: Annotated[int | None, Ge(1), "newest checkpoints to keep; null: all"] = None
+    save_steps: Annotated[
+        int,
+        Ge(0),
+        "a checkpoint every so many iterations, and after the last; 0: none but at Ctrl-C and SIGTERM, so a run that is"
+        " killed begins anew",
+    ] = 50
+    save_total_limit: Annotated[
+        int | None,
+        Ge(1),
+        "newest checkpoints to keep; null: all; each holds the model and about twice as much again for AdamW",
+    ] = 2
     eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
     eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
     eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
@@ -60,11 +78,21 @@ class RunSettings(Settings, section="run"):
         " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
     ] = True
     seed: Annotated[int, "fixes tasks and samples"] = 0
-    output_dir: Annotated[str, "the run folder"] = "out"
+    output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
     ] = ()
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
+
+    def check(self) -> None:
+        super().check()
+        longest = max(len(os.fsencode(part)) for part in self.output_dir.split("/"))
+        if not self.output_dir.strip():
+            raise ConfigError("run.output_dir is empty", expected="a folder")
+        if longest > LONGEST_NAME:
+            raise ConfigError(
+                "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +134,17 @@ class Config:
 
 
 def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A file and ``--section.key value`` pairs as a checked Config.  Raises ConfigError."""
-    return parse(_merged(path, _pairs(overrides)))
+    """A file and ``--section.key value`` pairs as a checked Config.
+
+    With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
+    StorageError for a run whose settings cannot be read.
+    """
+    data = _merged(path, _pairs(overrides))
+    run = _mapping(data, "run")
+    if run.get("resume") in (True, "true"):
+        folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
+        data = over_recorded(data, Path(folder))
+    return parse(data)
 
 
 def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -123,14 +160,14 @@ def parse(data: Mapping[str, Any]) -> Config:
     """Plain data as a checked Config.  Raises ConfigError."""
     for section in data:
         if section not in SECTIONS:
-            raise ConfigError(f"unknown section {section!r}", do=nearest(str(section), SECTIONS))
+            raise _unknown_section(str(section))
     given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
     for_base: dict[str, Any] = {}
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
-    if "prompts" not in data:
+    if data.get("prompts") is None:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
     feedback = _feedback(data.get("feedback", ["environment"]))
@@ -164,28 +201,25 @@ def check_together(config: Config) -> None:
         )
 
 
-def _read(path: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(Path(path).read_text()) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}", got=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML", got=" ".join(str(error).split())) from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no sections", got=type(data).__name__, expected=f"a mapping of {SECTIONS}")
-    return data
-
-
 def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    value = data.get(section, {})
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"section {section!r} is not a mapping", got=repr(value), expected="key: value pairs")
-    return value
+    value = data.get(section)
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    do = None
+    if isinstance(value, str):
+        do = f"Write {section}: {{name: {value}}}." if section in CHOICES else advice(section, ())
+    raise ConfigError(f"section {section!r} is not a mapping", got=shown(value), expected="key: value pairs", do=do)
+
+
+def _unknown_section(name: str, where: str = "") -> ConfigError:
+    return ConfigError(f"unknown section {name!r}{where}", do=advice(name, SECTIONS))
 
 
 def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The file's data with the pairs in their places."""
-    data = {} if path is None else _read(path)
+    data = {} if path is None else read_file(path)
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
@@ -221,38 +255,48 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     words = list(overrides)
     while words:
         word = words.pop(0)
-        if not word.startswith("--") or not ("." in word or word.partition("=")[0] == "--feedback"):
-            raise ConfigError(
-                f"unexpected argument {word!r}", expected="--section.key value, or --feedback '[name, ...]'"
-            )
         key, equals, value = word[2:].partition("=")
+        if not word.startswith("--") or not ("." in key or key == "feedback"):
+            raise _unexpected(word)
         if not equals:
-            if not words:
-                raise ConfigError(f"--{key} has no value", expected="--section.key value")
+            if not words or words[0].startswith("--"):
+                raise ConfigError(
+                    f"--{key} has no value", expected="--section.key value, or --section.key=value for one with dashes"
+                )
             value = words.pop(0)
-        try:
-            parsed = yaml.safe_load(value)
-            prose = isinstance(parsed, Mapping) and not value.lstrip().startswith("{")  # a text with a colon in it
-            pairs.append((key, value if prose or not value else parsed))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} has a value that is not YAML", got=repr(value)) from error
+        pairs.append((key, read_value(value, key)))
     return pairs
+
+
+def _unexpected(word: str) -> ConfigError:
+    """The error for a word that is no setting; one of another library is named as it is here."""
+    name = word.lstrip("-+").partition("=")[0]
+    if word.endswith((".yaml", ".yml")) and "=" not in word:
+        do: str | None = f"Write --config {word}."
+    else:
+        dotted = not word.startswith("-") and name.partition(".")[0] in SECTIONS
+        do = f"Write --{word}." if dotted else advice(name, ())
+    expected = "--section.key value, or --feedback '[name, ...]'"
+    return ConfigError(f"unexpected argument {word!r}", expected=expected, do=do)
 
 
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     section, _, rest = key.partition(".")
     if section not in SECTIONS:
-        raise ConfigError(f"unknown section {section!r} in --{key}", do=nearest(section, SECTIONS))
+        raise _unknown_section(section, f" in --{key}")
     if section == "feedback":
         if rest:
             raise ConfigError(f"--{key}: feedback is a list", do="Write --feedback '[environment, sibling]'.")
         data["feedback"] = value
         return
-    target = data.setdefault(section, {})
-    *path, last = rest.split(".")
+    *path, last = key.split(".")
+    target, place = data, ""
     for part in path:
-        if not isinstance(target.get(part), dict):
+        place = f"{place}.{part}" if place else part
+        if target.get(part) is None:
             target[part] = {}
+        if not isinstance(target[part], dict):
+            raise ConfigError(f"--{key}: {place} is not a mapping in the file", got=repr(target[part]))
         target = target[part]
     target[last] = value
 
@@ -260,8 +304,10 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
 def _feedback(entries: Any) -> tuple[Any, ...]:
     if isinstance(entries, (str, Mapping)):
         entries = [entries]
-    if not isinstance(entries, list):
-        raise ConfigError("feedback is not a list", got=repr(entries), expected="names such as [environment, sibling]")
+    if entries is None:
+        raise ConfigError("feedback is empty", do="Write [] for none, or [environment] for what the environment says.")
+    if not isinstance(entries, (list, tuple)):
+        raise ConfigError("feedback is not a list", got=shown(entries), expected="names such as [environment, sibling]")
     sources = []
     for entry in entries:
         options = entry if isinstance(entry, Mapping) else {"name": entry}

@@ -9,16 +9,18 @@ import dataclasses
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from vpd.config.elsewhere import elsewhere
 from vpd.envs import Env, wrap_user_errors
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
+from vpd.printable import shown
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
@@ -64,7 +66,7 @@ PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
     "prompts": "vpd.prompts:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
-    "optim": "vpd.learners.accelerate_learner:OptimSettings",
+    "optim": "vpd.learners.settings:OptimSettings",
     "run": "vpd.config:RunSettings",
 }
 
@@ -133,7 +135,9 @@ class CustomAlgorithm(Custom):
 
         needs = _call(lambda: self.settings.needs, f"{self.name}.needs")
         if not isinstance(needs, Needs):
-            raise ConfigError(f"{self.name}.needs has the wrong type", got=repr(needs), expected="vpd.algorithms.Needs")
+            raise ConfigError(
+                f"{self.name}.needs has the wrong type", got=shown(needs), expected="vpd.algorithms.Needs"
+            )
         return needs
 
     def build(self, prompter: "Prompter") -> "Algorithm":
@@ -147,7 +151,7 @@ class CustomSource(Custom):
     source: Any = field(compare=False)
 
     def __call__(self, groups: "Sequence[Group]", writer: "Writer") -> "list[Group]":
-        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}")
+        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}", loading=False)
         if not isinstance(made, list) or len(made) != len(groups):
             got = f"{len(made)} groups" if isinstance(made, list) else type(made).__name__
             raise ConfigError(
@@ -198,12 +202,14 @@ def named(section: str, data: Data, prefix: str) -> Any:
     if set(data) == {"object"}:
         return Passed(object=str(data["object"]))
     name = data.get("name", choice.default)
+    if not isinstance(name, str):
+        raise ConfigError(f"{prefix}.name is no text", got=repr(name), expected=f"the name of one {choice.kind}")
     options = {key: value for key, value in data.items() if key != "name"}
     if is_place(name):
         return _custom(section, name, options, prefix)
     if name not in choice.table:
-        hint = nearest(str(name), choice.table)
-        raise ConfigError(f"unknown {choice.kind} {name!r}", do=f"{hint} Your own: --{choice.example}.")
+        near = nearest(name, choice.table)
+        raise ConfigError(f"unknown {choice.kind} {name!r}", do=f"{near} Your own: --{choice.example}.")
     return build(settings_class(choice.table[name]), data, prefix)
 
 
@@ -212,7 +218,24 @@ def known_keys(section: str, name: Any) -> set[str] | None:
     table = CHOICES[section].table
     if is_place(name):
         return set(_options_of(load_object(name, f"{section}.name")))
-    return set(_options_of(settings_class(table[name]))) if name in table else None
+    return set(_options_of(settings_class(table[name]))) if isinstance(name, str) and name in table else None
+
+
+def advice(key: str, known: Iterable[str]) -> str | None:
+    """What to do about an unknown key: where a setting of that name is, what another library's is here, the nearest."""
+    places = _places_of(key)
+    if places:
+        return f"That is {' or '.join(places)} here."
+    known = tuple(known)
+    return elsewhere(key) or (nearest(key, known) if known else None)
+
+
+def _places_of(key: str) -> list[str]:
+    """Every section with a setting of that name, whatever is chosen there (environments and feedback left out)."""
+    places = {**PLAIN, "model.lora": "vpd.model.settings:LoraSettings"}
+    found = [name for name, place in places.items() if key in _options_of(settings_class(place))]
+    methods = [name for name, place in ALGORITHMS.items() if key in _options_of(settings_class(place))]
+    return [f"{name}.{key}" for name in found] + ([f"algorithm.{key} ({', '.join(methods)})"] if methods else [])
 
 
 def is_place(name: Any) -> bool:
@@ -226,7 +249,7 @@ def build(kind: type[Part], data: Data, prefix: str) -> Part:
     hints = get_type_hints(kind)
     for key in data:
         if key not in fields:
-            raise ConfigError(f"unknown key {prefix}.{key}", do=nearest(str(key), fields))
+            raise ConfigError(f"unknown key {prefix}.{key}", do=advice(str(key), fields))
     for name, one in fields.items():
         if name not in data and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}.{name} is missing", do=f"Set it in the file, or as --{prefix}.{name} VALUE.")
@@ -237,7 +260,7 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
     """An object of a user's class.  Raises ConfigError for an unknown option, EnvError if the class raises."""
     short = name.rpartition(":")[2]
     if not callable(kind):
-        raise ConfigError(f"{prefix}.name: {short} is not a class", got=repr(kind)[:80], expected="a class")
+        raise ConfigError(f"{prefix}.name: {short} is not a class", got=shown(kind), expected="a class")
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return _call(partial(kind, **options), f"{name}(...)")
@@ -301,8 +324,8 @@ def _options_of(kind: Any) -> Sequence[str]:
     return list(inspect.signature(kind).parameters)
 
 
-def _call(call: Callable[[], Part], what: str) -> Part:
-    return wrap_user_errors(call, what, do="Correct that file.")
+def _call(call: Callable[[], Part], what: str, *, loading: bool = True) -> Part:
+    return wrap_user_errors(call, what, do="Correct that file.", loading=loading)
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
@@ -310,10 +333,51 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     inner = [option for option in get_args(hint) if dataclasses.is_dataclass(option)]
     if inner and isinstance(value, Mapping):
         return build(inner[0], value, key)  # type: ignore[arg-type]
+    made, wrong = _validated(hint, value)
+    if wrong is None:
+        return made
+    if isinstance(value, str) and any(get_origin(option) is tuple for option in (hint, *get_args(hint))):
+        made, wrong = _validated(hint, [value])  # one word stands for a list of one
+        if wrong is None:
+            return made
+    for word in WORDS_OF_TRUTH.get(value, ()) if isinstance(value, bool) else ():
+        made, other = _validated(hint, word)
+        if other is None and made == word:
+            return made
+    raise ConfigError(
+        f"{key}{wrong.place} has a wrong value", got=repr(wrong.got), expected=wrong.expected, do=wrong.do
+    )
+
+
+#: What YAML makes a truth value of where a word is meant, as in ``mixed_precision: no``.
+WORDS_OF_TRUTH: Mapping[bool, Sequence[str]] = {False: ("no", "off", "false"), True: ("yes", "on", "true")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    """Why a value does not fit its type."""
+
+    got: Any
+    expected: str
+    place: str = ""
+    do: str | None = None
+
+
+def _validated(hint: Any, value: Any) -> tuple[Any, _Wrong | None]:
+    """The value as the type asks for, or what is wrong with it; a number is no truth value's and no date's stand-in."""
     try:
-        return TypeAdapter(hint).validate_python(value)
+        made = TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([key, *map(str, first["loc"])])
-        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        raise ConfigError(f"{place} has a wrong value", got=repr(first["input"]), expected=expected) from error
+        found = error.errors()
+        words = [e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in found]
+        expected = " or ".join(dict.fromkeys(word.replace("a valid tuple", "a list") for word in words))
+        if found[0]["type"] == "dataclass_type":
+            expected = "a mapping of its settings, {} for their defaults"
+        place = "".join(f".{part}" for part in found[0]["loc"] if isinstance(part, int))
+        quote = any(e["type"] == "string_type" for e in found) and isinstance(value, (bool, int, float))
+        return None, _Wrong(found[0]["input"], expected, place, "A text needs quotes." if quote else None)
+    if isinstance(value, bool) and not isinstance(made, bool):
+        return None, _Wrong(value, "a number" if isinstance(made, (int, float)) else "no truth value")
+    if isinstance(value, (int, float)) and not isinstance(made, (int, float)):
+        return None, _Wrong(value, "no number", do="A text needs quotes.")
+    return made, None

@@ -15,7 +15,8 @@ class MixedEngine:
     """Each task goes to ``first`` with probability ``first_fraction``, else to ``second``, with all answers and turns.
 
     The choice is a pure function of the task's key and the seed.  New weights go to ``first`` alone; the second's
-    never change, so its answers carry the step that asked for them as their version and are never stale.  It answers
+    never change, so its answers carry the step that asked for them as their version and are never stale; they are
+    marked as the teacher's.  It answers
     training tasks only: evaluation and feedback are about one model, and any other phase raises ValueError.
     """
 
@@ -54,7 +55,11 @@ class MixedEngine:
                 **sampling,
             )
             if not chosen:
-                made = [dataclasses.replace(m, version=keys[row].step) for row, m in zip(rows, made, strict=True)]
+                steps = [keys[row].step for row in rows]
+                made = [
+                    dataclasses.replace(completion, version=step, by_teacher=True)
+                    for completion, step in zip(made, steps, strict=True)
+                ]
             answers |= dict(zip(rows, made, strict=True))
         return [answers[row] for row in range(len(prompts))]
 

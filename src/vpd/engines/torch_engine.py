@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vpd.engines import limits_of
 from vpd.model.decoding import EnginePath, decoder_for
-from vpd.model.probe import check_head, engine_path
+from vpd.model.probe import check_causal, check_head, engine_path
 from vpd.policy import Policy
 from vpd.types import Completion, SampleKey, Tokens
 
@@ -86,6 +86,7 @@ class TorchEngine:
     def _probe(self, model: Any) -> None:
         if model is not self._probed:
             check_head(model, "model", next(model.parameters()).device)
+            check_causal(model, "model")
             self.path = engine_path(model)
             self._probed = model
 

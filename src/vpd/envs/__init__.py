@@ -19,15 +19,16 @@ Write one in ten lines::
 and run :func:`vpd.envs.check.check_env` on it.
 """
 
+import dataclasses
 import functools
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from vpd.errors import EnvError, VPDError
+from vpd.envs.user_code import FIX, errors_named
+from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
+from vpd.errors import DataError, EnvError
+from vpd.printable import shown
 from vpd.types import Grade, Message, Task
-
-Result = TypeVar("Result")
 
 
 class TaskSource(Protocol):
@@ -101,6 +102,20 @@ class Solvable(Protocol):
 
 
 @runtime_checkable
+class Restating(Protocol):
+    """An environment that compares values, not texts, and can write one in several ways.
+    :func:`vpd.envs.check.check_env` grades them, and so sees a right value that was misread."""
+
+    def restated(self, task: Task) -> Sequence[str]:
+        """Answers of the right value in other forms than ``solution(task)``; none where no other is known."""
+        ...
+
+    def altered(self, task: Task) -> Sequence[str]:
+        """Answers in the same forms, of other values."""
+        ...
+
+
+@runtime_checkable
 class Announcing(Protocol):
     """An environment with lines to print when a run starts, e.g. which sandbox runs the programs."""
 
@@ -116,6 +131,15 @@ class Revealing(Protocol):
     def reveals_answer(self) -> bool: ...
 
 
+@runtime_checkable
+class SharesQuestions(Protocol):
+    """An environment that declares whether evaluation asks questions of training on purpose (graded by further tests).
+    Without the declaration it must not."""
+
+    @property
+    def shares_questions(self) -> bool: ...
+
+
 def per_row(
     grade_one: Callable[[Any, Task, str], Grade],
 ) -> Callable[[Any, Sequence[Task], Sequence[str]], list[Grade]]:
@@ -125,8 +149,8 @@ def per_row(
     def grade(self: Any, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         grades = []
         for row, (task, text) in enumerate(zip(tasks, texts, strict=True)):
-            call = functools.partial(grade_one, self, task, text)
-            grades.append(wrap_user_errors(call, f"the grader on row {row} (task {task.id!r})"))
+            with errors_named(f"the grader on row {row} (task {task.id!r})"):
+                grades.append(grade_one(self, task, text))
         return grades
 
     return grade
@@ -148,6 +172,17 @@ def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
     return _listed_tasks(lambda: env.eval_tasks(limit), f"eval_tasks({limit})")
 
 
+def required_held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
+    """:func:`held_out_tasks`, of which there must be some.  Raises DataError."""
+    tasks = held_out_tasks(env, limit)
+    if not tasks:
+        raise DataError(
+            "the environment holds no task out, so nothing can be evaluated",
+            do="Give env.eval_path, another env.eval_share or more data; run.eval_steps: 0 trains without evaluation.",
+        )
+    return tasks
+
+
 def all_train_tasks(env: Finite) -> list[Task]:
     """``env.train_tasks()``.  Raises EnvError if it raises or returns something that is no valid Task."""
     return _listed_tasks(env.train_tasks, "train_tasks()")
@@ -160,14 +195,14 @@ def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
 
 def _valid_task(task: Any, what: str) -> Task:
     if not isinstance(task, Task):
-        raise EnvError(f"{what} returned no Task", got=repr(task)[:80], expected="a vpd.types.Task", do=FIX)
+        raise EnvError(f"{what} returned no Task", got=shown(task), expected="a vpd.types.Task", do=FIX)
     if not isinstance(task.id, str) or not task.id:
-        raise EnvError(f"{what} returned a task without an id", got=repr(task.id), expected="a non-empty str", do=FIX)
+        raise EnvError(f"{what} returned a task without an id", got=shown(task.id), expected="a non-empty str", do=FIX)
     messages = task.messages
     if not isinstance(messages, (list, tuple)) or not messages or not all(map(_is_message, messages)):
         raise EnvError(
             f"{what} returned a task with malformed messages",
-            got=repr(messages)[:80],
+            got=shown(messages),
             expected="at least one {'role': str, 'content': str}",
             do=FIX,
         )
@@ -193,10 +228,16 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
         if not isinstance(grade, Grade):
             raise EnvError(
                 f"the grader returned no Grade for row {row} (task {tasks[row].id!r})",
-                got=repr(grade)[:80],
+                got=shown(grade),
                 expected="vpd.types.Grade",
             )
-    return grades
+    return [without_blank_feedback(grade) for grade in grades]
+
+
+def without_blank_feedback(grade: Grade) -> Grade:
+    """The grade; feedback that is only white space is none."""
+    blank = grade.feedback is not None and not grade.feedback.strip()
+    return dataclasses.replace(grade, feedback=None) if blank else grade
 
 
 def replies_of(
@@ -214,29 +255,8 @@ def replies_of(
         if reply is not None and not (isinstance(reply, dict) and {"role", "content"} <= set(reply)):
             raise EnvError(
                 f"respond returned no message for row {row} (task {tasks[row].id!r})",
-                got=repr(reply)[:80],
+                got=shown(reply),
                 expected="None, a text, or {'role': ..., 'content': ...}",
             )
         messages.append(reply)
     return messages
-
-
-FIX = "Fix the environment."
-
-
-def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = FIX) -> Result:
-    """Call user code; an exception becomes an EnvError with its type, message, file and line.
-
-    A VPDError passes through as it is.
-    """
-    try:
-        return call()
-    except VPDError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise EnvError(
-            f"{what} raised {type(error).__name__} at {frame.filename}:{frame.lineno}",
-            got=" ".join(str(error).split())[:200] or "no message",
-            do=do,
-        ) from error

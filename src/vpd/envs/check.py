@@ -20,7 +20,9 @@ from typing import Any, Literal
 from vpd.envs import (
     Env,
     Finite,
+    Restating,
     Revealing,
+    SharesQuestions,
     Solvable,
     all_train_tasks,
     draw_tasks,
@@ -39,6 +41,9 @@ ANSWERS = {
     "garbled": "\ud800 \x00\x1b[31m\u202e\ufffd {{ <|im_end|> ```",
 }
 OTHER = "another task's"
+RESTATED = "right, in another form"
+ALTERED = "another value's"
+RIGHT = ("right", RESTATED)
 SEARCHED = 512  # tasks of an endless stream that held-out tasks are compared with
 
 
@@ -150,6 +155,14 @@ def _check_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Chec
         extent = f"{len(train)} training tasks"
     trained = _questions(train)
     shared = [task for task in held_out if str(task.messages) in trained]
+    if (
+        shared
+        and isinstance(env, SharesQuestions)
+        and wrap_user_errors(lambda: env.shares_questions, "shares_questions")
+    ):
+        detail = f"{len(shared)} of {len(held_out)} are, with other tests, as declared (shares_questions)"
+        yield _check("held-out tasks are not trained on", warning=detail)
+        return
     yield _check(
         "held-out tasks are not trained on",
         shared and f"{len(shared)} of {len(held_out)} are, e.g. {shared[0].id!r}",
@@ -167,7 +180,7 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
             texts["right"] = own
         if other is not None and other != own:
             texts[OTHER] = other
-        for kind, text in texts.items():
+        for kind, text in (*texts.items(), *_other_writings(env, task)):
             started = time.perf_counter()
             [grade] = grade_texts(env, [task], [text])
             seconds = time.perf_counter() - started
@@ -195,12 +208,41 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
         warning=not right and "not known: the environment has no solution(task), or it gives none",
         ok=f"{len(right)} solved",
     )
-    wrong = [attempt for attempt in attempts if attempt.kind != "right"]
+    if isinstance(env, Restating):
+        yield from _check_values(attempts)
+    wrong = [attempt for attempt in attempts if attempt.kind not in RIGHT]
     solved = [a.kind for a in wrong if a.success]
     yield _check(
         "bad answers can fail",
         warning=len(solved) == len(wrong) and "all of them succeed",
         ok=f"{len(wrong) - len(solved)} of {len(wrong)} do",
+    )
+
+
+def _other_writings(env: Env, task: Task) -> list[tuple[str, str]]:
+    """(kind, answer) of the solution's value in other forms, and of other values."""
+    if not isinstance(env, Restating):
+        return []
+    restated = wrap_user_errors(lambda: list(env.restated(task)), f"restated(task {task.id!r})")
+    altered = wrap_user_errors(lambda: list(env.altered(task)), f"altered(task {task.id!r})")
+    return [*((RESTATED, text) for text in restated), *((ALTERED, text) for text in altered)]
+
+
+def _check_values(attempts: Sequence[Attempt]) -> Iterator[Check]:
+    """Whether the value counts, and not its text: misread, a right value fails in every form but its own."""
+    restated = [attempt for attempt in attempts if attempt.kind == RESTATED]
+    failed = [attempt for attempt in restated if not attempt.success]
+    yield _check(
+        "its solution's value is a success in other forms",
+        failed and f"{failed[0].text[:80]!r} fails {failed[0].task.id!r}: {failed[0].grade.feedback}",
+        ok=f"{len(restated)} tried" if restated else "no other form is known of any",
+    )
+    altered = [attempt for attempt in attempts if attempt.kind == ALTERED]
+    solved = [attempt for attempt in altered if attempt.success]
+    yield _check(
+        "other values fail",
+        solved and f"{solved[0].text[:80]!r} is a success on {solved[0].task.id!r}",
+        ok=f"{len(altered)} tried",
     )
 
 
@@ -227,7 +269,7 @@ def _check_for_answers(env: Env, attempts: Sequence[Attempt]) -> Check:
     if isinstance(env, Revealing) and wrap_user_errors(lambda: env.reveals_answer, "reveals_answer"):
         return _check(name, ok="it does, as declared (reveals_answer)")
     answers = reference_answers({a.task.id: a.text for a in attempts if a.kind == "right"})
-    wrong = [a for a in attempts if a.kind != "right" and not a.success and a.task.id in answers]
+    wrong = [a for a in attempts if a.kind not in RIGHT and not a.success and a.task.id in answers]
     if len(set(answers.values())) < 2 or not wrong:
         return _check(name, warning="not known: needs solution(task) and two tasks with different answers")
     compared, revealed = 0, []

@@ -286,7 +286,7 @@ def _complaint(request: Request, answer: str) -> str | None:
     if quotes_note(request, answer):
         return f"This repeats instructions: write the sentence about {request.topic} itself."
     if not has_word(answer, request.topic) and not has_word(answer, _singular(request.topic)):
-        return f"This is not about {request.topic}."
+        return f"Write about {request.topic}, please."
     if len(re.findall(r"\w+", answer)) < 3:
         return "This is too short for a sentence."
     return None

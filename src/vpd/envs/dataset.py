@@ -15,10 +15,24 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import records
-from vpd.envs.adapters.reward_functions import GradingSeconds, MaxFailed, Retries, RetryPolicy, Row, WeightedRewards
-from vpd.envs.adapters.trl_verl import TRLFunction, VerlFunction, make_reward_function, parse_rewards, read_answer
+from vpd.envs.adapters.reward_functions import (
+    GradingSeconds,
+    MaxFailed,
+    OwnProcess,
+    Retries,
+    RetryPolicy,
+    Row,
+    WeightedRewards,
+)
+from vpd.envs.adapters.trl_verl import (
+    Reward,
+    TRLFunction,
+    VerlFunction,
+    make_caller,
+    make_reward_function,
+    parse_rewards,
+)
 from vpd.envs.record_tasks import FileTasks, Part
-from vpd.errors import DataError
 from vpd.types import Grade, Message, Task
 
 
@@ -37,6 +51,7 @@ class Dataset(FileTasks[Task]):
     solution_column: Annotated[str | None, "a column with a right answer, for vpd check"] = None
     reveals_answer: Annotated[bool, "declares that feedback may hold the right answer"] = False
     seconds: GradingSeconds = None
+    process: OwnProcess = True
     retries: Retries = 0
     max_failed: MaxFailed = 0.0
     system: Annotated[str | None, "a system message, in place of the record's"] = None
@@ -48,50 +63,64 @@ class Dataset(FileTasks[Task]):
     def solution(self, task: Task) -> str | None:
         if self.solution_column is None:
             return None
-        return records.text(task.payload.columns, self.solution_column, f"task {task.id!r}")
+        return records.value_text(task.payload.columns, self.solution_column, f"task {task.id!r}")
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
+    def announce(self) -> list[str]:
+        """For each function: where it runs, and what its time limit cannot bound."""
+        return [self._limits(function.name, reward) for reward, function in self._functions]
+
+    def _limits(self, name: str, reward: Reward) -> str:
+        if self.seconds is None:
+            return f"{name} grades in this process without a limit of time (env.seconds)"
+        limit = f"env.seconds ({self.seconds:g} s an answer)"
+        if self.process and isinstance(reward.function, str):
+            return f"{name} grades in a process of its own, which {limit} ends"
+        why = "env.process is false" if not self.process else "it is an object, which no other process can load"
+        return f"{name} grades in a thread, as {why}: {limit} fails a late answer, and cannot end C code that hangs"
+
     @cached_property
-    def _functions(self) -> list[tuple[TRLFunction | VerlFunction, float]]:
-        return [(make_reward_function(reward.function), reward.weight) for reward in parse_rewards(self.reward)]
+    def _functions(self) -> list[tuple[Reward, TRLFunction | VerlFunction]]:
+        return [(reward, make_reward_function(reward.function)) for reward in parse_rewards(self.reward)]
 
     @cached_property
     def _rewards(self) -> WeightedRewards:
         policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        return WeightedRewards(self._functions, read_answer, policy)
+        process = self.process and self.seconds is not None
+        callers = [
+            (make_caller(reward, function, process=process), reward.weight) for reward, function in self._functions
+        ]
+        return WeightedRewards(callers, policy)
 
     def split_key(self, item: Task) -> str:
-        return json.dumps(item.messages)
+        return json.dumps(item.messages, default=str)
 
     def make_task(self, part: Part, item: Task) -> Task:
         return dataclasses.replace(item, id=f"{part}/{item.id}")
 
     def read_items(self, path: str) -> list[Task]:
         tasks = [self._task(*entry) for entry in records.read(path, subset=self.subset, split=self.split)]
-        for function, _ in self._functions:
+        for _, function in self._functions:
             function.check([task.payload for task in tasks])
         return tasks
 
     def _task(self, where: str, number: int, record: Mapping[str, Any]) -> Task:
-        prompt = record.get(self.prompt)
+        prompt = records.listed(record.get(self.prompt), f"{where}: {self.prompt!r}")
         messages: tuple[Message, ...]
         if isinstance(prompt, (list, tuple)):
-            messages = records.messages(prompt, self.prompt, where)
+            messages = records.messages(prompt, self.prompt, where, ends=("user", "tool"))
         else:
             messages = ({"role": "user", "content": records.text(record, self.prompt, where)},)
         if self.system is not None:
             others = tuple(message for message in messages if message["role"] != "system")
             messages = ({"role": "system", "content": self.system}, *others)
         columns = {key: value for key, value in record.items() if key != self.prompt}
-        tools = columns.get("tools") or ()
-        if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise DataError(f"{where}: 'tools' is no list of objects", got=repr(tools)[:80])
         names = [str(record[key]) for key in ("id", "idx") if record.get(key) is not None]
         return Task(
             id=names[0] if names else str(number),
             messages=messages,
             payload=Row(prompt=prompt, columns=columns),
-            tools=tuple(tools),
+            tools=records.tools(record, where),
         )

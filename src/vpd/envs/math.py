@@ -11,21 +11,22 @@ r"""Mathematics: problems with one right value.  Right is the last ``\boxed{}``.
 A record has a ``question``, ``problem`` or ``prompt`` (text or messages), and its right value in ``answer``,
 ``solution`` or ``reward_model.ground_truth``: after ``####`` (gsm8k), in the last ``\boxed{}`` (MATH), or as it is.
 
-A value is first compared as written, less what does not count (spaces, ``\left``, ``\dfrac``, thousands commas, a
-dollar, per cent or degree sign, zeros after the point), then by math-verify in a :class:`~vpd.envs.worker.Worker`.
+How two values are compared is in :mod:`vpd.envs.math_values`: as written, less what does not count (spaces, ``\left``,
+``\dfrac``, thousands commas, a dollar, per cent or degree sign); as exact numbers, with their units; and only where
+that does not tell, by math-verify in a :class:`~vpd.envs.worker.Worker`.
 """
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
 from vpd.envs import per_row, records
+from vpd.envs.math_values import LONGEST, compare, number, other_forms, other_values
 from vpd.envs.record_tasks import FileTasks, Part
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, DataError
@@ -33,7 +34,6 @@ from vpd.types import Grade, Message, Task
 
 ASK = r"Put your final answer in \boxed{}."
 FORM = r"it must end with \boxed{VALUE}"
-LONGEST = 400  # characters of a value
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 DAPO = re.compile(  # the frame of the data set's prompts, which asks for another form of answer
     r"\ASolve the following math problem step by step\. The last line of your response should be of the form Answer:.*?"
@@ -82,6 +82,12 @@ class Math(FileTasks[Problem]):
     def solution(self, task: Task) -> str:
         return rf"\boxed{{{task.payload.value}}}"
 
+    def restated(self, task: Task) -> list[str]:
+        return [rf"\boxed{{{form}}}" for form in other_forms(task.payload.value)]
+
+    def altered(self, task: Task) -> list[str]:
+        return [rf"\boxed{{{value}}}" for value in other_values(task.payload.value)]
+
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
         problem: Problem = task.payload
@@ -94,7 +100,7 @@ class Math(FileTasks[Problem]):
                 unverified = f"Your value could not be compared with the right one: {error}. Write it in simplest form."
         if right:
             return self._grade(True, "The value in your box is right.", informative=False)
-        if value is not None and number(problem.value) is not None and not re.search(r"\d", value):
+        if value is not None and number(problem.value) is not None and not any(map(str.isnumeric, value)):
             fault = fault or f'Your box holds "{records.excerpt(value)}"; the answer is a number.'
         details = [part for part in (unverified, fault) if part]
         verdict = [] if value is None or unverified else ["The value in your box is not right."]
@@ -115,13 +121,14 @@ class Math(FileTasks[Problem]):
         return Grade(reward=float(right), success=right, feedback=feedback, informative=informative, metrics=metrics)
 
     def _equal(self, gold: str, value: str) -> bool:
-        if same(gold, value):
-            return True
-        return self.verify == "math-verify" and self._worker.ask([gold, value])
+        found = compare(gold, value)
+        if found is not None or self.verify == "exact":
+            return bool(found)
+        return bool(self._worker.ask([gold, value]))
 
     @cached_property
     def _worker(self) -> Worker:
-        return Worker("vpd.envs.math", seconds=self.verify_seconds)
+        return Worker("vpd.envs.math_values", seconds=self.verify_seconds)
 
     def split_key(self, item: Problem) -> str:
         return item.text
@@ -173,56 +180,6 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-def same(gold: str, value: str) -> bool:
-    """Whether two values are equal after :func:`normalised`, or are equal numbers."""
-    a, b = normalised(gold), normalised(value)
-    return a == b or (number(a) is not None and number(a) == number(b))
-
-
-def normalised(value: str) -> str:
-    r"""A value without spaces and markup that do not change its meaning.
-
-    >>> normalised(r"\left( \dfrac12, x \right)"), normalised(r"\$ 1{,}072.\!"), normalised(r"\text{ east }")
-    ('(\\frac{1}{2},x)', '1072', 'east')
-    """
-    value = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", value)
-    value = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", value)
-    value = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", value)
-    value = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;:\s]|~|\^\{?\\circ\}?|\\?[$%]", "", value)
-    value = "".join(value.split()).rstrip(".").replace("{,}", ",")
-    return value.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", value) else value
-
-
-def number(value: str) -> Fraction | None:
-    r"""The number that a value writes out (``-3``, ``.50``, ``3/4``, ``\frac{3}{4}``), or None."""
-    value = normalised(value)
-    if len(value) > 100:
-        return None
-    quotient = re.fullmatch(r"([+-]?)\\frac\{(\d+)\}\{(\d+)\}|([+-]?)(\d+)/(\d+)", value, re.ASCII)
-    if quotient:
-        sign, above, below = (quotient[1], quotient[2], quotient[3]) if quotient[2] else quotient.groups()[3:]
-        return Fraction(int(f"{sign}{above}"), int(below)) if int(below) else None
-    return Fraction(value) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", value, re.ASCII) else None
-
-
-def serve() -> Callable[[Sequence[str]], bool]:
-    """In the worker: [right value, answered value] -> whether math-verify finds them equal.
-
-    Only LaTeX is parsed, by a grammar; the time limit is the worker's, so math-verify's own alarms are off.
-    """
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    def read(value: str) -> Any:
-        box = rf"\boxed{{{value}}}"
-        return parse(box, [LatexExtractionConfig()], parsing_timeout=None, fallback_mode="no_fallback")
-
-    def equal(pair: Sequence[str]) -> bool:
-        gold, value = map(read, pair)
-        return bool(gold and value and verify(gold, value, timeout_seconds=None))
-
-    return equal
-
-
 def _problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
     messages = _messages(record, where)
     value = _value(record, where)
@@ -254,9 +211,7 @@ def _value(record: Mapping[str, Any], where: str) -> str:
         field = "ground_truth"
     else:
         field = next((field for field in ("answer", "solution") if field in record), "answer")
-    found = record.get(field)
-    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
-    text = str(found) if plain else records.text(record, field, where)
+    text = records.value_text(record, field, where)
     if "####" in text:
         text = text.rpartition("####")[2]
     elif BOX.search(text):
@@ -266,5 +221,5 @@ def _value(record: Mapping[str, Any], where: str) -> str:
         text = value
     if not text.strip() or "\n" in text.strip():
         expected = r"a value on one line, after ####, or in a \boxed{}"
-        raise DataError(f"{where}: {field!r} holds no value", got=repr(found)[:80], expected=expected)
+        raise DataError(f"{where}: {field!r} holds no value", got=repr(text)[:80], expected=expected)
     return text.strip()

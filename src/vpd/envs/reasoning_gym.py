@@ -39,6 +39,7 @@ from vpd.envs.records import with_system
 from vpd.envs.tags import CLOSE, OPEN, read_tag
 from vpd.envs.worker import Worker, WorkerFault
 from vpd.errors import ConfigError, EnvError, nearest
+from vpd.printable import shown
 from vpd.settings import Settings
 from vpd.types import Grade, Task
 
@@ -183,7 +184,7 @@ class ReasoningGym(Settings, section="env"):
             if not readable or set(named) - {"name", "config"}:
                 raise ConfigError(
                     "env.tasks has an entry that cannot be read",
-                    got=repr(entry),
+                    got=shown(entry),
                     expected="a name, or {name: ..., config: {...}}",
                 )
             found.append((named["name"], dict(config)))

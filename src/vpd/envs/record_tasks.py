@@ -20,6 +20,7 @@ An environment over a file derives from :class:`FileTasks` and adds how records 
 
 import functools
 import hashlib
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -29,13 +30,16 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeAlias, TypeVa
 from annotated_types import Interval
 
 from vpd.errors import DataError
-from vpd.settings import Settings
+from vpd.settings import IsPath, Settings
 from vpd.types import Task
 
 Part: TypeAlias = Literal["train", "eval"]
 EvalShare: TypeAlias = Annotated[
-    float, Interval(gt=0.0, lt=1.0), "share of the data held out for evaluation, chosen by a hash of the question"
+    float,
+    Interval(ge=0.0, lt=1.0),
+    "share of the data held out for evaluation, chosen by a hash of the question; 0: none",
 ]
+LOG = logging.getLogger("vpd")
 
 
 class Identified(Protocol):
@@ -79,6 +83,10 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
         """Text that two items share if they are the same question; it must not be in both sources."""
         return self.split_key(item)
 
+    def shared_is_meant(self, train: Sequence[Item], held_out: Sequence[Item]) -> bool:
+        """Whether both sources may hold the same questions (``held_out`` has those that training has too)."""
+        return False
+
     def task(self, index: int, *, seed: int) -> Task:
         """Epoch ``index // n`` visits all n training tasks in the order drawn by (seed, epoch)."""
         return epoch_item(self.train_tasks(), index, name=self.name, seed=seed)
@@ -98,6 +106,7 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
             self.eval_share,
             split_key=self.split_key,
             identity_key=self.identity_key,
+            shared_is_meant=self.shared_is_meant,
         )
         return (
             tuple(self.make_task("train", item) for item in train),
@@ -107,11 +116,11 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
 
 @dataclass(frozen=True, kw_only=True)
 class FileTasks(RecordTasks[Item]):
-    """:class:`RecordTasks` over a file of JSON lines, a parquet file or a data set on the Hub."""
+    """:class:`RecordTasks` over a file, a folder that ``datasets`` saved, or a data set on the Hub."""
 
     name: str
-    path: Annotated[str, "JSON lines, a parquet file, or a data set on the Hub (owner/name)"]
-    eval_path: Annotated[str | None, "records held out for evaluation; null: eval_share of path"] = None
+    path: Annotated[str, IsPath(), "JSON lines, a JSON array, CSV, parquet, or a data set on the Hub (owner/name)"]
+    eval_path: Annotated[str | None, IsPath(), "records held out for evaluation; null: eval_share of path"] = None
     eval_share: EvalShare = 0.1
     subset: Annotated[str | None, "configuration of the Hub's data set"] = None
     split: Annotated[str, "split of the Hub's data set"] = "train"
@@ -129,34 +138,40 @@ def train_eval_split(
     *,
     split_key: Callable[[Item], str],
     identity_key: Callable[[Item], str],
+    shared_is_meant: Callable[[Sequence[Item], Sequence[Item]], bool] = lambda train, held_out: False,
 ) -> tuple[list[Item], list[Item]]:
     """(training items, held-out items).
 
-    With an ``eval_path`` the two sources must have no ``identity_key`` in common.  Without one, the items of ``path``
-    with ``fraction(split_key) < eval_share`` are held out.  Raises DataError for a shared item or an empty part.
+    With an ``eval_path`` the two sources must have no ``identity_key`` in common, unless ``shared_is_meant``.  Without
+    one, the items of ``path`` with ``fraction(split_key) < eval_share`` are held out; none is where that would be all
+    or none of them.  Raises DataError for a shared item or an empty source.
     """
     items = read(path)
     if eval_path is None or eval_path == path:
         train = [item for item in items if fraction(split_key(item)) >= eval_share]
         held_out = [item for item in items if fraction(split_key(item)) < eval_share]
+        if items and eval_share and not (train and held_out):
+            LOG.warning(
+                "%s: env.eval_share %g of %d questions holds none out: no evaluation", path, eval_share, len(items)
+            )
+            train, held_out = items, []
     else:
         train, held_out = items, read(eval_path)
         known = {identity_key(item) for item in train}
-        shared = [item.id for item in held_out if identity_key(item) in known]
-        if shared:
+        shared = [item for item in held_out if identity_key(item) in known]
+        if shared and not shared_is_meant(train, shared):
             raise DataError(
                 f"{path} and {eval_path} share {len(shared)} questions",
-                got=f"record {shared[0]} of the latter in both",
+                got=f"record {shared[0].id} of the latter in both",
                 expected="no question in both",
                 do="Remove them from one, or leave env.eval_path out: then env.eval_share of env.path is held out.",
             )
-    for part, chosen in (("training", train), ("evaluation", held_out)):
-        if not chosen:
+        if not held_out:
             raise DataError(
-                f"{path} leaves no question for {part}",
-                got=f"{len(items)} in all, env.eval_share {eval_share}",
-                do="Give more questions, another env.eval_share, or env.eval_path.",
+                f"{eval_path} has no question for evaluation", do="Leave env.eval_path out, or filter less."
             )
+    if not train:
+        raise DataError(f"{path} has no question for training", do="Give more questions, or filter less.")
     held_out.sort(key=lambda item: fraction(identity_key(item)))  # so that the first few are a fair sample
     return train, held_out
 

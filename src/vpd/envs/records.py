@@ -1,84 +1,25 @@
-"""Data sets as records: read from JSON lines, parquet or the Hub, and checked field by field.
+"""Data sets as records, checked field by field.
 
 Every error names the file and the line.
 """
 
-import json
+import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
+from vpd.envs import data_files
 from vpd.errors import DataError
 from vpd.types import Message
 
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def read(path: str, *, subset: str | None = None, split: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """(place for error messages, number, record) of every record of a file of JSON lines, of a parquet file, or of
-    ``owner/name`` on the Hub.  Raises DataError."""
-    source = Path(path)
-    if source.suffix == ".parquet":
-        yield from ((f"{path} row {number}", number, record) for number, record in enumerate(_parquet(source)))
-        return
-    if source.exists() or source.suffix in (".json", ".jsonl") or not HUB.fullmatch(path):
-        for number, line in _lines(source):
-            where = f"{path} line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where} is not JSON", got=str(error)[:200], expected="one object a line") from error
-            yield where, number, mapping(record, where)
-        return
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{path} is on the Hub, and the package datasets is missing", do="pip install 'vpd-rl[hub]'"
-        ) from error
-    try:
-        rows = datasets.load_dataset(path, subset, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot load {path} from the Hub",
-            got=" ".join(str(error).split())[:300],
-            do="Check the name, env.subset and env.split, or give a file of JSON lines.",
-        ) from error
-    for number, record in enumerate(rows):
-        yield f"{path} record {number}", number, record
-
-
-def _parquet(source: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        table = pyarrow.parquet.read_table(source)
-    except (OSError, pyarrow.ArrowException) as error:
-        got = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot read {source}", got=got, expected="a parquet file") from error
-    if not table.num_rows:
-        raise DataError(f"{source} is empty", expected="a row for each task")
-    for batch in table.to_batches(max_chunksize=1024):
-        yield from batch.to_pylist()
-
-
-def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
-    try:
-        raw = source.read_bytes()
-        content = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source} is not UTF-8", got=f"byte 0x{raw[error.start]:02x} in line {line}") from error
-    except OSError as error:
-        expected = "a file of JSON lines, or owner/name on the Hub"
-        raise DataError(f"cannot read {source}", got=error.strerror, expected=expected) from error
-    lines = [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise DataError(f"{source} is empty", expected="one JSON object a line")
-    yield from lines
+    """(place for error messages, number, record) of every record of a file, of a folder that ``datasets`` saved, or of
+    ``owner/name`` on the Hub (:mod:`vpd.envs.data_files`).  Raises DataError."""
+    for where, number, record in data_files.entries(path, subset=subset, split=split):
+        yield where, number, mapping(record, where)
 
 
 def text(record: Mapping[str, Any], field: str, where: str) -> str:
@@ -94,21 +35,154 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
-def messages(value: Sequence[Any], field: str, where: str) -> tuple[Message, ...]:
-    """A list of messages, the last of them the user's.  Raises DataError."""
-    read: list[Message] = []
-    for message in value:
-        message = mapping(message, f"{where}: a message of {field!r}")
-        read.append({"role": text(message, "role", where), "content": text(message, "content", where)})
-    if not read or read[-1]["role"] != "user":
+def value_text(record: Mapping[str, Any], field: str, where: str) -> str:
+    """A field that must be a non-empty string or a number; a number is written as a decimal.  Raises DataError."""
+    value = record.get(field)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return text(record, field, where)
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise DataError(f"{where}: {field!r} is not finite", got=value, expected="a finite number or a text")
+    return decimal_text(value)
+
+
+def decimal_text(value: int | float | Decimal) -> str:
+    """A finite number as a decimal without an exponent; a float of single precision with the digits that it has.
+
+    >>> decimal_text(5e-05), decimal_text(1e20), decimal_text(0.10000000149011612), decimal_text(7)
+    ('0.00005', '100000000000000000000', '0.1', '7')
+    """
+    if not isinstance(value, float):
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
+    shown = repr(value)
+    if len(shown) > 12 and not value.is_integer() and _single(value) == value:
+        shown = next(short for digits in range(1, 10) if _single(float(short := f"{value:.{digits}g}")) == value)
+    return format(Decimal(shown), "f")
+
+
+def _single(value: float) -> float | None:
+    """A float rounded to single precision; None where that is infinite."""
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return None
+    return rounded
+
+
+def messages(value: Any, field: str, where: str, *, ends: Sequence[str] = ("user",)) -> tuple[Message, ...]:
+    """A list of messages whose last one has a role of ``ends``.
+
+    Keys beyond ``role`` and ``content`` (``tool_calls``, ``reasoning_content``, ``name``, ...) are kept for the chat
+    template, except where they are null, as parquet and the Hub fill up what a message lacks.  A content of text parts
+    becomes one text.  Raises DataError.
+    """
+    read = tuple(_message(message, f"{where}: a message of {field!r}") for message in value)
+    if not read or read[-1]["role"] not in ends:
         raise DataError(f"{where}: {field!r} does not end with the user's message")
-    return tuple(read)
+    return read
+
+
+def listed(value: Any, what: str) -> Any:
+    """Messages that were written as JSON text as a list; anything else as it is.  Raises DataError."""
+    return parsed(value, f"{what} looks like messages, and") if MESSAGES.match(str(value)[:200]) else value
+
+
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
+
+
+def _message(message: Any, where: str) -> Message:
+    read = {key: value for key, value in mapping(message, where).items() if value is not None}
+    role = text(read, "role", where)
+    content = read.get("content", "")
+    if isinstance(content, (list, tuple)):
+        content = "".join(_part(part, where) for part in content)
+    if "tool_calls" in read:
+        read["tool_calls"] = _calls(read["tool_calls"], where)
+    if content != "" or not (read.get("tool_calls") or role in ("system", "tool")):
+        text({**message, "content": content}, "content", where)
+    whole: Any = {**read, "role": role, "content": content}
+    return whole
+
+
+def _part(part: Any, where: str) -> str:
+    part = mapping(part, f"{where}, of which a part")
+    if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+        got = repr(part.get("type"))[:80]
+        raise DataError(f"{where} has a part that is no text", got=got, expected="text: images and sound are not read")
+    return str(part["text"])
+
+
+def _calls(value: Any, where: str) -> list[Any]:
+    """Calls of tools, with their arguments as objects, which is what chat templates take."""
+    value = parsed(value, f"{where}: 'tool_calls'")
+    if not isinstance(value, (list, tuple)):
+        raise DataError(f"{where}: 'tool_calls' is no list", got=repr(value)[:80], expected="a list of calls")
+    calls = []
+    for entry in value:
+        call = without_null(mapping(entry, f"{where}: a call in 'tool_calls'"))
+        function = call.get("function", call)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(f"{where}: a call in 'tool_calls' names no function", got=repr(entry)[:80])
+        place = f"{where}: 'arguments' of {function['name'][:40]!r}"
+        found = mapping(without_null(parsed(function.get("arguments") or {}, place)), place)
+        changed = {**function, "arguments": found}
+        calls.append({**call, "function": changed} if "function" in call else changed)
+    return calls
+
+
+def tools(record: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    """The descriptions of tools in the column ``tools``: a list of objects, which may be JSON text.
+
+    Null values, which parquet and the Hub fill in, are left out.  Raises DataError.
+    """
+    found = parsed(record.get("tools") or [], f"{where}: 'tools'")
+    if isinstance(found, (list, tuple)):
+        found = [parsed(tool, f"{where}: a tool in 'tools'") for tool in found]
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise DataError(f"{where}: 'tools' is no list of objects", got=repr(record["tools"])[:80])
+    return tuple(without_null(tool) for tool in found)
+
+
+def without_null(value: Any) -> Any:
+    """JSON's objects and lists, without the keys whose value is null."""
+    if isinstance(value, Mapping):
+        return {key: without_null(entry) for key, entry in value.items() if entry is not None}
+    return [without_null(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def parsed(value: Any, what: str) -> Any:
+    """JSON in text, or what is no text as it is.  Raises DataError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return data_files.DECODER.decode(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is not JSON", got=str(error)[:200]) from error
+
+
+def from_verl(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A record in verl's schema as the prepared one that it was made of; any other record as it is.
+
+    ``reward_model.ground_truth`` becomes ``answer``, ``extra_info.index`` ``idx``, and the last of the messages in
+    ``prompt`` the text of ``prompt``, with the first as ``system``.
+    """
+    model, prompt = record.get("reward_model"), record.get("prompt")
+    if not isinstance(model, Mapping) or isinstance(prompt, str) or "answer" in record:
+        return record
+    read = messages(listed(prompt, f"{where}: 'prompt'") or [], "prompt", where)
+    if [message["role"] for message in read] not in (["user"], ["system", "user"]):
+        raise DataError(f"{where}: 'prompt' is a conversation", expected="a system message, if any, and the user's")
+    extra = record.get("extra_info")
+    index = extra.get("index") if isinstance(extra, Mapping) else None
+    system = {"system": read[0]["content"]} if len(read) == 2 else {}
+    named = {} if index is None else {"idx": index}
+    return {**record, **system, **named, "prompt": read[-1]["content"], "answer": model.get("ground_truth")}
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
     """A value that must be a JSON object.  Raises DataError."""
     if not isinstance(value, Mapping):
-        raise DataError(f"{where} is not an object", got=type(value).__name__, expected="a JSON object")
+        got = "null" if value is None else type(value).__name__
+        raise DataError(f"{where} is not an object", got=got, expected="a JSON object")
     return value
 
 

@@ -143,7 +143,7 @@ class Science(FileTasks[Question]):
                     f"{where} has no domain", expected=f"{self.domain!r} (env.domain)", do="Leave env.domain out."
                 )
             else:
-                found.append(_from_prepared(record, where, number))
+                found.append(_from_prepared(records.from_verl(record, where), where, number))
         if not found:
             raise DataError(
                 f"{path} has no multiple-choice question",

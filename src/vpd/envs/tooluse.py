@@ -9,8 +9,9 @@
     env = ToolUse(path="train.jsonl", eval_path="test.jsonl")
 
 A record has a ``prompt`` that documents the tools as ToolAlpaca does, and an ``answer``: JSON, a list of
-``{"Action": name, "Action_Input": JSON of an object}``, in any order.  An action whose name begins with ``[Optional]``
-may be left out.  Feedback never quotes a wanted value, nor the name of a wanted tool that was not called.
+``{"Action": name, "Action_Input": JSON of an object}``, in any order; verl's schema of the same is read too.  An action
+whose name begins with ``[Optional]`` may be left out. Feedback never quotes a wanted value, nor the
+name of a wanted tool that was not called.
 """
 
 import json
@@ -118,7 +119,7 @@ class ToolUse(FileTasks[Request]):
 
     def read_items(self, path: str) -> list[Request]:
         return [
-            _request(record, where, number)
+            _request(records.from_verl(record, where), where, number)
             for where, number, record in records.read(path, subset=self.subset, split=self.split)
         ]
 
@@ -284,14 +285,14 @@ def _calls(count: int) -> str:
 def _request(record: Mapping[str, Any], where: str, number: int) -> Request:
     prompt = records.text(record, "prompt", where)
     answer = record.get("answer")
-    entries = _parsed(answer, f"{where}: 'answer'")
+    entries = records.parsed(answer, f"{where}: 'answer'")
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{where}: 'answer' holds no calls", got=repr(answer)[:80], expected="a list with a call")
     calls = []
     for entry in entries:
         entry = records.mapping(entry, f"{where}: a call in 'answer'")
         tool = records.text(entry, "Action", where).strip()
-        arguments = _parsed(entry.get("Action_Input"), f"{where}: 'Action_Input' of {tool}")
+        arguments = records.parsed(entry.get("Action_Input"), f"{where}: 'Action_Input' of {tool}")
         calls.append(
             Call(
                 tool=tool.removeprefix(OPTIONAL).strip(),
@@ -315,13 +316,3 @@ def read_tools(prompt: str) -> dict[str, Any]:
         parameters, _, _ = _read_object(prompt, tool.end())
         tools[tool[1]] = parameters
     return tools
-
-
-def _parsed(value: Any, where: str) -> Any:
-    """JSON in text, or what is no text as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return DECODER.decode(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON", got=str(error)[:200], expected="JSON, without NaN") from error

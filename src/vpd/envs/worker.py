@@ -26,7 +26,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from vpd.errors import EnvError
+from vpd.envs.user_code import wrap_user_errors
+from vpd.errors import EnvError, VPDError
 
 MEMORY = 4 << 30
 START_SECONDS = 120.0
@@ -34,26 +35,33 @@ START_SECONDS = 120.0
 
 class WorkerFault(Exception):
     """The worker gave no answer: it exceeded its time, died, or its library raised.  The message says which; it leaves
-    out the library's message, which may contain the right answer."""
+    out the library's message, which may contain the right answer.  ``late``: it exceeded its time."""
+
+    def __init__(self, what: str, *, late: bool = False):
+        super().__init__(what)
+        self.late = late
 
 
 class Worker:
-    """One process that serves ``module.serve(*setup) -> (request -> answer)``."""
+    """One process that serves ``module.serve(*setup) -> (request -> answer)``.
 
-    def __init__(self, module: str, *setup: Any, seconds: float):
-        self.module, self.setup, self.seconds = module, setup, seconds
+    ``users``: it runs a user's code, which has the caller's environment variables, files and error stream, and no limit
+    of memory.
+    """
+
+    def __init__(self, module: str, *setup: Any, seconds: float, users: bool = False):
+        self.module, self.setup, self.seconds, self.users = module, setup, seconds, users
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, request: Any) -> Any:
-        """The worker's answer to one request.  Raises WorkerFault if none comes in time."""
+    def ask(self, request: Any, *, seconds: float | None = None) -> Any:
+        """The worker's answer to one request.  Raises WorkerFault if none comes in ``seconds`` (None: the worker's)."""
         with self._lock:
             process = self._process or self._start()
-            try:
-                answer = self._exchange(process, request, self.seconds)
-            except BaseException:  # a late answer must not be taken for the next one
-                self.close()
-                raise
+            with contextlib.ExitStack() as stack:
+                stack.callback(self.close)  # a late answer must not be taken for the next one
+                answer = self._exchange(process, request, self.seconds if seconds is None else seconds)
+                stack.pop_all()
         if "raised" in answer:
             raise WorkerFault(f"it raised {answer['raised']}")
         return answer["value"]
@@ -66,17 +74,18 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         folders = os.pathsep.join(folder for folder in sys.path if folder)
+        bare = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, self.module],
+            [sys.executable, "-P", "-m", __name__, self.module, *(["users"] if self.users else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONPATH": folders, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
+            stderr=None if self.users else subprocess.DEVNULL,
+            env={**(os.environ if self.users else bare), "PYTHONPATH": folders},
             start_new_session=True,
         )
         weakref.finalize(self, _kill, process)
         try:
-            ready = self._exchange(process, [self.seconds, *self.setup], START_SECONDS)
+            ready = self._exchange(process, self.setup, START_SECONDS)
         except WorkerFault as fault:
             ready = {"raised": "WorkerFault", "message": str(fault)}
         if "raised" in ready:
@@ -93,11 +102,11 @@ class Worker:
         ready.register(process.stdout, select.POLLIN)
         received = b""
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.write(json.dumps([seconds, request]).encode() + b"\n")
             process.stdin.flush()
             while not received.endswith(b"\n"):
                 if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                    raise WorkerFault(f"it took more than {seconds:g} seconds")
+                    raise WorkerFault(f"it took more than {seconds:g} seconds", late=True)
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
                     raise WorkerFault(f"it ended{_cause(process)}")
@@ -126,32 +135,37 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _serve(module: str) -> None:
+def _serve(module: str, users: bool) -> None:
     """In the worker: set up, then answer line by line until the caller is gone."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # a library that prints must not garble the answers
-        os.dup2(nothing, descriptor)
+    shown = 2 if users else nothing
+    for descriptor, target in ((0, nothing), (1, shown), (2, shown)):  # what is printed must not garble the answers
+        os.dup2(target, descriptor)
 
     def reply(call: Callable[[], Any]) -> None:
         try:
-            answer = {"value": call()}
-        except Exception as error:  # reported to the caller, who counts it
-            answer = {"raised": type(error).__name__, "message": " ".join(str(error).split())[:200]}
+            answer = {"value": wrap_user_errors(call, module, loading=True)}
+        except VPDError as error:  # reported to the caller, who counts it
+            cause = error.__cause__ or error
+            answer = {"raised": type(cause).__name__, "message": str(error)[:400]}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
-    seconds, *setup = json.loads(requests.readline())
+    _, setup = json.loads(requests.readline())
     serve: list[Callable[[Any], Any]] = []
     reply(lambda: serve.append(importlib.import_module(module).serve(*setup)))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if not users:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for line in requests:
+        limit, request = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        spent = int(used.ru_utime + used.ru_stime + seconds) + 2
+        threads = os.cpu_count() or 1 if users else 1
+        spent = int(used.ru_utime + used.ru_stime + limit * threads) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
-        reply(functools.partial(serve[0], json.loads(line)))
+        reply(functools.partial(serve[0], request))
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], users="users" in sys.argv[2:])

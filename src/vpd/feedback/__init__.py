@@ -54,6 +54,10 @@ class Writer(Protocol):
         """
         ...
 
+    def excess(self, conversation: Sequence[Message], max_tokens: int) -> int:
+        """Tokens that a prompt and its answer take beyond the writer's window; 0 where they fit or it is unknown."""
+        ...
+
     def shorten(self, text: str, max_tokens: int) -> FittedText:
         """The text without the writer's control tokens, and without its middle where that exceeds ``max_tokens``."""
         ...
@@ -86,6 +90,9 @@ class ScriptedWriter:
         self.asked += asked
         texts = [self.answer(conversation, key) for conversation, key in asked]
         return [Written(text, tokens=len(text.split())) for text in texts]
+
+    def excess(self, conversation: Sequence[Message], max_tokens: int) -> int:
+        return 0
 
     def shorten(self, text: str, max_tokens: int) -> FittedText:
         words = text.split()

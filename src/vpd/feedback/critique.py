@@ -72,7 +72,7 @@ class _Critique(Settings, section="feedback"):
             if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
         ]
         rollouts = [groups[number].rollouts[index] for number, index in chosen]
-        read = [self._fields(rollout, writer) for rollout in rollouts]
+        read = [self._fitting_fields(rollout, writer) for rollout in rollouts]
         written = writer.write(
             [self._conversation(rollout, fields) for rollout, fields in zip(rollouts, read, strict=True)],
             keys=[rollout.key for rollout in rollouts],
@@ -94,22 +94,48 @@ class _Critique(Settings, section="feedback"):
                 sections[number][index].append(section)
         return [extend(group, more) for group, more in zip(groups, sections, strict=True)]
 
-    def _fields(self, rollout: Rollout, writer: Writer) -> dict[str, FittedText]:
-        """What fills the template's placeholders, each within its budget; those that it does not show are left out."""
+    @property
+    def shortest_prompt(self) -> list[Message]:
+        """The critic's prompt without task, attempt and feedback: what any window must have room for."""
+        verdict = max(self.failed_verdict, self.passed_verdict, key=len)
+        return _user(PLACEHOLDER.sub(lambda found: verdict if found[1] == "verdict" else "", self.template))
+
+    def _fitting_fields(self, rollout: Rollout, writer: Writer) -> dict[str, FittedText]:
+        """What fills the template's placeholders; where the writer's window is short, the longest loses more of it."""
+        budgets = {
+            "task": self.max_task_length,
+            "attempt": self.max_attempt_length,
+            "feedback": self.max_feedback_length,
+        }
+        fields = self._fields(rollout, writer, budgets)
+        while excess := writer.excess(self._conversation(rollout, fields), self.max_critique_length):
+            longest = max(fields, key=lambda name: fields[name].length)
+            length = fields[longest].length
+            if length <= 1:
+                break
+            budgets[longest] = max(length - excess, length // 2)
+            fields = self._fields(rollout, writer, budgets)
+        return fields
+
+    def _fields(self, rollout: Rollout, writer: Writer, budgets: Mapping[str, int]) -> dict[str, FittedText]:
+        """The texts for the placeholders that the template shows, each within its budget of tokens."""
         texts = {
-            "task": ("\n\n".join(message["content"] for message in rollout.task.messages), self.max_task_length),
-            "attempt": (rollout.completion.text.strip() or "(an empty answer)", self.max_attempt_length),
-            "feedback": (rollout.grade.feedback or "", self.max_feedback_length),
+            "task": "\n\n".join(message["content"] for message in rollout.task.messages),
+            "attempt": rollout.completion.text.strip() or "(an empty answer)",
+            "feedback": rollout.grade.feedback or "",
         }
         shown = set(PLACEHOLDER.findall(self.template))
-        return {name: writer.shorten(*texts[name]) for name in texts if name in shown}
+        return {name: writer.shorten(text, budgets[name]) for name, text in texts.items() if name in shown}
 
     def _conversation(self, rollout: Rollout, fields: Mapping[str, FittedText]) -> list[Message]:
         """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
         verdict = self.passed_verdict if rollout.success else self.failed_verdict
         values = {"verdict": verdict} | {name: field.text for name, field in fields.items()}
-        prompt = PLACEHOLDER.sub(lambda found: values[found[1]], self.template)
-        return [{"role": "user", "content": prompt}]
+        return _user(PLACEHOLDER.sub(lambda found: values[found[1]], self.template))
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
 
 
 @dataclass(frozen=True, kw_only=True)

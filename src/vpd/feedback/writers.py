@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import http.client
 import json
+import logging
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from vpd.feedback import Written
 from vpd.prompts import FittedText, Prompter
 from vpd.types import Message, SampleKey
 
+LOG = logging.getLogger("vpd")
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English: the endpoint's tokenizer is not known here
 CONTROL = re.compile(  # control tokens of Llama, Qwen, DeepSeek, Gemma and Mistral, for the same reason
     r"<[|\N{FULLWIDTH VERTICAL LINE}][^<>\s]{1,60}[|\N{FULLWIDTH VERTICAL LINE}]>|</?s>|<(?:bos|eos|pad|unk)>"
@@ -48,24 +50,33 @@ class ModelWriter:
         max_tokens: int,
         temperature: float,
     ) -> list[Written]:
-        if not conversations:
-            return []
-        prompts = [self._prompter.conversation(messages, max_tokens) for messages in conversations]
+        """As in :class:`Writer`; where a prompt leaves no room in the window, no text, and a warning says so."""
+        fitting = [row for row, messages in enumerate(conversations) if not self.excess(messages, max_tokens)]
+        if len(fitting) < len(conversations):
+            LOG.warning(
+                "feedback source %d: %d of %d prompts leave no room for %d tokens in the model's window: no text",
+                *(self._source + 1, len(conversations) - len(fitting), len(conversations), max_tokens),
+            )
+        if not fitting:
+            return [Written("") for _ in conversations]
+        prompts = [self._prompter.conversation(conversations[row], max_tokens) for row in fitting]
         completions = self._engine.generate(
             prompts,
-            keys=[dataclasses.replace(key, phase=f"{key.phase}/feedback-{self._source}") for key in keys],
+            keys=[
+                dataclasses.replace(keys[row], phase=f"{keys[row].phase}/feedback-{self._source}") for row in fitting
+            ],
             seed=self._seed,
             max_tokens=max_tokens,
             temperature=temperature,
         )
-        return [
-            Written(
-                completion.text,
-                tokens=len(completion.tokens),
-                thinking_open=self._prompter.opens_thinking(prompt),
-            )
-            for completion, prompt in zip(completions, prompts, strict=True)
-        ]
+        written = [Written("") for _ in conversations]
+        for row, completion, prompt in zip(fitting, completions, prompts, strict=True):
+            thinking_open = self._prompter.opens_thinking(prompt)
+            written[row] = Written(completion.text, tokens=len(completion.tokens), thinking_open=thinking_open)
+        return written
+
+    def excess(self, conversation: Sequence[Message], max_tokens: int) -> int:
+        return self._prompter.excess(conversation, max_tokens)
 
     def shorten(self, text: str, max_tokens: int) -> FittedText:
         return self._prompter.fit(text, max_tokens)
@@ -119,6 +130,10 @@ class EndpointWriter:
 
         with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(ask, conversations))
+
+    def excess(self, conversation: Sequence[Message], max_tokens: int) -> int:
+        """0: the window of a model behind an endpoint is not known here."""
+        return 0
 
     def shorten(self, text: str, max_tokens: int) -> FittedText:
         """Lengths are estimates; what looks like a control token of a common chat template gets a gap."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config, parse
@@ -25,6 +24,7 @@ from vpd.lab.reproduce.run import CurveRecorder, Job
 from vpd.lab.reproduce.versions import commit
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
+from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 
 Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
@@ -68,7 +68,7 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
         if value < least:
             raise ConfigError(f"{option} is too small", got=value, expected=f"at least {least}")
     _check_writable(output)
-    console = Console()
+    console = Terminal()
     with one_thread():
         _introduce(first_seed, steps, console)
     calls = [
@@ -175,7 +175,7 @@ def _run(method: str, seed: int, steps: int, advance: Advance) -> dict[str, Any]
     }
 
 
-def _introduce(seed: int, steps: int, console: Console) -> None:
+def _introduce(seed: int, steps: int, console: Terminal) -> None:
     """Show one failed attempt of the base as text, before anything is trained."""
     parts = assemble(config_of("vpd", seed, steps))
     groups, _ = parts.source.take(0)

@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vpd.errors import TrainingError, VPDError
+from vpd.report.console import Terminal
 
 Advance: TypeAlias = Callable[[int], None]  # reports so many finished steps
 
@@ -36,7 +36,7 @@ class Call:
     steps: int = 1
 
 
-def run_calls(function: Callable[..., Any], calls: Sequence[Call], *, processes: int, console: Console) -> list[Any]:
+def run_calls(function: Callable[..., Any], calls: Sequence[Call], *, processes: int, console: Terminal) -> list[Any]:
     """The results of all calls, in their order, from at most ``processes`` processes at a time.
 
     With ``processes`` 1 everything runs in this process.  ``function`` and its arguments must be picklable otherwise.
@@ -73,7 +73,7 @@ def one_thread() -> Iterator[None]:
 class _Bars:
     """One progress bar for each title."""
 
-    def __init__(self, calls: Sequence[Call], console: Console) -> None:
+    def __init__(self, calls: Sequence[Call], console: Terminal) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
         totals: dict[str, int] = {}

@@ -7,17 +7,21 @@ An objective computes a loss for each token or row, and nothing else.  The learn
 ``Example.loss_weights[term]`` and differentiates, so an objective cannot get the normalisation wrong.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
-
-from vpd.model.batch import Batch
-from vpd.model.scorer import Role, Scorer
-from vpd.policy import Policy
 from vpd.types import Example, Metrics
+
+if TYPE_CHECKING:  # settings of algorithms are read without torch
+    from torch import Tensor
+
+    from vpd.model.batch import Batch
+    from vpd.model.scorer import Role, Scorer
+    from vpd.policy import Policy
 
 ModelName: TypeAlias = Literal["live", "initial", "teacher"]
 
@@ -35,9 +39,9 @@ class TokenLoss:
     signals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Loss: TypeAlias = Callable[[Scorer, Batch], "TokenLoss | Tensor"]
+Loss: TypeAlias = "Callable[[Scorer, Batch], TokenLoss | Tensor]"
 #: A quantity of each token [B,T], for ``Learner.score``.
-Measure: TypeAlias = Callable[[Scorer, Batch], Tensor]
+Measure: TypeAlias = "Callable[[Scorer, Batch], Tensor]"
 
 
 @runtime_checkable
@@ -57,7 +61,7 @@ class MeasuredLoss(Protocol):
         ...
 
 
-Objective: TypeAlias = Loss | MeasuredLoss
+Objective: TypeAlias = "Loss | MeasuredLoss"
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,16 @@ class Learner(Protocol):
 
         The loss is the sum over terms and rows of ``loss_weights[term]`` times the term's objective.  Training the
         student, the configured teacher plays the teacher; training the teacher, the live weights do.  A row without a
-        non-zero weight does not enter; without any row no step is taken.  Raises TrainingError for a loss or gradient
-        that is not finite, and takes no step.
+        non-zero weight does not enter; without any row no step is taken.  Raises NonFiniteError for a loss, gradient or
+        weight that is not finite, and takes no step.
         """
         ...
 
     def end_iteration(self) -> None:
-        """Called once per iteration by the loop: the schedule and an EMA teacher move here."""
+        """Called once per iteration by the loop: the schedule and an EMA teacher move here.
+
+        Raises NonFiniteError for weights that are not finite.
+        """
         ...
 
     @property

@@ -5,79 +5,37 @@ share, and the gradients are *summed* over ranks.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from vpd.errors import TrainingError
+from vpd.errors import NonFiniteError
 from vpd.learners import Measure, ModelName, Objective, Update, schedule, weights
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
+from vpd.learners.nonfinite import check_rate, check_step, check_weights
 from vpd.learners.reporting import UpdateReport
-from vpd.learners.teachers import TeacherSettings, TeacherWeights
+from vpd.learners.settings import OptimSettings as OptimSettings
+from vpd.learners.settings import TeacherSettings
+from vpd.learners.teachers import TeacherWeights
 from vpd.model import attention, lora
-from vpd.model.activation_checkpointing import Checkpointing, active, enable
+from vpd.model.activation_checkpointing import active, enable
 from vpd.model.batch import Batch, collate
 from vpd.model.passes import LearnerPath
-from vpd.model.probe import check_head, learner_path
+from vpd.model.probe import check_backward, check_causal, check_head, learner_path
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
-from vpd.settings import Settings
 from vpd.types import Example
 
 Item = TypeVar("Item")
 ROLES: tuple[ModelName, ...] = ("live", "teacher")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings(Settings, section="optim"):
-    """The optimiser, its schedule, and how much is held in memory at once."""
-
-    learning_rate: Annotated[float, Ge(0), "peak learning rate"] = 1e-5
-    optimizer: Annotated[Literal["adamw", "sgd"], "torch optimiser"] = "adamw"
-    adam_beta1: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's first-moment decay"] = 0.9
-    adam_beta2: Annotated[float, Interval(ge=0.0, lt=1.0), "AdamW's second-moment decay"] = 0.999
-    weight_decay: Annotated[float, Ge(0), "decoupled weight decay"] = 0.01
-    max_grad_norm: Annotated[float | None, Gt(0), "gradient clipping by global norm; null for none"] = 1.0
-    lr_scheduler_type: Annotated[str, "a scheduler of transformers, counted in iterations"] = "constant_with_warmup"
-    warmup_steps: Annotated[
-        int,
-        Ge(0),
-        "iterations of linear warm-up; the first is trained at 1 / warmup_steps of the peak, and the E-step at the rate"
-        " of its iteration times algorithm.e_lr_scale",
-    ] = 0
-    master_weights: Annotated[
-        bool,
-        "train an fp32 copy of 16-bit weights (8 bytes a weight with its gradient); false is refused for such weights,"
-        " whose steps would round to nothing; nothing to do for fp32 weights and with model.lora",
-    ] = True
-    micro_batch_size: Annotated[int, Ge(1), "most rows per forward pass and process"] = 16
-    max_tokens_per_microbatch: Annotated[
-        int | None,
-        Ge(1),
-        "most tokens per forward pass, shared ones counted once; a longer row stands alone; null: any number",
-    ] = 2048
-    chunk_tokens: Annotated[
-        int | None, Ge(1), "tokens that reach the head at once; null: by vocabulary (64 MiB of logits)"
-    ] = None
-    share_prefixes: Annotated[bool, "compute a prefix that several rows share only once, where the model allows it"] = (
-        True
-    )
-    gradient_checkpointing: Annotated[
-        Checkpointing,
-        "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
-    ] = "none"
-    mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
 
 
 class _Root(nn.Module):
@@ -131,7 +89,7 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
-        self._check_heads()
+        self._check_models()
         self.path = self._find_path()
         vocabulary, hidden_size = model.get_output_embeddings().weight.shape
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // vocabulary, 1)
@@ -199,6 +157,7 @@ class AccelerateLearner:
         return report.finish(sums, norm, job.values, self._gather(report.tokens))
 
     def end_iteration(self) -> None:
+        check_weights(self.model, "after this iteration")
         schedule.advance(self._scheduler)
         self.teacher.end_iteration()
 
@@ -277,10 +236,14 @@ class AccelerateLearner:
             self._masters.reduce(lambda gradient: self.accelerator.reduce(gradient, "mean"))
         trained = self._masters.parameters if self._masters else self._root.parameters()
         norm = float(self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm or float("inf")))
-        if not torch.isfinite(torch.tensor([norm, loss])).all():
-            self._zero_grad()
-            raise _not_finite(name, loss, norm)
         rates = [group["lr"] for group in self._optimizer.param_groups]
+        try:
+            check_step(name, loss, norm)
+            check_rate(name, max(rates) * lr_scale)
+            check_weights(self.model, f"before the step of {name!r}")
+        except NonFiniteError:
+            self._zero_grad()
+            raise
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * lr_scale
         self._optimizer.step()
@@ -346,14 +309,20 @@ class AccelerateLearner:
             paths = [learner_path(model, name, share_prefixes=False) for name, model in self._models()]
         return max(paths, key=("packed", "padded", "by_length").index)
 
+    def models(self) -> dict[str, nn.Module]:
+        """The modules whose logits the two roles are made of, by what messages call them."""
+        return {name: model for name, model in self._models() if isinstance(model, nn.Module)}
+
     @property
     def shares_prefixes(self) -> bool:
         """Whether rows that begin alike share one pass over their beginning."""
         return self.path == "packed"
 
-    def _check_heads(self) -> None:
+    def _check_models(self) -> None:
         for name, model in self._models():
             check_head(model, name, self.accelerator.device)
+            check_causal(model, name)
+        check_backward(self.model)
 
 
 class LearnerPolicy:
@@ -390,18 +359,3 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: OptimSettings) -> t
         return torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
-
-
-def _not_finite(name: str, loss: float, norm: float) -> TrainingError:
-    hint = "Lower optim.learning_rate or look at the last rollouts."
-    if loss == math.inf:
-        hint = (
-            "A teacher that gives probability 0 to what the student can say has an infinite divergence at"
-            " algorithm.distillation_alpha 0 or 1: take one between, or distillation_topk. Otherwise lower"
-            " optim.learning_rate."
-        )
-    return TrainingError(
-        f"the update {name!r} is not finite",
-        got=f"loss {loss}, gradient norm {norm}",
-        do=f"No step was taken. {hint}",
-    )

@@ -14,49 +14,14 @@ nothing but that adapter.  The average is then taken of A and of B, as is common
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 
 from vpd.errors import ConfigError
+from vpd.learners.settings import TeacherSettings as TeacherSettings
 from vpd.model import lora
 from vpd.model.scorer import LogitMixture
-from vpd.settings import Settings, Share
-
-TeacherKind: TypeAlias = Literal["live", "ema", "frozen", "trust_region", "external"]
-CopyType: TypeAlias = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSettings(Settings):
-    """Whose weights play the teacher in the M-step, and how they move."""
-
-    kind: Annotated[TeacherKind, "whose weights play the teacher"] = "ema"
-    ema_rate: Annotated[
-        float, Share, "share of the live weights that enters the average at the end of an iteration; 0: it never moves"
-    ] = 0.05
-    trust_region_mix: Annotated[
-        float, Share, "share of the live logits in a trust-region teacher; 0: it never moves"
-    ] = 0.05
-    dtype: Annotated[
-        CopyType | None, "number type of a copy of the weights; null: the live weights', averaged in at least fp32"
-    ] = None
-
-    @property
-    def moves(self) -> bool:
-        """Whether training ever changes this teacher."""
-        share = {"ema": self.ema_rate, "trust_region": self.trust_region_mix}
-        return self.kind == "live" or share.get(self.kind, 0.0) > 0.0
-
-    def check(self) -> None:
-        super().check()
-        if self.kind == "ema" and self.dtype == "bfloat16":
-            raise ConfigError(
-                "a teacher that is an average needs more than bfloat16: its steps would round to nothing",
-                got=f"teacher ema, rate {self.ema_rate}, teacher_dtype bfloat16",
-                do="Take float32 or null, or a frozen or trust_region teacher.",
-            )
 
 
 class TeacherWeights:

@@ -2,16 +2,17 @@
 
 import functools
 import json
-import warnings
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from vpd.errors import StorageError
 from vpd.model import lora
+
+LOG = logging.getLogger("vpd")
 
 
 def save(model: Any, folder: Path) -> None:
@@ -43,12 +44,10 @@ def read(model: Any, folder: Path) -> dict[str, Tensor]:
     if not adapted:
         kinds = {parameter.dtype for parameter in model.parameters()}
         widest = functools.reduce(torch.promote_types, kinds)  # a model may keep a few weights wider than the others
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=widest)
+        # the class itself: it may be a model's own code
+        saved = type(model).from_pretrained(folder, dtype=widest, use_safetensors=True)
         return dict(saved.state_dict())
     trained_on = json.loads((folder / lora.CONFIG_FILE).read_text())["base_model_name_or_path"]
     if trained_on != model.name_or_path:
-        warnings.warn(
-            f"the adapter of {folder} was trained on {trained_on!r} and goes on with {model.name_or_path!r}",
-            stacklevel=2,
-        )
+        LOG.warning("the adapter of %s was trained on %r and goes on with %r", folder, trained_on, model.name_or_path)
     return lora.read(folder)

@@ -10,7 +10,7 @@ Of the operators of attention below only the CPU's was run here.
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vpd.errors import ConfigError
-
-Checkpointing: TypeAlias = Literal["none", "selective", "full"]
+from vpd.model.settings import Checkpointing
 
 #: Whether this transformers says "activation" where older ones said "gradient" checkpointing.
 RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")

@@ -39,6 +39,7 @@ class Batch:
     has_reference_B: Tensor
     advantage_B: Tensor
     success_B: Tensor
+    by_teacher_B: Tensor
     teacher_top_k: TopK | None
 
     @property
@@ -87,5 +88,6 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
         has_reference_B=column([e.reference is not None for e in examples], torch.bool),
         advantage_B=column([e.advantage for e in examples], dtype),
         success_B=column([e.success for e in examples], torch.bool),
+        by_teacher_B=column([e.by_teacher for e in examples], torch.bool),
         teacher_top_k=top_k(),
     )

@@ -125,7 +125,7 @@ class GrowingLayer(DynamicLayer):
 
 
 class RecomputingDecoder:
-    """No cache: rows of prompts of one length, computed whole at every step."""
+    """No cache: rows of prompts of one length, computed whole at every step, from their ids alone."""
 
     def __init__(self, model: Any, prompts: Sequence[Tokens]):
         self._model = model
@@ -143,9 +143,7 @@ class RecomputingDecoder:
 
     def _last_logits(self) -> Tensor:
         forward.forget_lengths(self._model)
-        ones_BT = torch.ones_like(self._ids_BT)
-        inputs = {"attention_mask": ones_BT, "position_ids": ones_BT.cumsum(1) - 1}
-        hidden_BTH = forward.hidden_states(self._model, input_ids=self._ids_BT, **inputs)
+        hidden_BTH = forward.hidden_states(self._model, input_ids=self._ids_BT)
         return forward.logits_of(self._model, hidden_BTH[:, -1])
 
 

@@ -3,10 +3,12 @@
 Dimension legend: B rows, T tokens of a row, H hidden size, V vocabulary, N tokens that logits are wanted of.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -25,17 +27,23 @@ RAISED = (
 
 
 def hidden_states(model: Any, cache: Any = None, **inputs: Any) -> Tensor:
-    """Hidden states [B,T,H] of a pass; ``cache`` is read and extended, None: a pass without one.
+    """What the head reads [B,T,H] in a pass; ``cache`` is read and extended, None: a pass without one.
 
+    These are the last hidden states, or what the model makes of them before the head (BERT, ModernBERT).
     Raises ModelError if the model has no cache, or does not return its last hidden states.
     """
     if cache is not None:
         inputs[cache_name(model)] = cache
-    output = _layers(model)(**accepted(model, use_cache=cache is not None, **inputs))
-    states = output.get("last_hidden_state")
+    inputs = accepted(model, use_cache=cache is not None, **inputs)
+    if _transforms_states(model):
+        with _read_by_head(model) as read:
+            model(**inputs)
+        return read[0]
+    states = _layers(model)(**inputs).get("last_hidden_state")
     if states is None:
         raise ModelError(f"{type(model).__name__} does not return its last hidden states")
-    return states
+    dtype = model.get_output_embeddings().weight.dtype
+    return states.to(dtype) if states.dtype.itemsize > dtype.itemsize else states  # Mamba adds up in fp32
 
 
 def logits_of(model: Any, hidden_NH: Tensor) -> Tensor:
@@ -58,6 +66,34 @@ def cache_name(model: Any) -> str:
     raise ModelError(f"{type(model).__name__} has no cache")
 
 
+#: Whether layers stand between a model's last hidden states and its head; decided by its parameters, once.
+_TRANSFORMS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _transforms_states(model: Any) -> bool:
+    whole = model.model if isinstance(model, lora.View) else model
+    if whole not in _TRANSFORMS:
+        known = {id(p) for part in (_layers(whole), whole.get_output_embeddings()) for p in part.parameters()}
+        _TRANSFORMS[whole] = any(id(parameter) not in known for parameter in whole.parameters())
+    return _TRANSFORMS[whole]
+
+
+@contextlib.contextmanager
+def _read_by_head(model: Any) -> Iterator[list[Tensor]]:
+    """What the head is given by the passes made here; it passes that on and computes no logits."""
+    own, read = model.get_output_embeddings(), []
+
+    def keep(states_BTH: Tensor) -> Tensor:
+        read.append(states_BTH)
+        return states_BTH
+
+    own.forward = keep
+    try:
+        yield read
+    finally:
+        del own.forward
+
+
 def _layers(model: Any) -> Any:
     """What is called for hidden states.  Llama 4 has another name for its layers than it says."""
     return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
@@ -70,9 +106,10 @@ def _known(model: Any) -> frozenset[str]:
 
 
 def longest_input(model: Any) -> int | None:
-    """The longest row that the configuration allows, in tokens; None where it sets no limit (Mamba, ALiBi)."""
+    """The longest row that the configuration allows, in tokens; None where it sets no limit (Mamba, ALiBi, XLNet)."""
     config = model.config.get_text_config()
-    return int(config.max_position_embeddings) if hasattr(config, "max_position_embeddings") else None
+    longest = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    return int(longest) if longest is not None and longest > 0 else None
 
 
 @functools.cache

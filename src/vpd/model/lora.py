@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vpd.errors import ConfigError, StorageError, nearest
+from vpd.errors import ConfigError, ModelError, StorageError, nearest
 from vpd.model.settings import LoraSettings
 
 LIVE, AVERAGE = "default", "average"
@@ -105,6 +105,30 @@ def save(model: Any, folder: Path) -> None:
 def read(folder: Path) -> dict[str, Tensor]:
     """The tensors that :func:`save` wrote, for :func:`restore`."""
     return {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS_FILE).items()}
+
+
+def merge_saved(model: Any, source: str) -> Any:
+    """``model`` with the adapter of a folder or Hub id merged into its weights, in their own dtype.
+
+    Raises ModelError: peft is not installed, this kind of adapter cannot be merged, or tensors of it are missing; and
+    whatever peft raises for files that it cannot read.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"{source} is an adapter, which needs the package peft", do="pip install peft.")
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(model, source)
+        except UserWarning as missing:
+            raise ModelError(
+                f"tensors of the adapter {source} are missing", got=str(missing)[-160:], do="Take a whole copy."
+            ) from missing
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            raise ModelError(f"the adapter {source} cannot be merged", got=type(adapted.base_model).__name__)
+        return adapted.merge_and_unload()
 
 
 def merged(model: Any) -> Any:

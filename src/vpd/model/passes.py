@@ -8,6 +8,7 @@ depend on the longest one beside them (RoPE that is scaled by length).
 Dimension legend: H hidden size, N completion tokens where the mask is True (row-major order).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -65,14 +66,20 @@ def last_hidden(
 def _by_length(
     model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens], masks: Sequence[Sequence[bool]]
 ) -> Pass:
-    """Rows of one length at a time; their hidden states in the order of the rows."""
+    """Rows of one length at a time, from their ids alone; their hidden states in the order of the rows."""
+
+    def only_ids(layout: Layout) -> Layout:
+        """Nothing is padded: the model's own positions and mask are right, which some number in another way."""
+        return dataclasses.replace(layout, inputs={"input_ids": layout.inputs["input_ids"]})
+
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     counts, tokens = [sum(mask) for mask in masks], 0
     parts: dict[int, Tensor] = {}
     for length in sorted(set(lengths)):
         rows = [row for row, own in enumerate(lengths) if own == length]
         forward.forget_lengths(model)
-        done = last_hidden(model, *(_chosen(values, rows) for values in (prompts, completions, masks)), path="padded")
+        chosen = (_chosen(values, rows) for values in (prompts, completions, masks))
+        done = last_hidden(model, *chosen, path="padded", prepare=only_ids)
         parts |= zip(rows, done.hidden_NH.split([counts[row] for row in rows]), strict=True)
         tokens += done.tokens
     return Pass(torch.cat([parts[row] for row in range(len(lengths))]), tokens, 0)

@@ -1,12 +1,14 @@
 """Which model, and what of it is trained: settings that load without torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
-from vpd.settings import Settings
+from vpd.settings import IsPath, Settings
+
+Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,13 @@ class LoraSettings(Settings, section="model.lora"):
 class ModelSettings(Settings, section="model"):
     """Which model is trained."""
 
-    name_or_path: Annotated[str, "a Hub id, a local folder, or 'tiny' for the shipped base"] = "tiny"
+    name_or_path: Annotated[
+        str,
+        IsPath(),
+        "a Hub id, a local folder, or 'tiny' for the shipped base; an adapter is merged into its base",
+    ] = "tiny"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], "number type of the weights"] = "float32"
     lora: Annotated[LoraSettings | None, "train adapters of this kind; null: all weights"] = None
+    trust_remote_code: Annotated[
+        bool, "run the code that a model or tokenizer brings along; false: such a model is refused"
+    ] = False

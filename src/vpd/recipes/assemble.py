@@ -1,15 +1,10 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.algorithms import Algorithm, Needs
 from vpd.bundled import BUNDLED, load_bundled
@@ -18,19 +13,30 @@ from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts
-from vpd.envs import AnswerLength, Conversational, Env, Finite, FixedLength, all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs import (
+    AnswerLength,
+    Conversational,
+    Env,
+    Finite,
+    FixedLength,
+    all_train_tasks,
+    draw_tasks,
+    held_out_tasks,
+    required_held_out_tasks,
+)
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
-from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
-from vpd.learners.teachers import TeacherSettings
+from vpd.learners.accelerate_learner import AccelerateLearner
+from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
-from vpd.model import lora
+from vpd.model import loading, lora
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.recipes.prompt_checks import answer_ends, check_prompts
+from vpd.recipes.round_trip import check_round_trip
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
-LOG = logging.getLogger("vpd")
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
 
@@ -84,7 +90,17 @@ def assemble(
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
-    check_prompts(prompter, env, known_tasks(env, config))
+    tasks = known_tasks(env, config)
+    replies = isinstance(env, Conversational)
+    check_prompts(
+        prompter,
+        tasks,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        replies=replies,
+        feedback=sources if config.algorithm.needs.feedback else (),
+    )
+    if replies:
+        check_round_trip(prompter, tasks)
     learner = make_learner(config, model, tokenizer)
     engine = make_engine(config, tokenizer, model, learner)
     return Parts(
@@ -150,24 +166,8 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     """Tasks that can be known beforehand: all of a finite data set's, else the first batch's; and evaluation's."""
     first = range(config.rollout.prompts_per_step)
     tasks = all_train_tasks(env) if isinstance(env, Finite) else draw_tasks(env, first, seed=config.run.seed)
-    return [*tasks, *held_out_tasks(env, config.run.eval_limit)]
-
-
-def check_prompts(prompter: Prompter, env: Env, tasks: Sequence[Task]) -> None:
-    """Build every known prompt once.  Raises ModelError or EnvError for what template or window refuse."""
-    spelled = 0
-    for task in tasks:
-        prompter.build_student_prompt(task)
-        spelled += prompter.control_tokens_in(task) > 0
-    if isinstance(env, Conversational):
-        prompter.reply({"role": "user", "content": "?"}, after=None)
-    if spelled:
-        LOG.info(
-            "%d of %d known tasks spell control tokens of the tokenizer; they are read as text"
-            " (prompts.control_tokens_in_tasks)",
-            spelled,
-            len(tasks),
-        )
+    held_out = required_held_out_tasks if config.run.eval_steps else held_out_tasks
+    return [*tasks, *held_out(env, config.run.eval_limit)]
 
 
 def source_of(name: str) -> str:
@@ -175,33 +175,17 @@ def source_of(name: str) -> str:
     return str(load_bundled(name)) if name in BUNDLED else name
 
 
-def load_model(settings: ModelSettings) -> tuple[Any, Any]:
-    """Model and tokenizer of a Hub id, a folder, or the shipped base."""
-    name = settings.name_or_path
-    source = source_of(name)
-    transformers.utils.logging.disable_progress_bar()
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise ModelError(f"model.name_or_path: no folder {source}", expected="a folder that from_pretrained loads")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot load the model {settings.name_or_path!r}",
-            got=str(error).split("\n")[0][:160],
-            expected=f"a Hub id, a folder that from_pretrained loads, or one of {', '.join(BUNDLED)}",
-        ) from error
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"the tokenizer of {settings.name_or_path!r} has no chat template",
-            do="Take an instruction-tuned model, or set tokenizer.chat_template and save it.",
-        )
-    return model, tokenizer
+def load_model(settings: ModelSettings, *, finite: bool = True) -> tuple[Any, Any]:
+    """Model and tokenizer of a Hub id, a folder, or a shipped base; ``finite``: every weight must be.
+
+    Raises ModelError.
+    """
+    return loading.load(source_of(settings.name_or_path), settings, known=BUNDLED, finite=finite)
 
 
 def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:
     """The external teacher; its vocabulary must be the student's."""
-    external, other = load_model(ModelSettings(name_or_path=name, dtype=model.dtype))
+    external, other = load_model(dataclasses.replace(model, name_or_path=name, lora=None))
     if other.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             "distributions over tokens are compared: teacher and student need one tokenizer",
@@ -270,9 +254,8 @@ def make_training_engine(
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
-    ends = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return EngineParts(tokenizer=tokenizer, eos_ids=tuple(sorted(eos_ids)), max_rows=config.rollout.max_rows)
+    eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
@@ -287,6 +270,7 @@ def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) ->
         return model, own if tokenizer is None else tokenizer
     if tokenizer is None:
         raise ConfigError("a model that is passed as an object needs its tokenizer", do="Pass tokenizer= too.")
+    loading.check(model, tokenizer, "the model that was passed")
     return model, tokenizer
 
 

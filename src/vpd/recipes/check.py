@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vpd.config.sections import announce, make_env
 from vpd.envs.check import Attempt, Report, check_env
+from vpd.report.console import Terminal
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
-def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -> Report:
+def check(spec: Any, *, tasks: int, seed: int, console: Terminal | None = None) -> Report:
     """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
-    console = console or Console()
+    console = console or Terminal()
     env = make_env(spec)
     announce(env)
     report = check_env(env, tasks=tasks, seed=seed)
@@ -24,17 +24,17 @@ def check(spec: Any, *, tasks: int, seed: int, console: Console | None = None) -
     table = Table("", "promise", "found", title=f"vpd check {spec.name}", title_justify="left")
     for found in report.checks:
         style = STYLES[found.status]
-        table.add_row(f"[{style}]{found.status}[/]", found.name, escape(_printable(found.detail)))
+        table.add_row(f"[{style}]{found.status}[/]", found.name, escape(found.detail))
     console.print(table)
     report.require()
     return report
 
 
-def _show_example(attempts: Sequence[Attempt], console: Console) -> None:
+def _show_example(attempts: Sequence[Attempt], console: Terminal) -> None:
     """One task with each kind of answer and the feedback on it."""
 
     def line(text: str, style: str | None = None) -> None:
-        console.print(_printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     task = attempts[0].task
     line(f"Task {task.id}", "bold")
@@ -46,8 +46,3 @@ def _show_example(attempts: Sequence[Attempt], console: Console) -> None:
         line(f"\n{attempt.kind.capitalize()} answer: {attempt.text[:80]!r}{'...' * (len(attempt.text) > 80)}", "bold")
         line(f"  reward {grade.reward:g}, feedback: {grade.feedback or 'none'}{reader}")
     line("")
-
-
-def _printable(text: str) -> str:
-    """Any text as a terminal can take it: control characters and half surrogate pairs as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

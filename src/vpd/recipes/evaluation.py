@@ -1,36 +1,22 @@
 """``vpd eval``: avg@k and pass@k of a model, and how much better it retries with feedback than without."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Interval
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vpd.config import Config
-from vpd.envs import Env, held_out_tasks
+from vpd.envs import Env, required_held_out_tasks
+from vpd.evaluation import EvalOptions as EvalOptions
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import assemble
-from vpd.settings import Settings
+from vpd.report.console import Terminal
 from vpd.types import Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions(Settings):
-    """How a model is evaluated."""
-
-    num_samples: Annotated[int, Ge(1), "k, answers per task"] = 8
-    temperature: Annotated[float, Ge(0), "sampling temperature; 0 is greedy"] = 1.0
-    top_p: Annotated[float, Interval(gt=0.0, le=1.0), "nucleus sampling; 1: off"] = 1.0
-    limit: Annotated[int | None, Ge(1), "at most so many held-out tasks; null: all"] = None
-    teacher: Annotated[
-        bool, "also answer failed attempts again, with their feedback and (run.eval_control) without"
-    ] = False
 
 
 def evaluate(
@@ -55,15 +41,15 @@ def evaluate(
         teacher=options.teacher,
         control=config.run.eval_control,
     )
-    return evaluate_tasks(parts.source, held_out_tasks(parts.env, options.limit), settings)
+    return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
 
 
-def show(result: Evaluation, k: int, console: Console | None = None) -> None:
+def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
     """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
 
-    Every ``±`` is the standard error over tasks.
+    Every ``±`` is the standard error over tasks; one task has none.
     """
-    console = console or Console()
+    console = console or Terminal()
     student = _table("", f"avg@{k}", f"pass@{k}")
     student.add_row("student", *_cells(result.student, k))
     console.print(student)
@@ -84,7 +70,8 @@ def show(result: Evaluation, k: int, console: Console | None = None) -> None:
     )
     if result.control:
         gain, error = result.teacher["gain"], result.teacher["gain_se"]
-        console.print(f"gain from feedback (teacher less control, by task): {gain:+.3f} ± {error:.3f}", style="bold")
+        found = _with_error(f"{gain:+.3f}", error)
+        console.print(f"gain from feedback (teacher less control, by task): {found}", style="bold")
 
 
 def _table(title: str, mean: str, best: str) -> Table:
@@ -98,5 +85,9 @@ def _cells(metrics: Metrics, k: int) -> list[str]:
     """The cells of a row after its name."""
     if not metrics["tasks"]:
         return ["0", "0", "-", "-", "-"]
-    shares = [f"{metrics[key]:.3f} ± {metrics[key + '_se']:.3f}" for key in (f"avg@{k}", f"pass@{k}")]
+    shares = [_with_error(f"{metrics[key]:.3f}", metrics[f"{key}_se"]) for key in (f"avg@{k}", f"pass@{k}")]
     return [str(int(metrics["tasks"])), str(int(metrics["answers"])), *shares, f"{metrics['reward']:.3f}"]
+
+
+def _with_error(value: str, error: float) -> str:
+    return value if math.isnan(error) else f"{value} ± {error:.3f}"

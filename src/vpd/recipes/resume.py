@@ -3,20 +3,24 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vpd.config import Config
+from vpd.bundled import BUNDLED
+from vpd.config import SECTIONS, Config
 from vpd.config.sections import Custom, Passed
 from vpd.errors import StorageError
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
-from vpd.run_folder.state import RunState
+from vpd.run_folder.contents import content_hash
+from vpd.run_folder.state import Change, RunState
+from vpd.settings import Settings, declarations
 
 log = logging.getLogger("vpd")
+
+#: what a run writes besides checkpoints
+OUTPUTS = ("config.yaml", "metrics.jsonl", "alarms.jsonl", "rollouts", "model", "adapter")
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -25,56 +29,130 @@ def settings_of(config: Config) -> dict[str, Any]:
     return data
 
 
-def check_folder(output: Path, config: Config) -> RunState | None:
+def contents_of(config: Config) -> dict[str, str]:
+    """A hash of each file and folder that a setting names, by the setting's key.  Raises StorageError."""
+    found: dict[str, str] = {}
+    for key, name in _named_files(config):
+        if name not in BUNDLED and Path(name).exists():
+            try:
+                found[key] = content_hash(Path(name))
+            except OSError as error:
+                raise StorageError(f"{key}: cannot read {name}", got=error.strerror) from error
+    return found
+
+
+def check_folder(output: Path, config: Config, contents: Mapping[str, str]) -> RunState | None:
     """The state of the run in this folder, None if there is none.
 
-    Raises StorageError: there is a run and ``run.resume`` is false, or the run had other settings.
+    Raises StorageError: there is a run and ``run.resume`` is false, the run had other settings or read other
+    ``contents``, or there are files of the user's where a run would write.
     """
-    metrics = output / "metrics.jsonl"
-    if not checkpoint.checkpoints(output) and not (metrics.is_file() and metrics.stat().st_size > 0):
+    metrics, past = output / "metrics.jsonl", run_state.read(output)
+    begun = past is not None and (past.phase != "training" or past.step > 0)
+    if not begun and not checkpoint.checkpoints(output) and not (metrics.is_file() and metrics.stat().st_size > 0):
+        if past is None:
+            _check_free(output)
         return None
     if not config.run.resume:
         raise StorageError(
             f"{output} already holds a run",
             do="Continue it with --run.resume true, or choose another --run.output_dir.",
         )
-    past = run_state.read(output) or _older(output)
+    past = past or run_state.read_older(output)
     if past is None:
         log.warning("%s has neither run.json nor config.yaml: its settings are not compared with these", output)
         return None
-    _compare(past, config, output)
+    run_state.refuse_changes(_changes(past, config, contents), output)
     return past
 
 
-def start_point(output: Path, past: RunState | None) -> Path | None:
-    """The checkpoint to continue from, None: the start.  Raises StorageError for a finished run without one."""
+def log_changes(past: RunState, config: Config, contents: Mapping[str, str]) -> None:
+    """Log the settings that a continued run changes."""
+    found = [change for change in _changes(past, config, contents) if change.key != "run.resume"]
+    if found:
+        log.info("changed for this run: %s", "; ".join(map(str, found)))
+
+
+def start_point(output: Path, past: RunState | None, max_steps: int) -> Path | None:
+    """The checkpoint to continue from, None: the start.
+
+    Raises StorageError: there are checkpoints and none is good, the run is finished and has none, or something else has
+    the name of a checkpoint that is still to be written.
+    """
     folder, faults = checkpoint.newest_good(output)
+    if folder is None:
+        _check_start(output, past, faults)
     for fault in faults:
         log.warning("passed over a damaged checkpoint: %s", fault)
-    if folder is not None:
-        log.info("continuing from %s", folder)
-    elif past is not None and past.phase == "done":
-        raise StorageError(
-            f"the run in {output} is finished and has no checkpoint to continue from",
-            got=f"{len(faults)} damaged ones" if faults else "none: run.save_steps was 0, or all were removed",
-            do="Start in another run.output_dir with its model/ as model.name_or_path, and set run.save_steps there.",
-        )
-    else:
+    reached = -1 if folder is None else checkpoint.step_of(folder)
+    for path in checkpoint.checkpoints(output):
+        if reached < checkpoint.step_of(path) <= max_steps and not checkpoint.written_by_vpd(path):
+            raise StorageError(
+                f"{path} is no checkpoint of vpd, and one of this name is to be written",
+                do="Move it out of the run folder.",
+            )
+    if folder is None:
         log.info("no checkpoint in %s: starting from step 0", output)
+    else:
+        log.info("continuing from %s", folder)
     return folder
 
 
-def _compare(past: RunState, config: Config, output: Path) -> None:
-    """Refuse the changes that a continued run may not make, and log the others."""
+def _check_start(output: Path, past: RunState | None, faults: list[str]) -> None:
+    """Raise StorageError where a start from step 0 would throw away what is there."""
+    if faults:
+        raise StorageError(
+            f"no checkpoint in {output} can be read",
+            got="; ".join(faults)[:400],
+            do="Restore one, or start a new run in another run.output_dir; nothing was changed.",
+        )
+    if past is not None and past.phase == "done":
+        raise StorageError(
+            f"the run in {output} is finished and has no checkpoint to continue from",
+            got="none: run.save_steps was 0, or all were removed",
+            do="Start in another run.output_dir with its model/ as model.name_or_path, and set run.save_steps there.",
+        )
+
+
+def _check_free(output: Path) -> None:
+    """Raise StorageError where a new run would replace what no run has written."""
+    present = [name for name in OUTPUTS if (output / name).exists()]
+    if present:
+        raise StorageError(
+            f"{output} holds {', '.join(present)} of no run, which this one would replace",
+            do="Move them, or choose another --run.output_dir.",
+        )
+
+
+def _changes(past: RunState, config: Config, contents: Mapping[str, str]) -> list[Change]:
+    """The settings, and the files that they name, that differ from those of the run in the folder."""
     before = {section: _completed(value, config, section) for section, value in past.settings.items()}
     resolved = settings_of(config)
     for section in ("prompts", "engine"):
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
     found = run_state.changes(before, resolved)
-    run_state.refuse_changes(found, output)
-    allowed = [change for change in found if change.key != "run.resume"]
-    if allowed:
-        log.info("changed for this run: %s", "; ".join(map(str, allowed)))
+    named = {change.key for change in found}
+    return found + [
+        Change(f"{run_state.CONTENT}{key}", was, contents[key])
+        for key, was in past.contents.items()
+        if key not in named and contents.get(key, was) != was
+    ]
+
+
+def _named_files(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys and values of the settings that may name a file or folder; of a user's own part, all that name a file."""
+    for section in SECTIONS:
+        value = getattr(config, section)
+        parts = {f"{section}.{n}": part for n, part in enumerate(value)} if section == "feedback" else {section: value}
+        for prefix, part in parts.items():
+            if isinstance(part, Custom):
+                pairs = [(key, name) for key, name in part.options.items() if isinstance(name, str)]
+                yield from ((f"{prefix}.{key}", name) for key, name in pairs if name and Path(name).is_file())
+            elif isinstance(part, Settings):
+                for key, declared in declarations(type(part)).items():
+                    name = getattr(part, key) if declared.path is not None and declared.path.read else None
+                    if isinstance(name, str) and name:
+                        yield f"{prefix}.{key}", name
 
 
 def _completed(section: Any, config: Config, name: str) -> Any:
@@ -107,21 +185,3 @@ def _with_defaults(section: Any, now: Any) -> Any:
 def _name(settings: Any) -> Any:
     """The name of an environment's, algorithm's or source's settings; None for other sections."""
     return next((getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name == "name"), None)
-
-
-def _older(output: Path) -> RunState | None:
-    """The state of a run of a version without ``run.json``, from its ``config.yaml``; None without one."""
-    path = output / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        settings = json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
-        lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").is_file() else []
-        step = max((json.loads(line)["step"] for line in lines[:-1] or lines), default=0)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise StorageError(
-            f"cannot read the settings of the run in {output}", got=" ".join(str(error).split())[:160]
-        ) from error
-    if not isinstance(settings, dict):
-        raise StorageError(f"{path} holds no sections", got=type(settings).__name__)
-    return RunState(settings=settings, phase="done" if (output / "model").is_dir() else "training", step=step)

@@ -4,26 +4,30 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vpd.config import Config
-from vpd.envs import Env, held_out_tasks
-from vpd.errors import StorageError
+from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
+from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
+from vpd.learners.journal import Fault
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
 from vpd.recipes.assemble import Parts, assemble
-from vpd.recipes.resume import check_folder, settings_of, start_point
+from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
+from vpd.recipes.prompt_checks import require_room
+from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
-from vpd.run_folder import checkpoint
-from vpd.run_folder.files import FileSystem, locked
+from vpd.run_folder import checkpoint, faults
+from vpd.run_folder.files import FileSystem
+from vpd.run_folder.lock import locked
 from vpd.run_folder.state import Recorder, RunState
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
@@ -53,19 +57,27 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     config = parts.config
     files = files or FileSystem()
     output = Path(config.run.output_dir)
-    past = check_folder(output, config)
+    contents = contents_of(config)
+    past = check_folder(output, config, contents)
     done = past is not None and past.phase == "done" and past.step >= config.run.max_steps
     if past is not None and done and (output / "model").is_dir():
         log.info(
             "%s has trained %d steps, run.max_steps is %d: nothing to do.", output, past.step, config.run.max_steps
         )
         return output
+    if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
+        require_room(parts.prompter, all_train_tasks(parts.env))
     trackers = Trackers(config.run.report_to, output)
     prepare_folder(output)
-    recorder = Recorder(folder=output, files=files, settings=settings_of(config))
-    with locked(output):
+    recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
+    with locked(output), StopSignals() as stop:
+        past = check_folder(output, config, contents)  # again: another run may just have ended
+        if past is not None:
+            log_changes(past, config, contents)
         files.repair(output)
+        files.repair(output / "rollouts")
         loop = _prepared(parts, trackers, recorder, past)
+        loop.stop = stop
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     return output
@@ -79,7 +91,9 @@ def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunSta
     ours: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
     observers = [*ours, *parts.observers]
     loop = make_loop(parts, observers, output=output, files=files, on_save=partial(recorder.record, "training"))
-    _resume(loop, parts, start_point(output, past) if config.run.resume else None)
+    start = start_point(output, past, config.run.max_steps) if config.run.resume else None
+    _resume(loop, parts, start)
+    recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
     checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
     files.write_atomically(output / "config.yaml", config.to_yaml().encode())
     trackers.config = config.as_dict()
@@ -87,17 +101,26 @@ def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunSta
 
 
 def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
-    """Train, unless only the export is missing, and export."""
-    recorder.record("training", loop.step)
-    if loop.step < loop.max_steps:
-        with contextlib.ExitStack() as opened:
-            for observer in loop.observers:
-                if isinstance(observer, contextlib.AbstractContextManager):
-                    opened.enter_context(observer)
-            loop.run()
+    """Train, unless only the export is missing, and export.  Raises Interrupted where a signal asked for the end."""
+    try:
+        if loop.step < loop.max_steps:
+            _train(loop)
+        if loop.step < loop.max_steps:
+            save_and_stop(loop, recorder.folder)
+    except KeyboardInterrupt as error:
+        raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
     recorder.record("exporting", loop.step)
     export(parts, recorder.folder, recorder.files)
     recorder.record("done", loop.step)
+
+
+def _train(loop: Loop) -> None:
+    """Run the loop while the observers that are context managers are open."""
+    with contextlib.ExitStack() as opened:
+        for observer in loop.observers:
+            if isinstance(observer, contextlib.AbstractContextManager):
+                opened.enter_context(observer)
+        loop.run()
 
 
 def make_loop(
@@ -125,6 +148,17 @@ def make_loop(
         if on_save is not None:
             on_save(loop.step)
 
+    def dump(fault: Fault) -> Path:
+        assert output is not None
+        return faults.write(
+            output,
+            fault,
+            settings=settings_of(parts.config),
+            learner=parts.learner,
+            save_tokenizer=lambda folder: save_tokenizer(parts, folder),
+            files=files or FileSystem(),
+        )
+
     return Loop(
         source=parts.source,
         engine=parts.engine,
@@ -134,6 +168,7 @@ def make_loop(
         observers=observers,
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
+        dump=None if output is None else dump,
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
@@ -193,12 +228,27 @@ def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
     saved = {}
     if start is not None:
         progress = checkpoint.load(start, parts.learner)
-        loop.resume(progress)
+        with _states_fit(start):
+            loop.resume(progress)
         saved = progress.get("observers", {})
     for name, observer in _named(loop.observers).items():
         if saved.get(name):
-            observer.restore(saved[name])
+            with _states_fit(start):
+                observer.restore(saved[name])
         observer.rewind(-1 if start is None else loop.step)
+
+
+@contextlib.contextmanager
+def _states_fit(start: Path | None) -> Iterator[None]:
+    """Turn what a state of another form causes into one StorageError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(
+            f"the states in {start}/trainer.json do not fit this run",
+            got=f"{type(error).__name__}: {error}",
+            do="Remove that checkpoint to continue from an older one.",
+        ) from error
 
 
 def _states(observers: Sequence[Observer]) -> dict[str, object]:

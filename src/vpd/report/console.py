@@ -6,8 +6,10 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vpd.monitor import Alarm
+from vpd.printable import for_terminal
 from vpd.types import Group, Metrics
 
 COLUMNS = (
@@ -27,16 +29,23 @@ COLUMNS = (
 )
 
 
+class Terminal(Console):
+    """The console that everything is shown on: control characters in a text are made visible, a long one is cut."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(for_terminal(text), **options)
+
+
 class ConsoleProgress:
     """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
 
-    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Console | None = None):
-        self._console = console or Console(stderr=False)
+    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Terminal | None = None):
+        self._console = console or Terminal()
         self._every = every
         self._header_shown = False
         self._columns: list[tuple[str, str]] = []
         self._progress = Progress(
-            TextColumn(title or "training"),
+            TextColumn(for_terminal(title) or "training", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -86,14 +95,18 @@ class ConsoleProgress:
                 "  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold", soft_wrap=True
             )
             self._header_shown = True
-        if self._header_shown:
-            cells = "".join(f"{_cell(metrics.get(name)):>9}" for _, name in self._columns)
+        if not groups:
+            values = [f"{title} {_cell(name, metrics[name])}" for title, name in COLUMNS if name in metrics]
+            self._console.print(f"{step:6d}  before training: {', '.join(values)}", highlight=False, soft_wrap=True)
+        elif self._header_shown:
+            cells = "".join(f"{_cell(name, metrics.get(name)):>9}" for _, name in self._columns)
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
 
-def _cell(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    if value == int(value) and abs(value) >= 2:
+def _cell(name: str, value: float | None) -> str:
+    """Counts, and other whole numbers from 2 on, without decimals."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None or math.isnan(value) else str(value)
+    if value == int(value) and ("rows" in name or abs(value) >= 2):
         return str(int(value))
     return f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus zero

@@ -36,9 +36,11 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         spoken = sum(sum(rollout.completion.sampled) for rollout in rollouts)
         metrics["completions/mean_turns"] = statistics.fmean(rollout.completion.turns for rollout in rollouts)
         metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
-    control = sum(rollout.teacher_prompt.control_tokens for rollout in rollouts if rollout.teacher_prompt)
+    prompts = [rollout.teacher_prompt for rollout in rollouts if rollout.teacher_prompt]
     counts = {
-        "teacher/control_tokens_removed": control,
+        "teacher/rows_without_room": sum(bool(r.context) and r.teacher_prompt is None for r in rollouts),
+        "teacher/control_tokens_removed": sum(prompt.control_tokens for prompt in prompts),
+        "teacher/unknown_tokens": sum(prompt.unknown_tokens for prompt in prompts),
         "completions/reply_tokens_cut": sum(rollout.completion.reply_cut for rollout in rollouts),
         "completions/reply_control_tokens_removed": sum(r.completion.reply_control_tokens for r in rollouts),
         "feedback/tokens_cut": sum(section.cut for rollout in rollouts for section in rollout.context),

@@ -2,21 +2,30 @@
 
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
-``trainer.json``: step, the algorithm's and the observers' state, and the size and SHA-256 of every other
-file.
+``trainer.json``: step, the algorithm's and the observers' state, the size and SHA-256 of every other file, and a
+SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
+``weights_only``.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
+from vpd.errors import StorageError
 from vpd.learners import Learner, weights
 from vpd.run_folder.files import FileSystem, storage_errors
 
-NAME = re.compile(r"checkpoint-[0-9]+")
+NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+DATA, TENSORS = "trainer.json", "state.pt"
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 
 
 def save(
@@ -39,7 +48,8 @@ def save(
         learner.save(folder)
         save_tokenizer(folder)
         listed = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())}
-        (folder / "trainer.json").write_text(json.dumps({"step": step, **progress, "files": listed}, indent=1))
+        data = {"step": step, **progress, "files": listed}
+        (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
     files.write_folder(final, fill)
     remove_old(output_dir, step, keep=keep, files=files)
@@ -49,10 +59,11 @@ def save(
 def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem) -> None:
     """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all).
 
-    A later one was passed over when the run was continued: it counts for nothing.  Raises StorageError.
+    A later one was passed over when the run was continued, and what vpd has not written is the user's: these count for
+    nothing.  Raises StorageError.
     """
     if keep is not None and keep >= 1:
-        for old in [path for path in checkpoints(output_dir) if _step(path) <= step][:-keep]:
+        for old in [path for path in checkpoints(output_dir) if step_of(path) <= step and written_by_vpd(path)][:-keep]:
             files.remove(old)
 
 
@@ -64,8 +75,14 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """All folders ``checkpoint-N``, and none with another name, oldest first."""
-    return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=_step)
+    """All paths ``checkpoint-N``, whatever they are, and none with another name, oldest first."""
+    return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)
+
+
+def written_by_vpd(path: Path) -> bool:
+    """Whether this is a checkpoint of ours, damaged or not: no link, no file, no folder of another program."""
+    ours = any(os.path.lexists(path / name) for name in (DATA, TENSORS))
+    return path.is_dir() and not path.is_symlink() and ours
 
 
 def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -80,36 +97,68 @@ def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def load(folder: Path, learner: Any) -> dict[str, Any]:
-    """Restore a learner and give back the progress that was saved with it."""
-    progress: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
-    learner.load(folder)
+    """Restore a learner and give back the progress that was saved with it.  Raises StorageError: it does not fit."""
+    progress: dict[str, Any] = json.loads((folder / DATA).read_text())
+    try:
+        learner.load(folder)
+    except UNREADABLE as error:
+        raise StorageError(
+            f"{folder} does not fit this run",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            do="Was it copied from another run? Remove it to continue from an older one.",
+        ) from error
     return progress
+
+
+def step_of(folder: Path) -> int:
+    """N of ``checkpoint-N``."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if nothing is."""
-    if not (folder / "trainer.json").is_file():
+    if not (folder / DATA).is_file():
         return "incomplete (no trainer.json)"
     try:
-        progress = json.loads((folder / "trainer.json").read_text())
-        if f"checkpoint-{progress['step']}" != folder.name:
-            return f"trainer.json is of step {progress['step']!r}"
-        if not {"state.pt"} <= progress["files"].keys():
-            return "trainer.json lists no state.pt"
-        for name, (size, digest) in progress["files"].items():
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if (folder / name).stat().st_size != size:
-                return f"{name} has the wrong size"
-            if _sha256(folder / name) != digest:
-                return f"{name} has changed"
+        progress = json.loads((folder / DATA).read_text())
+        return _fault_of_data(progress, folder.name) or _fault_of_files(folder, progress["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"incomplete ({type(error).__name__}: {error})"
+
+
+def _fault_of_data(progress: Any, name: str) -> str | None:
+    """What is wrong with the content of ``trainer.json``.  Older versions wrote no checksum."""
+    if f"checkpoint-{progress['step']}" != name or not isinstance(progress["step"], int):
+        return f"trainer.json is of step {progress['step']!r}"
+    if TENSORS not in progress["files"]:
+        return "trainer.json lists no state.pt"
+    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "files", "sha256"}
+    digest = _digest({key: value for key, value in progress.items() if key != "sha256"})
+    if unknown or progress.get("sha256", digest) != digest:
+        return "trainer.json has changed"
+    states = progress.get("observers", {})
+    if not isinstance(progress["algorithm"], dict) or not all(isinstance(states[one], dict) for one in states):
+        return "trainer.json holds no state of the algorithm and the observers"
     return None
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint-"))
+def _fault_of_files(folder: Path, listed: Mapping[str, Any]) -> str | None:
+    for name, (size, digest) in listed.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} has the wrong size"
+        if _sha256(folder / name) != digest:
+            return f"{name} has changed"
+    try:
+        torch.load(folder / TENSORS, map_location="cpu", mmap=True, weights_only=True)
+    except UNREADABLE as error:
+        return f"{TENSORS} is no file of tensors ({' '.join(str(error).split())[:80]})"
+    return None
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

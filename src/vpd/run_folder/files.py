@@ -5,7 +5,6 @@ and flushed.  Whatever fails is one :class:`~vpd.errors.StorageError`.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -76,18 +75,15 @@ class FileSystem:
             self.delete(partial)
 
     def repair(self, folder: Path) -> None:
-        """After a kill: put back what was to be replaced and was not, and remove what was begun.
-
-        Looks into ``folder`` and the folders in it.
-        """
+        """After a kill: put back what was to be replaced and was not, and remove what was begun in ``folder``."""
         with storage_errors(folder):
-            for old in [*folder.glob(f".*{OLD}"), *folder.glob(f"*/.*{OLD}")]:
+            for old in folder.glob(f".*{OLD}"):
                 target = old.with_name(old.name[1 : -len(OLD)])
                 if os.path.lexists(target):
                     self.delete(old)
                 else:
                     self.rename(old, target)
-            for partial in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")]:
+            for partial in folder.glob(f".*{PARTIAL}"):
                 self.delete(partial)
 
     def _filled(self, path: Path, fill: Fill) -> Path:
@@ -179,21 +175,6 @@ def storage_errors(path: Path) -> Iterator[None]:
             got=" ".join(reason.split())[:200],
             do="Free space, mend the permissions or choose another run.output_dir; --run.resume true continues a run.",
         ) from error
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, until it ends or dies.  Raises StorageError if another process holds it."""
-    with storage_errors(folder / ".lock"):
-        file = (folder / ".lock").open("w")
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise StorageError(
-                f"another process is training in {folder}", do="Wait for its end, or choose another run.output_dir."
-            ) from error
-        yield
 
 
 def _hidden(path: Path, suffix: str) -> Path:

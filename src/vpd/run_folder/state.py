@@ -1,16 +1,19 @@
 """``run.json``: the settings and the progress of the run in a folder.
 
-``settings`` and their hash, ``phase`` (``training``, then ``exporting`` while ``model/`` is written, then ``done``) and
-``step`` (of the newest checkpoint, or the last one).
+``settings`` and their hash, ``contents`` (a hash of each file and folder that the settings name), ``phase``
+(``training``, then ``exporting`` while ``model/`` is written, then ``done``) and ``step`` (of the newest checkpoint, or
+the last one).
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
+
+import yaml
 
 from vpd.errors import StorageError
 from vpd.run_folder.files import FileSystem
@@ -18,6 +21,7 @@ from vpd.run_folder.files import FileSystem
 Phase: TypeAlias = Literal["training", "exporting", "done"]
 
 FILE = "run.json"
+CONTENT = "content of "  # begins the key of a change of a file that a setting names
 MAY_CHANGE = (
     "run.max_steps",
     "run.save_steps",
@@ -42,6 +46,7 @@ class RunState:
     settings: Mapping[str, Any]
     phase: Phase
     step: int
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Recorder:
     folder: Path
     files: FileSystem
     settings: Mapping[str, Any]
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def record(self, phase: Phase, step: int) -> None:
         """Raises StorageError."""
@@ -76,6 +82,7 @@ class Recorder:
             "step": step,
             "settings_hash": _hash(self.settings),
             "settings": self.settings,
+            "contents": self.contents,
         }
         self.files.write_atomically(self.folder / FILE, (json.dumps(data, indent=1) + "\n").encode())
 
@@ -91,6 +98,7 @@ def read(folder: Path) -> RunState | None:
             settings=data["settings"],
             phase=data["phase"],
             step=int(data["step"]),
+            contents=dict(data.get("contents", {})),
         )
         intact = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -98,6 +106,27 @@ def read(folder: Path) -> RunState | None:
     if not intact:
         raise _damaged(path, "settings that do not fit settings_hash, or an unknown phase")
     return state
+
+
+def read_older(folder: Path) -> RunState | None:
+    """The state of a run of a version without ``run.json``, from its ``config.yaml``; None without one.
+
+    Raises StorageError for a damaged one.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
+        step = max((json.loads(line)["step"] for line in lines[:-1] or lines), default=0)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise StorageError(
+            f"cannot read the settings of the run in {folder}", got=" ".join(str(error).split())[:160]
+        ) from error
+    if not isinstance(settings, dict):
+        raise StorageError(f"{path} holds no sections", got=type(settings).__name__)
+    return RunState(settings=settings, phase="done" if (folder / "model").is_dir() else "training", step=step)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -130,6 +159,8 @@ def refuse_changes(found: Sequence[Change], folder: Path) -> None:
     if not refused:
         return
     hint = "Set them to what they were, or start a new run in another run.output_dir."
+    if any(change.key.startswith(CONTENT) for change in refused):
+        hint += f" If that content makes no difference, delete its entry in 'contents' of {FILE}."
     if any(change.key == "model.name_or_path" for change in refused):
         hint += " A model that was moved needs a link at its old place."
     raise StorageError(

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vpd.printable import well_formed
 from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.types import Completion, Group, Metrics
 
@@ -39,7 +40,7 @@ class RunFolder:
         if groups:
             table, path = self._table(step, groups), self.folder / "rollouts" / f"step-{step:06d}.parquet"
             self._files.write_atomically(path, lambda partial: pq.write_table(table, partial))
-        clean = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._files.append_line(self.folder / "metrics.jsonl", json.dumps({"step": step, **clean}))
 
     def _transcript(self, completion: Completion) -> str:
@@ -69,6 +70,7 @@ class RunFolder:
             for attempt in group.rollouts
             for role, r in (("student", attempt), *(("teacher", retry) for retry in attempt.retries))
         ]
+        rows = [{name: well_formed(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
         text, number = pa.string(), pa.int64()
         kinds = {
             "step": number,

@@ -5,19 +5,14 @@ batch's rows fail, that is an EnvError.  Otherwise a failed row gets reward 0, f
 metric ``grader_failed``.
 """
 
-import asyncio
-import functools
-import inspect
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeAlias
 
 from annotated_types import Ge, Gt
 
-from vpd.envs import wrap_user_errors
-from vpd.errors import EnvError, VPDError
+from vpd.errors import EnvError
 from vpd.settings import Settings, Share
 from vpd.types import Grade, Task
 
@@ -35,6 +30,10 @@ class Row:
 
 #: Declared once for RetryPolicy and for the environments that have these settings.
 GradingSeconds: TypeAlias = Annotated[float | None, Gt(0), "seconds to grade one answer; null: no limit"]
+OwnProcess: TypeAlias = Annotated[
+    bool,
+    "with env.seconds: grade in a process of its own, which the limit ends; false: in a thread, which it cannot end",
+]
 Retries: TypeAlias = Annotated[int, Ge(0), "how often an answer that could not be graded is graded again"]
 MaxFailed: TypeAlias = Annotated[
     float, Share, "share of a batch's answers that may fail to be graded; above it: an error"
@@ -68,17 +67,32 @@ class RewardFunction(Protocol):
     def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Any: ...
 
 
-Reader: TypeAlias = Callable[[Any, str], Grade | None]
+class Caller(Protocol):
+    """Calls a reward function in some place, within a time limit (:mod:`vpd.envs.adapters.callers`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def batched(self) -> bool: ...
+
+    def __call__(self, rows: Sequence[Row], texts: Sequence[str], first: int, seconds: float | None) -> list[Result]:
+        """A result for each row, the first of which has the number ``first``.
+
+        Raises EnvError if the call failed as a whole, WrongCount if it returned another number of results.
+        """
+        ...
+
+
+class WrongCount(EnvError):
+    """A reward function returned another number of rewards: no row can be told from another."""
 
 
 class WeightedRewards:
-    """Reward functions with weights.  The reward of a row is the weighted sum over the functions that apply to it.
+    """Reward functions with weights.  The reward of a row is the weighted sum over the functions that apply to it."""
 
-    ``read`` turns a raw answer into a grade, or None where the function does not apply to the row; it raises EnvError.
-    """
-
-    def __init__(self, functions: Sequence[tuple[RewardFunction, float]], read: Reader, policy: RetryPolicy):
-        self.functions, self.read, self.policy = tuple(functions), read, policy
+    def __init__(self, functions: Sequence[tuple[Caller, float]], policy: RetryPolicy):
+        self.functions, self.policy = tuple(functions), policy
         names = [function.name for function, _ in functions]
         self._names = [f"{name}_{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
 
@@ -128,19 +142,18 @@ class WeightedRewards:
             metrics=metrics,
         )
 
-    def _call(self, function: RewardFunction, rows: Sequence[Row], texts: Sequence[str]) -> list[Result]:
+    def _call(self, function: Caller, rows: Sequence[Row], texts: Sequence[str]) -> list[Result]:
         """A function's result for each row.  If a batch fails as a whole, each row is graded alone to find which."""
         tries = 1 + self.policy.retries
         if function.batched and len(rows) > 1:
             seconds = None if self.policy.seconds is None else self.policy.seconds * len(rows)
-            what = f"{function.name} on a batch of {len(rows)} rows"
             try:
-                answers = call_with_timeout(function, rows, texts, what, seconds)
+                results = function(rows, texts, 0, seconds)
+            except WrongCount:
+                raise
             except EnvError as error:
                 LOG.warning("%s; now each row is graded alone", error)
             else:
-                listed = enumerate(_as_list(answers, len(rows), what))
-                results = [self._read(answer, f"{function.name} on row {row}") for row, answer in listed]
                 return [
                     self._call_row(function, row, rows[row], texts[row], tries - 1, result)
                     if isinstance(result, EnvError)
@@ -150,27 +163,19 @@ class WeightedRewards:
         return [self._call_row(function, row, rows[row], texts[row], tries) for row in range(len(rows))]
 
     def _call_row(
-        self, function: RewardFunction, number: int, row: Row, text: str, tries: int, result: Result = None
+        self, function: Caller, number: int, row: Row, text: str, tries: int, result: Result = None
     ) -> Result:
         """A function's result for one row, tried until it is no error; after no try it is ``result``."""
-        what = f"{function.name} on row {number}"
         for _ in range(tries):
             try:
-                answers = call_with_timeout(function, [row], [text], what, self.policy.seconds)
+                [result] = function([row], [text], number, self.policy.seconds)
+            except WrongCount:
+                raise
             except EnvError as error:
                 result = error
-                continue
-            result = self._read(_as_list(answers, 1, what)[0], what)
             if not isinstance(result, EnvError):
                 break
         return result
-
-    def _read(self, answer: Any, what: str) -> Result:
-        """A raw answer as a grade; one that cannot be read is an error of its row."""
-        try:
-            return self.read(answer, what)
-        except EnvError as error:
-            return error
 
 
 def _failed_grade() -> Grade:
@@ -181,74 +186,3 @@ def _failed_grade() -> Grade:
         informative=False,
         metrics={"grader_failed": 1.0},
     )
-
-
-def _as_list(answers: Any, count: int, what: str) -> list[Any]:
-    """Answers as a list of the right length.  Another length is an EnvError whatever ``max_failed`` allows."""
-    if isinstance(answers, (str, Mapping)):
-        raise EnvError(f"{what} returned no list", got=type(answers).__name__, expected=f"a list of {count}")
-    listed: list[Any] = wrap_user_errors(lambda: list(answers), f"{what}: its answer, as a list,")
-    if len(listed) != count:
-        raise EnvError(f"{what} returned the wrong number of rewards", got=len(listed), expected=count)
-    return listed
-
-
-def call_with_timeout(
-    function: RewardFunction, rows: Sequence[Row], texts: Sequence[str], what: str, seconds: float | None
-) -> Any:
-    """A reward function's raw answers.  Raises EnvError if it raises, or takes longer than ``seconds``.
-
-    A coroutine is cancelled at the time limit.  With a limit, a function that is not async runs in its own thread;
-    Python cannot stop a thread, so after the limit it runs on unobserved.  Without a limit it runs in this thread.
-    """
-
-    def call() -> Any:
-        answers = function(rows, texts)
-        return _await(answers, what, seconds) if inspect.isawaitable(answers) else answers
-
-    if seconds is None or function.is_async:
-        return wrap_user_errors(call, what, do=None)
-    answers: list[Any] = []
-    errors: list[VPDError] = []
-
-    def run() -> None:
-        try:
-            answers.append(wrap_user_errors(call, what, do=None))
-        except VPDError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name=f"reward function {function.name}")
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise _timeout(what, seconds) if thread.is_alive() else EnvError(f"{what} ended its thread without an answer")
-    return answers[0]
-
-
-def _await(answers: Awaitable[Any], what: str, seconds: float | None) -> Any:
-    """An awaitable's value, from one event loop that all async functions share, so that their clients stay usable."""
-
-    async def wait() -> Any:
-        return await answers
-
-    future = asyncio.run_coroutine_threadsafe(wait(), _loop())
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():  # the function itself raised TimeoutError
-            raise
-        future.cancel()
-        raise _timeout(what, seconds) from None
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="async reward functions").start()
-    return loop
-
-
-def _timeout(what: str, seconds: float | None) -> EnvError:
-    return EnvError(f"{what} took too long", expected=f"at most {seconds:g} s (env.seconds for each row)")

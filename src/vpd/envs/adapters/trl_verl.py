@@ -17,17 +17,16 @@ where the prompt is a list of messages.
 
 import copy
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, SupportsFloat
 
-from vpd.envs import wrap_user_errors
-from vpd.envs.adapters.reward_functions import Row
+from vpd.envs.adapters.callers import LocalCaller, ProcessCaller, answering
+from vpd.envs.adapters.reward_functions import Caller, Row
 from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, EnvError
-from vpd.types import Grade
+from vpd.printable import shown
+from vpd.types import LARGEST_REWARD, Grade
 
 TRAINER_ARGUMENTS = (
     "completion_ids",
@@ -141,9 +140,15 @@ def parse_rewards(setting: Any) -> tuple[Reward, ...]:
         elif isinstance(entry, str) or callable(entry):
             entry = Reward(function=entry)
         if not isinstance(entry, Reward) or not (isinstance(entry.function, str) or callable(entry.function)):
-            raise ConfigError("env.reward has an entry that cannot be read", got=repr(entry), expected=_FORM)
-        if isinstance(entry.weight, bool) or not isinstance(entry.weight, (int, float)) or entry.weight == 0:
-            raise ConfigError("env.reward has a wrong weight", got=repr(entry.weight), expected="a number other than 0")
+            raise ConfigError("env.reward has an entry that cannot be read", got=shown(entry), expected=_FORM)
+        if (
+            isinstance(entry.weight, bool)
+            or not isinstance(entry.weight, (int, float))
+            or not 0 < abs(entry.weight) <= LARGEST_REWARD
+        ):
+            raise ConfigError(
+                "env.reward has a wrong weight", got=shown(entry.weight), expected="a number other than 0"
+            )
         rewards.append(entry)
     if not rewards:
         raise ConfigError("env.reward is empty", expected=_FORM)
@@ -157,9 +162,7 @@ def make_reward_function(function: str | Callable[..., Any]) -> TRLFunction | Ve
     """A function as TRL's or verl's, decided by its parameters.  Raises ConfigError if it is neither."""
     found = load_object(function, "env.reward") if isinstance(function, str) else function
     if not callable(found) or inspect.isclass(found):
-        raise ConfigError(
-            f"env.reward: {function} is not a function", got=repr(found)[:80], expected="a reward function"
-        )
+        raise ConfigError(f"env.reward: {function} is not a function", got=shown(found), expected="a reward function")
     name = found.__name__ if inspect.isroutine(found) else type(found).__name__
     is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(vars(type(found)).get("__call__"))
     parameters = inspect.signature(found).parameters
@@ -172,6 +175,18 @@ def make_reward_function(function: str | Callable[..., Any]) -> TRLFunction | Ve
         got=f"the parameters {', '.join(parameters) or 'none'}",
         expected="'completions' among them (TRL's), or 'solution_str' (verl's)",
     )
+
+
+def make_caller(reward: Reward, function: TRLFunction | VerlFunction, *, process: bool) -> Caller:
+    """Calls the function of ``reward``; ``process``: in one of its own, if it is named by its place."""
+    if process and isinstance(reward.function, str):
+        return ProcessCaller(name=function.name, batched=function.batched, module=__name__, spec=reward.function)
+    return LocalCaller(function, read_answer)
+
+
+def serve(spec: str) -> Callable[[str], dict[str, Any]]:
+    """In the process of a :class:`~vpd.envs.adapters.callers.ProcessCaller`."""
+    return answering(LocalCaller(make_reward_function(spec), read_answer))
 
 
 def read_answer(answer: Any, what: str) -> Grade | None:
@@ -192,11 +207,10 @@ def _from_mapping(answer: dict[Any, Any], what: str) -> Grade:
             f"{what} returned a mapping without one reward", got=list(answer), expected="'reward' or 'score'"
         )
     reward = _number(answer.pop(names[0]), what)
-    feedback, success = answer.pop("feedback", None), answer.pop("success", None)
-    informative = answer.pop("informative", True)
-    for name, value, kind in (("success", success, bool | None), ("informative", informative, bool)):
-        if not isinstance(value, kind):
-            raise EnvError(f"{what} returned a mapping with a wrong {name!r}", got=repr(value), expected="a bool")
+    feedback = answer.pop("feedback", None)
+    success, informative = answer.pop("success", None), answer.pop("informative", None)
+    success = None if success is None else _truth(success, f"{what} returned a mapping with a wrong 'success'")
+    informative = informative is None or _truth(informative, f"{what} returned a mapping with a wrong 'informative'")
     metrics = {
         str(key): _number(value, f"{what}, in {key!r},")
         for key, value in answer.items()
@@ -205,13 +219,19 @@ def _from_mapping(answer: dict[Any, Any], what: str) -> Grade:
     return Grade(reward=reward, success=success, feedback=feedback or None, informative=informative, metrics=metrics)
 
 
+def _truth(value: Any, what: str) -> bool:
+    """A bool, also NumPy's or torch's, or the numbers 0 and 1."""
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, (bool, int, float)) or plain not in (0, 1):
+        raise EnvError(what, got=repr(value)[:80], expected="a bool")
+    return bool(plain)
+
+
 def _number(value: Any, what: str) -> float:
     """A finite number of any type with ``__float__``."""
     if not isinstance(value, SupportsFloat):
-        raise EnvError(
-            f"{what} returned no number", got=repr(value)[:80], expected="a number, (number, text), a mapping"
-        )
-    number = wrap_user_errors(partial(float, value), what)
-    if not math.isfinite(number):
-        raise EnvError(f"{what} returned no finite number", got=repr(value)[:80], expected="a finite number, or None")
+        raise EnvError(f"{what} returned no number", got=shown(value), expected="a number, (number, text), a mapping")
+    number = float(value)
+    if not abs(number) <= LARGEST_REWARD:
+        raise EnvError(f"{what} returned no finite number", got=shown(value), expected="a finite number, or None")
     return number

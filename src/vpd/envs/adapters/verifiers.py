@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from vpd.envs import wrap_user_errors
+from vpd.envs.adapters.callers import LocalCaller
 from vpd.envs.adapters.reward_functions import GradingSeconds, MaxFailed, Retries, RetryPolicy, Row, WeightedRewards
 from vpd.envs.loading import load_object
 from vpd.envs.record_tasks import EvalShare, Part, RecordTasks
@@ -55,10 +56,17 @@ class Verifiers(RecordTasks[Task]):
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
+    def announce(self) -> list[str]:
+        if self.seconds is None:
+            return [f"{self.taskset}: no limit of time for grading (env.seconds)"]
+        return [
+            f"{self.taskset}: env.seconds ({self.seconds:g} s an answer) cancels what awaits; it cannot end other code"
+        ]
+
     @cached_property
     def _rewards(self) -> WeightedRewards:
         policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        return WeightedRewards([(_TaskRewards(), 1.0)], _read, policy)
+        return WeightedRewards([(LocalCaller(_TaskRewards(), _read), 1.0)], policy)
 
     @property
     def sources(self) -> tuple[str, str | None]:

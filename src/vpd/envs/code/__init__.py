@@ -31,13 +31,16 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from vpd.envs import Reply, records
+from vpd.envs.code.cases import Case, Problem
 from vpd.envs.code.feedback import describe_faults, read_code
-from vpd.envs.code.problems import Case, Problem, problem
+from vpd.envs.code.problems import problem
 from vpd.envs.code.run import CaseLimits, Fault, run_cases, run_suites, try_loading
 from vpd.envs.record_tasks import FileTasks, Part
 from vpd.errors import ConfigError, DataError
+from vpd.printable import shown
 from vpd.sandbox import Sandbox, strongest
 from vpd.sandbox.remote import RemoteSandbox
+from vpd.settings import IsPath
 from vpd.types import Grade, Message, Task
 
 FAULTS = (
@@ -81,7 +84,9 @@ class Code(FileTasks[Problem]):
     seconds: Annotated[float, Ge(0.1), "processor seconds for one test, rounded up to whole seconds"] = 6.0
     memory_mb: Annotated[int, Ge(64), "memory for one test, in MB"] = 1024
     workers: Annotated[int | None, Ge(1), "programs that run at the same time; null: one per processor"] = None
-    packages: Annotated[tuple[str, ...], "folders that programs may import from, besides the standard library"] = ()
+    packages: Annotated[
+        tuple[str, ...], IsPath(), "folders that programs may import from, besides the standard library"
+    ] = ()
     insist: Annotated[bool, "run programs UNPROTECTED if no safe sandbox is available"] = False
     sandbox_url: Annotated[
         str | None, "URL of a SandboxFusion service, e.g. http://127.0.0.1:8080; null: local sandbox"
@@ -107,6 +112,11 @@ class Code(FileTasks[Problem]):
         if self._weak:
             action = "left out" if self.asserts == "skip" else "trusted: a program can fake a pass"
             lines.append(f"code: {len(self._weak)} problems whose tests must run in the program's process are {action}")
+        if self._trained:
+            lines.append(
+                f"code: {len(self._trained)} problems are in both files; evaluation grades them with the tests that"
+                " training lacks, too"
+            )
         return lines
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
@@ -188,7 +198,7 @@ class Code(FileTasks[Problem]):
             try:
                 found.append(None if value is None else datetime.date.fromisoformat(str(value)))
             except ValueError as error:
-                raise ConfigError(f"env.{setting} is no date", got=repr(value), expected="2025-02-01") from error
+                raise ConfigError(f"env.{setting} is no date", got=shown(value), expected="2025-02-01") from error
         return found[0], found[1]
 
     @cached_property
@@ -198,6 +208,26 @@ class Code(FileTasks[Problem]):
 
     def split_key(self, item: Problem) -> str:
         return _question(item)
+
+    @cached_property
+    def _trained(self) -> dict[str, set[tuple[str, str]]]:
+        """The tests that training has of the questions that are in both files; filled as files are read."""
+        return {}
+
+    def shared_is_meant(self, train: Sequence[Problem], held_out: Sequence[Problem]) -> bool:
+        """Where evaluation has tests that training lacks: the tests are split, not the questions, as SDPO does it."""
+        asked = {_question(item) for item in held_out}
+        tests = {_question(item): set(map(_key, item.private)) for item in train if _question(item) in asked}
+        if not any(set(map(_key, item.private)) > tests[_question(item)] for item in held_out):
+            return False
+        self._trained.update(tests)
+        return True
+
+    @property
+    def shares_questions(self) -> bool:
+        """Whether evaluation asks questions of training, with further tests."""
+        _ = self._tasks
+        return bool(self._trained)
 
     def read_items(self, path: str) -> list[Problem]:
         first, last = self._window
@@ -222,17 +252,28 @@ class Code(FileTasks[Problem]):
         return found
 
     def make_task(self, part: Part, item: Problem) -> Task:
+        trained = self._trained.get(_question(item))
         graded, hidden = item.private[::2], item.private[1::2]  # only evaluation uses the second half
+        if trained is not None:  # the files have split the tests
+            graded = tuple(case for case in item.private if _key(case) in trained)
+            hidden = tuple(case for case in item.private if _key(case) not in trained)
         cases = [(case, True) for case in item.public]
         cases += [(case, self.quote == "graded") for case in graded]
         cases += [(case, False) for case in hidden if part == "eval"]
         cases.sort(key=lambda entry: entry[0].size)
         suite = CaseSuite(problem=item, cases=tuple(case for case, _ in cases), shown=tuple(see for _, see in cases))
-        messages = records.with_system(({"role": "user", "content": _question(item)},), self.system)
+        messages: tuple[Message, ...] = (*item.before, {"role": "user", "content": _question(item)})
+        messages = records.with_system(messages, self.system)
         return Task(id=f"{part}/{item.id}", messages=messages, payload=suite)
 
 
+def _key(case: Case) -> tuple[str, str]:
+    return case.input, case.expected
+
+
 def _question(found: Problem) -> str:
+    if found.instructed:
+        return found.text
     parts = [found.text]
     if found.starter:
         parts += [f"```python\n{found.starter}\n```"]

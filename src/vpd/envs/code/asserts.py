@@ -42,13 +42,17 @@ class NotData(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assertion:
-    """``arguments`` of the call and the condition on its value: equality with ``expected`` (numbers within
-    ``tolerance``; ``loose``: a tuple may stand for a list) or, where ``condition`` is not None, that expression."""
+    """``arguments`` of the call and the condition on its value.
+
+    The condition is equality with ``expected`` or with one of ``also`` (numbers within ``tolerance``; ``loose``: a
+    tuple may stand for a list) or, where ``condition`` is not None, that expression.
+    """
 
     arguments: tuple[Any, ...]
     expected: Any = None
     tolerance: float = 0.0
     loose: bool = False
+    also: tuple[Any, ...] = ()
     condition: ast.expr | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -57,7 +61,8 @@ class Assertion:
         """Whether a value meets the condition; an expression that fails on it (a wrong type, say) does not hold."""
         try:
             if self.condition is None:
-                return equal(self.expected, value, self.tolerance, loose=self.loose)
+                right = (self.expected, *self.also)
+                return any(equal(one, value, self.tolerance, loose=self.loose) for one in right)
             return bool(evaluate(self.condition, {**self.names, VALUE: value}))
         except (NotData, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError):
             return False

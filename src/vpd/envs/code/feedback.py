@@ -3,21 +3,21 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from vpd.envs.code.problems import Case
+from vpd.envs.code.cases import Case
 from vpd.envs.code.run import Fault
 
 FORM = "the whole program must stand in one ```python block"
-FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+FENCE = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 PYTHON = ("python", "python3", "py")
 LONGEST = 2000  # characters of one feedback
 PART = 300  # of one input, output or message
 
 
 def read_code(text: str) -> tuple[str | None, str, str]:
-    """(code, "", "") of the last fenced block marked as Python, or of the last block if none is marked; or
-    (None, kind of fault, feedback), where the kind is ``no_code`` or ``cut``."""
+    """(code, "", "") of the last fenced block marked as Python; if there is none, of the last without a language, or of
+    the last of all; or (None, kind of fault, feedback), where the kind is ``no_code`` or ``cut``."""
     blocks = list(_blocks(text))
-    marked = [block for block in blocks if block[0] in PYTHON]
+    marked = [block for block in blocks if block[0] in PYTHON] or [block for block in blocks if not block[0]]
     if not blocks:
         empty = "is empty" if not text.strip() else "has no code block"
         return None, "no_code", f"Your answer {empty}; {FORM}."
@@ -35,14 +35,22 @@ def _blocks(text: str) -> Iterator[tuple[str, str | None]]:
     for fence in FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif fence[1][0] == opened[1][0] and len(fence[1]) >= len(opened[1]) and not fence[2]:
-            yield opened[2].lower(), text[opened.end() + 1 : fence.start()]
+        elif fence[2][0] == opened[2][0] and len(fence[2]) >= len(opened[2]) and not fence[3]:
+            yield opened[3].lower(), _dedented(text[opened.end() + 1 : fence.start()], opened[1])
             opened = None
-        elif fence[1] == opened[1] and fence[2].lower() in PYTHON:
-            yield opened[2].lower(), None  # and the next one begins
+        elif fence[2] == opened[2] and fence[3].lower() in PYTHON:
+            yield opened[3].lower(), None  # and the next one begins
             opened = fence
     if opened is not None:
-        yield opened[2].lower(), None
+        yield opened[3].lower(), None
+
+
+def _dedented(content: str, indent: str) -> str:
+    """The content of a block, each line without as much of the fence's indent as it begins with (as in CommonMark);
+    without a byte-order mark."""
+    taken = re.compile("".join(f"(?:{re.escape(space)}" for space in indent) + ")?" * len(indent))
+    lines = [line[taken.match(line).end() :] for line in content.split("\n")]  # type: ignore[union-attr]
+    return "\n".join(lines).removeprefix("\ufeff")
 
 
 def describe_faults(

@@ -1,10 +1,11 @@
-"""Programming problems as read: LiveCodeBench, HumanEval and MBPP, with their EvalPlus forms.
+"""Programming problems as read: LiveCodeBench, HumanEval and MBPP, with their EvalPlus forms, and inputs with outputs.
 
 | schema | recognised by | tests |
 |---|---|---|
 | LiveCodeBench | ``question_content`` | ``public_test_cases`` and ``private_test_cases``: standard input, or a call |
 | HumanEval | ``prompt``, ``test``, ``entry_point`` | ``check(candidate)``, all of it private |
 | MBPP | ``test_list`` | its lines, the first of them public; EvalPlus' longer ``test`` is private |
+| SDPO, APPS, TACO, verl, ... | ``tests``, ``input_output``, ... (:mod:`vpd.envs.code.in_out`) | all of them private |
 
 A record may hold a right program in ``canonical_solution`` (HumanEval: the function's body) or ``code`` (MBPP).
 """
@@ -18,50 +19,17 @@ import json
 import pickletools
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vpd.envs import records
-from vpd.envs.code.asserts import Assertion, NotData, assertions
-from vpd.envs.code.driver import encode
+from vpd.envs.code.asserts import Assertion
+from vpd.envs.code.cases import Case, Problem, asserted
+from vpd.envs.code.in_out import has_tests, in_out_problem
 from vpd.errors import DataError
 
 LARGEST = 1 << 30  # bytes of unpacked tests
 TEXT_OPCODES = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 OTHER_OPCODES = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One test.
-
-    ``stdin``: a program reads ``input`` and must print ``expected``.  ``call``: the function is called and its value
-    must meet ``assertion``.  ``inside``: ``input`` is test code that runs in the program's process, which can fake it.
-    """
-
-    kind: Literal["stdin", "call", "inside"]
-    input: str
-    expected: str
-    assertion: Assertion | None = None
-
-    @property
-    def size(self) -> int:
-        return len(self.input) + len(self.expected)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One problem; ``function`` is None for whole programs; ``weak`` says why its tests are of kind ``inside``."""
-
-    id: str
-    text: str
-    starter: str
-    function: str | None
-    public: tuple[Case, ...]
-    private: tuple[Case, ...]
-    date: datetime.date | None = None
-    solution: str | None = None
-    weak: str | None = None
 
 
 def problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
@@ -72,10 +40,13 @@ def problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
         return _mbpp(record, where, number)
     if "entry_point" in record:
         return _humaneval(record, where, number)
+    if has_tests(record):
+        return in_out_problem(record, where, number)
     raise DataError(
         f"{where} is no programming problem",
         got=f"the fields {', '.join(map(str, record))}"[:200],
-        expected="question_content (LiveCodeBench), test_list (MBPP), or prompt, test and entry_point (HumanEval)",
+        expected="question_content (LiveCodeBench), test_list (MBPP), prompt, test and entry_point (HumanEval), or"
+        " tests, input_output, verification_info or reward_model.ground_truth",
     )
 
 
@@ -169,7 +140,7 @@ def _humaneval(record: Mapping[str, Any], where: str, number: int) -> Problem:
     prompt, name = records.text(record, "prompt", where), records.text(record, "entry_point", where)
     test = records.text(record, "test", where)
     body = _optional(record, "canonical_solution", where)
-    cases, weak = _cases(test, name, f"{where}: 'test'", tail=f"\ncheck({name})\n")
+    cases, weak = asserted(test, name, f"{where}: 'test'", tail=f"\ncheck({name})\n")
     return Problem(
         id=str(record.get("task_id", number)),
         text="Complete this Python function. Write the whole of it, with what stands before it.",
@@ -189,10 +160,10 @@ def _mbpp(record: Mapping[str, Any], where: str, number: int) -> Problem:
     name = _called(lines[0], where)
     more = record.get("challenge_test_list") or []
     setup = record.get("test_setup_code") or "\n".join(record.get("test_imports") or [])
-    public, weak = _cases(lines[0], name, f"{where}: 'test_list'", setup=setup)
-    rest, why = _cases("\n".join([*lines[1:], *more]) or lines[0], name, f"{where}: 'test_list'", setup=setup)
+    public, weak = asserted(lines[0], name, f"{where}: 'test_list'", setup=setup)
+    rest, why = asserted("\n".join([*lines[1:], *more]) or lines[0], name, f"{where}: 'test_list'", setup=setup)
     if record.get("test"):
-        rest, why = _cases(records.text(record, "test", where), name, f"{where}: 'test'")
+        rest, why = asserted(records.text(record, "test", where), name, f"{where}: 'test'")
     field = "text" if "text" in record else "prompt"
     return Problem(
         id=str(record.get("task_id", number)),
@@ -204,28 +175,6 @@ def _mbpp(record: Mapping[str, Any], where: str, number: int) -> Problem:
         solution=_optional(record, "code", where),
         weak=weak or why,
     )
-
-
-def _cases(
-    source: str, name: str, place: str, *, setup: str = "", tail: str = ""
-) -> tuple[tuple[Case, ...], str | None]:
-    """Assertions as cases, and None; or one case that must run inside, and why."""
-    try:
-        if not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(setup).body):
-            raise NotData("code that its tests need")
-        return tuple(_case(assertion, name) for assertion in assertions(source, name)), None
-    except SyntaxError as error:
-        raise DataError(f"{place} is no Python", got=f"{error.msg} in its line {error.lineno}") from error
-    except (NotData, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
-        code = f"{setup}\n{source}{tail}".lstrip("\n")
-        return (Case(kind="inside", input=code, expected=""),), str(error)
-
-
-def _case(assertion: Assertion, name: str) -> Case:
-    encode(assertion.arguments)
-    given = f"{name}({', '.join(map(repr, assertion.arguments))})"
-    holds = repr(assertion.expected) if assertion.condition is None else f"assert {assertion.source}"
-    return Case(kind="call", input=given, expected=holds, assertion=assertion)
 
 
 def _called(line: str, where: str) -> str:

@@ -18,8 +18,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from vpd.envs.code.cases import Case
 from vpd.envs.code.driver import decode, encode
-from vpd.envs.code.problems import Case
 from vpd.sandbox import Limits, Outcome, Program, Sandbox
 
 Kind: TypeAlias = Literal[

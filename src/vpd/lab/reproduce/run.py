@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
-
 from vpd.config import Config, parse
 from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError
@@ -23,6 +21,7 @@ from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, find
 from vpd.lab.reproduce.versions import code_version
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
+from vpd.report.console import Terminal
 from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
@@ -197,7 +196,7 @@ def load(file: Path) -> Run:
     return run
 
 
-def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Console) -> dict[Job, Run]:
+def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Terminal) -> dict[Job, Run]:
     """All runs of a plan, made in ``processes`` of one thread each; runs whose files exist are used again."""
     first = list({job.key(): job for job in jobs if not job.file(folder).is_file()}.values())
     missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from vpd.errors import ConfigError, StorageError, nearest
@@ -16,6 +15,7 @@ from vpd.lab.reproduce.run import Job, Run, make_all
 from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
+from vpd.report.console import Terminal
 
 LEVEL: Mapping[Suite, int] = {"quick": 0, "default": 1, "all": 2}
 SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3}
@@ -69,9 +69,9 @@ class Options:
         return range(self.first_seed, self.first_seed + (count if claim.main else min(count, SIDE_SEEDS)))
 
 
-def reproduce(options: Options, console: Console | None = None) -> list[Finding]:
+def reproduce(options: Options, console: Terminal | None = None) -> list[Finding]:
     """Make the runs, judge the claims, and write ``claims.json``, ``reproduction.md`` and pictures."""
-    console = console or Console()
+    console = console or Terminal()
     claims = options.claims()
     jobs = plan(claims, options, load_rates(options.rates))
     folder = prepare(options.output)
@@ -97,7 +97,7 @@ def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[
     return list(dict.fromkeys(jobs))
 
 
-def tune_rates(options: Options, console: Console | None = None) -> Path:
+def tune_rates(options: Options, console: Terminal | None = None) -> Path:
     """Choose the learning rates of all methods that the options' claims compare."""
     prepare(options.output)
     pairs = [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
@@ -107,7 +107,7 @@ def tune_rates(options: Options, console: Console | None = None) -> Path:
         known=options.rates,
         seeds=options.seeds or TUNING_SEEDS,
         processes=options.jobs,
-        console=console or Console(),
+        console=console or Terminal(),
     )
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from vpd.errors import StorageError
 from vpd.lab.reproduce.methods import GRID, find_method, load_table
 from vpd.lab.reproduce.run import Job, Run, make_all, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
+from vpd.report.console import Terminal
 
 FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
@@ -37,7 +37,7 @@ def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
 
 
 def tune(
-    pairs: Iterable[tuple[str, str]], output: Path, *, known: Path, seeds: int, processes: int, console: Console
+    pairs: Iterable[tuple[str, str]], output: Path, *, known: Path, seeds: int, processes: int, console: Terminal
 ) -> Path:
     """Run the grid and write ``rates.yaml``; all other entries are copied from the file ``known``."""
     table = load_table(known)

@@ -1,0 +1,54 @@
+"""What a continued run starts from: the settings that the run itself has recorded in its folder."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpd.config.sections import CHOICES, PLAIN, known_keys, settings_class
+from vpd.run_folder import state as run_state
+
+LOG = logging.getLogger("vpd")
+
+
+def over_recorded(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """``data``, and for what it does not say the settings of the run in ``folder``, if there is a run.
+
+    A section that chooses another part than the run's is taken as it is, and compared later.  Raises StorageError for a
+    ``run.json`` or ``config.yaml`` that cannot be read.
+    """
+    state = run_state.read(folder) or run_state.read_older(folder)
+    if state is None:
+        return dict(data)
+    sections = {name: section for name, section in state.settings.items() if name in PLAIN or name in CHOICES}
+    settings = {name: _known(name, section) for name, section in sections.items()}
+    settings["run"] = {**settings.get("run", {}), "output_dir": str(folder)}
+    return {
+        name: _over(settings.get(name), data[name]) if name in data else settings[name] for name in {**settings, **data}
+    }
+
+
+def _over(below: Any, above: Any) -> Any:
+    """``above``, and where both are mappings of one part what ``below`` says besides."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    if "name" in above and above["name"] != below.get("name"):
+        return above
+    return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
+
+
+def _known(name: str, section: Any) -> Any:
+    """A recorded section without the settings that this version does not have."""
+    if not isinstance(section, Mapping) or "object" in section:
+        return section
+    if name in PLAIN:
+        known = {field.name for field in dataclasses.fields(settings_class(PLAIN[name])) if field.init}
+    elif name in CHOICES and section.get("name") in CHOICES[name].table:
+        known = {"name", *(known_keys(name, section["name"]) or ())}
+    else:
+        return section
+    gone = [key for key in section if key not in known]
+    if gone:
+        LOG.warning("this version has no setting %s: left out", ", ".join(f"{name}.{key}" for key in gone))
+    return {key: value for key, value in section.items() if key in known}

@@ -1,0 +1,190 @@
+"""What an iteration asks of the learner: every row is accounted for, and the call that fails can be run again.
+
+An algorithm is given a :class:`Journal` in the place of the learner: it passes every call on and keeps what came of
+it.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from vpd.errors import NonFiniteError, TrainingError
+from vpd.learners import Learner, Measure, ModelName, Objective, Update
+from vpd.model.scorer import Role
+from vpd.policy import Policy
+from vpd.types import Example, Group, Metrics, Rollout, SampleKey
+
+#: What a call gave: log-probs of ``score``, or the report of ``update``.
+Result: TypeAlias = list[list[float]] | Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of ``score`` (``name`` says which weights) or of ``update`` (``name`` of the update)."""
+
+    kind: Literal["score", "update"]
+    name: str
+    examples: Sequence[Example]
+    train: Role = "student"
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """All that it takes to run an iteration again that met a number that is not finite.
+
+    ``algorithm`` is its state before the iteration, ``results`` what the calls gave that went well, ``call`` the one
+    that did not (None: the weights are not finite at the end of the iteration).
+    """
+
+    step: int
+    error: str
+    groups: Sequence[Group]
+    algorithm: Mapping[str, Any]
+    results: Sequence[Result]
+    call: Call | None
+
+
+class Journal:
+    """A learner that keeps what it was asked.
+
+    Raises NonFiniteError for numbers of rows or scores that are not finite, and TrainingError where a row holds other
+    tokens than its rollout.
+    """
+
+    def __init__(self, learner: Learner, groups: Sequence[Group]):
+        self.results: list[Result] = []
+        self.call: Call | None = None
+        self._learner = learner
+        self._drawn = [rollout for group in groups for rollout in group.rollouts]
+        self._rollouts = {rollout.key: rollout for rollout in self._drawn}
+        self._trained: set[SampleKey] = set()
+        self._left_out: dict[SampleKey, str] = {}
+
+    def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
+        self._begin(Call(kind="score", name=model, examples=examples))
+        scores = self._learner.score(examples, measure, model=model)
+        for example, values in zip(examples, scores, strict=True):
+            if any(math.isnan(value) or value == math.inf for value in values):  # -inf: probability 0
+                what = f"a log-prob of {example.name} under the {model} weights is not finite"
+                raise NonFiniteError(what, got=max(values, key=math.isnan), do=NO_STEP)
+        self._end(scores)
+        return scores
+
+    def update(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        objectives: Mapping[str, Objective],
+        *,
+        train: Role = "student",
+        lr_scale: float = 1.0,
+    ) -> Update:
+        self._begin(Call(kind="update", name=name, examples=examples, train=train, lr_scale=lr_scale))
+        update = self._learner.update(name, examples, objectives, train=train, lr_scale=lr_scale)
+        for example in examples:
+            if example.key is not None and any(example.loss_weights.values()):
+                self._trained.add(example.key)
+            elif example.key is not None:
+                self._left_out[example.key] = example.left_out or "no_weight"
+        self._end(dataclasses.replace(update, tokens={}))
+        return update
+
+    def account(self, drawn: int) -> Metrics:
+        """``rows/drawn``, ``rows/trained``, and for each reason the rows that were left out for it.
+
+        A row is trained if it had weight in an update; ``no_weight``: its weight was 0, and the method gives no other
+        reason; ``unused``: the method passed it to no update.  Raises TrainingError unless they add up to ``drawn``,
+        the rows that the source of rollouts set out to make.
+        """
+        fates = Counter(
+            "trained" if rollout.key in self._trained else self._left_out.get(rollout.key, "unused")
+            for rollout in self._drawn
+        )
+        if fates.total() != drawn:
+            raise TrainingError(
+                "rows were lost or doubled between drawing and training",
+                got=f"{fates.total()} rows in the groups",
+                expected=f"{drawn}, as many as were drawn",
+                do="Look at the feedback sources: each must give back every rollout of every group.",
+            )
+        counts = {"drawn": drawn, "trained": fates.pop("trained", 0), **dict(sorted(fates.items()))}
+        return {f"rows/{name}": float(count) for name, count in counts.items()}
+
+    def _begin(self, call: Call) -> None:
+        self.call = call
+        for example in call.examples:
+            _check_numbers(example)
+            if example.key in self._rollouts:
+                _check_tokens(example, self._rollouts[example.key])
+
+    def _end(self, result: Result) -> None:
+        self.results.append(result)
+        self.call = None
+
+    def end_iteration(self) -> None:
+        self._learner.end_iteration()
+
+    @property
+    def learning_rate(self) -> float:
+        return self._learner.learning_rate
+
+    @property
+    def logprob_tolerance(self) -> float:
+        return self._learner.logprob_tolerance
+
+    def policy(self, model: ModelName = "live") -> Policy:
+        return self._learner.policy(model)
+
+    def state(self) -> dict[str, Any]:
+        return self._learner.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._learner.restore(state)
+
+    def save(self, folder: Path) -> None:
+        self._learner.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._learner.load(folder)
+
+    def export(self, folder: Path) -> None:
+        self._learner.export(folder)
+
+
+NO_STEP = "No step was taken on it."
+
+
+def numbers_of(example: Example) -> dict[str, list[float]]:
+    """The numbers of a row that an update reads, by name; of tokens only where the mask is True."""
+    found = {"advantage": [example.advantage]}
+    found |= {f"weight in {term}": [weight] for term, weight in example.loss_weights.items()}
+    for name, values in (("sampler's log-prob", example.behaviour), ("reference log-prob", example.reference)):
+        found[name] = [value for value, counts in zip(values or (), example.mask, strict=False) if counts]
+    return found
+
+
+def _check_numbers(example: Example) -> None:
+    for name, values in numbers_of(example).items():
+        if not all(map(math.isfinite, values)):
+            bad = next(value for value in values if not math.isfinite(value))
+            raise NonFiniteError(f"the {name} of {example.name} is not finite", got=bad, do=NO_STEP)
+
+
+def _check_tokens(example: Example, rollout: Rollout) -> None:
+    """A row's tokens are those that were sampled, and no token of an environment counts."""
+    sampled = rollout.completion
+    if example.completion is sampled.tokens and example.mask is sampled.sampled:
+        return
+    spoken = any(counts and not own for counts, own in zip(example.mask, sampled.sampled, strict=False))
+    if example.completion != sampled.tokens or len(example.mask) != len(sampled.sampled) or spoken:
+        raise TrainingError(
+            f"{example.name} holds other tokens than its rollout",
+            got=f"{len(example.completion)} tokens, {sum(example.mask)} of which count",
+            expected=f"the {len(sampled.tokens)} tokens that were sampled, and no loss on the environment's",
+            do="Make examples with vpd.algorithms.examples.to_examples.",
+        )

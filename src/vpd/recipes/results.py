@@ -1,0 +1,38 @@
+"""The numbers of an evaluation as a JSON file: whether it can be written is known before the work."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vpd.errors import ConfigError, StorageError
+from vpd.types import Metrics
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless :func:`write_results` can write there.  Nothing is made."""
+    what, do = f"--output {path} cannot be written", "Give a file in a folder of yours."
+    try:
+        if path.is_dir():
+            raise ConfigError(what, got="a folder", expected="a file", do=do)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        writable = folder.is_dir() and os.access(path if path.exists() else folder, os.W_OK)
+    except (OSError, ValueError) as error:
+        raise ConfigError(what, got=str(error), do=do) from error
+    if not writable:
+        raise ConfigError(what, got=f"{folder} is no folder, or not yours to write in", do=do)
+
+
+def write_results(path: Path, parts: Mapping[str, Metrics]) -> None:
+    """Write the metrics of every part that has some; a number that is not finite is null.  Raises StorageError."""
+    numbers = {name: {key: _finite(value) for key, value in part.items()} for name, part in parts.items() if part}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}", got=error.strerror) from error
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,25 @@
+"""What is printed while a run goes."""
+
+import io
+
+from helpers import random_groups
+from rich.console import Console
+
+from vpd.report.console import ConsoleProgress
+
+
+def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
+    out = io.StringIO()
+    progress = ConsoleProgress(2, console=Console(file=out, width=200))
+    progress.on_step(0, {"eval/accuracy": 0.25, "eval_teacher/accuracy": 0.5}, [])
+    rows = {"reward": 1.0, "teacher/rows_with_context": 1.0, "e_step/rows": 0.0, "m_step/rows": 4.0}
+    progress.on_step(1, rows | {"m_step/divergence": float("inf")}, random_groups(0))
+    progress.on_step(2, rows | {"reward": 0.0, "m_step/divergence": float("nan")}, random_groups(0))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[0] == ["0", "before", "training:", "student", "0.250,", "teacher", "0.500"]
+    columns = ["step", "reward", "context", "E", "rows", "E", "acc", "M", "rows", "diverg."]
+    assert lines[1:] == [
+        [*columns, "student", "teacher", "control"],
+        ["1", "1.000", "1", "0", "-", "4", "inf", "-", "-", "-"],
+        ["2", "0.000", "1", "0", "-", "4", "-", "-", "-", "-"],
+    ]

@@ -1,0 +1,35 @@
+"""A chat template that writes earlier answers otherwise than they were sampled is told of at the start."""
+
+import logging
+from typing import Any
+
+import pytest
+from chat_tokenizers import FAMILIES, QWEN, THINKING, qwen
+
+from vpd.prompts import Prompter, PromptSettings
+from vpd.recipes.round_trip import check_round_trip, keeps_answers
+from vpd.types import Message, Task
+
+ASKED: tuple[Message, ...] = ({"role": "user", "content": "one and one?"},)
+DROPS_THINKING = QWEN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+
+
+def prompter(tokenizer: Any, **settings: Any) -> Prompter:
+    return Prompter(tokenizer, PromptSettings(**settings), window=None, max_completion_length=8)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"qwen", "full-width"}))
+def test_templates_that_add_text_to_what_was_said(name: str) -> None:
+    assert keeps_answers(prompter(FAMILIES[name]()), ASKED)
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "kept"),
+    [(QWEN, True, True), (QWEN, False, False), (DROPS_THINKING, True, False), (THINKING, True, False)],
+)
+def test_templates_that_change_it_are_told_of(
+    template: str, thinking: bool, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "vpd"):
+        check_round_trip(prompter(qwen(template), enable_thinking=thinking), [Task(id="t", messages=ASKED)])
+    assert (not caplog.text) == kept
