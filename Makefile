@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 CHOICE_oldest := lowest-direct
 CHOICE_newest := highest
 
-.PHONY: demo test test-oldest test-newest lint quick slow health fuzz models bench clean
+.PHONY: demo test test-oldest test-newest lint quick slow health fuzz torture models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -72,6 +72,12 @@ bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 	$(ONE) benchmarks/memory.py --output out/bench
 	$(ONE) benchmarks/vs_trl.py --model smollm2 --trl_python $(TRL)/bin/python --output out/bench
 
+# At most 45 minutes on two cores: kills, full disks, damaged files, bad graders, signals; the same command goes on after
+# an interruption.  SEED chooses the faults.
+SEED ?= 0
+torture: $(VENV)/ready
+	PYTHONPATH=tests $(ONE) -m torture --seed $(SEED) --output torture-out
+
 $(TRL)/ready:
 	$(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet $(TORCH)
@@ -84,4 +90,4 @@ smollm2/model.safetensors: $(VENV)/ready
 	$(BIN)/vpd model smollm2-135m smollm2
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(TRL) demo-out reproduce-out smollm2 out
+	rm -rf $(VENV) .venv-oldest .venv-newest $(TRL) demo-out reproduce-out smollm2 out torture-out

@@ -161,6 +161,12 @@ def test_a_source_from_one_file(files: Path) -> None:
     ]
 
 
+def test_a_run_with_a_source_of_ones_own_goes_on(files: Path) -> None:
+    changes = {"feedback": f"[environment, {{name: {files}/toy_source.py:Hint, word: mirror}}]", "run__save_steps": 1}
+    assert vpd_train(files / "run", run__max_steps=1, **changes) == 0
+    assert vpd_train(files / "run", run__max_steps=2, run__resume="true", **changes) == 0
+
+
 def test_an_engine_from_one_file(files: Path) -> None:
     name = f"{files}/toy_engine.py:Constant"
     assert vpd_train(files / "run", engine__name=name, engine__answer="'7 7 7'", run__max_steps=1) == 0

@@ -164,12 +164,13 @@ def _completed(section: Any, config: Config, name: str) -> Any:
         names = [source.name for source in now]
         same = isinstance(section, list) and [entry.get("name") for entry in section] == names
         return [_with_defaults(a, b) for a, b in zip(section, now, strict=True)] if same else section
-    return section if isinstance(now, (Custom, Passed)) else _with_defaults(section, now)
+    return _with_defaults(section, now)
 
 
 def _with_defaults(section: Any, now: Any) -> Any:
-    """``section`` with the fields of the settings object ``now``, if it is of that kind."""
-    if not isinstance(section, Mapping) or section.get("name") != _name(now):
+    """``section`` with the fields of the settings object ``now``, if it is of that kind; a user's own as it is."""
+    own = isinstance(now, (Custom, Passed))
+    if own or not isinstance(section, Mapping) or section.get("name") != _name(now):
         return section
     completed: dict[str, Any] = {}
     for field in dataclasses.fields(now):

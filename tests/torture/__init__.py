@@ -1,0 +1,1 @@
+"""Random faults against whole runs: ``make torture``; see ``__main__.py``."""
