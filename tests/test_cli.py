@@ -188,6 +188,24 @@ def test_the_work_goes_on_when_nobody_reads_the_output(tmp_path: Path) -> None:
     assert shell.stderr == "vpd: the output reaches nobody any more (Broken pipe); the work goes on (Ctrl-C ends it)\n"
 
 
+CLOSED = """
+import sys
+from vpd import cli
+def work(options, rest):
+    sys.stdout.close()
+    sys.stderr.close()
+    print("told")
+    print("warned", file=sys.stderr)
+cli._train = work
+sys.exit(cli.main(["train"]))
+"""
+
+
+def test_a_users_code_cannot_close_the_standard_streams() -> None:
+    done = run_python(CLOSED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "warned\n")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
