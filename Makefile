@@ -74,7 +74,6 @@ bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 
 # At most 45 minutes on two cores: kills, full disks, damaged files, bad graders, signals; the same command goes on after
 # an interruption.  SEED chooses the faults.
-SEED ?= 0
 torture: $(VENV)/ready
 	PYTHONPATH=tests $(ONE) -m torture --seed $(SEED) --output torture-out
 

@@ -498,6 +498,13 @@ def test_a_folder_is_held_once_even_within_a_process(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.timeout(30)
+def test_a_line_is_not_appended_to_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl"):
+        FileSystem().append_line(tmp_path / "metrics.jsonl", "{}")
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     """The lock ends with its process, even where a child that was forked off lives on."""
     holder = """if True:

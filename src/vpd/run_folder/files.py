@@ -108,8 +108,11 @@ class FileSystem:
             content(path)
 
     def append(self, path: Path, data: bytes) -> None:
-        """Add bytes to the end of a file and flush them; after an OSError the file is what it was."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        """Add bytes to the end of a file and flush them; after an OSError the file is what it was.
+
+        A pipe in its place is an OSError too, where opening it would wait for a reader.
+        """
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             try:
