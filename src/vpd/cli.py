@@ -370,7 +370,7 @@ def _choice_help(section: str) -> list[str]:
 def _section_help(title: str, kind: Any) -> list[str]:
     from vpd.settings import declarations
 
-    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].replace("``", "").split())
+    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].partition("  Raises ")[0].replace("``", "").split())
     lines = ["", *textwrap.wrap(f"{title}: {about}", 118, initial_indent="  ", subsequent_indent="    ")]
     declared = declarations(kind)
     for field in dataclasses.fields(kind):
@@ -392,11 +392,18 @@ def _default(kind: Any, field: "dataclasses.Field[Any]", optional: bool) -> str:
         value = field.default_factory()
     elif value is None and not optional:
         value = vars(kind())[field.name]  # decided when the object is made
+    if isinstance(value, tuple | list):
+        return f" {_show(value)}"
     return "" if value is dataclasses.MISSING else f" [{_show(value)}]"
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else repr(value) if isinstance(value, str) else str(value)
+    """A value as a configuration spells it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_show, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 if __name__ == "__main__":
