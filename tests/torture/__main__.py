@@ -29,7 +29,7 @@ from typing import Any, get_args
 import torch
 
 from torture.faults import KINDS, MEANING, Fault, Verdict, deck
-from torture.points import PLACES, located, mount, unmount
+from torture.points import PLACES, end_with_parent, located, mount, unmount
 from torture.references import Reference, code_hash, prepare
 
 INSIDE = "TORTURE_NAMESPACE"
@@ -141,6 +141,7 @@ def work(campaign: Campaign, numbers: Sequence[int]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    end_with_parent()
     try:
         for number in numbers:
             line = strike(Fault(campaign.seed, number, campaign.references), campaign)

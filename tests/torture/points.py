@@ -239,7 +239,13 @@ class ReadOnly:
 
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MNT_DETACH = 1, 32, 4096, 2
+PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def end_with_parent() -> None:
+    """This process is killed when the one that forked it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def mount(source: Path | str, target: Path, flags: int = 0, kind: str = "none", options: str = "") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torture.compare import differences, left_by
-from torture.points import Point, Watch, kill
+from torture.points import Point, Watch, end_with_parent, kill
 from torture.runs import VARIANTS, import_all, make_workplace, resume, start, train
 
 
@@ -57,15 +57,16 @@ def prepare(root: Path, jobs: int, code: str) -> dict[str, Reference]:
     for job in range(jobs):
         pid = os.fork()
         if pid == 0:
-            code = 1
+            end_with_parent()
+            status = 1
             try:
                 for name in names[job::jobs]:
                     _make(root, name, code)
-                code = 0
+                status = 0
             except SystemExit as end:
                 print(end, flush=True)
             finally:
-                os._exit(code)
+                os._exit(status)
         workers.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
     if any(codes):
