@@ -230,7 +230,7 @@ def test_a_path_is_right_for_student_and_external_teacher(student: str, teacher:
     learner = learner_of(models[0], teacher=TeacherSettings(kind="external"), external=copy.deepcopy(models[1]))
     assert learner.path == path and not attention.is_installed(learner.model)
     rows = own_prompts()
-    scored = learner.score(rows, lambda scorer, batch: scorer.logprobs("teacher"))
+    scored = learner.score(rows, lambda scorer, batch: scorer.logprobs("student"), model="teacher")
     for ours, row in zip(scored, rows, strict=True):
         expected = plain(models[1], row.prompt, row.completion, 0.7)[1].detach()
         assert torch.allclose(torch.tensor(ours), expected, atol=1e-4)
