@@ -137,6 +137,24 @@ def test_the_attentions_name_switches_nothing_off() -> None:
         learner_path(model)
 
 
+class Distant(LlamaForCausalLM):
+    """A model that reads the token 40 places before in its plain pass alone, as a forgotten window would show."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module: Any, args: Any, kwargs: Any) -> Any:
+        before = torch.nn.functional.pad(args[0], (0, 0, 40, 0))[:, : args[0].shape[1]]
+        return (args[0] if kwargs.get("segments") is not None else args[0] + before, *args[1:]), kwargs
+
+
+def test_the_rows_of_the_probe_are_longer_than_what_the_configuration_names() -> None:
+    model = Distant(tiny_model().config).eval()
+    model.config.sliding_window = 40
+    assert learner_path(model) == "padded"
+
+
 class Shifted(torch.nn.Module):
     """A mixer of tokens that is no attention, and hardly shows in a young model."""
 
