@@ -133,7 +133,7 @@ def test_the_attentions_name_switches_nothing_off() -> None:
     model = Switched(tiny_model().config).eval()
     assert paths(model) == ("padded", "cached") and not attention.is_installed(model)
     attention.install(model)  # compared is still the model as it came
-    with pytest.raises(ModelError, match="do not give the model.s own log-probs"):
+    with pytest.raises(ModelError, match=r"do not give the model.s own log-probs"):
         learner_path(model)
 
 
