@@ -41,7 +41,7 @@ SIZE_OF_BLOCKS = re.compile(r"block_size|compress_rat")
 SCALED_BY_LENGTH = {"longrope", "dynamic"}
 #: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
 #: be routed to other experts, so the median of each row counts there; else the largest.
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 2.0, torch.float16: 2e-2}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
 
 @dataclass(frozen=True)
