@@ -34,6 +34,7 @@ class LetterTokenizer:
 
     added_tokens_decoder: Mapping[int, Any] = {}  # no control tokens
     unk_token_id: int | None = None
+    is_fast = False
 
     def encode(self, text: str, *, add_special_tokens: bool = False, verbose: bool = True) -> list[int]:
         return [ord(letter) for letter in text]

@@ -54,13 +54,17 @@ SMALL: dict[str, Any] = {
     "attention_chunk_size": 16, "global_attn_every_n_layers": 2, "expert_intermediate_size": 24,
     "intermediate_size_mlp": 48, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97,
     "num_kv_shared_layers": 0, "laurel_rank": 8, "altup_num_inputs": 2, "query_pre_attn_scalar": 8,
-    "activation_sparsity_pattern": None, "block_size": 16, "index_topk": 8, "use_sliding_window": True,
+    "activation_sparsity_pattern": None, "block_size": 16, "index_topk": 8, "index_block_size": 4,
+    "index_topk_blocks": 2, "log_scaling_n_floor": 16, "rel_extent": 8, "sliding_window_size": 16,
+    "use_sliding_window": True,
     "max_window_layers": 2, "conv_dim": 32, "block_auto_adjust_ff_dim": False, "block_ff_dim": 48, "lru_width": 32,
     "attention_window_size": 16, "embedding_size": 32, "num_layers": 4, "mtp_num_hidden_layers": 0,
     "ffn_hidden_size": 48, "max_seq_len": 512, "alibi_bias_max": 8,
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     "xlm": {"causal": True},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
     "roc_bert": {"shape_vocab_size": 10, "pronunciation_vocab_size": 10},

@@ -33,6 +33,14 @@ def test_an_exit_from_within_a_command_is_no_success(
     assert capsys.readouterr().err == "vpd: error: something in the run called exit(0); it is not done\n"
 
 
+def test_help_spells_values_as_a_configuration_does_and_no_exceptions(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of("train", capsys)
+    assert "[false]" in shown and "[true]" in shown
+    assert "kinds of convention that clients have, in turn ['word'] " in shown
+    assert "where metrics go besides output_dir [] " in shown
+    assert not any(word in shown for word in ("[False]", "[True]", "[()]", "',)", "Raises", "ConfigError"))
+
+
 def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of("train", capsys)
     titled = {**PLAIN, "model.lora": "vpd.model.settings:LoraSettings"}
@@ -186,6 +194,24 @@ def test_the_work_goes_on_when_nobody_reads_the_output(tmp_path: Path) -> None:
     )
     assert (shell.returncode, shell.stdout, done.read_text()) == (0, "0\n", "done")
     assert shell.stderr == "vpd: the output reaches nobody any more (Broken pipe); the work goes on (Ctrl-C ends it)\n"
+
+
+CLOSED = """
+import sys
+from vpd import cli
+def work(options, rest):
+    sys.stdout.close()
+    sys.stderr.close()
+    print("told")
+    print("warned", file=sys.stderr)
+cli._train = work
+sys.exit(cli.main(["train"]))
+"""
+
+
+def test_a_users_code_cannot_close_the_standard_streams() -> None:
+    done = run_python(CLOSED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "warned\n")
 
 
 @pytest.mark.parametrize(

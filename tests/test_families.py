@@ -19,7 +19,7 @@ from torch import Tensor
 from vpd.engines.torch_engine import TorchEngine
 from vpd.errors import ModelError
 from vpd.learners.teachers import TeacherSettings
-from vpd.model import lora
+from vpd.model import attention, lora
 from vpd.model.batch import Batch
 from vpd.model.forward import forget_lengths, longest_input
 from vpd.model.scorer import Scorer
@@ -219,6 +219,21 @@ def test_an_external_teachers_bias_counts_under_every_estimator() -> None:
     for found in teacher_logprobs(make("llama"), teacher, rows):
         for ours, row in zip(found, rows, strict=True):
             assert torch.allclose(ours, plain(teacher, row.prompt, row.completion)[1].detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "path"),
+    [("llama", "mistral", "padded"), ("mistral", "llama", "padded"), ("llama", "phi3", "by_length")],
+)
+def test_a_path_is_right_for_student_and_external_teacher(student: str, teacher: str, path: str) -> None:
+    models = [make(kind, **(ROPE["phi3"] if kind == "phi3" else {})) for kind in (student, teacher)]
+    learner = learner_of(models[0], teacher=TeacherSettings(kind="external"), external=copy.deepcopy(models[1]))
+    assert learner.path == path and not attention.is_installed(learner.model)
+    rows = own_prompts()
+    scored = learner.score(rows, lambda scorer, batch: scorer.logprobs("student"), model="teacher")
+    for ours, row in zip(scored, rows, strict=True):
+        expected = plain(models[1], row.prompt, row.completion, 0.7)[1].detach()
+        assert torch.allclose(torch.tensor(ours), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [(97, 105), (105, 97)])

@@ -159,8 +159,8 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         weights(infinite_norm),
         ["NaN or infinity in model.norm.weight"],
     ),
-    "truncated": (cut, ["cannot load", "incomplete metadata"]),
-    "empty": (write(WEIGHTS, ""), ["cannot load", "header too small"]),
+    "truncated": (cut, ["cannot load", "damaged or not whole"]),
+    "empty": (write(WEIGHTS, ""), ["cannot load", "damaged or not whole"]),
     "LFS pointer": (write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"), [WEIGHTS, "git lfs pull"]),
     "a tensor is missing": (
         weights(without_up_proj),

@@ -117,11 +117,108 @@ def test_a_mixer_that_is_no_attention_takes_the_paths_that_are_right_for_it() ->
         engine_path(model)
 
 
+class Switched(LlamaForCausalLM):
+    """A model whose own code asks for the attention's name, as DeepSeek V3.2 does before it applies its mask."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model.layers[0].register_forward_pre_hook(self._change, with_kwargs=True)
+
+    def _change(self, module: Any, args: Any, kwargs: Any) -> Any:
+        own = self.config._attn_implementation in ("eager", "sdpa")
+        return (args[0] * (2.0 if own else 1.0), *args[1:]), kwargs
+
+
+def test_the_attentions_name_switches_nothing_off() -> None:
+    model = Switched(tiny_model().config).eval()
+    assert paths(model) == ("padded", "cached") and not attention.is_installed(model)
+    attention.install(model)  # compared is still the model as it came
+    with pytest.raises(ModelError, match=r"do not give the model.s own log-probs"):
+        learner_path(model)
+
+
+class Distant(LlamaForCausalLM):
+    """A model that reads the token 40 places before in its plain pass alone, as a forgotten window would show."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module: Any, args: Any, kwargs: Any) -> Any:
+        before = torch.nn.functional.pad(args[0], (0, 0, 40, 0))[:, : args[0].shape[1]]
+        return (args[0] if kwargs.get("segments") is not None else args[0] + before, *args[1:]), kwargs
+
+
+def test_the_rows_of_the_probe_are_longer_than_what_the_configuration_names() -> None:
+    model = Distant(tiny_model().config).eval()
+    model.config.sliding_window = 40
+    assert learner_path(model) == "padded"
+
+
+class Shifted(torch.nn.Module):
+    """A mixer of tokens that is no attention, and hardly shows in a young model."""
+
+    def forward(self, hidden_states: torch.Tensor, **options: Any) -> tuple[torch.Tensor, None]:
+        return 1e-6 * torch.nn.functional.pad(hidden_states, (0, 0, 1, 0))[:, :-1], None
+
+
+def test_a_layer_without_attention_is_counted_even_where_its_numbers_do_not_show() -> None:
+    model = tiny_model(dtype=torch.float32)
+    model.model.layers[0].self_attn = Shifted()
+    assert learner_path(model) == "padded"
+
+
 def test_a_window_that_is_too_long_to_try_refuses_the_fast_paths(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model()
     model.config.attention_window_size = 50  # of 64 positions
     assert learner_path(model) == "padded"
     assert "it has a window of 50 tokens, too many to try" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"index_topk_blocks": 10, "index_block_size": 5},  # MiniMax M3: the best 10 blocks of 5 tokens
+        {"index_topk": 2, "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 25}},
+        {"log_scaling_n_floor": 50},
+        {"layer_windows": [8, 50]},
+    ],
+)
+def test_blocks_are_crossed_in_tokens_and_settings_inside_others_count(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    assert paths(model) == ("padded", "cached")
+    assert caplog.text.count("it has a window of 50 tokens, too many to try") == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"attention_mask": torch.zeros(1, 1, 6, 6)}, "attention_mask"),
+        ({"sliding_window": 4}, "sliding_window"),
+        ({"s_aux": torch.zeros(2)}, "s_aux"),
+        ({"position_bias": torch.zeros(1, 2, 6, 6)}, "position_bias"),
+        ({"softcap": 50.0}, "softcap"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"is_causal": False}, "is_causal"),
+        ({"scaling": None}, "no scaling"),
+    ],
+)
+def test_whatever_a_call_asks_for_beyond_causal_attention_refuses_both_fast_paths(
+    asked: dict[str, Any], named: str
+) -> None:
+    states = torch.randn(1, 2, 6, 4)
+    segments = attention.PackedSegments.of((2, 4), (None, 0), device=CPU, dtype=states.dtype)
+    prefix = attention.SharedPrefixKV.of([(states, states)], torch.ones(1, 6)).with_rows(torch.tensor([0]))
+    layer = tiny_model().model.layers[0].self_attn
+    allowed = {"attention_mask": torch.zeros(1, 1, 1, 1), "scaling": 0.5, "dropout": 0.0, "sliding_window": None}
+    for fast, queries in (({"segments": segments}, states), ({"prefix_kv": prefix}, states[:, :, :1])):
+        assert attention.attend(layer, queries, queries, queries, **(allowed | fast))[0].isfinite().all()
+        with pytest.raises(attention.FastPathError, match=f"got {named}$"):
+            attention.attend(layer, queries, queries, queries, **(allowed | fast | asked))
 
 
 def test_the_cost_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -423,3 +423,21 @@ def test_settings_of_an_older_base_still_load(tmp_path: Path) -> None:
     for name in ("max_reply_length", "control_tokens_in_tasks"):
         del old[name]
     assert PromptSettings(**json.loads(json.dumps(old))) == PromptSettings()
+
+
+def test_an_unknown_token_that_only_the_tokenizers_file_names_is_no_control_token() -> None:
+    """So it is without tokenizer_config.json: text that the tokenizer does not know would be taken for a forgery."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.unk_token = None
+    made = prompter(tokenizer)
+    asked = asking("apply fox A to 1 2")
+    assert made.control_tokens_in(asked) == 0 and made.unknown_tokens_in(asked) == 1
+    assert made.unknown_word == "<unk>" and made.build_student_prompt(asked)
+
+
+def test_the_keys_that_every_message_has_are_never_changed() -> None:
+    template = "{% for m in messages %}role {{ m.role }} content {{ m.content }}{% endfor %}<|im_start|>assistant"
+    made = prompter(qwen(template))
+    made._control._neutralised = lambda text, which: (text.replace("content", "con tent"), 1)
+    task = Task(id="t", messages=({"role": "user", "content": "the content"},))
+    assert "content the con tent" in qwen().decode(made.build_student_prompt(task))

@@ -112,8 +112,8 @@ def test_a_dump_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_dump_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fault.json").write_text(json.dumps({"step": 1}))
-    for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(StorageError, match="holds no dump"):
+    for folder, reason in ((tmp_path / "none", "got No such file or directory; "), (tmp_path, "")):
+        with pytest.raises(StorageError, match=f"holds no dump of an iteration; {reason}"):
             faults.read(folder)
     assert main(["replay", str(tmp_path)]) == 2
 

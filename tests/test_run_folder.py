@@ -395,7 +395,7 @@ def test_a_new_run_does_not_replace_what_a_user_put_there(
     (run / name).mkdir(parents=True)
     (run / name / "mine").write_text("mine")
     assert vpd_train(run, run__resume=resume) == 2
-    assert f"holds {name} of no run" in refusal(capsys)
+    assert f"holds what no run wrote and this one would replace; got {name}" in refusal(capsys)
     assert [path.name for path in run.rglob("*")] == [name, "mine"]
     (run / name).rename(run / "mine")
     (run / "notes.txt").write_text("mine")

@@ -6,7 +6,6 @@ A user's mistake is one line on stderr and exit code 2.
 import argparse
 import contextlib
 import dataclasses
-import io
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import vpd
 from vpd.errors import ConfigError, Interrupted, VPDError
 from vpd.printable import LogFormatter, for_terminal
+from vpd.report.streams import FAREWELL, keep_open
 from vpd.settings import expand_path
 
 REPRODUCE = """\
@@ -44,7 +44,6 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-FAREWELL = "vpd: the output reaches nobody any more ({reason}); the work goes on (Ctrl-C ends it)\n"
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 SETTINGS = """\
 settings
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit code is one of EXIT_CODES."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.excepthook = _show_traceback
-    outputs = _without_broken_pipes()
+    outputs = keep_open()
     parser = _parser()
     try:
         options, rest = parser.parse_known_args(arguments)
@@ -86,39 +85,6 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         print(for_terminal(message), file=sys.stderr)
         return 1
     return 0
-
-
-class _Output(io.FileIO):
-    """A standard stream that goes nowhere once its reader has gone (``vpd train | head``) or its disk is full."""
-
-    farewell = ""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
-            with contextlib.suppress(OSError):
-                os.write(2, self.farewell.format(reason=error.strerror).encode())
-            return len(data)
-
-
-def _without_broken_pipes() -> list[_Output]:
-    """Put an :class:`_Output` under the standard streams, unless somebody else has replaced them; escapes, not errors,
-    stand for what their encoding lacks."""
-    outputs = []
-    for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
-        stream = getattr(sys, name)
-        if stream is not original or not isinstance(stream, io.TextIOWrapper):
-            continue
-        output = _Output(stream.fileno(), "w", closefd=False)
-        buffer = io.BufferedWriter(output)
-        replaced = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
-        setattr(sys, name, replaced)
-        outputs.append(output)
-    return outputs
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -404,7 +370,7 @@ def _choice_help(section: str) -> list[str]:
 def _section_help(title: str, kind: Any) -> list[str]:
     from vpd.settings import declarations
 
-    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].replace("``", "").split())
+    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].partition("  Raises ")[0].replace("``", "").split())
     lines = ["", *textwrap.wrap(f"{title}: {about}", 118, initial_indent="  ", subsequent_indent="    ")]
     declared = declarations(kind)
     for field in dataclasses.fields(kind):
@@ -426,11 +392,18 @@ def _default(kind: Any, field: "dataclasses.Field[Any]", optional: bool) -> str:
         value = field.default_factory()
     elif value is None and not optional:
         value = vars(kind())[field.name]  # decided when the object is made
+    if isinstance(value, tuple | list):
+        return f" {_show(value)}"
     return "" if value is dataclasses.MISSING else f" [{_show(value)}]"
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else repr(value) if isinstance(value, str) else str(value)
+    """A value as a configuration spells it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_show, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 if __name__ == "__main__":

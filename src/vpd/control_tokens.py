@@ -5,6 +5,7 @@ with them they are as good as tokens, so text may not spell these either.
 """
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -32,7 +33,7 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._unknown = tokenizer.unk_token_id  # what unknown words become: a control token only where it is spelled
+        self.unknown = unknown_token(tokenizer)  # what unknown words become: a control token only where it is spelled
         added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         special = {number: token.content for number, token in added.items() if token.special}
         tags = {number: token.content for number, token in added.items() if _TAG.fullmatch(token.content)}
@@ -69,12 +70,12 @@ class ControlTokens:
     def _spelled(self, text: str, tokens: Sequence[int], which: str) -> list[str]:
         """The control tokens and role markers that a text encodes to, as they are spelled."""
         known = self._of[which]
-        found = [known[token] for token in tokens if token in known and token != self._unknown]
+        found = [known[token] for token in tokens if token in known and token != self.unknown]
         as_read = self._tokenizer.decode(tokens) if self._markers[which] else ""
         for marker in self._markers[which]:
             found += [marker] * max(text.count(marker), as_read.count(marker))
-        if self._unknown in known:
-            found += [known[self._unknown]] * text.count(known[self._unknown])
+        if self.unknown in known:
+            found += [known[self.unknown]] * text.count(known[self.unknown])
         return found
 
     def _with_gap(self, spelling: str) -> str:
@@ -83,18 +84,30 @@ class ControlTokens:
         place = max(mark.start(), 1) if mark else 1
         gapped = f"{spelling[:place]} {spelling[place:]}"
         tokens = self._tokenizer.encode(gapped, add_special_tokens=False)
-        plain = len(spelling) > 1 and not any(t in self._of["any"] or t == self._unknown for t in tokens)
+        plain = len(spelling) > 1 and not any(t in self._of["any"] or t == self.unknown for t in tokens)
         return gapped if plain else " "
 
     def _without(self, tokens: Sequence[int], which: str) -> str:
         """The text without its control tokens, where the tokenizer reads another spelling as one (full-width, say)."""
         pieces: list[list[int]] = [[]]
         for token in tokens:
-            if token in self._of[which] and token != self._unknown:
+            if token in self._of[which] and token != self.unknown:
                 pieces.append([])
             else:
                 pieces[-1].append(token)
         return " ".join(map(self._tokenizer.decode, pieces))
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The token that unknown text becomes, None without one.
+
+    A tokenizer's file may name it where its configuration does not.
+    """
+    if tokenizer.unk_token_id is not None or not tokenizer.is_fast:
+        return tokenizer.unk_token_id
+    named = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("unk_token")
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return added.get(named)
 
 
 def role_markers(tokenizer: Any, control: Sequence[str]) -> list[str]:

@@ -62,6 +62,7 @@ class PromptSettings(Settings, section="prompts"):
 
 LEAST_CONTEXT = 4  # tokens: a context that is cut to fewer says nothing
 CHARACTERS = 64  # more than a token has, but for runs of one character
+KEYS = ("role", "content")  # of every message
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
 
 
@@ -266,8 +267,14 @@ class Prompter:
         """How many tokens of what a task's messages say are the tokenizer's unknown token: text that is lost."""
         return sum(self._unknown(self._clean_text(message["content"])[0]) for message in task.messages)
 
+    @property
+    def unknown_word(self) -> str:
+        """How the tokenizer spells the token that unknown text becomes; empty without one."""
+        unknown = self._control.unknown
+        return "" if unknown is None else str(self.tokenizer.decode([unknown]))
+
     def _unknown(self, text: str) -> int:
-        unknown = self.tokenizer.unk_token_id
+        unknown = self._control.unknown
         return 0 if unknown is None else self._encode(text).count(unknown)
 
     def fit(self, text: str, budget: int) -> FittedText:
@@ -433,7 +440,7 @@ def _map_text(value: Any, change: Callable[[str], str]) -> Any:
         case str():
             return change(value)
         case Mapping():
-            return {_map_text(key, change): _map_text(entry, change) for key, entry in value.items()}
+            return {key if key in KEYS else change(key): _map_text(entry, change) for key, entry in value.items()}
         case list() | tuple():
             return [_map_text(entry, change) for entry in value]
         case _:

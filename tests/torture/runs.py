@@ -318,6 +318,7 @@ def _run(work: Path, words: Sequence[str], said: Path, watch: Watch | None, memo
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False, errors="strict") for n in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]  # as in a new process
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)  # makes torch's pool anew, before several threads of a fork find the old one
     if memory is not None:

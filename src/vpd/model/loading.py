@@ -348,6 +348,8 @@ def _refusal(error: Exception, what: str, place: _Place) -> ModelError:
         return ModelError(
             what, got="a pickle that is damaged or holds more than tensors", do="Take a copy in safetensors."
         )
+    if isinstance(error, SafetensorError):
+        return ModelError(what, got=f"weights that are damaged or not whole ({_line(error)})", do="Fetch them again.")
     return ModelError(what, got=_line(error))
 
 

@@ -31,7 +31,12 @@ SHORTEST = 24  # tokens of the longest prompt, if the configuration has nothing 
 LONGEST = 4096  # windows beyond it are not crossed: the fast paths are then refused
 BEYOND = 18  # tokens of the longest row after what is crossed
 #: Settings whose number a row must exceed to show what they do.
-CROSSED = re.compile(r"window|chunk|index_topk|topk_tokens|block_size|block_topk|local_attention|floor_scale")
+CROSSED = re.compile(
+    r"window|chunk|index_topk|topk_tokens|block_size|block_topk|local_attention|floor|compress_rat|budget|rel_extent"
+)
+#: Settings that count blocks of tokens, and those that say how many tokens a block has (MiniMax M3, DeepSeek V4).
+COUNTS_BLOCKS = re.compile(r"index_topk|block_topk|budget")
+SIZE_OF_BLOCKS = re.compile(r"block_size|compress_rat")
 #: RoPE that is scaled by the length of the longest row in a pass.
 SCALED_BY_LENGTH = {"longrope", "dynamic"}
 #: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
@@ -324,13 +329,27 @@ class _Ids:
 
 
 def _crossing(model: Any) -> int:
-    """The largest window, chunk or top-k of the configuration that rows can exceed; 0: none."""
+    """The largest window, chunk or top-k of the configuration that rows can exceed, in tokens; 0: none."""
     config = model.config.get_text_config().to_dict()
     full = set(config.get("layer_types") or ()) == {"full_attention"}
-    numbers = [value for name, value in config.items() if CROSSED.search(name) and not (full and "window" in name)]
+    named = [(name, value) for name, value in _whole_numbers(config) if not (full and "window" in name)]
+    numbers = [value for name, value in named if CROSSED.search(name)]
+    block = max((value for name, value in named if SIZE_OF_BLOCKS.search(name)), default=1)
+    numbers += [value * block for name, value in named if COUNTS_BLOCKS.search(name)]
     limit = forward.longest_input(model)
-    whole = [value for value in numbers if type(value) is int and (limit is None or value < limit)]
-    return max(whole, default=0)
+    return max((value for value in numbers if limit is None or value < limit), default=0)
+
+
+def _whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers of a configuration, also those in mappings and lists, with the names that lead to them."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _whole_numbers(part, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _whole_numbers(part, name)
+    elif type(value) is int:
+        yield name, value
 
 
 def _longest(model: Any) -> int:

@@ -46,7 +46,7 @@ def _warn_of_unknown_tokens(prompter: Prompter, tasks: Sequence[Task]) -> None:
         LOG.warning(
             "%d of %d known tasks hold text that the tokenizer has no tokens for, so that the model reads %s instead:"
             " %d tokens of task %r. Take a model whose tokenizer knows this text.",
-            *(len(unknown), len(tasks), prompter.tokenizer.unk_token),
+            *(len(unknown), len(tasks), prompter.unknown_word),
             *next((count, name) for name, count in unknown.items()),
         )
 

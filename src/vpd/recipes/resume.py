@@ -119,7 +119,8 @@ def _check_free(output: Path) -> None:
     present = [name for name in OUTPUTS if (output / name).exists()]
     if present:
         raise StorageError(
-            f"{output} holds {', '.join(present)} of no run, which this one would replace",
+            f"{output} holds what no run wrote and this one would replace",
+            got=", ".join(present),
             do="Move them, or choose another --run.output_dir.",
         )
 

@@ -58,7 +58,7 @@ def read(folder: Path) -> tuple[Fault, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{folder} holds no dump of an iteration",
-            got=str(error),
+            got=error.strerror if isinstance(error, OSError) else str(error),
             expected=f"a folder nonfinite-step-N of a run, with {FILE}",
         ) from error
 
