@@ -328,7 +328,7 @@ def _run(work: Path, words: Sequence[str], said: Path, watch: Watch | None, memo
         watch.__init__(watch.run, watch.at, watch.action)  # type: ignore[misc]  # of this process
         watch.install()
     code = _exit_code(words)
-    if watch is not None and code == 0:
+    if watch is not None and watch.action is None and code == 0:
         trace = {"passed": [[point.label, point.detail] for point in watch.passed], "modules": sorted(sys.modules)}
         said.with_suffix(".trace").write_text(json.dumps(trace))
     with contextlib.suppress(OSError, ValueError):
