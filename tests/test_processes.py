@@ -106,7 +106,7 @@ def test_ctrl_c_ends_the_demo_and_its_processes_with_one_line(tmp_path: Path) ->
 
 
 def group_is_gone(group: int) -> bool:
-    """Whether no process of a group is left, after 20 seconds at most; one that has ended and waits for init is none."""
+    """Whether no process of a group is left, after 20 seconds at most; a zombie, which waits for init, is none."""
     for _ in range(100):
         if not living(group):
             return True
