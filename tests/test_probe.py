@@ -140,12 +140,14 @@ def test_the_attentions_name_switches_nothing_off() -> None:
 class Distant(LlamaForCausalLM):
     """A model that reads the token 40 places before in its plain pass alone, as a forgotten window would show."""
 
+    places = 40
+
     def __init__(self, config: Any):
         super().__init__(config)
         self.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
 
     def _read(self, module: Any, args: Any, kwargs: Any) -> Any:
-        before = torch.nn.functional.pad(args[0], (0, 0, 40, 0))[:, : args[0].shape[1]]
+        before = torch.nn.functional.pad(args[0], (0, 0, self.places, 0))[:, : args[0].shape[1]]
         return (args[0] if kwargs.get("segments") is not None else args[0] + before, *args[1:]), kwargs
 
 
@@ -153,6 +155,16 @@ def test_the_rows_of_the_probe_are_longer_than_what_the_configuration_names() ->
     model = Distant(tiny_model().config).eval()
     model.config.sliding_window = 40
     assert learner_path(model) == "padded"
+
+
+class Near(Distant):
+    places = 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_difference_of_the_logits_size_is_seen_in_every_precision(dtype: torch.dtype) -> None:
+    assert learner_path(Near(tiny_model().config).to(dtype).eval()) == "padded"
+    assert learner_path(tiny_model(dtype=dtype).eval()) == "packed"
 
 
 class Shifted(torch.nn.Module):

@@ -1,15 +1,15 @@
 """House styles that nobody wrote down: each client wants something in every text, and only a reviewer's note says what.
 
     Write one short sentence about dogs for our client Aldo.       <- the task
-    Aldo wants the word "ocean" in every sentence.                 <- the note on an attempt that lacks it
+    Mention the ocean: Aldo expects it.                            <- the note on an attempt that lacks it
     Accepted.                                                      <- a bare verdict, for people only
 
     env = Conventions(clients=4, kinds=("word", "closing"))
     [grade] = env.grade([env.task(0, seed=0)], ["Dogs love the ocean."])
 
-An untold model fails almost always; the same model that reads the note often succeeds.  What is learned about a client
-holds for every topic, so evaluation asks for topics that training never names.  ``held_out_kinds`` adds clients whose
-*kind* of wish training never shows: there only reading the note can help.
+An untold model fails almost always; ``vpd eval --teacher`` says how often the same model succeeds when it reads the
+note.  What is learned about a client holds for every topic, so evaluation asks for topics that training never names.
+``held_out_kinds`` adds clients whose *kind* of wish training never shows: there only reading the note can help.
 
 An answer must keep the convention, speak about the topic, and be a text of its own: one that puts the wanted words in
 quotation marks, speaks of "the word" or "the client", or repeats the note is refused, so that quoting the note earns
