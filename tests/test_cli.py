@@ -13,7 +13,8 @@ import yaml
 from helpers import metrics_of
 
 import vpd
-from vpd.cli import SECTIONS, main
+from vpd.cli import main
+from vpd.commands import SECTIONS
 from vpd.config import SECTIONS as KNOWN
 from vpd.config.sections import CHOICES, PLAIN, settings_class
 
@@ -28,7 +29,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_an_exit_from_within_a_command_is_no_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vpd.cli._demo", lambda options, rest: sys.exit(0))
+    monkeypatch.setattr("vpd.commands.demo.run", lambda options, rest: sys.exit(0))
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "vpd: error: something in the run called exit(0); it is not done\n"
 
@@ -178,11 +179,12 @@ def test_the_version_is_told_and_the_package_is_the_command() -> None:
 WITHOUT_READER = """
 import sys
 from vpd import cli
+from vpd.commands import train
 def work(options, rest):
     for number in range(100_000):
         print(number)
     open(rest[0], "w").write("done")
-cli._train = work
+train.run = work
 sys.exit(cli.main(["train", sys.argv[1]]))
 """
 
@@ -199,12 +201,13 @@ def test_the_work_goes_on_when_nobody_reads_the_output(tmp_path: Path) -> None:
 CLOSED = """
 import sys
 from vpd import cli
+from vpd.commands import train
 def work(options, rest):
     sys.stdout.close()
     sys.stderr.close()
     print("told")
     print("warned", file=sys.stderr)
-cli._train = work
+train.run = work
 sys.exit(cli.main(["train"]))
 """
 

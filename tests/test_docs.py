@@ -213,7 +213,7 @@ def commands(text: str) -> Iterator[str]:
 
 def check_settings(options: argparse.Namespace, rest: list[str]) -> None:
     """Load the settings of a command without running it."""
-    if options.command.__name__ == "_check":
+    if options.command.NAME == "check":
         load_env(None, ["--env.name", options.env, *rest])
     else:
         load(options.config, rest)
@@ -226,10 +226,10 @@ def test_a_command_in_a_document_parses(document: str, line: str, workplace: Pat
         assert words[0] in (*COMMANDS, "--help")
         return
     options, rest = cli._parser().parse_known_args(words)
-    assert options.takes_settings or not rest, f"unknown arguments: {rest}"
+    assert options.command.SETTINGS or not rest, f"unknown arguments: {rest}"
     if document == HISTORY:
         assert not [word for word in rest if word.startswith("--") and not is_option_of_settings(word)]
-    elif options.takes_settings:
+    elif options.command.SETTINGS:
         if "verifiers" in rest:
             pytest.importorskip("verifiers")  # its settings ask for the package
         check_settings(options, rest)

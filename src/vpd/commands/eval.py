@@ -1,0 +1,42 @@
+"""Answer held-out tasks."""
+
+import argparse
+import dataclasses
+
+from vpd.commands import SECTIONS, path
+
+NAME = "eval"
+ABOUT = "Sample answers to the held-out tasks and print avg@k and pass@k with standard errors."
+SETTINGS: tuple[str, ...] = SECTIONS
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_samples", type=int, default=8, help="k, answers per task, at least 1 (default 8)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="sampling temperature, at least 0; 0 is greedy (default 1)"
+    )
+    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling, above 0 to 1 (default 1: off)")
+    parser.add_argument("--limit", type=int, help="at most so many held-out tasks (default all)")
+    parser.add_argument(
+        "--teacher",
+        action="store_true",
+        help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
+    )
+    parser.add_argument("--output", type=path, help="also write the numbers to this JSON file")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.config import load
+    from vpd.evaluation import EvalOptions
+    from vpd.recipes.results import check_output, write_results
+
+    chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
+    config = load(options.config, rest)
+    if options.output:
+        check_output(options.output)
+    from vpd.recipes.evaluation import evaluate, show  # loads torch
+
+    result = evaluate(config, chosen)
+    show(result, chosen.num_samples)
+    if options.output:
+        write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})

@@ -1,0 +1,63 @@
+"""The paper in miniature."""
+
+import argparse
+from pathlib import Path
+
+from vpd.commands import path
+
+NAME = "reproduce"
+ABOUT = "Test the paper's claims in miniature, on a CPU."
+SETTINGS: tuple[str, ...] = ()
+REPRODUCE = """\
+Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
+--output_dir. Raw runs stay in its runs/ and are used again while configuration and code are the same, so the same
+command continues an interrupted suite.
+
+settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing
+
+Base models for seeds other than 0 are made on first use (under a minute each) and cached in $VPD_CACHE, else
+$XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes with --jobs 2.
+"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = REPRODUCE
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="only the claims of these settings (default all)"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two settings")
+    size.add_argument("--all", action="store_true", help="all claims, at most 90 minutes on two cores")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="runs per method (default 3, with --quick 1; side claims get at most 3)"
+    )
+    parser.add_argument("--first_seed", type=int, default=0, help="first seed (default 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel processes of one thread each (default 1)")
+    parser.add_argument(
+        "--tune", action="store_true", help="choose learning rates instead of testing claims; writes rates.yaml"
+    )
+    parser.add_argument("--rates", type=path, help="rates.yaml written by --tune (default: the shipped table)")
+    parser.add_argument("--output_dir", type=path, default=Path("reproduce-out"), help="(default reproduce-out)")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.lab.reproduce.methods import RATES
+    from vpd.lab.reproduce.suite import Options, reproduce, tune_rates
+
+    chosen = Options(
+        output=options.output_dir,
+        settings=tuple(options.settings),
+        suite="quick" if options.quick else "all" if options.all else "default",
+        only=tuple(options.only),
+        seeds=options.seeds,
+        first_seed=options.first_seed,
+        jobs=options.jobs,
+        rates=options.rates or RATES,
+    )
+    if options.tune:
+        tune_rates(chosen)
+    else:
+        reproduce(chosen)
