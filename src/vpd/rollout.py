@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from annotated_types import Ge, Gt
 
-from vpd.engines import Engine
+from vpd.engines import Engine, MeasuredEngine
 from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback
@@ -123,6 +123,8 @@ class RolloutSource:
         engine = self.engine if self.training_engine is None else self.training_engine
         drawn = float(count * self.settings.num_generations)
         metrics: Metrics = {"rows/drawn": drawn, "time/rollout": 0.0, "time/feedback": 0.0}
+        if isinstance(self.engine, MeasuredEngine):
+            metrics |= self.engine.metrics()
 
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()

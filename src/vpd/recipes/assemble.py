@@ -1,7 +1,8 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def assemble(
     if replies:
         check_round_trip(prompter, tasks)
     learner = make_learner(config, model, tokenizer)
-    engine = make_engine(config, tokenizer, model, learner)
+    engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(prompter, tasks))
     return Parts(
         config=config,
         env=env,
@@ -233,9 +234,18 @@ def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearne
     return learner
 
 
-def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
-    """The student's engine: that of a config with the learner's weights."""
-    engine = config.engine.build(_engine_parts(config, tokenizer, model))
+def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
+    """Tokens of the longest of the tasks' prompts, with an answer of full length."""
+    prompts = (len(prompter.build_student_prompt(task)) for task in tasks)
+    return max(prompts, default=0) + prompter.max_completion_length
+
+
+def make_engine(
+    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
+) -> Engine:
+    """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
+    parts = _engine_parts(config, tokenizer, model)
+    engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
 
