@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -86,8 +87,9 @@ class VLLMClient:
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-                while wait(futures, timeout=0.1).not_done:
+                while not all(future.done() for future in futures):  # a request may begin while others are ended
                     self._hang_up()
+                    time.sleep(0.02)
                 raise
         return [future.result() for future in futures]
 
