@@ -65,7 +65,7 @@ PARAMETERS = {
     "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k, learns_from_retries",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest",
 }
 
 

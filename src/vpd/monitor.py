@@ -24,6 +24,7 @@ START = 5  # steps whose mean is "the beginning"
 ENOUGH_TASKS = 16
 LARGEST_SE = 0.1
 NEGLIGIBLE = 0.02  # a gain that is not worth having
+NOTICEABLE = 0.005  # nats a token that a sampler may move away from the learner
 QUOTED_WORDS = 2.0  # more words in a row of the feedback than at the beginning
 
 
@@ -191,9 +192,26 @@ def _dead_gradient(history: History) -> str | None:
 
 def _sampler_differs(history: History) -> str | None:
     for step in ("m_step", "policy"):
-        gap = history[-1].get(f"{step}/sampling_logp_difference", 0.0)
+        gaps = [history[-1].get(f"{step}/{name}", 0.0) for name in ("sampling_logp_difference", "sampler_mismatch")]
+        gap = max(gaps)
         if gap > 0.1:
             return f"the sampler's log-probs and the learner's differ by {gap:.3g} nats a token"
+    return None
+
+
+def _sampler_drifts(history: History) -> str | None:
+    """A sampler that takes the weights only in part moves away from the learner, little by little.
+
+    The smallest of the last three steps counts, because an E-step before the M-step moves the student once.
+    """
+    for step in ("m_step", "policy"):
+        for name in (f"{step}/sampler_mismatch", f"{step}/sampling_logp_difference"):
+            values = _series(history, name)
+            if name not in history[-1] or len(values) < START + 3:
+                continue
+            first, now = statistics.fmean(values[:START]), min(values[-3:])
+            if now > 2 * first + NOTICEABLE:
+                return f"the sampler moved away from the learner, from {first:.3g} to {now:.3g} nats a token"
     return None
 
 
@@ -266,5 +284,10 @@ RULES = (
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),
+    Rule(
+        "sampler_drifts",
+        _sampler_drifts,
+        "The engine may serve old weights in part: restart its server, and look at engine/canary_difference.",
+    ),
     Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
 )

@@ -23,6 +23,7 @@ from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
     choose_rows,
+    mismatch,
     split_by_group,
     to_examples,
     token_counts,
@@ -60,7 +61,8 @@ class DistillSettings(Settings, section="algorithm"):
         float | None, Gt(0), "upper bound of the importance ratio pi / pi_0 of a token; null: no ratio"
     ] = 2.0
     importance_reference: Annotated[
-        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
+        ImportanceReference,
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
     ] = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
@@ -254,6 +256,7 @@ class Distill:
                 "sampling_logp_difference": (sampled_BT - batch.behaviour_BT).abs(),
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
+                **mismatch(settings.importance_reference, compared.student_logprobs, batch),
             },
         )
 

@@ -150,6 +150,14 @@ def split_by_group(examples: Sequence[Example], count: int) -> list[list[Example
     return parts
 
 
+def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The signal ``sampler_mismatch``, abs(log pi - log of the sampler), where pi_0 is the sampler itself; else none.
+
+    It takes the place of ``sampling_logp_difference``, which compares the sampler with pi_0 and is then 0.
+    """
+    return {"sampler_mismatch": (own_BT.detach() - batch.behaviour_BT).abs()} if reference == "sampler" else {}
+
+
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:
     """Measure: log pi(y|x) of each token [B,T]."""
     return scorer.logprobs("student")

@@ -71,9 +71,12 @@ RENAMED: Mapping[str, str] = {
     "teacher_model_name_or_path": "algorithm.teacher_model, of algorithm.name: gkd",
     "teacher_regularization": "algorithm.teacher",
     "teacher_update_rate": "algorithm.teacher_ema_rate",
+    "tensor_parallel_size": "engine.server_args, [--tensor-parallel-size=N], of engine.name: vllm",
     "torch_dtype": "model.dtype",
     "total_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
     "train_batch_size": "rollout.prompts_per_step",
+    "use_vllm": "engine.name: vllm",
+    "vllm_server_base_url": "engine.url",
     "use_peft": "model.lora: {}",
     "use_successful_as_teacher": "feedback: [sibling]",
     "num_train_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
@@ -83,6 +86,7 @@ RENAMED: Mapping[str, str] = {
 
 _ONE_PROCESS = "training runs in one process"
 _EMBEDDED = "answers are sampled in the training process"
+_SERVER = "a vLLM server is named in engine.url, and vpd serve starts one with engine.server_args"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
 _ALL_KEPT = "the last weights are exported, whatever their score"
@@ -154,7 +158,6 @@ ABSENT: Mapping[str, str] = {
     "seq_kd": "there is no supervised training on a teacher's texts",
     "sync_ref_model": "there is no reference model",
     "teacher_sync_steps": "the average moves in every iteration; algorithm.teacher_ema_rate says how far",
-    "tensor_parallel_size": _EMBEDDED,
     "tf32": _TRAINER,
     "top_k": _NUCLEUS,
     "top_p": f"{_NUCLEUS} (vpd eval has --top_p)",
@@ -165,9 +168,8 @@ ABSENT: Mapping[str, str] = {
     "use_kl_in_reward": "there is no KL penalty to a reference model",
     "use_kl_loss": "there is no KL penalty to a reference model",
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",
-    "use_vllm": _EMBEDDED,
 }
-_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _ONE_PROCESS, "bnb_": _LOADING}
+_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _SERVER, "hub_": _HUB, "fsdp_": _ONE_PROCESS, "bnb_": _LOADING}
 
 
 def elsewhere(key: str) -> str | None:

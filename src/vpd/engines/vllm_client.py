@@ -145,7 +145,7 @@ class VLLMClient:
                         link.sock.shutdown(2)
 
     def _refused(self, path: str, status: int, data: bytes) -> RefusedError:
-        said = " ".join(_message(data).split())[:300]
+        text = " ".join(_message(data).split())[:300]
         if status in (401, 403):
             return RefusedError(
                 f"the vLLM server at {self.url} refuses the token",
@@ -155,7 +155,7 @@ class VLLMClient:
                 " of vpd serve.",
             )
         return RefusedError(
-            f"the vLLM server at {self.url} refused {path}", status=status, got=f"HTTP {status}: {said}"
+            f"the vLLM server at {self.url} refused {path}", status=status, got=f"HTTP {status}: {text}"
         )
 
     def _unanswered(self, path: str, error: Exception, attempts: int) -> EngineError:
