@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def end_group(group: int, patience: float = PATIENCE) -> None:
