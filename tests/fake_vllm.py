@@ -39,6 +39,7 @@ class FakeVLLM:
     instance: str = "one"
     keep: Callable[[str], bool] = lambda name: False
     alter: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
+    encode: Callable[[str], list[int]] = lambda text: []
     faults: dict[str, list[Any]] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     loaded: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,8 @@ class FakeVLLM:
             return self.complete(body)
         if place in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             return self.adapter(place, body) if self.adapters else (404, {"detail": "Not Found"})
+        if place == "/tokenize":
+            return 200, {"tokens": self.encode(body["prompt"])}
         if not self.development:
             return 404, {"detail": "Not Found"}
         if place == "/server_info":

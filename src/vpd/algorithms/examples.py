@@ -37,7 +37,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             mask=rollout.completion.sampled,
             behaviour=rollout.completion.logprobs,
             reference=rollout.completion.logprobs if reference == "sampler" else None,
-            teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
+            teacher=rollout.teacher_logprobs or (rollout.teacher_prompt.tokens if rollout.teacher_prompt else None),
             version=rollout.completion.version,
             by_teacher=rollout.completion.by_teacher,
             success=rollout.success,

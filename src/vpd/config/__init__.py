@@ -30,6 +30,7 @@ from vpd.bundled import BUNDLED
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
 from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, known_keys, named, settings_class
+from vpd.engines.settings import check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -206,6 +207,14 @@ def check_together(config: Config) -> None:
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
+    if needs.remote_teacher is not None:
+        check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        if config.rollout.temperature != 1:
+            raise ConfigError(
+                "a remote teacher's log-probs are at temperature 1",
+                got=f"rollout.temperature {config.rollout.temperature}",
+                do="Set it to 1, or load the teacher here (algorithm.teacher_url: null).",
+            )
     if config.rollout.retries and not needs.learns_from_retries:
         raise ConfigError(
             f"{config.method} does not learn from retries",

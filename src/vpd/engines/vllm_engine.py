@@ -213,7 +213,7 @@ class VLLMEngine:
         return self._client.ask(COMPLETIONS, Question(body, self._read_canary))
 
     def _read_canary(self, answer: Any) -> Floats:
-        places = _choice(answer).get("prompt_logprobs")
+        places = choice_of(answer).get("prompt_logprobs")
         if not isinstance(places, list) or len(places) != len(self._tokens):
             raise HalfAnswerError("prompt_logprobs are not one for each token of the prompt")
         try:
@@ -231,7 +231,7 @@ class VLLMEngine:
 
     def _completion(self, answer: Any, prompt: Tokens, limit: int) -> Completion:
         """The answer as a completion.  Raises HalfAnswerError for anything but a whole one to this prompt."""
-        choice = _choice(answer)
+        choice = choice_of(answer)
         tokens, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not isinstance(tokens, list) or not isinstance(logprobs, list) or len(tokens) != len(logprobs):
             raise HalfAnswerError("token_ids and logprobs.token_logprobs are not one for each token")
@@ -251,7 +251,8 @@ class VLLMEngine:
         )
 
 
-def _choice(answer: Any) -> Any:
+def choice_of(answer: Any) -> Any:
+    """The one choice of a completion.  Raises HalfAnswerError."""
     try:
         [choice] = answer["choices"]
     except (KeyError, TypeError, ValueError) as error:

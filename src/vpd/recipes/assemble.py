@@ -13,7 +13,9 @@ from vpd.config import Config, ModelSettings, check_together
 from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
-from vpd.engines.settings import EngineParts
+from vpd.engines.settings import EngineParts, VLLMSettings, key_of
+from vpd.engines.vllm_client import VLLMClient
+from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs import (
     AnswerLength,
     Conversational,
@@ -35,7 +37,7 @@ from vpd.model.forward import longest_input
 from vpd.prompts import Prompter, PromptSettings, saved_settings
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
-from vpd.rollout import LONGEST_COMPLETION, RolloutSource
+from vpd.rollout import LONGEST_COMPLETION, RolloutSource, TopKTeacher
 from vpd.types import Task
 
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
@@ -119,6 +121,7 @@ def assemble(
             settings=config.rollout,
             seed=config.run.seed,
             training_engine=make_training_engine(config, tokenizer, model, learner, engine),
+            teacher=make_remote_teacher(config, tokenizer),
         ),
         learner=learner,
         algorithm=config.algorithm.build(prompter),
@@ -257,9 +260,28 @@ def make_training_engine(
     needs = config.algorithm.needs
     if needs.external_model is None or needs.student_fraction == 1:
         return None
+    if isinstance(config.engine, VLLMSettings):
+        raise ConfigError(
+            "a vLLM server serves one model: the teacher's answers cannot come from the student's",
+            got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
+            do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
+        )
     teacher = config.engine.build(_engine_parts(config, tokenizer, model))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
+
+
+def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
+    """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
+    needs = config.algorithm.needs
+    if needs.remote_teacher is None or needs.top_k is None:
+        return None
+    key = needs.remote_teacher.api_key_env
+    token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
+    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
+    teacher.check(tokenizer)
+    return teacher
 
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
