@@ -149,22 +149,24 @@ def _handler(server: FakeVLLM) -> type[http.server.BaseHTTPRequestHandler]:
                 fault = faults.pop(0) if faults else None
                 server.busy += 1
                 server.most_at_once = max(server.most_at_once, server.busy)
-            try:
-                if server.token is not None and self.headers["Authorization"] != f"Bearer {server.token}":
-                    self._send(401, b'{"error": "Unauthorized"}')
-                elif fault == "wait":
-                    server.ended.wait(60)
-                elif fault == "drop":
-                    self.close_connection = True
-                elif isinstance(fault, tuple):
-                    self._send(fault[0], json.dumps({"error": {"message": fault[1]}}).encode())
-                else:
-                    with server.lock:
-                        status, said = server.answer(self.path, body)
-                    self._send(status, json.dumps(said).encode(), half=fault == "half")
-            finally:
-                with server.lock:
-                    server.busy -= 1
+            status, text = self._answer(body, fault)
+            with server.lock:
+                server.busy -= 1  # before it is sent: whoever gets it may ask again at once
+            if fault != "drop":
+                self._send(status, text.encode(), half=fault == "half")
+
+        def _answer(self, body: Any, fault: Any) -> tuple[int, str]:
+            if server.token is not None and self.headers["Authorization"] != f"Bearer {server.token}":
+                return 401, '{"error": "Unauthorized"}'
+            if fault == "wait":
+                server.ended.wait(60)
+            if fault in ("wait", "drop"):
+                return 200, ""
+            if isinstance(fault, tuple):
+                return fault[0], json.dumps({"error": {"message": fault[1]}})
+            with server.lock:
+                status, found = server.answer(self.path, body)
+            return status, found if isinstance(found, str) else json.dumps(found)  # a command's may be a sentence
 
         def _send(self, status: int, data: bytes, *, half: bool = False) -> None:
             with contextlib.suppress(OSError):  # whoever asked may have given up

@@ -62,11 +62,11 @@ class VLLMClient:
         """What the server says at ``path``.  Raises EngineError."""
         return self._repeated("GET", path, Question({}, lambda answer: answer), threading.Event())
 
-    def command(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def command(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         """POST what changes the server, once.  Raises EngineError, after which nobody knows what the server did."""
         try:
-            return self._send("POST", path, body or {})
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._send("POST", path, body or {})
+        except (OSError, http.client.HTTPException) as error:
             raise self._unanswered(path, error, 1) from error
 
     def ask(self, path: str, question: Question[Result]) -> Result:
@@ -98,7 +98,8 @@ class VLLMClient:
             if stop.is_set():
                 break
             try:
-                return question.read(self._send(method, path, question.body))
+                data = self._send(method, path, question.body)
+                return question.read(json.loads(data) if data else None)
             except TimeoutError as error:
                 raise self._unanswered(path, error, attempt) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -110,8 +111,8 @@ class VLLMClient:
             stop.wait(self._wait * 2 ** (attempt - 1))
         raise EngineError("a request was given up")  # another one failed, and its error is the one that is shown
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
-        """One request and its answer, a JSON value or a text.  Raises RefusedError, and what a link raises."""
+    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> bytes:
+        """One request and its answer.  Raises RefusedError, and what a link raises."""
         with self._link() as link:
             payload = json.dumps(body) if method == "POST" else None
             link.request(method, path, payload, self._headers)
@@ -119,9 +120,7 @@ class VLLMClient:
             data = answer.read()
         if answer.status != 200:
             raise self._refused(path, answer.status, data)
-        if "json" not in (answer.headers.get("Content-Type") or "json"):
-            return data.decode(errors="replace")
-        return json.loads(data) if data else None
+        return data
 
     @contextlib.contextmanager
     def _link(self) -> Iterator[http.client.HTTPConnection]:
