@@ -372,6 +372,13 @@ def test_the_token_comes_from_the_environment_and_from_nowhere_else(
         place.loaded(api_key_env="NO_TOKEN")
 
 
+def test_several_training_processes_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = EngineParts(tokenizer=Letters(), eos_ids=EOS, max_rows=4)
+    with pytest.raises(ConfigError, match="works with one training process.*got 2 processes"):
+        VLLMSettings(url=place.url).build(parts)
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://x", "http://x:80/v1", "ftp://x:1", "http://x:y"])
 def test_an_address_is_a_scheme_a_host_and_a_port(url: str) -> None:
     with pytest.raises(ConfigError, match=r"engine.url is no address of a server"):

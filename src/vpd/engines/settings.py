@@ -84,6 +84,13 @@ class VLLMSettings(Settings, section="engine"):
     start_timeout: Annotated[float, Gt(0), "seconds until the server must answer"] = 900.0
 
     def build(self, parts: EngineParts) -> Engine:
+        world = os.environ.get("WORLD_SIZE", "1")  # torchrun's and Accelerate's number of processes
+        if world not in ("", "1"):
+            raise ConfigError(
+                "engine vllm works with one training process: each would send its weights to the one server",
+                got=f"{world} processes",
+                do="Start vpd train once, or set engine.name to embedded.",
+            )
         from vpd.engines.vllm_client import VLLMClient
         from vpd.engines.vllm_engine import VLLMEngine
 
