@@ -375,7 +375,7 @@ def test_the_token_comes_from_the_environment_and_from_nowhere_else(
 def test_several_training_processes_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     parts = EngineParts(tokenizer=Letters(), eos_ids=EOS, max_rows=4)
-    with pytest.raises(ConfigError, match="works with one training process.*got 2 processes"):
+    with pytest.raises(ConfigError, match=r"works with one training process.*got 2 processes"):
         VLLMSettings(url=place.url).build(parts)
 
 
