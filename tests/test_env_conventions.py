@@ -33,7 +33,7 @@ CASES: list[tuple[str, str, list[str], list[str]]] = [
 
 def task_of(kind: str, value: str, topic: str = "dogs") -> Task:
     wish = Wish("Aldo", kind, value)
-    message = {"role": "user", "content": f"Write one short sentence about {topic} for our client Aldo."}
+    message = {"role": "user", "content": f"Write a sentence about {topic}. Client: Aldo."}
     return Task(id=f"{topic}/{kind}", messages=(message,), payload=Request(topic, wish))  # type: ignore[arg-type]
 
 

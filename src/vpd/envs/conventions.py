@@ -1,6 +1,6 @@
 """House styles that nobody wrote down: each client wants something in every text, and only a reviewer's note says what.
 
-    Write one short sentence about dogs for our client Aldo.       <- the task
+    Write a sentence about dogs. Client: Aldo.                     <- the task
     Mention the ocean: Aldo expects it.                            <- the note on an attempt that lacks it
     Accepted.                                                      <- a bare verdict, for people only
 
@@ -342,7 +342,7 @@ def _assign(clients: Sequence[str], kinds: Sequence[str], draw: int) -> tuple[Wi
 
 
 def _make(key: str, topic: str, wish: Wish) -> Task:
-    content = f"Write one short sentence about {topic} for our client {wish.client}."
+    content = f"Write a sentence about {topic}. Client: {wish.client}."
     return Task(id=key, messages=({"role": "user", "content": content},), payload=Request(topic, wish))
 
 
