@@ -34,7 +34,7 @@ from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
-from vpd.prompts import PromptSettings
+from vpd.prompts.settings import PromptSettings
 from vpd.rollout import RolloutSettings
 from vpd.settings import IsPath, Settings, expand_path
 

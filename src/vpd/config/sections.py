@@ -64,7 +64,7 @@ SOURCES: Mapping[str, str] = {
 ENGINES: Mapping[str, str] = {"embedded": "vpd.engines.settings:EmbeddedEngineSettings"}
 PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
-    "prompts": "vpd.prompts:PromptSettings",
+    "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
     "run": "vpd.config:RunSettings",

@@ -17,7 +17,7 @@ from vpd.feedback import Feedback
 from vpd.learners.journal import Fault
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
-from vpd.prompts import save_settings
+from vpd.prompts.settings import save_settings
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
 from vpd.recipes.prompt_checks import require_room
