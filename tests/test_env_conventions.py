@@ -161,3 +161,13 @@ def test_the_check_of_the_environment_finds_no_fault() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Conventions(**settings)
+
+
+def test_a_reviewer_says_all_that_is_wrong() -> None:
+    env = Conventions(clients=1)
+    task = env.task(0, seed=0)
+    [grade] = env.grade([task], ["Nothing of the kind is here."])
+    topic, wish = task.payload.topic, task.payload.wish
+    assert grade.feedback in {f"Write about {topic}, please. {note}" for note in wish.notes}
+    [grade] = env.grade([task], [f"Nothing but the {wish.value}."])
+    assert grade.feedback == f"Write about {topic}, please."

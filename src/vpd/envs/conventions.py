@@ -250,11 +250,11 @@ class Conventions(Settings, section="env"):
         wish, keeps = request.wish, request.wish.keeps(text)
         complaint = _complaint(request, text)
         metrics = {f"kept_{wish.kind}": float(keeps), "quoted": float(quotes_note(request, text))}
-        if complaint is not None:
-            return Grade(reward=0.0, success=False, feedback=complaint, metrics=metrics)
-        if keeps:
+        if complaint is None and keeps:
             return Grade(reward=1.0, success=True, feedback="Accepted.", informative=False, metrics=metrics)
-        return Grade(reward=0.0, success=False, feedback=self._note(task, text), metrics=metrics)
+        remarks = [complaint, None if keeps else self._note(task, text)]
+        feedback = " ".join(remark for remark in remarks if remark is not None)
+        return Grade(reward=0.0, success=False, feedback=feedback or None, metrics=metrics)
 
     def solution(self, task: Task) -> str:
         """A sentence about the topic that keeps the convention."""
