@@ -1,11 +1,11 @@
 """House styles that nobody wrote down: each client wants something in every text, and only a reviewer's note says what.
 
     Write a sentence about dogs. Client: Aldo.                     <- the task
-    Mention the ocean: Aldo expects it.                            <- the note on an attempt that lacks it
+    Make it green for Aldo.                                        <- the note on an attempt that is not
     Accepted.                                                      <- a bare verdict, for people only
 
     env = Conventions(clients=4, kinds=("word", "closing"))
-    [grade] = env.grade([env.task(0, seed=0)], ["Dogs love the ocean."])
+    [grade] = env.grade([env.task(0, seed=0)], ["Green dogs are rare."])
 
 An untold model fails almost always; ``vpd eval --teacher`` says how often the same model succeeds when it reads the
 note.  What is learned about a client holds for every topic, so evaluation asks for topics that training never names.
@@ -82,12 +82,12 @@ KINDS = {
     "word": Kind(
         has_word,
         (
-            "{client} always wants the {value} mentioned.",
-            "Mention the {value}: {client} expects it.",
-            "Where is the {value}? {client} asks for it every time.",
+            "{client} wants it to be {value}.",
+            "{client} wants {value} ones.",
+            "Make it {value} for {client}.",
         ),
-        ("ocean", "garden", "winter", "music", "bridge", "silver", "family", "morning"),
-        lambda sentence, value: f"{sentence[:-1]} and the {value}.",
+        ("green", "tiny", "summer", "magical", "golden", "sunny", "winter", "silver"),
+        lambda sentence, value: f"{sentence[:-1]}, the {value} ones.",
     ),
     "opening": Kind(
         begins,
