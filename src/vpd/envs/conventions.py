@@ -1,7 +1,7 @@
 """House styles that nobody wrote down: each client wants something in every text, and only a reviewer's note says what.
 
     Write a sentence about dogs. Client: Aldo.                     <- the task
-    Make it green for Aldo.                                        <- the note on an attempt that is not
+    For Aldo, write about green dogs.                              <- the note on an attempt that does not
     Accepted.                                                      <- a bare verdict, for people only
 
     env = Conventions(clients=4, kinds=("word", "closing"))
@@ -39,7 +39,7 @@ LONGEST_REPEAT = 4  # words of a note in a row, beyond the task's own, that an a
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of wish: does an answer keep it, how a reviewer says it ({client}, {value}), what may be wanted.
+    """A kind of wish: does an answer keep it, how a reviewer says it ({client}, {value}, {topic}), what may be wanted.
 
     ``apply`` makes a plain sentence keep it.
     """
@@ -82,9 +82,9 @@ KINDS = {
     "word": Kind(
         has_word,
         (
-            "{client} wants it to be {value}.",
-            "{client} wants {value} ones.",
-            "Make it {value} for {client}.",
+            "{client} wants it about {value} {topic}.",
+            "For {client}, write about {value} {topic}.",
+            "The {topic} must be {value}: {client} expects that.",
         ),
         ("green", "tiny", "summer", "magical", "golden", "sunny", "winter", "silver"),
         lambda sentence, value: f"{sentence[:-1]}, the {value} ones.",
@@ -170,13 +170,12 @@ class Wish:
     def keeps(self, answer: str) -> bool:
         return KINDS[self.kind].keeps(answer, self.value)
 
-    def note(self, rng: random.Random) -> str:
-        return rng.choice(KINDS[self.kind].notes).format(client=self.client, value=self.value)
+    def note(self, topic: str, rng: random.Random) -> str:
+        return rng.choice(self.notes(topic))
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Every wording of the note."""
-        return tuple(note.format(client=self.client, value=self.value) for note in KINDS[self.kind].notes)
+    def notes(self, topic: str) -> tuple[str, ...]:
+        """Every wording of the note on a text about ``topic``."""
+        return tuple(note.format(client=self.client, value=self.value, topic=topic) for note in KINDS[self.kind].notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +272,12 @@ class Conventions(Settings, section="env"):
         place = rng.random()
         if place < self.wrong_share:
             other = rng.choice([w for w in self.wishes if (w.kind, w.value) != (wish.kind, wish.value)])
-            return Wish(wish.client, other.kind, other.value).note(rng)
+            return Wish(wish.client, other.kind, other.value).note(task.payload.topic, rng)
         if place < self.wrong_share + self.vague_share:
             return rng.choice(VAGUE).format(client=wish.client)
         if place < self.wrong_share + self.vague_share + self.silent_share:
             return None
-        return wish.note(rng)
+        return wish.note(task.payload.topic, rng)
 
 
 def _complaint(request: Request, answer: str) -> str | None:
@@ -302,7 +301,9 @@ def quotes_note(request: Request, answer: str) -> bool:
     repeated = set(_runs(answer, LONGEST_REPEAT))
     wanted = _words(wish.value)
     return any(
-        run in repeated and not _contains(wanted, run) for note in wish.notes for run in _runs(note, LONGEST_REPEAT)
+        run in repeated and not _contains(wanted, run)
+        for note in wish.notes(request.topic)
+        for run in _runs(note, LONGEST_REPEAT)
     )
 
 
