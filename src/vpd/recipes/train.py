@@ -15,6 +15,7 @@ from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
 from vpd.learners.journal import Fault
+from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
@@ -28,6 +29,7 @@ from vpd.report.trackers import Trackers
 from vpd.run_folder import checkpoint, faults
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
+from vpd.run_folder.reading import ROLLOUTS, TOKENS
 from vpd.run_folder.state import Recorder, RunState
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
@@ -75,7 +77,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         if past is not None:
             log_changes(past, config, contents)
         files.repair(output)
-        files.repair(output / "rollouts")
+        for name in (ROLLOUTS, TOKENS):
+            files.repair(output / name)
         loop = _prepared(parts, trackers, recorder, past)
         loop.stop = stop
         _run(loop, parts, recorder)
@@ -169,6 +172,7 @@ def make_loop(
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
         dump=None if output is None else dump,
+        recording=None if output is None else Recording(rows=settings.record_rows, top_k=settings.record_top_k),
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
