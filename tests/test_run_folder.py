@@ -391,7 +391,9 @@ def test_a_run_with_the_defaults_can_be_continued(tmp_path: Path) -> None:
     assert metrics_of(tmp_path / "run")[:4] == first and len(metrics_of(tmp_path / "run")) == 5
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model", "adapter", "rollouts", "tokens", "metrics.jsonl", "alarms.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "model", "adapter", "rollouts", "tokens", "metrics.jsonl", "alarms.jsonl"]
+)
 @pytest.mark.parametrize("resume", ["false", "true"])
 def test_a_new_run_does_not_replace_what_a_user_put_there(
     name: str, resume: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
