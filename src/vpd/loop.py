@@ -129,7 +129,7 @@ class Loop:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
             with self.stop.abandonable():
-                evaluated = self.evaluate()
+                evaluated = self._evaluated(self.evaluate)
             self._notify(evaluated, [])
         if self.step < self.max_steps:
             self.source.start(self.step)
@@ -143,7 +143,7 @@ class Loop:
             metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
-                metrics |= self.evaluate()
+                metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups, recorder)
             if self._is_due(self.save_steps):
@@ -200,6 +200,11 @@ class Loop:
             call=journal.call,
         )
         return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
+
+    def _evaluated(self, evaluate: Callable[[], Metrics]) -> Metrics:
+        """What the evaluation gave, and the seconds that it took."""
+        started = time.perf_counter()
+        return evaluate() | {"time/eval": time.perf_counter() - started}
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""

@@ -1,6 +1,7 @@
 """``vpd train``: one run, from settings to a folder with everything it learned."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
@@ -172,11 +173,39 @@ def make_loop(
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
         dump=None if output is None else dump,
-        recording=None if output is None else Recording(rows=settings.record_rows, top_k=settings.record_top_k),
+        recording=None if output is None else _recording(parts.config),
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
     )
+
+
+@contextlib.contextmanager
+def kept_run(parts: Parts, output: Path, observers: Sequence[Observer]) -> Iterator[Loop]:
+    """A loop whose settings, metrics, rollouts and alarms are kept in a run folder, without checkpoints and model.
+
+    What an earlier run left there is replaced.  The run is done when the block ends without an error.
+    Raises StorageError.
+    """
+    files = FileSystem()
+    prepare_folder(output)
+    settings = dataclasses.replace(parts.config.run, output_dir=str(output))
+    config = dataclasses.replace(parts.config, run=settings)
+    recorder = Recorder(folder=output, files=files, settings=settings_of(config))
+    monitor = Monitor(lambda alarm: None, folder=output, files=files)
+    ours: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), monitor]
+    for observer in ours:
+        observer.rewind(-1)
+    recorder.record("training", 0)
+    files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+    loop = make_loop(parts, [*ours, *observers], output=None)
+    loop.recording = _recording(parts.config)
+    yield loop
+    recorder.record("done", loop.step)
+
+
+def _recording(config: Config) -> Recording:
+    return Recording(rows=config.run.record_rows, top_k=config.run.record_top_k)
 
 
 def evaluation_metrics(parts: Parts) -> Metrics:

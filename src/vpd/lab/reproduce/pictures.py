@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.run import Run, curve
 from vpd.lab.reproduce.settings_table import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Setting
-from vpd.report.curves import METHOD_COLOURS, Curve, mean_curve
+from vpd.report.colours import METHOD_COLOURS
+from vpd.report.curves import Curve, mean_curve
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),
