@@ -187,3 +187,18 @@ def test_a_half_surrogate_in_a_token_does_not_stop_the_run() -> None:
     record = TokenRecord(row=0, rollout=groups[0].rollouts[0], top_ids=((1,),), top_teacher=((0.0,),))
     table = token_table(1, [record], Odd())
     assert "\\ud83d" in table["texts"][0].as_py()[0] and load_bundled("tiny").is_dir()
+
+
+def test_one_success_without_a_context_is_chosen_beside_failures_with_one() -> None:
+    """The E-step may lend it the context of a failure, and its implicit reward is what the failures' compare with."""
+    groups = [
+        Group(
+            rollouts=tuple(
+                dataclasses.replace(r, context=(), teacher_prompt=None) if r.success else r for r in group.rollouts
+            )
+        )
+        for group in random_groups(2)
+    ]
+    chosen = list(choose(groups, 4).values())
+    assert [rollout.success for rollout in chosen].count(True) == 1
+    assert len(choose(groups, 100)) == 12

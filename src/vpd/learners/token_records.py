@@ -116,26 +116,33 @@ def choose(groups: Sequence[Group], count: int) -> dict[int, Rollout]:
     """At most ``count`` rows of an iteration, by their place.
 
     In turn a failed attempt, a success and a retry with a teacher's prompt (retries that succeeded first: these are
-    learned from), and others only where these run out; which of each kind depends on its sample key alone.
+    learned from); without such a success one to which an E-step may lend the context of a failure.  Others only where
+    these run out.  Which of each kind depends on its sample key alone.
     """
-    kinds: dict[tuple[bool, str, bool], list[tuple[int, Rollout]]] = {}
-    for row, (_, role, rollout) in enumerate(attempts_and_retries(groups)):
-        alone = role == "student" and rollout.teacher_prompt is None
-        kind = (alone, role, role == "student" and rollout.success)
-        kinds.setdefault(kind, []).append((row, rollout))
+    kinds: dict[tuple[int, int], list[tuple[int, Rollout]]] = {}
+    for row, (number, role, rollout) in enumerate(attempts_and_retries(groups)):
+        kinds.setdefault(_kind(role, rollout, groups[number]), []).append((row, rollout))
 
     def order(place: tuple[int, Rollout]) -> tuple[bool, int]:
         return not place[1].success, place[1].key.seed(0)
 
     queues = {kind: sorted(kinds[kind], key=order) for kind in sorted(kinds)}
-    in_turn = [
-        queue[turn]
-        for alone in (False, True)
-        for turn in range(count)
-        for kind, queue in queues.items()
-        if kind[0] == alone and turn < len(queue)
-    ]
+    lent = queues.pop((1, 0), [])
+    in_turn = [queue[turn] for turn in range(count) for kind, queue in queues.items() if not kind[0] and queue[turn:]]
+    early = 0 if (0, 1) in queues else 1
+    in_turn[1:1] = lent[:early]
+    in_turn += lent[early:] + [place for kind, queue in queues.items() if kind[0] for place in queue]
     return dict(sorted(in_turn[:count], key=lambda place: place[0]))
+
+
+def _kind(role: str, rollout: Rollout, group: Group) -> tuple[int, int]:
+    """How late a row is chosen (0: in turn, 1: a success without a context beside failures with one, 2: at the end)."""
+    if role == "teacher":
+        return 0, 2
+    if rollout.teacher_prompt is not None:
+        return 0, int(rollout.success)
+    beside = any(other.teacher_prompt is not None and not other.success for other in group.rollouts)
+    return (1, 0) if rollout.success and beside else (2, int(rollout.success))
 
 
 def both_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

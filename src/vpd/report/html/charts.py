@@ -170,12 +170,13 @@ CHARTS = (
     ),
     Chart("optimiser", "Learning rate", "Of the schedule.", (Line("learning_rate", "learning rate"),), "rate"),
 )
+#: part -> its name in the menu and its title
 PARTS = {
-    "learning": "Does it learn?",
-    "teacher": "Teacher and student",
-    "e_step": "The E-step",
-    "gate": "The gate",
-    "optimiser": "The optimiser",
+    "learning": ("Learning", "Does it learn?"),
+    "teacher": ("Teacher", "Teacher and student"),
+    "e_step": ("E-step", "The E-step"),
+    "gate": ("Gate", "The gate"),
+    "optimiser": ("Optimiser", "The optimiser"),
 }
 #: seconds of a step by what they went to; time/e_step is a part of time/update
 TIMES = {

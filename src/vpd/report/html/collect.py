@@ -85,16 +85,33 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Flat:
         if isinstance(value, Mapping):
             found |= flatten(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(_short(value))
     return found
 
 
-def differing(groups: Sequence[RunGroup], runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which groups differ, each with the groups' values; ``-``: the group has no such setting."""
+def _short(value: Any) -> Any:
+    """A list of parts by their names, where a name is all that was said (``when: always`` is the default)."""
+    if not isinstance(value, list):
+        return value
+    plain = [
+        {k: v for k, v in part.items() if (k, v) != ("when", "always")} if isinstance(part, Mapping) else part
+        for part in value
+    ]
+    return [part["name"] if isinstance(part, Mapping) and list(part) == ["name"] else part for part in plain]
+
+
+def differing(groups: Sequence[RunGroup], runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str]]]]:
+    """The settings in which groups differ, each with the groups' values: those that ``both`` have, or all of several,
+    and those that ``some`` lack (``-``)."""
     tables = [runs[group.runs[0]].settings for group in groups]
-    keys = dict.fromkeys(key for table in tables for key in table if not _by_seed(key))
-    values = {key: [one_line(table.get(key, "-")) for table in tables] for key in keys}
-    return [(one_line(key), row) for key, row in values.items() if len(set(row)) > 1]
+    found: dict[str, list[tuple[str, list[str]]]] = {"both": [], "some": []}
+    for key in dict.fromkeys(key for table in tables for key in table if not _by_seed(key)):
+        values = {table[key] for table in tables if key in table}
+        everywhere = all(key in table for table in tables)
+        if len(values) > 1 or not everywhere:
+            row = [one_line(table.get(key, "-")) for table in tables]
+            found["both" if len(values) > 1 else "some"].append((one_line(key), row))
+    return found
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
@@ -119,17 +136,18 @@ def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> lis
 
 
 def alarms(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The alarms, each rule of a run once: the steps it was raised at, what it saw last, and what to do."""
-    found = []
-    for place, run in enumerate(runs):
-        by_rule: dict[str, list[Mapping[str, Any]]] = {}
+    """Each rule that raised an alarm, with what to do, and for each run the steps and what it saw last."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in runs:
+        by_rule: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for alarm in run.record.alarms:
-            by_rule.setdefault(str(alarm.get("rule", "?")), []).append(alarm)
-        for rule, raised in by_rule.items():
-            steps = [int(alarm["step"]) for alarm in raised]
-            saw, do = (one_line(str(raised[-1].get(key, ""))) for key in ("saw", "do"))
-            found.append({"run": place, "rule": one_line(rule), "steps": steps, "saw": saw, "do": do})
-    return found
+            key = (one_line(str(alarm.get("rule", "?"))), one_line(str(alarm.get("do", ""))))
+            by_rule.setdefault(key, []).append(alarm)
+        for (rule, do), raised in by_rule.items():
+            entry = found.setdefault((rule, do), {"rule": rule, "do": do, "runs": []})
+            steps, saw = [int(alarm["step"]) for alarm in raised], one_line(str(raised[-1].get("saw", "")))
+            entry["runs"].append({"run": run.name, "steps": steps, "saw": saw})
+    return list(found.values())
 
 
 def times(run: Run) -> dict[str, float]:
@@ -172,7 +190,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
     known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in measured.items()}
     steps = max((int(line["step"]) for line in run.record.metrics), default=0)
-    return {**known, "steps": steps, "of": run.settings.get("run.max_steps", "?"), "alarms": len(alarms([run]))}
+    return {**known, "steps": steps, "of": run.settings.get("run.max_steps", "?"), "alarms": len(run.record.alarms)}
 
 
 def mean_se(values: Sequence[float]) -> tuple[float, float | None]:

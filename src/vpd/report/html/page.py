@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from vpd.errors import ConfigError
 from vpd.printable import one_line
+from vpd.report.colours import PALETTE
 from vpd.report.html import collect, rows
 from vpd.report.html.charts import PARTS, TIMES, TOKENS, charts_with
 from vpd.report.html.collect import Run, RunGroup
@@ -76,7 +77,7 @@ def render(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) ->
         alarms=collect.alarms(runs),
         spent=data["spent"],
         shown=data["rollouts"],
-        parts={part: title for part, title in PARTS.items() if any(c["part"] == part for c in data["charts"])},
+        parts={part: titles for part, titles in PARTS.items() if any(c["part"] == part for c in data["charts"])},
         version=one_line(importlib.metadata.version("vpd-rl")),
         style=(STATIC / "report.css").read_text(),
         script=script,
@@ -155,18 +156,18 @@ def _outcome(group: RunGroup, runs: Sequence[Run]) -> dict[str, Any]:
     return found
 
 
-def _spent(groups: Sequence[RunGroup], runs: Sequence[Run]) -> dict[str, list[tuple[str, list[float | None]]]]:
-    """Seconds and tokens a run, by what they went to: means over the runs of each group."""
-    found = {}
+def _spent(groups: Sequence[RunGroup], runs: Sequence[Run]) -> dict[str, list[tuple[str, list[float], str]]]:
+    """Seconds and tokens a run, by what they went to, each with a colour: means over the runs of each group."""
+    found: dict[str, list[tuple[str, list[float], str]]] = {}
     for what, names, of_run in (("seconds", TIMES, collect.times), ("tokens", TOKENS, collect.tokens)):
         sums = [[of_run(runs[place]) for place in group.runs] for group in groups]
-        table = []
+        table: list[tuple[str, list[float], str]] = []
         for name, title in names.items():
             row = [sum(one.get(name, 0.0) for one in of_group) / len(of_group) for of_group in sums]
             if any(row):
-                table.append((title, row))
+                table.append((title, row, PALETTE[len(table) % len(PALETTE)]))
         found[what] = table
-    return found  # type: ignore[return-value]
+    return found
 
 
 @cache

@@ -89,9 +89,15 @@ def _cut_up(
     parts: list[Part] = []
     last = 0
     for kind, start, stop, missing in found:
-        low, high = whole.place(start), whole.place(stop)
-        if low > last:
-            parts.append(Part("task", text[last:low]))
+        low = whole.place(start)
+        high = whole.place(stop - 1) + 1 if stop > start else low
+        between, low = (text[last:low], low) if text[last:low].strip() else ("", last)  # or white space, of this part
+        if between:
+            parts.append(Part("task", between))
+        if parts and parts[-1].kind == "header":  # whose line ends in white space of its own
+            inner = text[low:high].lstrip()
+            parts[-1] = Part("header", parts[-1].text + text[low : high - len(inner)])
+            low = high - len(inner)
         parts.append(Part(kind, text[low:high], missing))
         last = max(high, last)
     if last < len(text):

@@ -21,7 +21,7 @@ class Browser {
     addEventListener("hashchange", () => this.followHash());
     this.restoreFilters();
     this.filter();
-    this.followHash() || this.choose(this.mostTelling());
+    this.followHash() || this.choose(this.mostTelling(), false);
   }
 
   fillChoices() {
@@ -97,10 +97,6 @@ class Browser {
     const to = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: this.found.length - 1, PageDown: Math.min(place + 10, this.found.length - 1), PageUp: Math.max(place - 10, 0) }[event.key];
     if (to === undefined || !this.found[to]) return;
     event.preventDefault();
-    if (to >= this.shown) {
-      this.shown = to + PAGE;
-      this.showList();
-    }
     this.choose(this.found[to]);
   }
 
@@ -121,18 +117,22 @@ class Browser {
     if (!row) return;
     this.chosen = row;
     hideTip();
+    const place = this.found.indexOf(row);
+    if (place >= this.shown) {
+      this.shown = place + PAGE;
+      this.showList();
+    }
     for (const item of this.list.querySelectorAll(".item")) {
       const own = item.row === row;
       item.setAttribute("aria-selected", own ? "true" : "false");
       if (own) {
         this.list.setAttribute("aria-activedescendant", item.id);
-        const top = item.offsetTop - this.list.offsetTop;
-        if (top < this.list.scrollTop) this.list.scrollTop = top;
-        else if (top + item.offsetHeight > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = top + item.offsetHeight - this.list.clientHeight;
+        const [outer, inner] = [this.list.getBoundingClientRect(), item.getBoundingClientRect()];
+        if (inner.top < outer.top) this.list.scrollTop += inner.top - outer.top;
+        else if (inner.bottom > outer.bottom) this.list.scrollTop += inner.bottom - outer.bottom;
       }
     }
-    if (link && this.started) history.replaceState(null, "", `#rollout-${row.run}-${row.step}-${row.row}`);
-    this.started = true;
+    if (link) history.replaceState(null, "", `#rollout-${row.run}-${row.step}-${row.row}`);
     $("#rollout").replaceChildren(...this.detail(row));
   }
 
@@ -141,7 +141,7 @@ class Browser {
     const fact = (text, kind = "") => el("span", { class: `badge ${kind}` }, text);
     const facts = [
       fact(row.success ? "success" : "failure", row.success ? "good" : "bad"), fact(`reward ${shortNumber(row.reward)}`), fact(`${row.tokens} tokens`),
-      row.finish === "length" ? fact("cut at the length limit", "bad") : null, row.turns > 1 ? fact(`${row.turns} turns`) : null,
+      row.finish === "length" ? fact("ended at the length limit") : null, row.turns > 1 ? fact(`${row.turns} turns`) : null,
       row.source ? fact(`feedback from ${row.source}`) : null, row.cut ? fact(`${row.cut} tokens cut from the context`, "bad") : null,
     ];
     const heading = `${row.role === "teacher" ? "The teacher's retry" : "The student's attempt"} at ${this.texts[row.task]}, step ${row.step}`;
@@ -189,12 +189,9 @@ class Browser {
   }
 
   implicitReward(row) {
-    const tokens = row.by_token;
     const run = this.data.runs[row.run];
-    if (!tokens.teacher_before || run.beta === null || tokens.left_out) return null;
-    const parts = tokens.teacher_before.map((value, i) => value - tokens.student_before[i]);
-    const sum = parts.reduce((a, b) => a + b, 0);
-    return el("p", { class: "muted" }, `Implicit reward in the E-step: ${signed(run.beta * (run.mean ? sum / parts.length : sum))} (beta ${run.beta} times the ${run.mean ? "mean" : "sum"} of teacher less student before it).`);
+    const value = implicitRewardOf(row, run);
+    return value === null ? null : el("p", { class: "muted" }, `Implicit reward in the E-step: ${signed(value)} (beta ${run.beta} times the ${run.mean ? "mean" : "sum"} of teacher less student before it).`);
   }
 
   feedbackOf(row) {

@@ -23,6 +23,14 @@ function ratiosOf(tokens, view) {
   });
 }
 
+function implicitRewardOf(row, run) {
+  const tokens = row.by_token;
+  if (!tokens || !tokens.teacher_before || !tokens.student_before || run.beta === null || tokens.left_out) return null;
+  const ratios = ratiosOf(tokens, VIEWS[1]).filter((ratio) => ratio !== null);
+  const sum = ratios.reduce((a, b) => a + b, 0);
+  return ratios.length ? run.beta * (run.mean ? sum / ratios.length : sum) : null;
+}
+
 function colourOf(ratio) {
   if (ratio === null) return "";
   const strength = Math.min(Math.abs(ratio) / FULL, 1) * 0.78;
