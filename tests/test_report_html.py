@@ -76,12 +76,16 @@ def test_seconds_add_up_and_the_e_step_is_not_counted_twice(tmp_path: Path) -> N
 
 
 def test_every_metric_of_a_chart_is_one_that_runs_have(tmp_path: Path) -> None:
-    names: set[str] = set()
-    for method in ("grpo", "gated"):
-        options = {"run.max_steps": 3, "run.eval_steps": 1, "run.eval_limit": 4, "algorithm.name": method}
-        more = {"env.length": 1} if method == "grpo" else {"algorithm.e_every": 1, "rollout.retries": 1}
-        vpd_train(tmp_path / method, **(options | more))
-        names |= set(read_runs([tmp_path / method])[0][0].record.names())
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(
+        "def distinct(completions, **columns):\n    return [float(len(set(text))) for text in completions]\n"
+    )
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"prompt": "apply rule A to {n} 2 3"}}\n' for n in range(9)))
+    data = {"env.name": "dataset", "env.path": tmp_path / "data.jsonl", "env.reward": f"{rewards}:distinct"}
+    vpd_train(tmp_path / "grpo", **{"algorithm.name": "grpo", "run.max_steps": 1}, **data)
+    options = {"run.max_steps": 3, "run.eval_steps": 1, "run.eval_limit": 4, "rollout.retries": 1}
+    vpd_train(tmp_path / "gated", **{"algorithm.name": "gated", "algorithm.e_every": 1}, **options)
+    names = {name for method in ("grpo", "gated") for name in read_runs([tmp_path / method])[0][0].record.names()}
     drawn = {name for chart in CHARTS for line in chart.lines for name in (line.metric, line.error) if name}
     assert drawn | set(TIMES) <= names
     assert charts_with({"reward"})[0]["lines"][0]["metric"] == "reward" and len(charts_with({"reward"})) == 1
