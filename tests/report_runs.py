@@ -64,10 +64,15 @@ def _completion(text: str) -> Completion:
 
 
 def record_of(row: int, rollout: Rollout) -> TokenRecord:
-    """Made-up log-probs: the teacher's swing around the student's."""
+    """Made-up log-probs: the teacher's swing around the student's; row 0 was in an E-step."""
     count = len(rollout.completion.tokens)
     student = tuple(-0.5 - 0.01 * (place % 7) for place in range(count))
     teacher = tuple(value + 2 * math.sin(place) - 1 for place, value in enumerate(student))
+    e_step = {
+        "student_before": student,
+        "teacher_before": tuple(value - 0.5 for value in teacher),
+        "teacher_after": teacher,
+    }
     return TokenRecord(
         row=row,
         rollout=rollout,
@@ -76,9 +81,7 @@ def record_of(row: int, rollout: Rollout) -> TokenRecord:
         top_ids=tuple((97 + place % 26, 0x202E) for place in range(count)),
         top_teacher=((-0.2, -2.0),) * count,
         top_student=((-3.0, -1.0),) * count,
-        student_before=student,
-        teacher_before=tuple(value - 0.5 for value in teacher),
-        teacher_after=teacher,
+        **(e_step if row == 0 else {}),
     )
 
 

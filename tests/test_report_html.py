@@ -348,7 +348,7 @@ def test_a_rollout_shows_prompts_tokens_and_probabilities_by_mouse_and_by_keyboa
     tip = page.locator("#tip")
     text = tip.inner_text()
     assert '"r"' in text and "log-ratio +0.68 nats" in text and "60.0 %" in text  # exp(-0.51)
-    assert '"b"' in text and "\\\\u202e" in text and "81.9 %" in text  # the teacher's likeliest, exp(-0.2)
+    assert '"b"' in text and '"\\u202e"' in text and "81.9 %" in text  # the teacher's likeliest, exp(-0.2)
     page.mouse.move(2, 2)
     assert tip.is_hidden()
     tokens.first.focus()
@@ -360,6 +360,9 @@ def test_a_rollout_shows_prompts_tokens_and_probabilities_by_mouse_and_by_keyboa
     assert "the E-step made the answer likelier" in detail.inner_text()
     assert "Implicit reward in the E-step" in detail.inner_text()
     page.locator("#list").focus()
+    page.keyboard.press("ArrowDown")
+    assert "success" in detail.inner_text() and "E-step" not in detail.inner_text()
+    assert "null" not in detail.inner_text() and "undefined" not in detail.inner_text()
     page.keyboard.press("End")
     assert "step 3" in page.locator("[aria-selected=true]").inner_text() and "#rollout-0-3-2" in page.url
     assert "Not recorded token by token" in detail.inner_text() and not opened.faults

@@ -133,7 +133,7 @@ class Browser {
       }
     }
     if (link) history.replaceState(null, "", `#rollout-${row.run}-${row.step}-${row.row}`);
-    $("#rollout").replaceChildren(...this.detail(row));
+    $("#rollout").replaceChildren(...this.detail(row).filter(Boolean));
   }
 
   detail(row) {

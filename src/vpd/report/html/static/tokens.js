@@ -76,6 +76,10 @@ function sumUp(ratios, view) {
   return `In sum ${signed(sum)} nats over ${known.length} tokens: the answer is ${verb} to the teacher than to the student.`;
 }
 
+function quoted(text) {
+  return `"${text.replace(/\n/g, "\\n").replace(/\t/g, "\\t")}"`;
+}
+
 function listen(box, spans, row, texts) {
   const show = (span) => showTip(span, row.by_token, span.place, texts);
   box.addEventListener("pointerover", (event) => { if (event.target.classList.contains("token")) show(event.target); });
@@ -97,7 +101,7 @@ function listen(box, spans, row, texts) {
 function showTip(span, tokens, place, texts) {
   const tip = $("#tip");
   const at = (name) => (tokens[name] ? tokens[name][place] : null);
-  const parts = [el("div", {}, el("code", {}, JSON.stringify(tokens.texts[place])), ` token ${place + 1} of ${tokens.texts.length}`)];
+  const parts = [el("div", {}, el("code", {}, quoted(tokens.texts[place])), ` token ${place + 1} of ${tokens.texts.length}`)];
   if (tokens.sampled && !tokens.sampled[place]) parts.push(el("div", {}, "written by the environment; no loss sees it"));
   const lines = [["student", at("student")], ["teacher", at("teacher")], ["student before the E-step", at("student_before")], ["teacher before the E-step", at("teacher_before")], ["teacher after the E-step", at("teacher_after")], ["as it was sampled", at("sampler")]];
   const known = lines.filter(([, value]) => value !== null && value !== undefined);
@@ -115,7 +119,7 @@ function showTip(span, tokens, place, texts) {
 function alternatives(tokens, place, texts) {
   const start = place * tokens.k;
   const rows = Array.from({ length: tokens.k }, (_, i) => start + i).map((i) => el("tr", {},
-    el("td", {}, el("code", {}, JSON.stringify(texts[tokens.top[i]]))), el("td", { class: "n" }, probability(tokens.top_teacher[i])), el("td", { class: "n" }, probability(tokens.top_student[i]))));
+    el("td", {}, el("code", {}, quoted(texts[tokens.top[i]]))), el("td", { class: "n" }, probability(tokens.top_teacher[i])), el("td", { class: "n" }, probability(tokens.top_student[i]))));
   return el("table", {}, el("thead", {}, el("tr", {}, ...["the teacher's likeliest", "teacher", "student"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...rows));
 }
 
