@@ -21,7 +21,7 @@ from vpd.errors import ConfigError, StorageError
 from vpd.report.console import Terminal
 from vpd.report.html import Options, page, runs_in, watch, write_report
 from vpd.report.html.charts import CHARTS, TIMES, charts_with
-from vpd.report.html.collect import curves, differing, read_runs, thinned, times
+from vpd.report.html.collect import curves, differing, read_runs, seconds_of, thinned
 from vpd.report.html.rows import candidates, chosen_steps
 from vpd.report.html.sections import parts_of
 from vpd.run_folder.state import Recorder, read
@@ -72,7 +72,7 @@ def test_not_finite_numbers_leave_a_gap(tmp_path: Path) -> None:
 
 def test_seconds_add_up_and_the_e_step_is_not_counted_twice(tmp_path: Path) -> None:
     runs, _ = read_runs([write_run(tmp_path / "a")])
-    assert times(runs[0]) == {"time/rollout": 6.0, "time/e_step": 3.0, "time/update": 6.0}
+    assert seconds_of(runs[0]) == {"time/rollout": 6.0, "time/e_step": 3.0, "time/update": 6.0}
 
 
 def test_every_metric_of_a_chart_is_one_that_runs_have(tmp_path: Path) -> None:

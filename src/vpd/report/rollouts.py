@@ -52,7 +52,7 @@ def show(
     kept = found[: wanted.limit] if wanted.limit else found
     if as_json:
         for row in kept:
-            print(json.dumps(row, default=str), file=out or sys.stdout)
+            (out or sys.stdout).write(json.dumps(row, default=str) + "\n")
         return
     console = Terminal(file=out) if out else Terminal()
     prompts = run.settings.get("prompts") or {}

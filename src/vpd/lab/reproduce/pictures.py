@@ -49,11 +49,13 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
         panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
         if setting.name == "changing":
             change = CHANGE * PROMPTS_PER_STEP * GENERATIONS
-            panel.axvline(change, color="black", linewidth=0.8, linestyle=":", label="the task changes")
+            panel.axvline(change, color="black", linewidth=0.8, linestyle=":", label="the feedback turns wrong")
         if not panel.lines:
             panel.text(0.5, 0.5, "not measured here", transform=panel.transAxes, ha="center", color="grey")
     for panel in grid[1]:
         panel.set_xlabel("rollouts")
+    if any(line.get_marker() == "x" for panel in grid.flat for line in panel.lines):
+        grid[0][0].plot([], [], "x", color="#444444", markersize=8, markeredgewidth=2, label="last E-step")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     figure.suptitle(f"{setting.name.replace('_', '-')}: {setting.title}", fontsize=12.5, x=0.01, ha="left")

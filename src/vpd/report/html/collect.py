@@ -14,7 +14,6 @@ from vpd.printable import one_line
 from vpd.report.colours import METHOD_COLOURS, METHOD_TITLES, PALETTE
 from vpd.report.html.charts import TIMES, TOKENS
 from vpd.run_folder.reading import RunRecord, read_run
-from vpd.types import Metrics
 
 Flat: TypeAlias = dict[str, str]
 
@@ -150,14 +149,14 @@ def alarms(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def times(run: Run) -> dict[str, float]:
+def seconds_of(run: Run) -> dict[str, float]:
     """Seconds of a run by what they went to (``charts.TIMES``)."""
     sums = {name: sum(value for _, value in run.record.series(name)) for name in TIMES}
     sums["time/update"] = max(sums["time/update"] - sums["time/e_step"], 0.0)
     return {name: value for name, value in sums.items() if value}
 
 
-def tokens(run: Run) -> dict[str, float]:
+def tokens_of(run: Run) -> dict[str, float]:
     """Tokens of a run by what they were for (``charts.TOKENS``)."""
     sums: dict[str, float] = {}
     for line in run.record.metrics:
@@ -185,7 +184,7 @@ def summary(run: Run) -> dict[str, Any]:
         "reward": run.record.last("reward"),
         "gain": run.record.last("eval_teacher/gain"),
         "gain_se": run.record.last("eval_teacher/gain_se"),
-        "seconds": sum(times(run).values()),
+        "seconds": sum(seconds_of(run).values()),
         "memory": run.record.last("memory/peak_rss_gib"),
     }
     known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in measured.items()}
@@ -239,8 +238,3 @@ def _colours(methods: Sequence[str]) -> list[str]:
     chosen = [METHOD_COLOURS.get(m) if methods.count(m) == 1 else None for m in methods]
     free = itertools.cycle([colour for colour in PALETTE if colour not in chosen] or PALETTE)
     return [colour or next(free) for colour in chosen]
-
-
-def metrics_table(line: Metrics) -> dict[str, float]:
-    """The finite numbers of one line of metrics."""
-    return {name: value for name, value in line.items() if math.isfinite(value)}

@@ -20,9 +20,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from vpd.errors import ConfigError
 from vpd.printable import one_line
 from vpd.report.colours import PALETTE
-from vpd.report.html import collect, rows
 from vpd.report.html.charts import PARTS, TIMES, TOKENS, charts_with
-from vpd.report.html.collect import Run, RunGroup
+from vpd.report.html.collect import (
+    Run,
+    RunGroup,
+    alarms,
+    curves,
+    differing,
+    mean_se,
+    read_runs,
+    seconds_of,
+    summary,
+    tokens_of,
+)
+from vpd.report.html.rows import Row, Texts, candidates, page_row
 from vpd.run_folder.files import FileSystem
 
 STATIC = Path(__file__).parent / "static"
@@ -53,7 +64,7 @@ def write_report(
         raise ConfigError("no run to report", expected="the folder of at least one run")
     if not options.megabytes >= SMALLEST:
         raise ConfigError("the report is too small", got=f"{options.megabytes} MB", expected=f"at least {SMALLEST} MB")
-    runs, groups = collect.read_runs(folders)
+    runs, groups = read_runs(folders)
     page = render(runs, groups, options)
     (files or FileSystem()).write_atomically(output, page.encode())
     return output
@@ -70,11 +81,11 @@ def render(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) ->
         title=data["title"],
         runs=runs,
         groups=groups,
-        summaries=[collect.summary(run) for run in runs],
+        summaries=[summary(run) for run in runs],
         outcomes=[_outcome(group, runs) for group in groups],
-        differing=collect.differing(groups, runs),
+        differing=differing(groups, runs),
         settings=[sorted(runs[group.runs[0]].settings.items()) for group in groups],
-        alarms=collect.alarms(runs),
+        alarms=alarms(runs),
         spent=data["spent"],
         shown=data["rollouts"],
         parts={part: titles for part, titles in PARTS.items() if any(c["part"] == part for c in data["charts"])},
@@ -89,7 +100,7 @@ def render(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) ->
 
 
 def _data(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) -> dict[str, Any]:
-    curves = collect.curves(runs)
+    measured = curves(runs)
     return {
         "title": one_line(options.title or ", ".join(dict.fromkeys(group.label for group in groups))),
         "reload": options.reload,
@@ -105,17 +116,17 @@ def _data(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) -> 
             for run in runs
         ],
         "groups": [{"label": g.label, "colour": g.colour, "runs": g.runs} for g in groups],
-        "charts": charts_with(set(curves)),
-        "curves": curves,
+        "charts": charts_with(set(measured)),
+        "curves": measured,
         "spent": _spent(groups, runs),
     }
 
 
 def _rollouts(runs: Sequence[Run], data: Mapping[str, Any], most: int) -> tuple[dict[str, Any], str]:
     """As many rollouts as fit, and all the data, packed."""
-    found, counts = rows.candidates(runs)
-    texts = rows.Texts()
-    made = [rows.page_row(place, runs[place], row, tokens, texts) for place, row, tokens in found]
+    found, counts = candidates(runs)
+    texts = Texts()
+    made = [page_row(place, runs[place], row, tokens, texts) for place, row, tokens in found]
     take = len(made)
     while True:
         kept = made[:take]
@@ -127,9 +138,9 @@ def _rollouts(runs: Sequence[Run], data: Mapping[str, Any], most: int) -> tuple[
         take = min(int(take * 0.95 * most / len(packed)), take - 1)
 
 
-def _with_used_texts(kept: Sequence[rows.Row], pool: Sequence[str]) -> tuple[list[str], list[rows.Row]]:
+def _with_used_texts(kept: Sequence[Row], pool: Sequence[str]) -> tuple[list[str], list[Row]]:
     """The texts that these rows use, and the rows with their places among these."""
-    texts = rows.Texts()
+    texts = Texts()
 
     def place(old: int | None) -> int | None:
         return None if old is None else texts.add(pool[old])
@@ -149,17 +160,17 @@ def _with_used_texts(kept: Sequence[rows.Row], pool: Sequence[str]) -> tuple[lis
 def _outcome(group: RunGroup, runs: Sequence[Run]) -> dict[str, Any]:
     """A group's accuracy at the end and at its best, the gain that is left, and its seconds: means over seeds."""
     found: dict[str, Any] = {}
-    summaries = [collect.summary(runs[place]) for place in group.runs]
+    summaries = [summary(runs[place]) for place in group.runs]
     for name in ("first", "last", "best", "gain", "reward", "seconds"):
         values = [float(s[name]) for s in summaries if s[name] is not None]
-        found[name] = collect.mean_se(values) if values else None
+        found[name] = mean_se(values) if values else None
     return found
 
 
 def _spent(groups: Sequence[RunGroup], runs: Sequence[Run]) -> dict[str, list[tuple[str, list[float], str]]]:
     """Seconds and tokens a run, by what they went to, each with a colour: means over the runs of each group."""
     found: dict[str, list[tuple[str, list[float], str]]] = {}
-    for what, names, of_run in (("seconds", TIMES, collect.times), ("tokens", TOKENS, collect.tokens)):
+    for what, names, of_run in (("seconds", TIMES, seconds_of), ("tokens", TOKENS, tokens_of)):
         sums = [[of_run(runs[place]) for place in group.runs] for group in groups]
         table: list[tuple[str, list[float], str]] = []
         for name, title in names.items():
