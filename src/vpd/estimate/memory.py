@@ -29,6 +29,7 @@ from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.settings import ModelSettings
 from vpd.types import Example, Tokens
 
+CHUNKS = 3  # of the head, that a pass without data computes
 LOGITS_OF_A_CHUNK = 1 << 24  # as the learner's (learners/accelerate_learner.py)
 
 
@@ -250,12 +251,18 @@ def _mark_gradient(live: LiveBytes, module: Any, inputs: Any, output: Tensor) ->
 
 
 def _value(weights: Weights, call: Call, hidden_NH: Tensor, others: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """The loss of each token [N] by the chunked head: a comparison with the other role's logits, or log-probs."""
+    """The loss of the first tokens by the chunked head: a comparison with the other role's logits, or log-probs.
+
+    More than a few chunks hold no more at once, and take time.
+    """
+    weight_VH = head_weight(weights.model)
+    chunk = weights.trained.optim.chunk_tokens or max(LOGITS_OF_A_CHUNK // len(weight_VH), 1)
+    hidden_NH = hidden_NH[: CHUNKS * chunk]
     tokens_N = torch.empty(len(hidden_NH), dtype=torch.long)
     options = call.use.divergence
 
     def of_chunk(rows: slice) -> head.BlockFunction:
-        other_nV = [_logits(module, states_NH[rows]) for module, states_NH in others]
+        other_nV = [_logits(module, states_NH[rows]) for module, states_NH in others if options is not None]
 
         def of_block(logits_nV: Tensor, place: slice, wanted: bool) -> head.BlockResult:
             if options is None:
@@ -267,9 +274,7 @@ def _value(weights: Weights, call: Call, hidden_NH: Tensor, others: Sequence[tup
 
         return of_block
 
-    weight_VH = head_weight(weights.model)
     inputs = head.HeadInputs(hidden_NH, weight_VH, head.logit_function(weights.model), 1.0)
-    chunk = weights.trained.optim.chunk_tokens or max(LOGITS_OF_A_CHUNK // len(weight_VH), 1)
     return head.apply_in_chunks(inputs, of_chunk, chunk=chunk, weights_known=options is not None)[0]
 
 

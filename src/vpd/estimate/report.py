@@ -89,12 +89,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """The iteration that is computed: groups of ``expected`` and of the ``longest`` attempts, and how many critiques
-    are asked for."""
+    """The iteration that is computed: groups of ``expected`` and of the ``longest`` attempts, how many critiques are
+    asked for, and how many held-out tasks an evaluation has.
+    """
 
     expected: Sequence[Group]
     longest: Sequence[Group]
     critiques: int = 0
+    held_out: int = 0
 
 
 def estimate(
@@ -169,7 +171,7 @@ def _stages(
         sampling = _sampling_bytes(config, machine, sizes, weights) + replica
         stages.append(Stage(name="sampling", added=sampling, total=fixed - items["gradients"] + sampling))
     for peak in peaks:
-        note = f"{peak.micro_batches} micro-batches, the largest of {peak.tokens:,} tokens, {peak.path} rows"
+        note = f"at worst {peak.micro_batches} micro-batches, the largest of {peak.tokens:,} tokens, {peak.path} rows"
         added = peak.bytes + whole
         stages.append(Stage(name=peak.name, added=added, total=fixed + added, note=note))
     step = items["gradients"] if config.optim.optimizer == "adamw" else 0
@@ -208,9 +210,12 @@ def _phases(
     phases = [Phase(work=_rollout(config, machine, attempts, sizes), times=1.0)]
     if attempts.critiques:
         asked = Decoding(
-            rows=attempts.critiques, prompt=_mean_prompt(attempts), answer=machine.feedback_tokens,
-            longest=machine.feedback_tokens, at_once=config.rollout.max_rows,
-        )  # fmt: skip
+            rows=attempts.critiques,
+            prompt=_mean_prompt(attempts),
+            answer=machine.feedback_tokens,
+            longest=machine.feedback_tokens,
+            at_once=config.rollout.max_rows,
+        )
         phases.append(Phase(work=decoding_work("critiques", asked, sizes, machine), times=1.0))
     iterations = min(REHEARSED, config.run.max_steps)
     calls = [call for one in _calls(config, prompter, attempts.expected, iterations) for call in one]
@@ -240,28 +245,33 @@ def _mean_prompt(attempts: Attempts) -> float:
     return sum(lengths) / len(lengths)
 
 
+def _longest(config: Config, machine: DryRunSettings, attempts: Attempts) -> int:
+    mean = len(attempts.expected[0].rollouts[0].completion.tokens)
+    return min(machine.longest_tokens or 3 * mean, config.rollout.sampling.max_completion_length)
+
+
 def _rollout(config: Config, machine: DryRunSettings, attempts: Attempts, sizes: Sizes) -> Work:
     rollouts = [r for group in attempts.expected for r in group.rollouts]
     asked = Decoding(
         rows=len(rollouts),
         prompt=_mean_prompt(attempts),
         answer=len(rollouts[0].completion.tokens),
-        longest=config.rollout.sampling.max_completion_length,
+        longest=_longest(config, machine, attempts),
         at_once=config.rollout.max_rows if not machine.server_gpus else len(rollouts),
     )
     return decoding_work("rollout", asked, sizes, machine)
 
 
 def _evaluation(config: Config, machine: DryRunSettings, attempts: Attempts, sizes: Sizes) -> Work | None:
-    """One evaluation of the student: ``eval_samples`` answers to each held-out task, of which there may be fewer."""
+    """One evaluation of the student: ``eval_samples`` answers to each held-out task."""
     run = config.run
-    if not run.eval_steps:
+    if not run.eval_steps or not attempts.held_out:
         return None
     asked = Decoding(
-        rows=run.eval_samples * (run.eval_limit or 0),
+        rows=run.eval_samples * attempts.held_out,
         prompt=_mean_prompt(attempts),
         answer=len(attempts.expected[0].rollouts[0].completion.tokens),
-        longest=config.rollout.sampling.max_completion_length,
+        longest=_longest(config, machine, attempts),
         at_once=config.rollout.max_rows,
     )
     return decoding_work("evaluation", asked, sizes, machine)

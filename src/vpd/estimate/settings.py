@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from vpd.errors import ConfigError
 from vpd.settings import Settings, Share
 
 
@@ -14,8 +15,9 @@ class DryRunSettings(Settings, section="dry_run"):
 
     gpus: Annotated[int, Ge(1), "GPUs that train, one process on each"] = 1
     sharding: Annotated[
-        Literal["none", "fsdp2"], "whether weights, gradients, optimiser and copies are divided among the GPUs"
-    ] = "none"
+        Literal["none", "fsdp2"] | None,
+        "whether weights, gradients, optimiser and copies are divided among the GPUs; null: as optim.sharding says",
+    ] = None
     server_gpus: Annotated[int, Ge(0), "GPUs of a server that samples; 0: the training GPUs sample"] = 0
     memory_gb: Annotated[float, Gt(0), "memory of one GPU in GiB"] = 80.0
     context_gb: Annotated[
@@ -34,6 +36,12 @@ class DryRunSettings(Settings, section="dry_run"):
     completion_tokens: Annotated[
         int | None, Ge(1), "mean length of an answer; null: half of rollout.max_completion_length"
     ] = None
+    longest_tokens: Annotated[
+        int | None,
+        Ge(1),
+        "longest of the answers that decode at once, which the embedded engine waits for; null: three times the mean,"
+        " at most rollout.max_completion_length",
+    ] = None
     success: Annotated[float, Share, "share of the answers that are right"] = 0.5
     prompt_tokens: Annotated[
         int | None, Ge(1), "assume prompts of this length, and read no data; null: the environment's own tasks"
@@ -41,3 +49,8 @@ class DryRunSettings(Settings, section="dry_run"):
     feedback_tokens: Annotated[
         int, Ge(1), "length of the feedback on a wrong answer where no data are read, and of every critique"
     ] = 150
+
+    def check(self) -> None:
+        super().check()
+        if self.gpus == 1 and self.sharding == "fsdp2":
+            raise ConfigError("dry_run.sharding fsdp2 divides weights among GPUs", got="dry_run.gpus 1")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vpd.config import Config
 from vpd.config.sections import announce, make_env
-from vpd.envs import Env, Finite, Solvable, all_train_tasks, draw_tasks, grade_texts, wrap_user_errors
+from vpd.envs import Env, Finite, Solvable, all_train_tasks, draw_tasks, grade_texts, held_out_tasks, wrap_user_errors
 from vpd.errors import ConfigError
 from vpd.estimate.architecture import Architecture, find_architecture
 from vpd.estimate.report import GIB, Attempts, Estimate, estimate
@@ -55,6 +55,7 @@ class DryRun:
 
 def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     """Build settings, data and prompts, and compute what the run would need.  Raises a VPDError as ``train`` would."""
+    machine = _resolved(config, machine)
     source = source_of(config.model.name_or_path)
     trust = config.model.trust_remote_code
     architecture = find_architecture(source, trust_remote_code=trust)
@@ -70,9 +71,25 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     prompter = make_prompter(config, shape, tokenizer)
     rollouts = _Rollouts(config, machine, env, prompter)
     groups = rollouts.expected()
-    attempts = Attempts(expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques)
+    held_out = len(held_out_tasks(env, config.run.eval_limit)) if config.run.eval_steps else 0
+    if machine.prompt_tokens:
+        held_out = config.run.eval_limit or 0
+    attempts = Attempts(
+        expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques, held_out=held_out
+    )
     found = estimate(config, machine, architecture, prompter, attempts)
     return DryRun(config=config, machine=machine, notes=tuple(notes), budgets=_budgets(groups), estimate=found)
+
+
+def _resolved(config: Config, machine: DryRunSettings) -> DryRunSettings:
+    """The assumptions with what they leave to the configuration.  Raises ConfigError: they contradict it."""
+    if config.engine.name == "vllm" and not machine.server_gpus:
+        raise ConfigError(
+            "engine.name vllm samples on a server", got="dry_run.server_gpus 0", do="Say how many GPUs it has."
+        )
+    if machine.sharding is not None or machine.gpus == 1:
+        return dataclasses.replace(machine, sharding=machine.sharding or "none")
+    return dataclasses.replace(machine, sharding=vars(config.optim).get("sharding", "none"))
 
 
 def _shape(architecture: Architecture, config: Config, source: str) -> Any:
