@@ -65,7 +65,11 @@ def main() -> None:
         print(measured(options.case))
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    lines = [f"{commit()}, torch {torch.__version__}", "", "| setting | measured MiB | computed MiB | computed / measured |"]
+    lines = [
+        f"{commit()}, torch {torch.__version__}",
+        "",
+        "| setting | measured MiB | computed MiB | computed / measured |",
+    ]
     lines.append("|---|---|---|---|")
     ratios = []
     for name, change in CASES.items():
@@ -139,9 +143,7 @@ def computed(case: dict[str, Any]) -> int:
     """The same by the dry run's model."""
     model_settings, optim, algorithm = settings(case)
     made = architecture(case)
-    trained = Trained(
-        architecture=made, model=model_settings, optim=optim, teacher=algorithm.teacher_settings()
-    )
+    trained = Trained(architecture=made, model=model_settings, optim=optim, teacher=algorithm.teacher_settings())
     rehearsal = Rehearsal()
     VPD(algorithm, Kept()).step(random_groups(SHAPE, made.config.vocab_size), rehearsal)
     peaks = [update_peak(trained, call).bytes for call in rehearsal.calls if call.kind == "update"]

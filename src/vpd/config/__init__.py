@@ -7,8 +7,8 @@
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
-Of several files a later one wins, key by key; ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides
-them all.  Every section is a
+Of several files a later one wins, key by key; ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command
+line overrides them all.  Every section is a
 frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
 an error that names the nearest one, or where a setting of TRL or verl is found here (:mod:`vpd.config.elsewhere`).
 

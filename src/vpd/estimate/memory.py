@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vpd import losses
-from vpd.estimate.architecture import Architecture, head_weight, layer_sizes
+from vpd.estimate.architecture import Architecture, head_weight
 from vpd.estimate.rehearsal import Call
 from vpd.estimate.tracing import LiveBytes, without_data
 from vpd.learners.master_weights import MasterWeights
@@ -149,16 +149,17 @@ class Peak:
     path: LearnerPath
 
 
-def update_peak(trained: Trained, call: Call, *, world: int = 1) -> Peak:
+def update_peak(trained: Trained, call: Call, *, world: int = 1, sharded: bool = False) -> Peak:
     """The peak of a call of ``update``, by running its largest micro-batch without data.
 
+    ``sharded``: a gradient is divided among the ranks as soon as it is there, so that none is whole.
     A deep model of equal layers is run with two numbers of them: the peak of each stage of a pass is linear in it.
     """
     whole = trained.architecture
     few, more = whole.with_periods(1), whole.with_periods(2)
     if few is None or more is None:
-        return _peak_of([_trace(Weights(trained), call, world)], call)
-    traces = [_trace(Weights(dataclasses.replace(trained, architecture=a)), call, world) for a in (few, more)]
+        return _peak_of([_trace(Weights(trained), call, world, sharded)], call)
+    traces = [_trace(Weights(dataclasses.replace(trained, architecture=a)), call, world, sharded) for a in (few, more)]
     return _peak_of(traces, call, beyond=whole.layers / few.layers - 1)
 
 
@@ -182,22 +183,20 @@ def _peak_of(traces: Sequence[_Trace], call: Call, beyond: float = 0.0) -> Peak:
 
     most = max(at(few, more) for few, more in zip(first.peaks, last.peaks, strict=True))
     extra = max(round(most - at(first.gradients, last.gradients)), 0)
-    return Peak(
-        name=call.name, bytes=extra, tokens=last.tokens, micro_batches=last.micro_batches, path=last.path
-    )
+    return Peak(name=call.name, bytes=extra, tokens=last.tokens, micro_batches=last.micro_batches, path=last.path)
 
 
-def _trace(weights: Weights, call: Call, world: int) -> _Trace:
+def _trace(weights: Weights, call: Call, world: int, sharded: bool = False) -> _Trace:
     """Run the largest micro-batch, along the fast path if the model's attention allows it."""
     try:
-        return _traced(weights, call, world)
+        return _traced(weights, call, world, sharded)
     except attention.FastPathError:
         attention.remove(weights.model)
         weights.packs = False
-        return _traced(weights, call, world)
+        return _traced(weights, call, world, sharded)
 
 
-def _traced(weights: Weights, call: Call, world: int) -> _Trace:
+def _traced(weights: Weights, call: Call, world: int, sharded: bool) -> _Trace:
     hidden_size = head_weight(weights.model).shape[1] if weights.packs else None
     rows, count = largest_micro_batch(call, limits_of(weights.trained, hidden_size), world=world)
     by_masters = weights.masters_bytes > 0

@@ -117,7 +117,7 @@ def _ask(functions: Sequence[Any], example: Example) -> _Asked:
     asked: Any = _Asked(batch)
     for function in functions:
         function(asked, batch)
-    return asked  # type: ignore[no-any-return]
+    return asked
 
 
 def _use_of(objectives: Mapping[str, Objective], entering: Sequence[Example]) -> Use:

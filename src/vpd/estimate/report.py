@@ -1,4 +1,4 @@
-"""Puts together what an iteration takes: the method is rehearsed, its updates are run without data, seconds added up."""
+"""What an iteration takes: the method is rehearsed, its updates are run without data, seconds are added up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +107,8 @@ def estimate(
     weights = Weights(trained)
     longest = _calls(config, prompter, attempts.longest, 1)[0]
     updates = {call.name: call for call in longest if call.kind == "update"}
-    peaks = [update_peak(trained, call, world=machine.gpus) for call in updates.values()]
+    sharded = machine.sharding == "fsdp2"
+    peaks = [update_peak(trained, call, world=machine.gpus, sharded=sharded) for call in updates.values()]
     sizes = Sizes.of(trained, packed=all(peak.path == "packed" for peak in peaks))
     stages = _stages(config, machine, weights, peaks, sizes)
     evaluation = _evaluation(config, machine, attempts, sizes)

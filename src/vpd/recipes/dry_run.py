@@ -74,16 +74,14 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     held_out = len(held_out_tasks(env, config.run.eval_limit)) if config.run.eval_steps else 0
     if machine.prompt_tokens:
         held_out = config.run.eval_limit or 0
-    attempts = Attempts(
-        expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques, held_out=held_out
-    )
+    attempts = Attempts(expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques, held_out=held_out)
     found = estimate(config, machine, architecture, prompter, attempts)
     return DryRun(config=config, machine=machine, notes=tuple(notes), budgets=_budgets(groups), estimate=found)
 
 
 def _resolved(config: Config, machine: DryRunSettings) -> DryRunSettings:
     """The assumptions with what they leave to the configuration.  Raises ConfigError: they contradict it."""
-    if config.engine.name == "vllm" and not machine.server_gpus:
+    if vars(config.engine)["name"] == "vllm" and not machine.server_gpus:
         raise ConfigError(
             "engine.name vllm samples on a server", got="dry_run.server_gpus 0", do="Say how many GPUs it has."
         )
