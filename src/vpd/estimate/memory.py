@@ -204,18 +204,25 @@ def _traced(weights: Weights, call: Call, world: int, sharded: bool) -> _Trace:
     with without_data(*modules):
         live = LiveBytes(*modules)
         with live, torch.autocast("cpu", torch.bfloat16, enabled=weights.trained.optim.mixed_precision == "bf16"):
-            if count > 1 and not by_masters:  # earlier micro-batches have left their gradients
-                for parameter in weights.model.parameters():
-                    parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            for parameter in (p for p in weights.model.parameters() if p.requires_grad):
+                if sharded:
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                elif count > 1 and not by_masters:  # earlier micro-batches have left their gradients
+                    parameter.grad = torch.empty_like(parameter)
             tokens = _run(weights, dataclasses.replace(call, examples=rows), live)
-    masters = weights.gradients_bytes if count > 1 and by_masters else 0
+    gradients = 0 if sharded else weights.gradients_bytes
+    masters = gradients if count > 1 and by_masters else 0
     return _Trace(
         [peak + masters for peak in live.peaks],
-        weights.gradients_bytes,
+        gradients,
         tokens,
         count,
         "packed" if weights.packs else "padded",
     )
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _run(weights: Weights, call: Call, live: LiveBytes) -> int:
