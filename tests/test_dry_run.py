@@ -1,5 +1,7 @@
 """The dry run: its memory model against what the real learner holds, its operations by hand, and what it shows."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,28 +11,28 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, Olmo3Config, Qwen3Config
 
+from vpd.algorithms.distill import SDPOSettings
+from vpd.algorithms.grpo import GRPOSettings
+from vpd.algorithms.vpd import VPDSettings
 from vpd.cli import main
 from vpd.config import load, parse
 from vpd.config.dry_run import load_dry_run
 from vpd.errors import ConfigError, ModelError
 from vpd.estimate import memory
+from vpd.estimate.architecture import Architecture, find_architecture
 from vpd.estimate.known_models import KNOWN_MODELS
-from vpd.estimate.settings import DryRunSettings
-from vpd.estimate.stand_in_tokenizer import StandInTokenizer
-from vpd.estimate.work import Decoding, Sizes, decoding_work, work_of
-from vpd.prompts import Prompter, PromptSettings
-from vpd.recipes.dry_run import dry_run
-from vpd.algorithms.distill import SDPOSettings
-from vpd.algorithms.grpo import GRPOSettings
-from vpd.algorithms.vpd import VPDSettings
-from vpd.estimate.architecture import Architecture
 from vpd.estimate.memory import Trained, Weights, update_peak
 from vpd.estimate.rehearsal import Call, Rehearsal
+from vpd.estimate.settings import DryRunSettings
+from vpd.estimate.stand_in_tokenizer import StandInTokenizer
 from vpd.estimate.tracing import LiveBytes
+from vpd.estimate.work import Decoding, Sizes, decoding_work, work_of
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.model import lora
 from vpd.model.settings import LoraSettings, ModelSettings
+from vpd.prompts import Prompter, PromptSettings
+from vpd.recipes.dry_run import dry_run
 from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
 
 PUBLISHED = {  # parameters, in 1e9, as the models' own pages say
@@ -253,7 +255,7 @@ def small_folder(folder: Path) -> Path:
 
 
 def science(folder: Path, count: int = 12) -> Path:
-    words = "energy mass charge field force light wave atom ion bond acid base".split()
+    words = ["energy", "mass", "charge", "field", "force", "light", "wave", "atom", "ion", "bond", "acid", "base"]
     records = [
         {"prompt": f"Which is the {word}?\n\nA: one\nB: two\nC: three\nD: four", "answer": "ABCD"[n % 4], "kind": "mcq"}
         for n, word in enumerate(words[:count])
@@ -287,7 +289,9 @@ def test_contexts_that_are_cut_are_counted(tmp_path: Path) -> None:
 
 def test_assumptions_without_a_dry_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--dry_run.gpus", "8"]) == 2
-    assert "--dry_run.gpus says what a dry run assumes, and none is asked for. Add --dry_run." in capsys.readouterr().err
+    assert (
+        "--dry_run.gpus says what a dry run assumes, and none is asked for. Add --dry_run." in capsys.readouterr().err
+    )
     assert main(["train", "--dry_run", "--dry_run.gpu", "8"]) == 2
     assert "unknown key dry_run.gpu; did you mean" in capsys.readouterr().err.replace(". Did", "; did")
 
