@@ -2,10 +2,10 @@
 
     python benchmarks/memory_model.py
 
-Measured is the process's peak resident size in two iterations of VPD, each with an E-step, less what it held before the
-model was made (and after a first iteration of a very small one).  Computed are the fixed items and the larger of the two
-updates' peaks, as ``vpd train --dry_run`` has them.  ``MALLOC_MMAP_THRESHOLD_`` gives freed blocks back at once, so that
-what is resident is in use.
+Measured is the process's peak resident size in two iterations of VPD, each with an E-step, less what it held before
+the model was made (and after a first iteration of a very small one).  Computed are the fixed items and the larger of
+the two updates' peaks, as ``vpd train --dry_run`` has them.  ``MALLOC_MMAP_THRESHOLD_`` gives freed blocks back at
+once, so that what is resident is in use.
 """
 
 import argparse
