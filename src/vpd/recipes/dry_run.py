@@ -17,13 +17,13 @@ from vpd.config.sections import announce, make_env
 from vpd.envs import Env, Finite, Solvable, all_train_tasks, draw_tasks, grade_texts, held_out_tasks, wrap_user_errors
 from vpd.errors import ConfigError
 from vpd.estimate.architecture import Architecture, find_architecture
-from vpd.estimate.report import GIB, Attempts, Estimate, estimate
 from vpd.estimate.settings import DryRunSettings
 from vpd.estimate.stand_in_tokenizer import find_tokenizer
 from vpd.feedback import ScriptedWriter
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.prompts import Prompter
 from vpd.recipes.assemble import make_prompter, resolve, source_of
+from vpd.recipes.estimate import GIB, Attempts, Estimate, estimate
 from vpd.report.console import Terminal
 from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Task
 
