@@ -11,6 +11,7 @@ from vpd.config.dry_run import load_dry_run
 from vpd.config.sections import ENGINES
 from vpd.learners.settings import OptimSettings
 from vpd.recipes.dry_run import dry_run
+from vpd.recipes.train import train
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(path.name for path in ROOT.glob("*.yaml"))
@@ -53,6 +54,26 @@ def test_a_domain_is_a_word_of_the_environment(name: str, monkeypatch: pytest.Mo
     assert config.env.path == f"sciknoweval/{name}-train.jsonl" and config.run.output_dir.endswith(name)
 
 
-def write(path: Path, records: list[dict[str, object]]) -> str:
-    path.write_text("\n".join(map(json.dumps, records)))
+def data_of(recipe: str, folder: Path) -> str:
+    """A few records of the recipe's kind, made here."""
+    words = "energy mass charge field force light wave atom".split()
+    asked = [f"Which is the {word}?\n\nA: one\nB: two\nC: three\nD: four" for word in words]
+    made: dict[str, list[dict[str, object]]] = {
+        "sciknoweval": [{"prompt": q, "answer": "ABCD"[n % 4], "kind": "mcq"} for n, q in enumerate(asked)],
+        "maths": [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(8)],
+    }
+    if recipe == "livecodebench":
+        return str(ROOT.parent / "examples" / "code.jsonl")
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, made[recipe])))
     return str(path)
+
+
+@pytest.mark.parametrize("recipe", ["sciknoweval", "maths", "livecodebench"])
+def test_a_recipe_trains_three_steps(recipe: str, tmp_path: Path) -> None:
+    words = ["--env.path", data_of(recipe, tmp_path), "--env.eval_path", "null", "--env.eval_share", "0.25"]
+    words += ["--model.name_or_path", "tiny", "--rollout.max_completion_length", "6", "--run.max_steps", "3", *SMALL]
+    words += ["--run.output_dir", str(tmp_path / "out"), "--algorithm.distillation_topk", "20"]
+    words += ["--prompts.max_prompt_length", "null"]
+    folder = train(load(str(ROOT / f"{recipe}.yaml"), words))
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 3
