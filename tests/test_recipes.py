@@ -56,7 +56,7 @@ def test_a_domain_is_a_word_of_the_environment(name: str, monkeypatch: pytest.Mo
 
 def data_of(recipe: str, folder: Path) -> str:
     """A few records of the recipe's kind, made here."""
-    words = "energy mass charge field force light wave atom".split()
+    words = ["energy", "mass", "charge", "field", "force", "light", "wave", "atom"]
     asked = [f"Which is the {word}?\n\nA: one\nB: two\nC: three\nD: four" for word in words]
     made: dict[str, list[dict[str, object]]] = {
         "sciknoweval": [{"prompt": q, "answer": "ABCD"[n % 4], "kind": "mcq"} for n, q in enumerate(asked)],
