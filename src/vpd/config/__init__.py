@@ -1,4 +1,4 @@
-"""One file of settings, checked whole before anything is made.
+"""A file of settings, or several, checked whole before anything is made.
 
     model: {name_or_path: tiny}
     env: {name: digits}
@@ -7,7 +7,8 @@
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
-``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
+Of several files a later one wins, key by key; ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command
+line overrides them all.  Every section is a
 frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
 an error that names the nearest one, or where a setting of TRL or verl is found here (:mod:`vpd.config.elsewhere`).
 
@@ -29,7 +30,18 @@ from annotated_types import Ge
 from vpd.bundled import BUNDLED
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
-from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, known_keys, named, settings_class
+from vpd.config.sections import (
+    BESIDE,
+    CHOICES,
+    PLAIN,
+    Custom,
+    Passed,
+    advice,
+    build,
+    known_keys,
+    named,
+    settings_class,
+)
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -140,27 +152,27 @@ class Config:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
 
-def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A file and ``--section.key value`` pairs as a checked Config.
+def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Files, of which a later one wins over those before, and ``--section.key value`` pairs as a checked Config.
 
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, _pairs(overrides))
-    run = _mapping(data, "run")
+    data = _merged(path, pairs_of(overrides))
+    run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
         data = over_recorded(data, Path(folder))
     return parse(data)
 
 
-def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Any:
     """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
-    pairs = _pairs(overrides)
+    pairs = pairs_of(overrides)
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", _mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(_merged(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -168,7 +180,7 @@ def parse(data: Mapping[str, Any]) -> Config:
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
-    given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
+    given = {section: mapping(data, section) for section in SECTIONS if section != "feedback"}
     for_base: dict[str, Any] = {}
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
@@ -208,7 +220,7 @@ def check_together(config: Config) -> None:
         )
 
 
-def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     value = data.get(section)
     if value is None:
         return {}
@@ -224,9 +236,25 @@ def _unknown_section(name: str, where: str = "") -> ConfigError:
     return ConfigError(f"unknown section {name!r}{where}", do=advice(name, SECTIONS))
 
 
-def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The file's data with the pairs in their places."""
-    data = {} if path is None else read_file(path)
+def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
+    """The sections of the files, key by key: a later file wins, and what it does not say stays as it was."""
+    paths = [] if path is None else [path] if isinstance(path, str) else path
+    data: dict[str, Any] = {}
+    for one in paths:
+        for section, above in read_file(one).items():
+            below = data.get(section)
+            if isinstance(above, dict) and isinstance(below, dict):
+                if section in CHOICES and "name" in above:
+                    below = _of_another(section, below, above["name"])
+                data[section] = {**below, **above}
+            elif above is not None or section not in data:
+                data[section] = above
+    return data
+
+
+def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The files' data with the pairs in their places, without the sections that are no part of a run."""
+    data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
@@ -256,7 +284,7 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def pairs_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """``--a.b value`` and ``--a.b=value`` as (key, parsed value)."""
     pairs: list[tuple[str, Any]] = []
     words = list(overrides)

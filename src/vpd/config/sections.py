@@ -69,6 +69,8 @@ PLAIN: Mapping[str, str] = {
     "optim": "vpd.learners.settings:OptimSettings",
     "run": "vpd.config:RunSettings",
 }
+#: Sections that a file may hold beside a run's settings, and that are no part of them.
+BESIDE: Mapping[str, str] = {"dry_run": "vpd.estimate.settings:DryRunSettings"}
 
 
 @dataclass(frozen=True, slots=True)
