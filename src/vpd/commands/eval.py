@@ -28,6 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
     from vpd.evaluation import EvalOptions
+    from vpd.ranks import launched
     from vpd.recipes.results import check_output, write_results
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.recipes.evaluation import evaluate, show  # loads torch
 
     result = evaluate(config, chosen)
+    if launched()[0] > 0:
+        return  # the first process shows it
     show(result, chosen.num_samples)
     if options.output:
         write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})
