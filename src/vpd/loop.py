@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
@@ -140,16 +140,15 @@ class Loop:
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
         """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile."""
-        given_up, result = False, None
-        try:
-            with self.stop.abandonable():
-                result = work()
-        except Abandoned:
-            given_up = True
-        if any(gather(self.ranks, "after work that may be given up", given_up)):
+        done: list[Result] = []
+        with contextlib.suppress(Abandoned), self.stop.abandonable():
+            result = work()
+            if self.stop.signal is None:
+                done.append(result)
+        if not all(gather(self.ranks, "after work that may be given up", bool(done))):
             self._is_stopping()
             raise Abandoned
-        return cast(Result, result)
+        return done[0]
 
     def _is_stopping(self) -> bool:
         """Whether any rank was asked to stop; all then have its signal."""

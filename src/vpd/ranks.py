@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -280,10 +281,11 @@ def end_process(code: int) -> None:
 
 
 class _Fault:
-    """A failure as a value; ``text`` None: the work was given up."""
+    """A failure as a value; ``text`` None: the work was given up.  ``own``: it happened on the rank that sends it."""
 
-    def __init__(self, text: str | None):
-        self.text = text
+    def __init__(self, error: VPDError | Abandoned):
+        self.text = None if isinstance(error, Abandoned) else str(error)
+        self.own = not isinstance(error, RankError)
 
 
 def _exchange(
@@ -299,17 +301,17 @@ def _exchange(
         result = work()
         value = sent(result)
     except (VPDError, Abandoned) as error:
-        fault, value = error, _Fault(None if isinstance(error, Abandoned) else str(error))
+        fault, value = error, _Fault(error)
     gathered = gather(ranks, place, value)
-    failed = {rank: one.text for rank, one in enumerate(gathered) if isinstance(one, _Fault)}
-    if None in failed.values():
-        raise Abandoned
+    failed = {rank: one for rank, one in enumerate(gathered) if isinstance(one, _Fault)}
     if not failed:
         return result, gathered
-    rank = min(failed)
-    if fault is not None and rank == ranks.rank:
+    if any(one.text is None for one in failed.values()):
+        raise Abandoned
+    rank = min(failed, key=lambda number: (not failed[number].own, number))
+    if fault is not None and (rank == ranks.rank or not failed[ranks.rank].own):
         raise fault
-    raise RankError(f"rank {rank} failed: {failed[rank]}") from fault
+    raise RankError(f"rank {rank} failed: {failed[rank].text}") from fault
 
 
 def _connected() -> bool:
@@ -334,7 +336,8 @@ def _lost(error: RuntimeError, timeout: float) -> VPDError:
             do="See what they do (py-spy dump --pid); where they only need longer, raise run.rank_timeout.",
         )
     return TrainingError(
-        "another process of this run has ended and left no message",
-        got=" ".join(str(error).split())[:160],
-        do="See whether it was killed (out of memory?), or shows a traceback above; then go on with --run.resume true.",
+        "the connection to another process of this run is lost",
+        got=re.sub(r"^\[\S*\] ", "", " ".join(str(error).split()))[:80],
+        do="Its own message says why; without one, see whether it was killed (out of memory?). Then go on with"
+        " --run.resume true.",
     )
