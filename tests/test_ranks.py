@@ -1,56 +1,168 @@
-"""Two processes over gloo train to the weights of one, with every algorithm."""
+"""Two processes over gloo train to the weights of one, with every algorithm, whole weights on each or in shards.
 
-import os
-import subprocess
-import sys
+All small runs are made by three launches of tests/two_ranks.py, and judged by the files that these leave.
+"""
+
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers import ALGORITHMS, tiny_model
+from helpers import tiny_model
+from launching import Launch
+from safetensors.torch import load_file
+
+from vpd.config.sections import ALGORITHMS
+from vpd.lab import tiny
+from vpd.model.settings import ModelSettings
+from vpd.recipes.assemble import load_model
 
 HERE = Path(__file__).resolve().parent
+SCRIPT = str(HERE / "two_ranks.py")
+SHARDINGS = ("none", "fsdp2")
+CASES = (
+    "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "gated", "gated, uneven", "sdpo",
+    "sdpo, trust region", "grpo", "grpo, uneven", "gkd", "hybrid", "hybrid, reweight",
+)  # fmt: skip
+WITH_LORA = ("vpd, lora", "sdpo, lora")
+OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches
+pytestmark = pytest.mark.timeout(600)
+
+
+class Runs:
+    """What one process and each of two wrote, and the folders that they trained in."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.one, *self.two = (
+            torch.load(folder / f"{name}.pt", weights_only=False) for name in ("one-0", "two-0", "two-1")
+        )
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What one process and each of two ranks wrote."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("ranks")
-    found = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": found}
-    script = str(HERE / "two_ranks.py")
-    subprocess.run([sys.executable, script, str(folder / "one")], env=environment, check=True, timeout=200)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    subprocess.run([*launch, str(folder / "two")], env=environment, check=True, timeout=200)
-    return [torch.load(folder / f"{name}.pt", weights_only=False) for name in ("one-0", "two-0", "two-1")]
+    model, tokenizer = load_model(ModelSettings(name_or_path="tiny", dtype="float64"))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    for name, world, part, deadline in (("one", 1, "all", 200), ("two", 2, "all", 250), ("again", 1, "resume", 100)):
+        Launch([SCRIPT, str(folder), name, part, *SHARDINGS], world, folder).end(deadline)
+    found = Runs(folder)
+    assert [made.get("error") for made in (found.one, *found.two)] == [None, None, None]
+    assert [made["world"] for made in (found.one, *found.two)] == [1, 2, 2]
+    return found
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_two_ranks_equal_one(name: str, runs: list[dict[str, Any]]) -> None:
-    one, *ranks = (run[name] for run in runs)
-    assert [run["world"] for run in runs] == [1, 2, 2]
-    for two in ranks:
-        assert (one["weights"] - two["weights"]).abs().max() < 1e-12
-        for ours, theirs in zip(two["scores"], one["scores"], strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-12)
-        for ours, theirs in zip(two["metrics"], one["metrics"], strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-10)
-        for ours, theirs in zip(two["tokens"], one["tokens"], strict=True):
-            assert ours.keys() == theirs.keys() and ours
-            for signal in ours:
-                for mine, other in zip(ours[signal], theirs[signal], strict=True):
-                    assert (mine is None) == (other is None)
-                    assert mine is None or torch.allclose(mine, other, atol=1e-10, rtol=0)
+def test_there_is_a_case_for_every_algorithm() -> None:
+    assert {name.split(",")[0] for name in CASES} == set(ALGORITHMS)
 
 
-@pytest.mark.timeout(400)
-def test_gradients_of_bfloat16_weights_are_summed_over_ranks_in_fp32(runs: list[dict[str, Any]]) -> None:
-    one, *ranks = (run["masters"] for run in runs)
+@pytest.mark.parametrize(
+    ("name", "sharding"),
+    [*((name, sharding) for name in CASES for sharding in SHARDINGS), *((name, "none") for name in WITH_LORA)],
+)
+def test_two_processes_train_to_the_weights_of_one(name: str, sharding: str, runs: Runs) -> None:
+    one = runs.one["none"][name]
+    moved = (one["weights"] - one["start"]).norm()
+    assert moved > 1e-3
+    for two in (made[sharding][name] for made in runs.two):
+        assert (two["weights"] - one["weights"]).norm() / moved < 1e-12
+        assert (two["average"] - one["average"]).norm() / moved < 1e-12
+        for ours, theirs in zip(
+            two["metrics"], one["metrics"] if two is runs.two[0][sharding][name] else [], strict=True
+        ):
+            assert ours.keys() == theirs.keys()
+            for key in ours:
+                if not key.startswith(OWN):
+                    assert ours[key] == pytest.approx(theirs[key], rel=1e-9, abs=1e-10, nan_ok=True), key
+        assert two["policy"].keys() == one["policy"].keys()
+        for key, value in one["policy"].items():
+            assert torch.allclose(two["policy"][key], value, rtol=0, atol=1e-11), key
+    assert runs.two[0][sharding][name]["rollouts"] == one["rollouts"]
+    for ours, theirs in zip(runs.two[0][sharding][name]["metrics"], one["metrics"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            if not key.startswith(OWN):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-9, abs=1e-10, nan_ok=True), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_process_in_shards_is_one_process(name: str, runs: Runs) -> None:
+    plain, shards = runs.one["none"][name], runs.one["fsdp2"][name]
+    assert (shards["weights"] - plain["weights"]).norm() / (plain["weights"] - plain["start"]).norm() < 1e-12
+
+
+def test_both_ranks_hold_the_same_weights_and_only_the_first_has_observers(runs: Runs) -> None:
+    for sharding in SHARDINGS:
+        for name in CASES:
+            first, second = (made[sharding][name] for made in runs.two)
+            assert torch.equal(first["weights"], second["weights"])
+            assert first["metrics"] and not second["metrics"]
+
+
+def test_gradients_of_bfloat16_weights_are_summed_over_ranks_in_fp32(runs: Runs) -> None:
+    one, *ranks = (made["none"]["masters"] for made in (runs.one, *runs.two))
     assert {value.dtype for value in one.values()} == {torch.float32}
     start = tiny_model(dtype=torch.bfloat16).state_dict()
     for two in ranks:
         for name, value in one.items():
             moved = (value - start[name].float()).norm()
             assert moved > 0 and (two[name] - value).norm() < 1e-3 * moved, name
+
+
+def test_shards_that_are_computed_in_bfloat16_and_lie_in_the_cpus_memory_train_alike(runs: Runs) -> None:
+    one, *others = (made["fsdp2"]["bfloat16"] for made in (runs.one, *runs.two))
+    plain = runs.one["none"]["bfloat16"]
+    moved = (one["weights"] - one["start"]).norm()
+    assert moved > 0 and one["weights"].dtype == torch.float64
+    for other in (*others, plain):
+        assert (other["weights"] - one["weights"]).norm() < 0.2 * moved
+        for ours, theirs in zip(other["scores"], one["scores"], strict=True):
+            assert ours == pytest.approx(theirs, abs=0.1)
+
+
+def test_what_is_written_to_the_weights_after_a_score_is_seen_by_the_next(runs: Runs) -> None:
+    """Torch keeps the root's own shards whole after a pass without gradients; what is then written would be lost."""
+    for made in (runs.one, *runs.two):
+        found = made["fsdp2"]["written"]
+        assert (
+            max(
+                abs(a - b)
+                for x, y in zip(found["before"], found["after"], strict=True)
+                for a, b in zip(x, y, strict=True)
+            )
+            > 0.1
+        )
+        for ours, theirs in zip(found["after"], found["expected"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_rows_that_differ_between_ranks_are_an_error_before_any_pass(sharding: str, runs: Runs) -> None:
+    first, second = (made[sharding]["disagreeing"] for made in runs.two)
+    for name, part in (("numbers", "the numbers of"), ("tokens", "the tokens of"), ("count", "4 parts on rank 0")):
+        kind, text = first[name]
+        assert kind == "TrainingError" and "rank 1 differs from rank 0" in text and part in text and "hash()" in text
+        assert second[name][0] == "RankError"
+
+
+@pytest.mark.parametrize("which", ["begun-by-one", "begun-by-two"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: str, runs: Runs) -> None:
+    whole, other = (runs.folder / f"{name}-{kind}" for name, kind in (("whole", "none"), (which, sharding)))
+    wanted, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, other))
+    assert wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-11), name
+    lines = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (whole, other)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [1, 2, 3, 4]
+    for wanted_line, line in zip(*lines, strict=True):
+        for key in wanted_line.keys() - {key for key in wanted_line if key.startswith(OWN)}:
+            assert line[key] == pytest.approx(wanted_line[key], rel=1e-6, abs=1e-9), key
+    assert (other / "checkpoint-4" / "shards").is_dir() == (sharding == "fsdp2")
+    model, _ = load_model(ModelSettings(name_or_path=str(other / "model"), dtype="float64"))
+    assert model.config.vocab_size == len(tiny.make_tokenizer())
