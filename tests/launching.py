@@ -43,10 +43,10 @@ class Launch:
         """What each process has written so far."""
         return [log.read_text(errors="replace") for log in self._logs]
 
-    def send(self, number: int) -> None:
-        """Send a signal to every process that still runs."""
-        for process in self._processes:
-            if process.poll() is None:
+    def send(self, number: int, only: int | None = None) -> None:
+        """Send a signal to every process that still runs, or to one rank alone."""
+        for rank, process in enumerate(self._processes):
+            if process.poll() is None and only in (rank, None):
                 process.send_signal(number)
 
     def end(self, deadline: float) -> list[int]:

@@ -4,6 +4,9 @@ All small runs are made by three launches of tests/two_ranks.py, and judged by t
 """
 
 import json
+import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -137,8 +140,9 @@ def test_what_is_written_to_the_weights_after_a_score_is_seen_by_the_next(runs: 
             )
             > 0.1
         )
-        for ours, theirs in zip(found["after"], found["expected"], strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-12)
+        for name in ("after", "later"):
+            for ours, theirs in zip(found[name], found["expected"], strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
@@ -166,3 +170,74 @@ def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: st
     assert (other / "checkpoint-4" / "shards").is_dir() == (sharding == "fsdp2")
     model, _ = load_model(ModelSettings(name_or_path=str(other / "model"), dtype="float64"))
     assert model.config.vocab_size == len(tiny.make_tokenizer())
+
+
+SMALL = """
+model: {name_or_path: tiny}
+env: {name: ENV}
+rollout: {prompts_per_step: 4, num_generations: 4}
+run: {max_steps: 500, save_steps: 0, eval_steps: 0, rank_timeout: LIMIT}
+"""
+
+
+def vpd_train(folder: Path, env: str, *, limit: int = 60, **variables: str) -> Launch:
+    """``vpd train`` in two processes."""
+    (folder / "run.yaml").write_text(SMALL.replace("ENV", env).replace("LIMIT", str(limit)))
+    return Launch(["-m", "vpd", "train", "--config", "run.yaml"], 2, folder, **variables)
+
+
+def lines_of(launched: Launch) -> list[list[str]]:
+    """The lines ``vpd: ...`` of each process."""
+    return [re.findall("^vpd: .*", text, re.MULTILINE) for text in launched.outputs]
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes", "lines"),
+    [
+        ("raise", [2, 2], ["", "vpd: error: the grader on a batch of 8 rows raised KeyError"]),
+        ("kill", [2, -signal.SIGKILL], ["vpd: error: the connection to another process of this run is lost", ""]),
+        ("sleep", [2, None], ["vpd: error: the other processes of this run did not come within 10 seconds", None]),
+    ],
+)
+def test_a_rank_that_fails_ends_all_with_its_line(
+    fault: str, codes: list[int | None], lines: list[str | None], tmp_path: Path
+) -> None:
+    run = vpd_train(tmp_path, f"{HERE}/faulty_env.py:Faulty", limit=10 if fault == "sleep" else 60, FAULT=fault)
+    ended = run.end(90)
+    assert ended[0] == codes[0] and codes[1] in (ended[1], None), run.outputs
+    for found, wanted in zip(lines_of(run), lines, strict=True):
+        assert wanted is None or (len(found) == bool(wanted) and "".join(found).startswith(wanted)), run.outputs
+    if fault == "raise":
+        assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_environment_that_draws_by_hash_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    run = vpd_train(tmp_path, f"{HERE}/faulty_env.py:Hashed")
+    assert run.end(90) == [2, 2]
+    first, second = lines_of(run)
+    assert len(first) == 1 and not second and not (tmp_path / "out").exists()
+    for part in ("rank 1 differs from rank 0 in settings and tasks", "the task 0", "hash() of a text"):
+        assert part in first[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(number: int, tmp_path: Path) -> None:
+    run = vpd_train(tmp_path, "digits")
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send(number, only=1 if number == signal.SIGTERM else None)
+    assert run.end(60) == [75, 75], run.outputs
+    first, second = lines_of(run)
+    assert re.search(r"stopped by SIG\w+ after step \d+ of 500; checkpoint-\d+ is saved", first[-1]) and not second
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [f"checkpoint-{steps[-1]}"]
+
+
+def test_under_torchrun_the_message_comes_last_and_other_commands_are_refused(tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vpd"]
+    wrong = Launch([*torchrun, "demo"], 1, tmp_path)
+    assert wrong.end(90) == [1]
+    *_, last, rule = wrong.outputs[0].strip().splitlines()
+    assert "vpd: error: vpd demo runs in one process; got 2 processes" in last and set(rule) == {"="}

@@ -153,7 +153,7 @@ def disagreeing(sharding: str) -> dict[str, Any]:
 
 
 def written_after_a_score(sharding: str) -> dict[str, Any]:
-    """Scores before all weights are scaled, after it, and once more after the shards were read anew."""
+    """Scores before all weights are scaled, after it, and after a backward pass, and those of a model made so."""
     learner = tiny_learner(tiny_model(), sharding=sharding)
     rows = to_examples(random_groups(5, groups=2, size=2))
     found = {"before": learner.score(rows, student_logprobs)}
@@ -161,6 +161,9 @@ def written_after_a_score(sharding: str) -> dict[str, Any]:
         for parameter in learner.model.parameters():
             parameter.mul_(1.1)
     found["after"] = learner.score(rows, student_logprobs)
+    with_weight = [dataclasses.replace(row, loss_weights={"loss": 1.0}) for row in rows]
+    learner.update("policy", with_weight, {"loss": student_logprobs}, lr_scale=0.0)
+    found["later"] = learner.score(rows, student_logprobs)
     fresh = tiny_learner(tiny_model().double(), sharding="none")
     with torch.no_grad():
         for parameter in fresh.model.parameters():
