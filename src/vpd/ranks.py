@@ -50,6 +50,9 @@ class Ranks(Protocol):
         """Whether this rank is inside :meth:`all_gather`, which no exception of a signal handler may interrupt."""
         ...
 
+    depth: int
+    """How many calls of :func:`together` and its like this rank is inside of."""
+
     def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order; a collective."""
         ...
@@ -61,6 +64,7 @@ class OneProcess:
     rank = 0
     world = 1
     gathering = False
+    depth = 0
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
@@ -85,6 +89,7 @@ class TorchRanks:
             dist.init_process_group(backend, timeout=limit)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.gathering = False
+        self.depth = 0
         self._timeout = timeout
         self._group = dist.new_group(backend="gloo", timeout=limit)
 
@@ -110,6 +115,7 @@ class ThreadRanks:
     def __init__(self, rank: int, inboxes: "Sequence[queue.Queue[tuple[int, Any]]]", *, timeout: float):
         self.rank = rank
         self.world = len(inboxes)
+        self.depth = 0
         self._inboxes = inboxes
         self._timeout = timeout
         self._early: dict[int, list[Any]] = {rank: [] for rank in range(self.world)}
@@ -159,26 +165,21 @@ def share_of(rank: int, world: int, count: int) -> range:
 def gather(ranks: Ranks, place: str, value: Any) -> list[Any]:
     """Every rank's value, in rank order; ``place`` says where in the program, which must be the same on all ranks.
 
-    Raises RankError for a rank that has failed elsewhere, TrainingError for one that is elsewhere for no such reason.
+    Raises RankError where a rank has failed elsewhere, TrainingError where one is elsewhere for no such reason.
     """
     if ranks.world == 1:
         return [value]
-    gathered = ranks.all_gather((place, value))
-    for rank, (other, sent) in enumerate(gathered):
-        if other != place and isinstance(sent, _Fault):
-            raise RankError(f"rank {rank} failed: {sent.text}")
-    places = {rank: other for rank, (other, _) in enumerate(gathered) if other != gathered[0][0]}
-    if places:
-        rank, other = next(iter(places.items()))
-        _raise_once(
-            ranks,
-            TrainingError(
-                "the processes of this run are not at the same place of the program",
-                got=f"{gathered[0][0]!r} on rank 0, {other!r} on rank {rank}",
-                do=WHAT_TO_LOOK_FOR,
-            ),
-        )
-    return [sent for _, sent in gathered]
+    here = (place, ranks.depth)
+    while True:
+        gathered = ranks.all_gather((here, value))
+        if all(there == here for there, _ in gathered):
+            return [sent for _, sent in gathered]
+        failed = {rank: sent for rank, (_, sent) in enumerate(gathered) if isinstance(sent, _Fault)}
+        if not failed:
+            raise _once(ranks, _elsewhere([there[0] for there, _ in gathered]))
+        if not isinstance(value, _Fault) or all(there[1] <= ranks.depth for there, _ in gathered):
+            raise _passed_on(failed)
+        # the others are deeper in the program: they fail too now, and come here
 
 
 def together(ranks: Ranks, place: str, work: Callable[[], Result]) -> Result:
@@ -229,7 +230,7 @@ def agree(ranks: Ranks, what: str, digests: Callable[[], Digests]) -> None:
         for name in [*others[0], *other]
         if other.get(name) != others[0].get(name)
     )
-    _raise_once(
+    raise _once(
         ranks,
         TrainingError(
             f"rank {rank} differs from rank 0 in {what}",
@@ -297,21 +298,51 @@ def _exchange(
         return result, [sent(result)]
     fault: VPDError | Abandoned | None = None
     value: Any = None
+    ranks.depth += 1
     try:
         result = work()
         value = sent(result)
     except (VPDError, Abandoned) as error:
         fault, value = error, _Fault(error)
-    gathered = gather(ranks, place, value)
+    finally:
+        ranks.depth -= 1
+    try:
+        gathered = gather(ranks, place, value)
+    except RankError:
+        if fault is None:
+            raise
+        raise fault from None
     failed = {rank: one for rank, one in enumerate(gathered) if isinstance(one, _Fault)}
     if not failed:
         return result, gathered
-    if any(one.text is None for one in failed.values()):
-        raise Abandoned
-    rank = min(failed, key=lambda number: (not failed[number].own, number))
-    if fault is not None and (rank == ranks.rank or not failed[ranks.rank].own):
+    passed_on = _passed_on(failed)
+    if isinstance(passed_on, Abandoned):
+        raise passed_on
+    if fault is not None and (not failed[ranks.rank].own or ranks.rank == _lowest(failed)):
         raise fault
-    raise RankError(f"rank {rank} failed: {failed[rank].text}") from fault
+    raise passed_on from fault
+
+
+def _lowest(failed: Mapping[int, _Fault]) -> int:
+    """The lowest rank that failed by itself."""
+    return min(failed, key=lambda number: (not failed[number].own, number))
+
+
+def _passed_on(failed: Mapping[int, _Fault]) -> RankError | Abandoned:
+    """What the failures of others are here."""
+    if any(one.text is None for one in failed.values()):
+        return Abandoned()
+    rank = _lowest(failed)
+    return RankError(f"rank {rank} failed: {failed[rank].text}" if failed[rank].own else str(failed[rank].text))
+
+
+def _elsewhere(places: Sequence[str]) -> TrainingError:
+    rank, other = next((rank, place) for rank, place in enumerate(places) if place != places[0])
+    return TrainingError(
+        "the processes of this run are not at the same place of the program",
+        got=f"{places[0]!r} on rank 0, {other!r} on rank {rank}",
+        do=WHAT_TO_LOOK_FOR,
+    )
 
 
 def _connected() -> bool:
@@ -323,9 +354,9 @@ def _connected() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _raise_once(ranks: Ranks, error: VPDError) -> None:
-    """Raise an error that all ranks have found, so that one of them shows it."""
-    raise error if ranks.rank == 0 else RankError(f"as on rank 0: {error}")
+def _once(ranks: Ranks, error: VPDError) -> VPDError:
+    """An error that all ranks have found, as each raises it, so that one of them shows it."""
+    return error if ranks.rank == 0 else RankError(f"as on rank 0: {error}")
 
 
 def _lost(error: RuntimeError, timeout: float) -> VPDError:
