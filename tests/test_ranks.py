@@ -154,6 +154,12 @@ def test_rows_that_differ_between_ranks_are_an_error_before_any_pass(sharding: s
         assert second[name][0] == "RankError"
 
 
+def test_shards_that_cannot_be_read_are_one_line(runs: Runs) -> None:
+    for made in (runs.one, *runs.two):
+        kind, text = made["fsdp2"]["damaged"]
+        assert kind == "StorageError" and text.startswith("cannot read the shards in")
+
+
 @pytest.mark.parametrize("which", ["begun-by-one", "begun-by-two"])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: str, runs: Runs) -> None:

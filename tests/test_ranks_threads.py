@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pickle
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from vpd.algorithms.examples import to_examples
 from vpd.errors import Abandoned, ConfigError, EnvError, RankError, StorageError, TrainingError
 from vpd.feedback.critique import Critic
 from vpd.learners.agreement import digests
+from vpd.learners.sharding import SafeReader
 from vpd.loop import StopRequest
 from vpd.ranks import OneProcess, Ranks, ThreadRanks, agree, divide, gather, largest, on_first, start_ranks, together
 from vpd.recipes.endings import StopSignals
@@ -269,3 +272,16 @@ def test_a_request_waits_while_ranks_gather() -> None:
         with pytest.raises(Abandoned), stop.abandonable():
             signal.raise_signal(signal.SIGTERM)
             ranks.gathering = False  # reached: nothing was raised inside
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def test_the_table_of_shards_is_read_without_executing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(pickle.UnpicklingError, match="which torch does not write"):
+        SafeReader(tmp_path).read_metadata()
+    assert not (tmp_path / "executed").exists()

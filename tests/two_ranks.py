@@ -207,6 +207,19 @@ def run_folder(which: str, sharding: str, steps: int) -> None:
     train(config_of({"name": "vpd", "e_every": 2}, model, sharding, **run), env=Partial(length=4))
 
 
+def damaged() -> Any:
+    """What a learner says to shards of which one file is cut."""
+    folder = Path(FOLDER) / f"cut-{NAME}"
+    learner = tiny_learner(tiny_model(), sharding="fsdp2")
+    learner.save(folder)
+    learner.ranks.all_gather(None)
+    if RANK == 0:
+        for path in (folder / "shards").glob("*.distcp"):
+            os.truncate(path, 100)
+    learner.ranks.all_gather(None)
+    return outcome(lambda: learner.load(folder))
+
+
 def all_of(sharding: str) -> dict[str, Any]:
     names = [name for name in CASES if sharding == "none" or "lora" not in name]
     found: dict[str, Any] = {name: trained(name, sharding) for name in names}
@@ -214,6 +227,8 @@ def all_of(sharding: str) -> dict[str, Any]:
         found["masters"] = masters(sharding)
     found["bfloat16"] = in_bfloat16(sharding)
     found["written"] = written_after_a_score(sharding)
+    if sharding == "fsdp2":
+        found["damaged"] = damaged()
     if WORLD > 1:
         found["disagreeing"] = disagreeing(sharding)
         run_folder("begun-by-two", sharding, 2)

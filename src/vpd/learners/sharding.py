@@ -6,7 +6,9 @@ computed in bfloat16 with ``optim.mixed_precision: bf16``, where gradients are a
 Torch's ``fully_shard`` does the work (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
 """
 
+import contextlib
 import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
@@ -22,11 +29,29 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from vpd.errors import ConfigError
+from vpd.errors import ConfigError, StorageError
 from vpd.learners.settings import OptimSettings
 
 Result = TypeVar("Result")
 FOLDER = "shards"
+IN_A_TABLE = {
+    ("pathlib", "PosixPath"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}
 
 
 def shard(root: nn.Module, models: Mapping[str, Any], settings: OptimSettings, device: torch.device) -> None:
@@ -78,16 +103,18 @@ def whole_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def save(root: Any, optimizer: Any, folder: Path) -> None:
-    """Write all weights and the optimiser's state into ``folder/shards``; a collective."""
+    """Write all weights and the optimiser's state into ``folder/shards``; a collective.  Raises StorageError."""
     model_state, optimizer_state = get_state_dict(root, optimizer)
-    save_shards({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / FOLDER)
+    with _storage_errors(f"cannot write {folder}"):
+        save_shards({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / FOLDER)
 
 
 def load(root: Any, optimizer: Any, folder: Path) -> None:
-    """Read what :func:`save` wrote, by any number of processes; a collective."""
+    """Read what :func:`save` wrote, by any number of processes; a collective.  Raises StorageError."""
     model_state, optimizer_state = get_state_dict(root, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
-    load_shards(state, checkpoint_id=folder / FOLDER)
+    with _storage_errors(f"cannot read the shards in {folder}"):
+        load_shards(state, storage_reader=SafeReader(folder / FOLDER), planner=_SafePlanner())
     set_state_dict(
         root,
         optimizer,
@@ -106,6 +133,48 @@ def save_whole(model: Any, folder: Path, *, first: bool) -> None:
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, state_dict=tensors, max_shard_size="1000GB")
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """Turn the error that torch gives all processes where one of them failed into a StorageError."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (fault, _) = next(iter(error.failures.items()))
+        raise StorageError(
+            what, got=f"{type(fault).__name__} on rank {rank}: {' '.join(str(fault).split())[:160]}"
+        ) from error
+
+
+class SafeReader(FileSystemReader):
+    """Torch's reader, without the part that can execute what a file says: the table of shards is a pickle.
+
+    Raises UnpicklingError for a table that names anything but what torch writes into one.
+    """
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _TableReader(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _TableReader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        of_torch = module == "torch" and isinstance(vars(torch).get(name), (torch.dtype, type(torch.Size)))
+        if not of_torch and (module, name) not in IN_A_TABLE:
+            raise pickle.UnpicklingError(f"the table of shards names {module}.{name}, which torch does not write")
+        return super().find_class(module, name)
+
+
+class _SafePlanner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
+        """Numbers of the optimiser's settings; raises UnpicklingError for what would be executed."""
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
 
 
 class ShardedPolicy:
