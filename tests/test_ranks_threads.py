@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import ScriptedEnv, ScriptedRun, endpoint, scripted_run
-from helpers import random_groups
+from helpers import random_groups, tiny_learner, tiny_model
 from test_source import source
 
 from vpd.algorithms.examples import to_examples
+from vpd.config import check_together, parse
 from vpd.errors import Abandoned, ConfigError, EnvError, RankError, StorageError, TrainingError
 from vpd.feedback.critique import Critic
 from vpd.learners.agreement import digests
+from vpd.learners.settings import TeacherSettings
 from vpd.learners.sharding import SafeReader
 from vpd.loop import StopRequest
 from vpd.ranks import OneProcess, Ranks, ThreadRanks, agree, divide, gather, largest, on_first, start_ranks, together
@@ -285,3 +288,22 @@ def test_the_table_of_shards_is_read_without_executing_it(tmp_path: Path, monkey
     with pytest.raises(pickle.UnpicklingError, match="which torch does not write"):
         SafeReader(tmp_path).read_metadata()
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"lora": {"r": 4}}, "optim": {"sharding": "fsdp2"}}, "adapters are not trained in shards"),
+        ({"optim": {"cpu_offload": True}}, "optim.cpu_offload is of weights in shards"),
+    ],
+)
+def test_settings_that_do_not_go_with_shards_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_together(parse(settings))
+
+
+@pytest.mark.parametrize(("dtype", "teacher_dtype"), [(torch.bfloat16, None), (torch.float64, "float32")])
+def test_weights_of_16_bits_or_of_two_types_are_not_sharded(dtype: torch.dtype, teacher_dtype: Any) -> None:
+    teacher = TeacherSettings(kind="frozen", dtype=teacher_dtype)
+    with pytest.raises(ConfigError, match=r"one number type of at least 32 bits; got .*float"):
+        tiny_learner(tiny_model(dtype=dtype), teacher=teacher, sharding="fsdp2")

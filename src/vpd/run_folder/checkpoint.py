@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from vpd.errors import StorageError
 from vpd.learners import Learner, weights
-from vpd.ranks import Ranks, on_first
+from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -57,7 +57,7 @@ def save(
         (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
     def fill(folder: Path) -> None:
-        learner.save(folder)
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written before the first goes on
         on_first(ranks, "end of a checkpoint", lambda: finish(folder))
 
     files.write_folder(final, fill, ranks)

@@ -13,7 +13,7 @@ from typing import Any
 from vpd.errors import StorageError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Call, Fault, Result
-from vpd.ranks import Ranks, on_first
+from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem
 from vpd.types import Completion, Example, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt, TopKLogprobs
 
@@ -42,7 +42,7 @@ def write(
         (folder / FILE).write_text(json.dumps(data, default=str))
 
     def fill(folder: Path) -> None:
-        learner.save(folder)
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written before the first goes on
         on_first(ranks, "end of a dump", lambda: finish(folder))
 
     folder = output / f"nonfinite-step-{fault.step:06d}"
