@@ -57,7 +57,7 @@ def save(
         (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
     def fill(folder: Path) -> None:
-        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written before the first goes on
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written
         on_first(ranks, "end of a checkpoint", lambda: finish(folder))
 
     files.write_folder(final, fill, ranks)

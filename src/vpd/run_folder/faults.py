@@ -42,7 +42,7 @@ def write(
         (folder / FILE).write_text(json.dumps(data, default=str))
 
     def fill(folder: Path) -> None:
-        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written before the first goes on
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written
         on_first(ranks, "end of a dump", lambda: finish(folder))
 
     folder = output / f"nonfinite-step-{fault.step:06d}"
