@@ -31,7 +31,8 @@ from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.model import lora
 from vpd.model.settings import LoraSettings, ModelSettings
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.dry_run import dry_run
 from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
 

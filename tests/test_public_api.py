@@ -54,7 +54,7 @@ NAMES = [
 
 PARAMETERS = {
     "train": "config, *, model, tokenizer, env, feedback, observers",
-    "assemble": "config, *, model, tokenizer, env, feedback, observers",
+    "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
     "evaluate": "config, options, *, model, tokenizer, env, feedback",
     "load_config": "path, overrides",
     "parse_config": "data",

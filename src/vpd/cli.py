@@ -17,8 +17,9 @@ from typing import Any
 import vpd
 from vpd.commands import Command, check, demo, eval, model, replay, report, reproduce, rollouts, train
 from vpd.commands.settings_help import settings_help
-from vpd.errors import Interrupted, VPDError
+from vpd.errors import ConfigError, Interrupted, RankError, VPDError
 from vpd.printable import LogFormatter, for_terminal
+from vpd.ranks import after_the_one_that_failed, end_process, launched, leave_for_launcher
 from vpd.report.streams import FAREWELL, keep_open
 from vpd.settings import expand_path
 
@@ -36,7 +37,14 @@ COMMANDS: tuple[Command, ...] = (train, eval, report, rollouts, check, replay, d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit code is one of EXIT_CODES."""
+    """Parse and run; the exit code is one of EXIT_CODES.  One of several processes ends here, without returning."""
+    code = _main(arguments)
+    if launched()[1] > 1:
+        end_process(code)
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.excepthook = _show_traceback
     outputs = keep_open()
@@ -47,16 +55,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
         for output in outputs:
             output.farewell = FAREWELL
-        return _run(options, rest)
+        _check_processes(options.command)
+        with after_the_one_that_failed():
+            return _run(options, rest)
+    except RankError:  # its own process shows the line
+        return 2
     except VPDError as error:
         print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
+        leave_for_launcher(for_terminal(f"vpd: error: {error}"))
         return 2
     except Interrupted as stop:
-        print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
+        if launched()[0] == 0:
+            print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
         return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
+
+
+def _check_processes(command: Command) -> None:
+    """Raise ConfigError where a launcher has started several processes of a command that runs in one."""
+    several = [one.NAME for one in COMMANDS if one in (train, eval)]
+    if launched()[1] > 1 and command.NAME not in several:
+        raise ConfigError(
+            f"vpd {command.NAME} runs in one process",
+            got=f"{launched()[1]} processes",
+            expected=f"one, or vpd {' or vpd '.join(several)}",
+            do="Run it without torchrun.",
+        )
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -80,10 +106,10 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 def _log_shown() -> Iterator[None]:
     """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
     logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(LogFormatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s" if launched()[0] == 0 else f"rank {launched()[0]}: %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if launched()[0] == 0 else logging.WARNING)
     logger.propagate = False
     try:
         yield

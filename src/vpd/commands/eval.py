@@ -32,6 +32,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
     from vpd.errors import ConfigError
     from vpd.evaluation import EvalOptions
+    from vpd.ranks import launched
     from vpd.recipes.results import check_output, write_results
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.recipes.evaluation import evaluate, show, show_answers  # loads torch
 
     result = evaluate(config, chosen)
+    if launched()[0] > 0:
+        return  # the first process shows it
     show_answers(result, options.show)
     show(result, chosen.num_samples)
     if options.output:

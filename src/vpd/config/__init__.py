@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from vpd.bundled import BUNDLED
 from vpd.config.reading import read_file, read_value
@@ -47,6 +47,7 @@ from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
 from vpd.prompts.settings import PromptSettings
+from vpd.ranks import TIMEOUT
 from vpd.rollout import RolloutSettings
 from vpd.settings import IsPath, Settings, expand_path
 
@@ -102,6 +103,9 @@ class RunSettings(Settings, section="run"):
     ] = 4
     record_top_k: Annotated[int, Ge(0), "the teacher's likeliest tokens that are kept beside each token"] = 5
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
+    rank_timeout: Annotated[
+        float, Gt(0), "seconds that one of several processes waits for the others before the run ends with an error"
+    ] = TIMEOUT
 
     def check(self) -> None:
         super().check()
@@ -217,6 +221,12 @@ def check_together(config: Config) -> None:
             f"{config.method} does not learn from retries",
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
+        )
+    if config.model.lora is not None and config.optim.sharding != "none":
+        raise ConfigError(
+            "adapters are not trained in shards",
+            got=f"model.lora and optim.sharding {config.optim.sharding}",
+            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
         )
 
 

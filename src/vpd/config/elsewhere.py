@@ -81,7 +81,8 @@ RENAMED: Mapping[str, str] = {
     "warmup_ratio": "optim.warmup_steps, a number of iterations",
 }
 
-_ONE_PROCESS = "training runs in one process"
+_LAUNCHER = "the launcher says how many processes there are: torchrun --nproc_per_node N -m vpd train ..."
+_SHARDING = "optim.sharding is the one choice: none or fsdp2"
 _EMBEDDED = "answers are sampled in the training process"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
@@ -105,16 +106,16 @@ ABSENT: Mapping[str, str] = {
     "data_seed": "run.seed fixes tasks and samples",
     "dataloader_num_workers": "tasks are drawn in the training process",
     "dataloader_drop_last": "tasks are an endless stream of epochs",
-    "ddp_find_unused_parameters": _ONE_PROCESS,
-    "deepspeed": _ONE_PROCESS,
+    "ddp_find_unused_parameters": _TRAINER,
+    "deepspeed": _SHARDING,
     "delta": "there is no second clip",
     "disable_dropout": "dropout is always off",
-    "ds3_gather_for_generation": _ONE_PROCESS,
+    "ds3_gather_for_generation": _SHARDING,
     "early_stopping_patience": _ALL_KEPT,
     "entropy_coeff": "there is no bonus for entropy",
     "fp16": "the choices are fp32 and bf16 (optim.mixed_precision, model.dtype)",
-    "fsdp": _ONE_PROCESS,
-    "fsdp_config": _ONE_PROCESS,
+    "fsdp": _SHARDING,
+    "fsdp_config": _SHARDING,
     "generation_kwargs": "temperature is the one setting of sampling, rollout.temperature",
     "gradient_accumulation_steps": "micro-batches of an iteration are summed by themselves; the batch is"
     " rollout.prompts_per_step times rollout.num_generations",
@@ -128,7 +129,7 @@ ABSENT: Mapping[str, str] = {
     "load_best_model_at_end": _ALL_KEPT,
     "load_in_4bit": _LOADING,
     "load_in_8bit": _LOADING,
-    "local_rank": _ONE_PROCESS,
+    "local_rank": _LAUNCHER,
     "log_completions": "every completion is in run.output_dir/rollouts",
     "log_level": _EVERY_STEP,
     "logging_first_step": _EVERY_STEP,
@@ -140,9 +141,9 @@ ABSENT: Mapping[str, str] = {
     "metric_for_best_model": _ALL_KEPT,
     "min_p": _NUCLEUS,
     "model_init_kwargs": _LOADING,
-    "n_gpus_per_node": _ONE_PROCESS,
+    "n_gpus_per_node": _LAUNCHER,
     "neftune_noise_alpha": _TRAINER,
-    "nnodes": _ONE_PROCESS,
+    "nnodes": _LAUNCHER,
     "num_completions_to_print": "every completion is in run.output_dir/rollouts",
     "num_iterations": "a batch is learned from once; algorithm.updates_per_batch splits it into several steps",
     "packing": "rows that begin alike share one pass by themselves (optim.share_prefixes)",
@@ -167,7 +168,7 @@ ABSENT: Mapping[str, str] = {
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",
     "use_vllm": _EMBEDDED,
 }
-_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _ONE_PROCESS, "bnb_": _LOADING}
+_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _SHARDING, "bnb_": _LOADING}
 
 
 def elsewhere(key: str) -> str | None:

@@ -3,8 +3,10 @@
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
 ``trainer.json``: step, the algorithm's and the observers' state, the size and SHA-256 of every other file, and a
-SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
-``weights_only``.
+SHA-256 of all this.  With ``optim.sharding`` weights, optimiser and teacher weights lie in ``shards/`` instead, in
+torch's form for distributed checkpoints, which any number of processes reads.
+
+No file of weights or states is executed when it is read: they are safetensors, or read with ``weights_only``.
 """
 
 import hashlib
@@ -21,7 +23,8 @@ from safetensors import SafetensorError
 
 from vpd.errors import StorageError
 from vpd.learners import Learner, weights
-from vpd.run_folder.files import FileSystem, storage_errors
+from vpd.ranks import Ranks, on_first, together
+from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 DATA, TENSORS = "trainer.json", "state.pt"
@@ -37,22 +40,28 @@ def save(
     save_tokenizer: Callable[[Path], None],
     keep: int | None,
     files: FileSystem,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write ``checkpoint-{step}``, then remove all but the newest ``keep`` (None, or below 1: keep all).
 
+    All ``ranks`` call it; ``progress`` and the tokenizer are the first one's.
     Raises StorageError, leaving earlier checkpoints untouched.
     """
     final = output_dir / f"checkpoint-{step}"
 
-    def fill(folder: Path) -> None:
-        learner.save(folder)
+    def finish(folder: Path) -> None:
         save_tokenizer(folder)
-        listed = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
         data = {"step": step, **progress, "files": listed}
         (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
-    files.write_folder(final, fill)
-    remove_old(output_dir, step, keep=keep, files=files)
+    def fill(folder: Path) -> None:
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written
+        on_first(ranks, "end of a checkpoint", lambda: finish(folder))
+
+    files.write_folder(final, fill, ranks)
+    on_first(ranks, "old checkpoints", lambda: remove_old(output_dir, step, keep=keep, files=files))
     return final
 
 

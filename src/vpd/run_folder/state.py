@@ -31,12 +31,14 @@ MAY_CHANGE = (
     "run.record_*",
     "run.output_dir",
     "run.resume",
+    "run.rank_timeout",
     "rollout.max_rows",
     "optim.micro_batch_size",
     "optim.max_tokens_per_microbatch",
     "optim.chunk_tokens",
     "optim.share_prefixes",
     "optim.gradient_checkpointing",
+    "optim.cpu_offload",
 )
 
 
