@@ -15,6 +15,7 @@ A section without keys is one that is not there.  A path, in the file too, is ta
 given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 """
 
+import copy
 import dataclasses
 import logging
 import os
@@ -147,6 +148,15 @@ def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     return parse(data)
 
 
+def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Plain data with ``--section.key value`` pairs over it, as a checked Config and as plain data.
+
+    Raises ConfigError.
+    """
+    merged = _with_pairs(copy.deepcopy(dict(data)), _pairs(overrides))
+    return parse(merged), merged
+
+
 def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
     """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
     pairs = _pairs(overrides)
@@ -219,7 +229,10 @@ def _unknown_section(name: str, where: str = "") -> ConfigError:
 
 def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The file's data with the pairs in their places."""
-    data = {} if path is None else read_file(path)
+    return _with_pairs({} if path is None else read_file(path), pairs)
+
+
+def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
