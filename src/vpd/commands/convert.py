@@ -151,7 +151,7 @@ def _convert_data(options: argparse.Namespace) -> None:
         _print(json.dumps({"form": data.form, "records": len(data.records), "columns": columns, "env": env}, indent=1))
         return
     _show_columns(data, f"{options.file}: {len(data.records)} records, {data.form}")
-    _print(f"env: {_yaml(env)}")
+    _print(f"env: {_yaml(env, 10_000)}")
 
 
 def _show_columns(data: "ConvertedData", title: str) -> None:
@@ -183,13 +183,13 @@ def _write(output: Path, text: str) -> None:
         raise StorageError(f"cannot write {output}", got=error.strerror) from error
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: Any, longest: int = 60) -> str:
     """A value on one line, as YAML spells it."""
     import yaml
 
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
     text = text.removesuffix("\n").removesuffix("\n...")
-    return text if len(text) <= 60 else f"{text[:56]} ..."
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 
 def _plain(text: str) -> str:
