@@ -22,7 +22,8 @@ from vpd.errors import ConfigError, DataError
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TINY = ["--model.name_or_path", "tiny", "--rollout.prompts_per_step", "2", "--rollout.num_generations", "2",
         "--rollout.max_completion_length", "6", "--run.max_steps", "3", "--optim.mixed_precision", "no",
-        "--run.report_to", "[]", "--prompts.max_prompt_length", "null", "--algorithm.distillation_topk", "9"]  # fmt: skip
+        "--run.report_to", "[]", "--prompts.max_prompt_length", "null",
+        "--algorithm.distillation_topk", "9"]  # fmt: skip
 #: names of the fields of TRL 1.16's classes beside those of transformers
 SDPO_FIELDS = (
     "beta epsilon epsilon_high importance_sampling_level reward_weights scale_rewards distillation_weight"
@@ -50,8 +51,8 @@ GKD_FIELDS = (
 )
 SCRIPT_FIELDS = (
     "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets test_split_size"
-    " reward_funcs reward_model_name_or_path model_name_or_path model_revision dtype attn_implementation use_peft lora_r"
-    " lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora"
+    " reward_funcs reward_model_name_or_path model_name_or_path model_revision dtype attn_implementation use_peft"
+    " lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora"
     " use_dora load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant"
 )
 FIELDS = {
@@ -181,7 +182,8 @@ def test_reward_functions_are_named_by_their_places() -> None:
 
 def test_verls_batches_clips_and_folder() -> None:
     given = {
-        "data.train_batch_size": 64, "actor_rollout_ref.actor.ppo_mini_batch_size": 16, "algorithm.adv_estimator": "grpo",
+        "data.train_batch_size": 64, "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
+        "algorithm.adv_estimator": "grpo",
         "actor_rollout_ref.actor.clip_ratio": 0.1, "actor_rollout_ref.actor.clip_ratio_high": 0.3,
         "trainer.project_name": "p", "trainer.experiment_name": "e", "trainer.total_epochs": 2,
         "actor_rollout_ref.actor.clip_ratio_c": 3.0, "trainer.val_before_train": True,
@@ -217,7 +219,10 @@ actor_rollout_ref:
     ppo_mini_batch_size: ${data.train_batch_size}
   rollout: {n: 4, val_kwargs: {n: 3}, response_length: "${oc.select:data.max_response_length,7}"}
 model: m
-data: {train_batch_size: 8, train_files: ["${oc.env:DATA}/x.parquet"], apply_chat_template_kwargs: {enable_thinking: true}}
+data:
+  train_batch_size: 8
+  train_files: ["${oc.env:DATA}/x.parquet"]
+  apply_chat_template_kwargs: {enable_thinking: true}
 algorithm: {adv_estimator: grpo}
 """
 

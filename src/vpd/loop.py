@@ -20,6 +20,7 @@ from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Fault, Journal
 from vpd.rollout import Source
+from vpd.run_folder.best import BestModel
 from vpd.types import Group, Metrics
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Loop:
     gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
+    enough, the run ends before ``max_steps``.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
     """
 
     source: Source
@@ -105,11 +107,12 @@ class Loop:
     eval_steps: int = 0
     save_steps: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    best: BestModel | None = None
     step: int = 0
     saved_step: int = -1
 
     def run(self) -> None:
-        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
         with contextlib.suppress(Abandoned):
             self._run()
 
@@ -119,9 +122,9 @@ class Loop:
             with self.stop.abandonable():
                 evaluated = self.evaluate()
             self._notify(evaluated, [])
-        if self.step < self.max_steps:
+        if not self.is_over:
             self.source.start(self.step)
-        while self.step < self.max_steps and self.stop.signal is None:
+        while not self.is_over and self.stop.signal is None:
             with self.stop.abandonable():
                 groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
@@ -133,8 +136,14 @@ class Loop:
                 metrics |= self.evaluate()
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups)
-            if self._is_due(self.save_steps):
+            improved = self.best is not None and self.best.judge(self.step, metrics)
+            if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are trained, or no better one is waited for."""
+        return self.step >= self.max_steps or (self.best is not None and self.best.is_over)
 
     def save_checkpoint(self) -> None:
         """Save, unless this step is saved already."""
@@ -161,12 +170,15 @@ class Loop:
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner."""
-        return {"algorithm": self.algorithm.state()}
+        kept = {} if self.best is None else {"best": self.best.state()}
+        return {"algorithm": self.algorithm.state(), **kept}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
         self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
+        if self.best is not None:
+            self.best.restore(progress.get("best", {}))
 
     def _dumped(
         self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
@@ -186,7 +198,7 @@ class Loop:
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
-        return bool(every) and (self.step == self.max_steps or self.step % every == 0)
+        return bool(every) and (self.is_over or self.step % every == 0)
 
     def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         for observer in self.observers:

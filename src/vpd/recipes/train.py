@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd.config import Config
+from vpd.config import Config, RunSettings
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
@@ -26,6 +26,7 @@ from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers
 from vpd.run_folder import checkpoint, faults
+from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
 from vpd.run_folder.state import Recorder, RunState
@@ -94,7 +95,8 @@ def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunSta
     start = start_point(output, past, config.run.max_steps) if config.run.resume else None
     _resume(loop, parts, start)
     recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
-    checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
+    best = -1 if loop.best is None else loop.best.step
+    checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files, best=best)
     files.write_atomically(output / "config.yaml", config.to_yaml().encode())
     trackers.config = config.as_dict()
     return loop
@@ -103,13 +105,15 @@ def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunSta
 def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
     """Train, unless only the export is missing, and export.  Raises Interrupted where a signal asked for the end."""
     try:
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             _train(loop)
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             save_and_stop(loop, recorder.folder)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
     recorder.record("exporting", loop.step)
+    if loop.best is not None:
+        _finish_best(loop, loop.best, parts, recorder.folder)
     export(parts, recorder.folder, recorder.files)
     recorder.record("done", loop.step)
 
@@ -121,6 +125,36 @@ def _train(loop: Loop) -> None:
             if isinstance(observer, contextlib.AbstractContextManager):
                 opened.enter_context(observer)
         loop.run()
+
+
+def _finish_best(loop: Loop, best: BestModel, parts: Parts, output: Path) -> None:
+    """Say which step was the best, and with ``run.load_best_model_at_end`` go back to its weights."""
+    settings = parts.config.run
+    if best.step < 0:
+        log.warning("run.metric_for_best_model %s was never measured: the last step is taken", best.metric)
+        return
+    ended = f" (the run ended at step {loop.step}: {best.since} evaluations brought nothing better)"
+    log.info("best %s: %.4g at step %d%s", best.metric, best.value, best.step, ended if best.is_over else "")
+    if settings.load_best_model_at_end and best.step != loop.step:
+        fault = checkpoint.fault_of(output, best.step)
+        if fault is not None:
+            raise StorageError(
+                f"checkpoint-{best.step} of the best step cannot be read",
+                got=fault,
+                do="Restore it, or continue with --run.load_best_model_at_end false to take the last step.",
+            )
+        checkpoint.load(output / f"checkpoint-{best.step}", parts.learner)
+
+
+def _best_model(settings: RunSettings) -> BestModel | None:
+    if settings.metric_for_best_model is None:
+        return None
+    return BestModel(
+        metric=settings.metric_for_best_model,
+        greater_is_better=settings.best_is_greatest,
+        patience=settings.early_stopping_patience,
+        threshold=settings.early_stopping_threshold,
+    )
 
 
 def make_loop(
@@ -172,6 +206,7 @@ def make_loop(
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
+        best=_best_model(settings),
     )
 
 

@@ -2,8 +2,8 @@
 
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
-``trainer.json``: step, the algorithm's and the observers' state, the size and SHA-256 of every other file, and a
-SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
+``trainer.json``: step, the algorithm's and the observers' state, the best step so far, the size and SHA-256 of every
+other file, and a SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
 ``weights_only``.
 """
 
@@ -38,7 +38,7 @@ def save(
     keep: int | None,
     files: FileSystem,
 ) -> Path:
-    """Write ``checkpoint-{step}``, then remove all but the newest ``keep`` (None, or below 1: keep all).
+    """Write ``checkpoint-{step}``, then remove all but the best and the newest ``keep`` (None, or below 1: keep all).
 
     Raises StorageError, leaving earlier checkpoints untouched.
     """
@@ -52,19 +52,20 @@ def save(
         (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
     files.write_folder(final, fill)
-    remove_old(output_dir, step, keep=keep, files=files)
+    remove_old(output_dir, step, keep=keep, files=files, best=progress.get("best", {}).get("step", -1))
     return final
 
 
-def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem) -> None:
-    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all).
+def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem, best: int = -1) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all), and step ``best``'s.
 
     A later one was passed over when the run was continued, and what vpd has not written is the user's: these count for
     nothing.  Raises StorageError.
     """
     if keep is not None and keep >= 1:
         for old in [path for path in checkpoints(output_dir) if step_of(path) <= step and written_by_vpd(path)][:-keep]:
-            files.remove(old)
+            if step_of(old) != best:
+                files.remove(old)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -94,6 +95,12 @@ def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
             return folder, faults
         faults.append(f"{folder.name}: {fault}")
     return None, faults
+
+
+def fault_of(output_dir: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step, None if nothing is."""
+    folder = output_dir / f"checkpoint-{step}"
+    return _fault(folder) if folder.is_dir() else "it is not there"
 
 
 def load(folder: Path, learner: Any) -> dict[str, Any]:
@@ -132,12 +139,13 @@ def _fault_of_data(progress: Any, name: str) -> str | None:
         return f"trainer.json is of step {progress['step']!r}"
     if TENSORS not in progress["files"]:
         return "trainer.json lists no state.pt"
-    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "files", "sha256"}
+    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "best", "files", "sha256"}
     digest = _digest({key: value for key, value in progress.items() if key != "sha256"})
     if unknown or progress.get("sha256", digest) != digest:
         return "trainer.json has changed"
     states = progress.get("observers", {})
-    if not isinstance(progress["algorithm"], dict) or not all(isinstance(states[one], dict) for one in states):
+    dicts = [progress["algorithm"], progress.get("best", {}), *(states[one] for one in states)]
+    if not all(isinstance(state, dict) for state in dicts):
         return "trainer.json holds no state of the algorithm and the observers"
     return None
 
