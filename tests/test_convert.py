@@ -52,8 +52,8 @@ GKD_FIELDS = (
 SCRIPT_FIELDS = (
     "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets test_split_size"
     " reward_funcs reward_model_name_or_path model_name_or_path model_revision dtype attn_implementation use_peft"
-    " lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora"
-    " use_dora load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant"
+    " lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type"
+    " use_rslora use_dora load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant"
 )
 FIELDS = {
     "trl-sdpo": f"{SDPO_FIELDS} {ONLINE_FIELDS}",

@@ -3,8 +3,8 @@
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
 ``trainer.json``: step, the algorithm's and the observers' state, the best step so far, the size and SHA-256 of every
-other file, and a SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
-``weights_only``.
+other file, and a SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read
+with ``weights_only``.
 """
 
 import hashlib

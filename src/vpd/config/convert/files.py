@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config.convert import Dialect, Unread, trl, verl
+from vpd.config.convert.verl_rules import SELF
 from vpd.config.reading import read_file, read_value
 from vpd.errors import ConfigError
 
@@ -54,7 +55,7 @@ def read(path: Path, dialect: str | None) -> tuple[Dialect, dict[str, Any]]:
 
 
 def _recognized(flat: Mapping[str, Any], path: Path) -> str:
-    if any(key.startswith(verl.SELF) or value == "sdpo" for key, value in flat.items()):
+    if any(key.startswith(SELF) or value == "sdpo" for key, value in flat.items()):
         return "sdpo"
     if any(key.partition(".")[0] in NESTED and "." in key for key in flat):
         return "verl"

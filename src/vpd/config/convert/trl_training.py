@@ -30,7 +30,6 @@ NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
 AVERAGES = {"grpo": "seq_mean", "dapo": "token_mean", "bnpo": "token_mean"}
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 OWN_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
-OWN_WORDS = "the wording of the teacher's prompt is this library's (section prompts)"
 MEMORY = "how much is held in memory, not what is learned"
 LOGGING = "every iteration and every completion is recorded"
 PROCESSES = "how the work is divided, not what is learned"
@@ -256,10 +255,6 @@ def _resume(value: Any, f: Foreign) -> Outcome:
         if value
         else (ignored("a new run"))
     )
-
-
-def _processes(value: Any, f: Foreign) -> Outcome:
-    return ignored(PROCESSES)
 
 
 def _thinking(value: Any, f: Foreign) -> Outcome:

@@ -33,7 +33,7 @@ from vpd.config.convert.verl_rules import (
 from vpd.config.elsewhere import ABSENT
 
 RULES: Mapping[str, Rule] = {
-    "data.train_files": rules.path("env.path"),
+    "data.train_files": rules.train_files,
     "data.val_files": rules.path("env.eval_path"),
     "data.prompt_key": rules.prompt_key,
     "data.train_batch_size": same("rollout.prompts_per_step"),

@@ -191,6 +191,11 @@ def most_tokens(value: Any, f: Foreign) -> Outcome:
     return mapped("memory, not what is learned", optim__max_tokens_per_microbatch=value)
 
 
+def train_files(value: Any, f: Foreign) -> Outcome:
+    read = path("env.path")(value, f)
+    return read if read.why or _has_reward(f) else Outcome(verdict=read.verdict, why=SCORES, settings=read.settings)
+
+
 def path(place: str) -> Rule:
     def rule(value: Any, f: Foreign) -> Outcome:
         files = [value] if isinstance(value, str) else list(value or ())
