@@ -89,6 +89,9 @@ def test_the_table_names_every_run(
     assert main(["runs", str(runs / "a"), str(runs / "deep")]) == 0
     shown = capsys.readouterr().out
     assert "grpo" in shown and "2/2" in shown and "learning_rate 0.0001" in shown
+    monkeypatch.chdir(runs)
+    assert main(["runs", "a", str(runs / "deep")]) == 0  # one relative, one absolute
+    assert str(runs / "deep" / "b") in capsys.readouterr().out
 
 
 def test_a_folder_without_runs_and_one_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,14 @@ def _show(found: "list[Overview]") -> None:
     for run in found:
         metric = [run.metric or ""] if title is None else []
         differs = run.fault or ", ".join(f"{key.partition('.')[2]} {value}" for key, value in run.differs.items())
-        cells = [str(run.folder.relative_to(shared)), run.method, _steps(run), _state(run), *metric, _value(run.last)]
+        cells = [
+            str(run.folder.relative_to(shared) if run.folder.is_relative_to(shared) else run.folder),
+            run.method,
+            _steps(run),
+            _state(run),
+            *metric,
+            _value(run.last),
+        ]
         table.add_row(*(escape(for_terminal(cell)) for cell in (*cells, _value(run.best, at_step=True), differs)))
     for column in table.columns:
         column.overflow = "fold"
