@@ -184,7 +184,7 @@ def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, _pairs(overrides))
+    data = _merged(path, read_pairs(overrides))
     run = _mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
@@ -197,13 +197,13 @@ def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config
 
     Raises ConfigError.
     """
-    merged = _with_pairs(copy.deepcopy(dict(data)), _pairs(overrides))
+    merged = _with_pairs(copy.deepcopy(dict(data)), read_pairs(overrides))
     return parse(merged), merged
 
 
 def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
     """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
-    pairs = _pairs(overrides)
+    pairs = read_pairs(overrides)
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
@@ -306,7 +306,7 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def read_pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """``--a.b value`` and ``--a.b=value`` as (key, parsed value)."""
     pairs: list[tuple[str, Any]] = []
     words = list(overrides)
