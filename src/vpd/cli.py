@@ -15,7 +15,21 @@ from types import TracebackType
 from typing import Any
 
 import vpd
-from vpd.commands import Command, check, convert, demo, doctor, eval, init, model, replay, reproduce, runs, train
+from vpd.commands import (
+    Command,
+    check,
+    completion,
+    convert,
+    demo,
+    doctor,
+    eval,
+    init,
+    model,
+    replay,
+    reproduce,
+    runs,
+    train,
+)
 from vpd.commands.settings_help import settings_help
 from vpd.errors import ConfigError, Interrupted, VPDError
 from vpd.printable import LogFormatter, for_terminal
@@ -32,7 +46,20 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-COMMANDS: tuple[Command, ...] = (init, train, eval, check, doctor, replay, runs, convert, demo, reproduce, model)
+COMMANDS: tuple[Command, ...] = (
+    init,
+    train,
+    eval,
+    check,
+    doctor,
+    replay,
+    runs,
+    convert,
+    demo,
+    reproduce,
+    model,
+    completion,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ import yaml
 
 from vpd.config import SECTIONS, Config, load_over
 from vpd.config.elsewhere import ABSENT, elsewhere
-from vpd.envs import data_files
 from vpd.errors import DataError
 
 Verdict: TypeAlias = Literal["mapped", "ignored", "impossible"]
@@ -197,6 +196,8 @@ def count_records(path: Any, *, split: str = "train") -> int | None:
     """How many records a file or folder holds; None for one that is not here or cannot be read."""
     if not isinstance(path, str) or not Path(path).expanduser().exists():
         return None
+    from vpd.envs import data_files  # which loads pyarrow
+
     try:
         return sum(1 for _ in data_files.entries(path, subset=None, split=split))
     except DataError:
