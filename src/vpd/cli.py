@@ -12,7 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import vpd
 from vpd.commands import (
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command; a part that is not ours may exit in it, which is never a success."""
     try:
-        with _log_shown():
+        with _log_shown(sys.stderr if vars(options).get("json") else sys.stdout):
             options.command.run(options, rest)
     except SystemExit as error:
         message = f"vpd: error: something in the run called exit({error.code!r}); it is not done"
@@ -104,9 +104,9 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 @contextlib.contextmanager
-def _log_shown() -> Iterator[None]:
-    """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
-    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
+def _log_shown(stream: TextIO) -> Iterator[None]:
+    """What the library logs, such as which sandbox runs programs, as plain lines; with --json stdout has that alone."""
+    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -13,7 +13,7 @@ from vpd.config import Config, RunSettings
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
-from vpd.feedback import Feedback
+from vpd.feedback import Feedback, Remote
 from vpd.learners.journal import Fault
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
@@ -68,6 +68,9 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         return output
     if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
         require_room(parts.prompter, all_train_tasks(parts.env))
+    for source in parts.feedback:
+        if config.algorithm.needs.feedback and isinstance(source, Remote):
+            source.contact()
     trackers = Trackers(config.run.report_to, output)
     prepare_folder(output)
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
