@@ -14,7 +14,7 @@ State: TypeAlias = Literal["running", "stopped", "done", "damaged"]
 #: the metric that runs are compared by where neither the reader nor the run names one, if it was measured
 METRICS = ("eval/accuracy", "eval/reward", "reward")
 #: settings that say where and for how long, and not what
-APART_FROM = ("run.output_dir", "run.resume", "run.report_to")
+NOT_COMPARED = ("run.output_dir", "run.resume", "run.report_to")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def _differing(own: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dic
     for key, value in own.items():
         part = f"{key.partition('.')[0]}.name"
         alike = [run for run in runs if key == part or run.get(part) == own.get(part)]
-        if key not in (*APART_FROM, "algorithm.name") and any(run.get(key) != value for run in alike):
+        if key not in (*NOT_COMPARED, "algorithm.name") and any(run.get(key) != value for run in alike):
             found[key] = value
     return found
 
