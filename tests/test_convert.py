@@ -373,6 +373,14 @@ def test_data_of_verl_is_read_as_it_is(workplace: Path, capsys: pytest.CaptureFi
     assert main(["convert", "train.parquet", "--run.seed", "1"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "name"), [("dataset", "sciknoweval", "science"), ("data_source", "openai/gsm8k", "math")]
+)
+def test_the_environment_follows_from_where_the_data_is_from(key: str, value: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "q", key: value}) + "\n")
+    assert convert_data(str(tmp_path / "d.jsonl")).env["name"] == name
+
+
 def test_data_without_a_task_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(DataError, match=r"in no form of TRL's or verl's data; got the columns text"):

@@ -139,7 +139,7 @@ def _columns(form: Form, record: Record) -> list[Column]:
 
 
 def _env(form: Form, record: Record) -> Mapping[str, Any]:
-    source = str(record.get("data_source", "")).lower()
+    source = " ".join(str(record.get(key, "")) for key in ("data_source", "dataset", "kind")).lower()
     name = next((env for word, env in SOURCES.items() if word in source), None)
     if name is not None:
         return {"name": name}
