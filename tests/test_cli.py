@@ -224,7 +224,6 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),
         ("train --conf x.yaml", "unexpected argument '--conf'"),
-        ("train --config a.yaml --config b.yaml", "--config is given twice"),
         ("eval --output ${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
     ],
 )

@@ -47,6 +47,7 @@ def test_it_knows_every_setting() -> None:
     train = next(command for command in completion.all_commands() if command.NAME == "train")
     words = completion.words_of(train)
     settings = parse({}).as_dict()
+    assert any(option.startswith("--dry_run.") for option in words.options)
     for section in set(SECTIONS) - {"feedback"}:
         for key in settings.get(section, {}):
             assert f"--{section}.{key}" in words.options

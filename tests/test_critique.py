@@ -18,7 +18,8 @@ from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.feedback.writers import EndpointWriter, ModelWriter
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.report.rollout_metrics import rollout_metrics
 from vpd.types import Completion, Grade, Group, Rollout, Task
 

@@ -18,8 +18,10 @@ import yaml
 
 import vpd
 from vpd import cli
+from vpd.commands import train
 from vpd.config import SECTIONS, load, load_env, parse
-from vpd.config.sections import CHOICES, PLAIN, settings_class
+from vpd.config.dry_run import load_dry_run
+from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 from vpd.engines import Engine
 from vpd.envs import Env
 from vpd.learners import Learner
@@ -103,6 +105,8 @@ def settings_of(section: str) -> set[str]:
 
 def is_setting(name: str) -> bool:
     section, _, key = name.partition(".")
+    if section in BESIDE:
+        return key in {field.name for field in dataclasses.fields(settings_class(BESIDE[section]))}
     return section in SECTIONS and key.split(".")[0] in settings_of(section)
 
 
@@ -231,6 +235,8 @@ def test_a_command_in_a_document_parses(document: str, line: str, workplace: Pat
     if document == HISTORY:
         assert not [word for word in rest if word.startswith("--") and not is_option_of_settings(word)]
     elif options.command.SETTINGS:
+        if options.command is train:
+            _, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
         if "verifiers" in rest:
             pytest.importorskip("verifiers")  # its settings ask for the package
         check_settings(options, rest)

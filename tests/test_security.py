@@ -17,7 +17,8 @@ from fakes import endpoint
 from helpers import tiny_learner, tiny_model, vpd_train
 
 from vpd.config import load
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
 
 ROOT = Path(__file__).resolve().parent.parent

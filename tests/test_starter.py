@@ -13,7 +13,7 @@ from test_env_tooluse import record as tool_record
 
 from vpd.cli import main
 from vpd.commands import init
-from vpd.config import load, read_pairs
+from vpd.config import load, pairs_of
 from vpd.config.sections import CHOICES
 from vpd.config.starter import questions, starter
 from vpd.errors import ConfigError
@@ -140,7 +140,7 @@ def test_questions_are_asked_for_what_is_not_given() -> None:
         asked.append(text)
         return next(replies)
 
-    found = dict(read_pairs(init.asked([], ask)))
+    found = dict(pairs_of(init.asked([], ask)))
     assert found == {
         "env.name": "dataset", "env.path": "train.jsonl", "env.reward": "r.py:f",
         "model.name_or_path": "Qwen/Qwen3-0.6B", "algorithm.name": "gated", "run.max_steps": 30,

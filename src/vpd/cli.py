@@ -26,12 +26,14 @@ from vpd.commands import (
     init,
     model,
     replay,
+    report,
     reproduce,
+    rollouts,
     runs,
     train,
 )
 from vpd.commands.settings_help import settings_help
-from vpd.errors import ConfigError, Interrupted, VPDError
+from vpd.errors import Interrupted, VPDError
 from vpd.printable import LogFormatter, for_terminal
 from vpd.report.streams import FAREWELL, keep_open
 from vpd.settings import expand_path
@@ -50,10 +52,12 @@ COMMANDS: tuple[Command, ...] = (
     init,
     train,
     eval,
+    report,
+    rollouts,
+    runs,
     check,
     doctor,
     replay,
-    runs,
     convert,
     demo,
     reproduce,
@@ -146,18 +150,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.sections = command.SETTINGS
         if command.SETTINGS:
-            sub.add_argument("--config", action=_Once, help="YAML file of settings; --section.key value wins over it")
+            about_config = "YAML file of settings; of several (--config A --config B) a later one wins, key by key"
+            sub.add_argument("--config", action=_Paths, help=f"{about_config}, and --section.key value over all")
         command.options(sub)
     return parser
 
 
-class _Once(argparse.Action):
-    """Takes a path, and no second one: two files are not merged."""
+class _Paths(argparse.Action):
+    """Takes a path, and further ones after it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if vars(namespace)[self.dest] is not None:
-            raise ConfigError(f"{option} is given twice", expected="one file; --section.key value changes a setting")
-        setattr(namespace, self.dest, expand_path(values, str(option)))
+        setattr(namespace, self.dest, [*(vars(namespace)[self.dest] or ()), expand_path(values, str(option))])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

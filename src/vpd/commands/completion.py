@@ -78,7 +78,7 @@ def words_of(command: Command) -> Words:
 
 def _settings(sections: Sequence[str]) -> Iterator[tuple[str, tuple[str, list[str]]]]:
     """``--section.key`` of every part that can be chosen, with its meaning and its values where there are few."""
-    from vpd.config.sections import CHOICES, PLAIN, settings_class
+    from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 
     for section in sections:
         if section == "feedback":
@@ -89,7 +89,7 @@ def _settings(sections: Sequence[str]) -> Iterator[tuple[str, tuple[str, list[st
             for place in choice.table.values():
                 yield from _keys(section, settings_class(place))
         else:
-            yield from _keys(section, settings_class(PLAIN[section]))
+            yield from _keys(section, settings_class({**PLAIN, **BESIDE}[section]))
 
 
 def _keys(section: str, kind: Any) -> Iterator[tuple[str, tuple[str, list[str]]]]:

@@ -44,11 +44,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 
 def asked(rest: list[str], ask: Callable[[str], str]) -> list[str]:
     """Settings from questions about what ``rest`` does not say; an empty answer is the default."""
-    from vpd.config import read_pairs
+    from vpd.config import pairs_of
     from vpd.config.reading import read_value
     from vpd.config.starter import questions
 
-    given, words = dict(read_pairs(rest)), []
+    given, words = dict(pairs_of(rest)), []
     for question in questions(given):
         default = "" if question.default is None else f" [{question.default}]"
         answer = ""

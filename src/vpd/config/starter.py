@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vpd.bundled import BUNDLED
-from vpd.config import SECTIONS, load_over, parse, read_pairs
+from vpd.config import SECTIONS, load_over, pairs_of, parse
 from vpd.config.reading import read_sections
 from vpd.config.sections import CHOICES, PLAIN, is_place, known_keys, settings_class
 from vpd.settings import declarations
@@ -41,7 +41,7 @@ def starter(overrides: Sequence[str] = ()) -> str:
 
     Raises ConfigError where a setting is missing or wrong.
     """
-    _, settings = load_over(_recommended(dict(read_pairs(overrides))), overrides)
+    _, settings = load_over(_recommended(dict(pairs_of(overrides))), overrides)
     text = "\n".join(_lines({section: settings[section] for section in SECTIONS if section in settings})) + "\n"
     parse(read_sections(text.encode(), "the new file"))
     return text

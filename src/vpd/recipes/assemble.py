@@ -31,7 +31,8 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
-from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "run.early_stopping_*",
     "run.load_best_model_at_end",
     "run.report_to",
+    "run.record_*",
     "run.output_dir",
     "run.resume",
     "rollout.max_rows",
