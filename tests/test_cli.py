@@ -250,6 +250,18 @@ def test_where_numbers_go_is_checked_first_and_they_are_finite(
     assert "nan" not in capsys.readouterr().out
 
 
+def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for line, key in (
+        ("eval --limit 1 --num_samples 1 --json", "student"),
+        ("check digits --tasks 2 --json", "checks"),
+    ):
+        command = [sys.executable, "-m", "vpd", *line.split()]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert key in json.loads(done.stdout)
+
+
 def test_a_full_disk_under_the_log_does_not_end_the_work(tmp_path: Path) -> None:
     code, done = f"{shlex.quote(sys.executable)} -c {shlex.quote(WITHOUT_READER)}", tmp_path / "done"
     shell = subprocess.run(["bash", "-c", f"{code} {done} > /dev/full"], capture_output=True, text=True, check=False)

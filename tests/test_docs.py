@@ -40,6 +40,7 @@ FOREIGN = {
     "transformers.generate": "transformers",
     **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
     "reward_model.ground_truth": "a column of verl's records",
+    **dict.fromkeys(("data.train_batch_size", "trainer.total_epochs"), "verl"),
     "floor.count": "benchmarks/floor.py",
 }
 #: Files that a run writes or a user has; none of them is in the repository.
@@ -47,9 +48,9 @@ NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jso
 #: What the documents call an object of these protocols.
 OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer}
 #: Commands with words that stand for something else; their first word is a command all the same.
-PATTERNS = ("vpd check NAME --env.key value", "vpd check")
+PATTERNS = ("vpd check NAME --env.key value", "vpd check", "vpd convert")
 
-COMMANDS = ("train", "eval", "report", "rollouts", "check", "demo", "reproduce", "model")
+COMMANDS = tuple(command.NAME for command in cli.COMMANDS)
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")

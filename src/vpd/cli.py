@@ -12,10 +12,26 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import vpd
-from vpd.commands import Command, check, demo, eval, model, replay, report, reproduce, rollouts, train
+from vpd.commands import (
+    Command,
+    check,
+    completion,
+    convert,
+    demo,
+    doctor,
+    eval,
+    init,
+    model,
+    replay,
+    report,
+    reproduce,
+    rollouts,
+    runs,
+    train,
+)
 from vpd.commands.settings_help import settings_help
 from vpd.errors import ConfigError, Interrupted, RankError, VPDError
 from vpd.printable import LogFormatter, for_terminal
@@ -33,7 +49,22 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-COMMANDS: tuple[Command, ...] = (train, eval, report, rollouts, check, replay, demo, reproduce, model)
+COMMANDS: tuple[Command, ...] = (
+    init,
+    train,
+    eval,
+    report,
+    rollouts,
+    runs,
+    check,
+    doctor,
+    replay,
+    convert,
+    demo,
+    reproduce,
+    model,
+    completion,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +119,7 @@ def _check_processes(command: Command) -> None:
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command; a part that is not ours may exit in it, which is never a success."""
     try:
-        with _log_shown():
+        with _log_shown(sys.stderr if vars(options).get("json") else sys.stdout):
             options.command.run(options, rest)
     except SystemExit as error:
         message = f"vpd: error: something in the run called exit({error.code!r}); it is not done"
@@ -103,9 +134,9 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 @contextlib.contextmanager
-def _log_shown() -> Iterator[None]:
-    """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
-    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
+def _log_shown(stream: TextIO) -> Iterator[None]:
+    """What the library logs, such as which sandbox runs programs, as plain lines; with --json stdout has that alone."""
+    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(message)s" if launched()[0] == 0 else f"rank {launched()[0]}: %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -23,6 +23,7 @@ from vpd.learners.journal import Fault, Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
 from vpd.ranks import OneProcess, Ranks, gather, largest, on_first
 from vpd.rollout import Source
+from vpd.run_folder.best import BestModel
 from vpd.types import Group, Metrics
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ class Loop:
     gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.  ``recording`` says how many rows of a step are recorded token by token (None:
-    none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
+    enough, the run ends before ``max_steps``.  ``recording`` says how many rows of a step are recorded token by token
+    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
 
     With several ``ranks`` each runs this loop; observers are called on the first, and a request to stop that reaches
     one rank stops all at the same place.
@@ -121,12 +123,13 @@ class Loop:
     eval_steps: int = 0
     save_steps: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    best: BestModel | None = None
     step: int = 0
     saved_step: int = -1
     ranks: Ranks = field(default_factory=OneProcess)
 
     def run(self) -> None:
-        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
         with contextlib.suppress(Abandoned):
             self._run()
 
@@ -135,9 +138,9 @@ class Loop:
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
             evaluate = self.evaluate
             self._notify(self._unless_stopped(lambda: self._evaluated(evaluate)), [])
-        if self.step < self.max_steps:
+        if not self.is_over:
             self.source.start(self.step)
-        while self.step < self.max_steps and not self._is_stopping():
+        while not self.is_over and not self._is_stopping():
             groups, metrics = self._unless_stopped(lambda: self.source.take(self.step))
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
@@ -149,7 +152,8 @@ class Loop:
                 metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups, recorder)
-            if self._is_due(self.save_steps):
+            improved = self.best is not None and self.best.judge(self.step, metrics)
+            if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
@@ -170,6 +174,11 @@ class Loop:
         if signals and self.stop.signal is None:
             self.stop.signal = signals[0]
         return bool(signals)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are trained, or no better one is waited for."""
+        return self.step >= self.max_steps or (self.best is not None and self.best.is_over)
 
     def save_checkpoint(self) -> None:
         """Save, unless this step is saved already."""
@@ -200,12 +209,15 @@ class Loop:
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner."""
-        return {"algorithm": self.algorithm.state()}
+        kept = {} if self.best is None else {"best": self.best.state()}
+        return {"algorithm": self.algorithm.state(), **kept}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
         self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
+        if self.best is not None:
+            self.best.restore(progress.get("best", {}))
 
     def _dumped(
         self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
@@ -230,7 +242,7 @@ class Loop:
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
-        return bool(every) and (self.step == self.max_steps or self.step % every == 0)
+        return bool(every) and (self.is_over or self.step % every == 0)
 
     def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         metrics |= largest(self.ranks, metrics, OF_EACH_PROCESS)

@@ -16,6 +16,7 @@ A section without keys is one that is not there.  A path, in the file too, is ta
 given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 """
 
+import copy
 import dataclasses
 import logging
 import os
@@ -90,6 +91,21 @@ class RunSettings(Settings, section="run"):
         "where the teacher retries failed attempts, retry them without the feedback too, to compare with: one more"
         " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
     ] = True
+    metric_for_best_model: Annotated[
+        str | None,
+        "metric of the evaluations (metrics.jsonl) that chooses the best step, such as eval/accuracy; its checkpoint is"
+        " written at once and kept besides save_total_limit; null: none is chosen",
+    ] = None
+    greater_is_better: Annotated[
+        bool | None, "whether the best is the largest; null: yes, but for a metric whose name ends in loss"
+    ] = None
+    load_best_model_at_end: Annotated[bool, "model/ has the weights of the best step, not of the last"] = False
+    early_stopping_patience: Annotated[
+        int | None, Ge(1), "end the run after so many evaluations in a row without a better value; null: never"
+    ] = None
+    early_stopping_threshold: Annotated[
+        float, Ge(0), "what a value must be better by, for early_stopping_patience to begin anew"
+    ] = 0.0
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
     report_to: Annotated[
@@ -116,6 +132,35 @@ class RunSettings(Settings, section="run"):
             raise ConfigError(
                 "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
             )
+        self._check_best()
+
+    def _check_best(self) -> None:
+        metric = self.metric_for_best_model
+        wanted = {
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "early_stopping_patience": self.early_stopping_patience is not None,
+            "greater_is_better": self.greater_is_better is not None,
+        }
+        if metric is None and any(wanted.values()):
+            key = next(key for key, given in wanted.items() if given)
+            raise ConfigError(
+                f"run.{key} needs a metric to compare steps by",
+                got="run.metric_for_best_model null",
+                do="Set it, for example to eval/accuracy.",
+            )
+        if metric is not None and metric.startswith("eval") and not self.eval_steps:
+            raise ConfigError(
+                f"run.metric_for_best_model {metric} is measured by evaluations, and there are none",
+                got="run.eval_steps 0",
+                expected="at least 1",
+            )
+
+    @property
+    def best_is_greatest(self) -> bool:
+        """``greater_is_better``, decided."""
+        if self.greater_is_better is None:
+            return not str(self.metric_for_best_model).endswith("loss")
+        return self.greater_is_better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +213,15 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
         data = over_recorded(data, Path(folder))
     return parse(data)
+
+
+def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Plain data with ``--section.key value`` pairs over it, as a checked Config and as plain data.
+
+    Raises ConfigError.
+    """
+    merged = _with_pairs(copy.deepcopy(dict(data)), pairs_of(overrides))
+    return parse(merged), merged
 
 
 def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -265,6 +319,11 @@ def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
 def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The files' data with the pairs in their places, without the sections that are no part of a run."""
     data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
+    return _with_pairs(data, pairs)
+
+
+def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The data with the pairs in their places."""
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):

@@ -86,7 +86,6 @@ _SHARDING = "optim.sharding is the one choice: none or fsdp2"
 _EMBEDDED = "answers are sampled in the training process"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
-_ALL_KEPT = "the last weights are exported, whatever their score"
 _NUCLEUS = "training samples from the whole distribution, so that log-probs are of what was sampled"
 _TRAINER = "its trainer's own; this library has another"
 _EVERY_STEP = "every iteration is logged"
@@ -111,7 +110,6 @@ ABSENT: Mapping[str, str] = {
     "delta": "there is no second clip",
     "disable_dropout": "dropout is always off",
     "ds3_gather_for_generation": _SHARDING,
-    "early_stopping_patience": _ALL_KEPT,
     "entropy_coeff": "there is no bonus for entropy",
     "fp16": "the choices are fp32 and bf16 (optim.mixed_precision, model.dtype)",
     "fsdp": _SHARDING,
@@ -120,13 +118,11 @@ ABSENT: Mapping[str, str] = {
     "gradient_accumulation_steps": "micro-batches of an iteration are summed by themselves; the batch is"
     " rollout.prompts_per_step times rollout.num_generations",
     "gradient_checkpointing_kwargs": "optim.gradient_checkpointing: none, selective or full",
-    "greater_is_better": _ALL_KEPT,
     "hub_model_id": _HUB,
     "hub_token": _HUB,
     "importance_sampling_level": "the ratio is each token's",
     "kl_coef": "there is no KL penalty to a reference model",
     "kl_loss_coef": "there is no KL penalty to a reference model",
-    "load_best_model_at_end": _ALL_KEPT,
     "load_in_4bit": _LOADING,
     "load_in_8bit": _LOADING,
     "local_rank": _LAUNCHER,
@@ -138,7 +134,6 @@ ABSENT: Mapping[str, str] = {
     "lora_dropout": "a policy is one distribution, so there is no dropout",
     "lr_scheduler_kwargs": "only schedules without further settings can be used",
     "mask_truncated_completions": "an answer that was cut is graded and counts",
-    "metric_for_best_model": _ALL_KEPT,
     "min_p": _NUCLEUS,
     "model_init_kwargs": _LOADING,
     "n_gpus_per_node": _LAUNCHER,
@@ -161,12 +156,28 @@ ABSENT: Mapping[str, str] = {
     "top_p": f"{_NUCLEUS} (vpd eval has --top_p)",
     "torch_compile": _TRAINER,
     "trainer": "a section of verl's; its keys are in run",
-    "trust_remote_code": "code that comes with a model is not run",
     "use_cache": _EMBEDDED,
     "use_kl_in_reward": "there is no KL penalty to a reference model",
     "use_kl_loss": "there is no KL penalty to a reference model",
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",
     "use_vllm": _EMBEDDED,
+    "entropy_coef": "there is no bonus for entropy",
+    "label_smoothing_factor": "there is no supervised training",
+    "lora_modules_to_save": "an adapter is all that is trained with model.lora",
+    "lora_target_parameters": "model.lora.target_modules names layers",
+    "max_tool_calling_iterations": "rollout.max_turns bounds the answers in one attempt, where the environment replies",
+    "model_revision": "the newest revision on the Hub is loaded; a folder (hf download --revision) has any other",
+    "multi_objective_aggregation": "rewards are summed with their weights, then scaled",
+    "off_policy_mask_threshold": "no row is left out for its distance from the sampler",
+    "optim_args": "the optimiser has the settings of the section optim alone",
+    "optim_target_modules": "the optimiser has the settings of the section optim alone",
+    "reward_model_name_or_path": "a reward is what a function returns (env.reward), and it may ask a model",
+    "router_aux_loss_coef": "there is no loss for balance among experts",
+    "shuffle_dataset": "each epoch visits the tasks in an order from run.seed",
+    "teacher_model_init_kwargs": "the teacher is loaded as the model is (model.dtype)",
+    "top_entropy_quantile": "every sampled token counts",
+    "use_dora": "an adapter is peft's plain LoRA",
+    "use_rslora": "an adapter is scaled by lora_alpha / r",
 }
 _ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _SHARDING, "bnb_": _LOADING}
 

@@ -14,7 +14,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias, runtime_checkable
 
 from vpd.prompts import FittedText
 from vpd.settings import Settings
@@ -68,6 +68,15 @@ class Feedback(Protocol):
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
         """The same groups, in order, with this source's sections added to ``Rollout.context``."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A source that asks a service, which is tried before a run begins."""
+
+    def contact(self) -> None:
+        """Ask the service once.  Raises FeedbackError."""
         ...
 
 

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd.config import Config
+from vpd.config import Config, RunSettings
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
-from vpd.feedback import Feedback
+from vpd.feedback import Feedback, Remote
 from vpd.learners.journal import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
@@ -29,6 +29,7 @@ from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers, check_installed
 from vpd.run_folder import checkpoint, faults
+from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
 from vpd.run_folder.reading import ROLLOUTS, TOKENS
@@ -80,6 +81,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     env = parts.env
     if config.algorithm.needs.feedback and isinstance(env, Finite):
         together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
+    if config.algorithm.needs.feedback:
+        on_first(ranks, "external critics", lambda: _contact(parts.feedback))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with contextlib.ExitStack() as held, StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
@@ -88,6 +91,13 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     return output
+
+
+def _contact(sources: Sequence[Feedback]) -> None:
+    """Ask every service among the sources of feedback once.  Raises FeedbackError."""
+    for source in sources:
+        if isinstance(source, Remote):
+            source.contact()
 
 
 def _look(output: Path, config: Config) -> tuple[dict[str, str], RunState | None]:
@@ -122,7 +132,8 @@ def _prepared(parts: Parts, recorder: Recorder, past: RunState | None) -> Loop:
 
     def begin() -> None:
         recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
-        checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
+        best = -1 if loop.best is None else loop.best.step
+        checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files, best=best)
         files.write_atomically(output / "config.yaml", config.to_yaml().encode())
 
     _resume(loop, parts, on_first(ranks, "where the run goes on", start))
@@ -143,13 +154,15 @@ def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
 def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
     """Train, unless only the export is missing, and export.  Raises Interrupted where a signal asked for the end."""
     try:
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             _train(loop)
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             save_and_stop(loop, recorder.folder)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
     on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))
+    if loop.best is not None:
+        _finish_best(loop, loop.best, parts, recorder.folder)
     export(parts, recorder.folder, recorder.files)
     on_first(parts.ranks, "the phase done", lambda: recorder.record("done", loop.step))
 
@@ -165,6 +178,38 @@ def _train(loop: Loop) -> None:
 
         on_first(loop.ranks, "opening observers", enter)
         loop.run()
+
+
+def _finish_best(loop: Loop, best: BestModel, parts: Parts, output: Path) -> None:
+    """Say which step was the best, and with ``run.load_best_model_at_end`` go back to its weights."""
+    settings = parts.config.run
+    if best.step < 0:
+        log.warning("run.metric_for_best_model %s was never measured: the last step is taken", best.metric)
+        return
+    ended = f" (the run ended at step {loop.step}: {best.since} evaluations brought nothing better)"
+    log.info("best %s: %.4g at step %d%s", best.metric, best.value, best.step, ended if best.is_over else "")
+    if settings.load_best_model_at_end and best.step != loop.step:
+        ranks = parts.ranks
+        fault = on_first(ranks, "the best checkpoint", lambda: checkpoint.fault_of(output, best.step))
+        if fault is not None:
+            raise StorageError(
+                f"checkpoint-{best.step} of the best step cannot be read",
+                got=fault,
+                do="Restore it, or continue with --run.load_best_model_at_end false to take the last step.",
+            )
+        folder = output / f"checkpoint-{best.step}"
+        together(ranks, "reading the best checkpoint", lambda: checkpoint.load(folder, parts.learner))
+
+
+def _best_model(settings: RunSettings) -> BestModel | None:
+    if settings.metric_for_best_model is None:
+        return None
+    return BestModel(
+        metric=settings.metric_for_best_model,
+        greater_is_better=settings.best_is_greatest,
+        patience=settings.early_stopping_patience,
+        threshold=settings.early_stopping_threshold,
+    )
 
 
 def make_loop(
@@ -219,6 +264,7 @@ def make_loop(
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
+        best=_best_model(settings),
         ranks=ranks,
     )
 

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "run.save_steps",
     "run.save_total_limit",
     "run.eval_*",
+    "run.early_stopping_*",
+    "run.load_best_model_at_end",
     "run.report_to",
     "run.record_*",
     "run.output_dir",
