@@ -44,7 +44,16 @@ FOREIGN = {
     "floor.count": "benchmarks/floor.py",
 }
 #: Files that a run writes or a user has; none of them is in the repository.
-NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jsonl", "trainer.json", "vpd_prompts.json"}
+NOT_IN_THE_REPOSITORY = {
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "alarms.jsonl",
+    "trainer.json",
+    "vpd_prompts.json",
+    "server.json",
+    "generation_config.json",
+}
 #: What the documents call an object of these protocols.
 OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer}
 #: Commands with words that stand for something else; their first word is a command all the same.

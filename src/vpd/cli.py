@@ -30,6 +30,7 @@ from vpd.commands import (
     reproduce,
     rollouts,
     runs,
+    serve,
     train,
 )
 from vpd.commands.settings_help import settings_help
@@ -53,6 +54,7 @@ COMMANDS: tuple[Command, ...] = (
     init,
     train,
     eval,
+    serve,
     report,
     rollouts,
     runs,

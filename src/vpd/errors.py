@@ -49,6 +49,10 @@ class FeedbackError(VPDError):
     """A source of feedback from outside cannot be reached or answers nonsense."""
 
 
+class EngineError(VPDError):
+    """A sampling server cannot be reached, refuses, or does not serve the weights that it was sent."""
+
+
 class ModelError(VPDError):
     """A model or tokenizer cannot be loaded, or does not fit the task (window, vocabulary)."""
 

@@ -71,9 +71,12 @@ RENAMED: Mapping[str, str] = {
     "teacher_model_name_or_path": "algorithm.teacher_model, of algorithm.name: gkd",
     "teacher_regularization": "algorithm.teacher",
     "teacher_update_rate": "algorithm.teacher_ema_rate",
+    "tensor_parallel_size": "engine.server_args, [--tensor-parallel-size=N], of engine.name: vllm",
     "torch_dtype": "model.dtype",
     "total_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
     "train_batch_size": "rollout.prompts_per_step",
+    "use_vllm": "engine.name: vllm",
+    "vllm_server_base_url": "engine.url",
     "use_peft": "model.lora: {}",
     "use_successful_as_teacher": "feedback: [sibling]",
     "num_train_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
@@ -84,6 +87,7 @@ RENAMED: Mapping[str, str] = {
 _LAUNCHER = "the launcher says how many processes there are: torchrun --nproc_per_node N -m vpd train ..."
 _SHARDING = "optim.sharding is the one choice: none or fsdp2"
 _EMBEDDED = "answers are sampled in the training process"
+_SERVER = "a vLLM server is named in engine.url, and vpd serve starts one with engine.server_args"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
 _NUCLEUS = "training samples from the whole distribution, so that log-probs are of what was sampled"
@@ -150,7 +154,6 @@ ABSENT: Mapping[str, str] = {
     "seq_kd": "there is no supervised training on a teacher's texts",
     "sync_ref_model": "there is no reference model",
     "teacher_sync_steps": "the average moves in every iteration; algorithm.teacher_ema_rate says how far",
-    "tensor_parallel_size": _EMBEDDED,
     "tf32": _TRAINER,
     "top_k": _NUCLEUS,
     "top_p": f"{_NUCLEUS} (vpd eval has --top_p)",
@@ -160,7 +163,6 @@ ABSENT: Mapping[str, str] = {
     "use_kl_in_reward": "there is no KL penalty to a reference model",
     "use_kl_loss": "there is no KL penalty to a reference model",
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",
-    "use_vllm": _EMBEDDED,
     "entropy_coef": "there is no bonus for entropy",
     "label_smoothing_factor": "there is no supervised training",
     "lora_modules_to_save": "an adapter is all that is trained with model.lora",
@@ -179,7 +181,7 @@ ABSENT: Mapping[str, str] = {
     "use_dora": "an adapter is peft's plain LoRA",
     "use_rslora": "an adapter is scaled by lora_alpha / r",
 }
-_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _SHARDING, "bnb_": _LOADING}
+_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _SERVER, "hub_": _HUB, "fsdp_": _SHARDING, "bnb_": _LOADING}
 
 
 def elsewhere(key: str) -> str | None:

@@ -61,7 +61,10 @@ SOURCES: Mapping[str, str] = {
     "self_critique": "vpd.feedback.critique:SelfCritique",
     "critic": "vpd.feedback.critique:Critic",
 }
-ENGINES: Mapping[str, str] = {"embedded": "vpd.engines.settings:EmbeddedEngineSettings"}
+ENGINES: Mapping[str, str] = {
+    "embedded": "vpd.engines.settings:EmbeddedEngineSettings",
+    "vllm": "vpd.engines.settings:VLLMSettings",
+}
 PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
     "prompts": "vpd.prompts.settings:PromptSettings",

@@ -1,9 +1,10 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from vpd.config import Config, ModelSettings, check_together
 from vpd.config.sections import Passed, announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
-from vpd.engines.settings import EngineParts
+from vpd.engines.settings import EngineParts, VLLMSettings, key_of
+from vpd.engines.vllm_client import VLLMClient
+from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs import (
     AnswerLength,
     Conversational,
@@ -38,7 +41,7 @@ from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
-from vpd.rollout import LONGEST_COMPLETION, RolloutSource
+from vpd.rollout import LONGEST_COMPLETION, RolloutSource, TopKTeacher
 from vpd.types import Task
 
 log = logging.getLogger("vpd")
@@ -103,7 +106,7 @@ def assemble(
             *(config.rollout.prompts_per_step, ranks.world),
         )
     learner = make_learner(config, model, tokenizer, ranks)
-    engine = make_engine(config, tokenizer, model, learner)
+    engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
     return Parts(
         config=config,
         env=env,
@@ -119,6 +122,7 @@ def assemble(
             settings=config.rollout,
             seed=config.run.seed,
             training_engine=make_training_engine(config, tokenizer, model, learner, engine),
+            teacher=make_remote_teacher(config, tokenizer),
             ranks=ranks,
         ),
         learner=learner,
@@ -280,9 +284,18 @@ def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None
     )
 
 
-def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
-    """The student's engine: that of a config with the learner's weights."""
-    engine = config.engine.build(_engine_parts(config, tokenizer, model))
+def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
+    """Tokens of the longest of the tasks' prompts, with an answer of full length."""
+    prompts = (len(prompter.build_student_prompt(task)) for task in tasks)
+    return max(prompts, default=0) + prompter.max_completion_length
+
+
+def make_engine(
+    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
+) -> Engine:
+    """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
+    parts = _engine_parts(config, tokenizer, model)
+    engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
 
@@ -294,9 +307,28 @@ def make_training_engine(
     needs = config.algorithm.needs
     if needs.external_model is None or needs.student_fraction == 1:
         return None
+    if isinstance(config.engine, VLLMSettings):
+        raise ConfigError(
+            "a vLLM server serves one model: the teacher's answers cannot come from the student's",
+            got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
+            do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
+        )
     teacher = config.engine.build(_engine_parts(config, tokenizer, model))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
+
+
+def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
+    """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
+    needs = config.algorithm.needs
+    if needs.remote_teacher is None or needs.top_k is None:
+        return None
+    key = needs.remote_teacher.api_key_env
+    token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
+    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
+    teacher.check(tokenizer)
+    return teacher
 
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:

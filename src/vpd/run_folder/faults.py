@@ -100,7 +100,7 @@ def _example(data: Mapping[str, Any]) -> Example:
 
 
 def _rollout(data: Mapping[str, Any]) -> Rollout:
-    task, teacher = data["task"], data["teacher_prompt"]
+    task, teacher, top_k = data["task"], data["teacher_prompt"], data.get("teacher_logprobs")
     return Rollout(
         key=SampleKey(**data["key"]),
         task=Task(id=task["id"], messages=tuple(task["messages"]), tools=tuple(task["tools"])),
@@ -110,6 +110,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: _tuple(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
+        teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: _tuple(v) for n, v in top_k.items()}),
     )
 
 
