@@ -54,7 +54,7 @@ NAMES = [
 
 PARAMETERS = {
     "train": "config, *, model, tokenizer, env, feedback, observers",
-    "assemble": "config, *, model, tokenizer, env, feedback, observers",
+    "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
     "evaluate": "config, options, *, model, tokenizer, env, feedback",
     "load_config": "path, overrides",
     "parse_config": "data",
@@ -132,6 +132,8 @@ class Mine:
         return Grade(reward=float(right), feedback=None if right else f"{len(text)} letters, which is too many.")
 """
 LIGHT = {
+    "vpd init": "from vpd.cli import main; assert main(['init', '--yes']) == 0",
+    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--env.name', 'digits']) == 0",
     "import vpd": "import vpd; vpd.Task; vpd.Grade; vpd.per_row; vpd.VPDError; vpd.check_env",
     "import vpd.config": "import vpd.config",
     "vpd --help": "from vpd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
@@ -143,6 +145,7 @@ LIGHT = {
 @pytest.mark.parametrize("what", LIGHT)
 def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(ENV)
+    (tmp_path / "trl.yaml").write_text("reward_funcs: [a.b]\ndataset_name: x.jsonl\n")
     clock = "\nimport time; print('seconds', time.process_time())"
     done = subprocess.run(
         [sys.executable, "-c", HOOK + LIGHT[what] + clock],

@@ -73,6 +73,14 @@ class StorageError(VPDError):
     """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
 
 
+class RankError(VPDError):
+    """Another process of the run has failed; its own line says why, and this one shows none."""
+
+
+class Abandoned(KeyboardInterrupt):
+    """The rollouts in progress are given up; the learner is what it was after the last step."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal (``signal``, its number) after ``step`` whole steps.
 

@@ -12,22 +12,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
+from vpd.errors import Abandoned as Abandoned
 from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Fault, Journal
+from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
+from vpd.ranks import OneProcess, Ranks, gather, largest, on_first
 from vpd.rollout import Source
+from vpd.run_folder.best import BestModel
 from vpd.types import Group, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Result = TypeVar("Result")
+OF_EACH_PROCESS = ("time/", "memory/")  # metrics of which the run's is the largest of any process
+
 
 class Observer(Protocol):
-    """Watches a run: writes metrics and rollouts, shows progress.
+    """Watches a run: writes metrics and rollouts, shows progress; of several processes it is called in the first.
 
     When a run is continued, ``restore`` gets what ``state`` gave at the checkpoint (nothing, where that is empty or the
     checkpoint has none), and then ``rewind`` is called.  An observer that keeps nothing returns an empty state and
@@ -66,8 +73,13 @@ class TokenObserver(Protocol):
         ...
 
 
-class Abandoned(KeyboardInterrupt):
-    """The rollouts in progress are given up; the learner is what it was after the last step."""
+@runtime_checkable
+class RecordObserver(Protocol):
+    """An observer that also wants the rows that were recorded token by token (``Loop.recording``)."""
+
+    def on_token_records(self, step: int, records: Sequence[TokenRecord]) -> None:
+        """Called after :meth:`Observer.on_step` of a step that trained."""
+        ...
 
 
 class StopRequest:
@@ -89,7 +101,12 @@ class Loop:
     gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
+    enough, the run ends before ``max_steps``.  ``recording`` says how many rows of a step are recorded token by token
+    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+
+    With several ``ranks`` each runs this loop; observers are called on the first, and a request to stop that reaches
+    one rank stops all at the same place.
     """
 
     source: Source
@@ -101,40 +118,67 @@ class Loop:
     evaluate: Callable[[], Metrics] | None = None
     save: Callable[["Loop"], Any] | None = None
     dump: Callable[[Fault], Path] | None = None
+    recording: Recording | None = None
     max_steps: int = 100
     eval_steps: int = 0
     save_steps: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    best: BestModel | None = None
     step: int = 0
     saved_step: int = -1
+    ranks: Ranks = field(default_factory=OneProcess)
 
     def run(self) -> None:
-        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
         with contextlib.suppress(Abandoned):
             self._run()
 
     def _run(self) -> None:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
-            with self.stop.abandonable():
-                evaluated = self.evaluate()
-            self._notify(evaluated, [])
-        if self.step < self.max_steps:
+            evaluate = self.evaluate
+            self._notify(self._unless_stopped(lambda: self._evaluated(evaluate)), [])
+        if not self.is_over:
             self.source.start(self.step)
-        while self.step < self.max_steps and self.stop.signal is None:
-            with self.stop.abandonable():
-                groups, metrics = self.source.take(self.step)
+        while not self.is_over and not self._is_stopping():
+            groups, metrics = self._unless_stopped(lambda: self.source.take(self.step))
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
-            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))))
+            recorder = self._recorder(groups)
+            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))), recorder=recorder)
             metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
-                metrics |= self.evaluate()
+                metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
-            self._notify_of_tokens(update, groups)
-            if self._is_due(self.save_steps):
+            self._notify_of_tokens(update, groups, recorder)
+            improved = self.best is not None and self.best.judge(self.step, metrics)
+            if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
+
+    def _unless_stopped(self, work: Callable[[], Result]) -> Result:
+        """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile."""
+        done: list[Result] = []
+        with contextlib.suppress(Abandoned), self.stop.abandonable():
+            result = work()
+            if self.stop.signal is None:
+                done.append(result)
+        if not all(gather(self.ranks, "after work that may be given up", bool(done))):
+            self._is_stopping()
+            raise Abandoned
+        return done[0]
+
+    def _is_stopping(self) -> bool:
+        """Whether any rank was asked to stop; all then have its signal."""
+        signals = [number for number in gather(self.ranks, "may go on", self.stop.signal) if number is not None]
+        if signals and self.stop.signal is None:
+            self.stop.signal = signals[0]
+        return bool(signals)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are trained, or no better one is waited for."""
+        return self.step >= self.max_steps or (self.best is not None and self.best.is_over)
 
     def save_checkpoint(self) -> None:
         """Save, unless this step is saved already."""
@@ -142,13 +186,15 @@ class Loop:
             self.save(self)
             self.saved_step = self.step
 
-    def train(self, groups: Sequence[Group], *, drawn: int | None = None) -> Update:
+    def train(
+        self, groups: Sequence[Group], *, drawn: int | None = None, recorder: TokenRecorder | None = None
+    ) -> Update:
         """One iteration on these rollouts, and what was measured; ``drawn`` rows were to be made (None: as many)."""
         started = time.perf_counter()
         metrics = self.rollout_metrics(groups) | {"learning_rate": self.learner.learning_rate}
         lags = [self.step - rollout.completion.version for group in groups for rollout in group.rollouts]
         metrics["rollout/staleness"] = statistics.fmean(lags)
-        journal, before = Journal(self.learner, groups), self.algorithm.state()
+        journal, before = Journal(self.learner, groups, recorder), self.algorithm.state()
         try:
             update = self.algorithm.step(groups, journal)
             self.learner.end_iteration()
@@ -156,17 +202,22 @@ class Loop:
             raise self._dumped(error, groups, before, journal) from error
         metrics |= journal.account(_count(groups) if drawn is None else drawn)
         self.step += 1
-        metrics |= update.metrics | {"time/update": time.perf_counter() - started}
+        metrics |= update.metrics | {"time/update": time.perf_counter() - started - journal.seconds_recording}
+        if recorder is not None:
+            metrics["time/record"] = journal.seconds_recording
         return dataclasses.replace(update, metrics=metrics)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner."""
-        return {"algorithm": self.algorithm.state()}
+        kept = {} if self.best is None else {"best": self.best.state()}
+        return {"algorithm": self.algorithm.state(), **kept}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
         self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
+        if self.best is not None:
+            self.best.restore(progress.get("best", {}))
 
     def _dumped(
         self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
@@ -184,18 +235,37 @@ class Loop:
         )
         return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
 
+    def _evaluated(self, evaluate: Callable[[], Metrics]) -> Metrics:
+        """What the evaluation gave, and the seconds that it took."""
+        started = time.perf_counter()
+        return evaluate() | {"time/eval": time.perf_counter() - started}
+
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
-        return bool(every) and (self.step == self.max_steps or self.step % every == 0)
+        return bool(every) and (self.is_over or self.step % every == 0)
 
     def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
-        for observer in self.observers:
-            observer.on_step(self.step, metrics, groups)
+        metrics |= largest(self.ranks, metrics, OF_EACH_PROCESS)
 
-    def _notify_of_tokens(self, update: Update, groups: Sequence[Group]) -> None:
-        for observer in self.observers:
-            if isinstance(observer, TokenObserver):
-                observer.on_token_signals(self.step, update.tokens, groups)
+        def notify() -> None:
+            for observer in self.observers:
+                observer.on_step(self.step, metrics, groups)
+
+        on_first(self.ranks, "observers", notify)
+
+    def _notify_of_tokens(self, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None) -> None:
+        def notify() -> None:
+            for observer in self.observers:
+                if isinstance(observer, TokenObserver):
+                    observer.on_token_signals(self.step, update.tokens, groups)
+                if isinstance(observer, RecordObserver) and recorder is not None:
+                    observer.on_token_records(self.step, recorder.records())
+
+        on_first(self.ranks, "observers of tokens", notify)
+
+    def _recorder(self, groups: Sequence[Group]) -> TokenRecorder | None:
+        recording = self.recording
+        return TokenRecorder(groups, recording) if recording is not None and recording.rows else None
 
 
 def _count(groups: Sequence[Group]) -> int:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from vpd.engines import Engine, MeasuredEngine
 from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
-from vpd.feedback import Feedback
+from vpd.feedback import Feedback, demonstrate_retries
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
 from vpd.ranks import OneProcess, Ranks, divide
@@ -56,6 +56,17 @@ class RolloutSettings(Settings, section="rollout"):
     max_retries_per_task: Annotated[
         int | None, Ge(1), "most retries at one task, those of its first failures; null: no bound"
     ] = None
+
+    retry_demonstrations: Annotated[
+        bool, "a retry that succeeded becomes the demonstration of its group's failed attempts that have none"
+    ] = False
+
+    def check(self) -> None:
+        super().check()
+        if self.retry_demonstrations and not self.retries:
+            raise ConfigError(
+                "rollout.retry_demonstrations needs retries to show", got="rollout.retries 0", do="Set it to 1 or more."
+            )
 
     @property
     def sampling(self) -> Sampling:
@@ -145,6 +156,8 @@ class RolloutSource:
             groups = self.add_feedback(groups)
             with_feedback = time.perf_counter()
             groups = self.add_retries(groups)
+            if self.settings.retry_demonstrations:
+                groups = self.prompter.attach(demonstrate_retries(groups))
             metrics["time/rollout"] = sampled - started
             metrics["time/feedback"] = with_feedback - sampled
             if self.settings.retries:

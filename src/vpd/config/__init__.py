@@ -1,4 +1,4 @@
-"""One file of settings, checked whole before anything is made.
+"""A file of settings, or several, checked whole before anything is made.
 
     model: {name_or_path: tiny}
     env: {name: digits}
@@ -7,7 +7,8 @@
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
-``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
+Of several files a later one wins, key by key; ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command
+line overrides them all.  Every section is a
 frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
 an error that names the nearest one, or where a setting of TRL or verl is found here (:mod:`vpd.config.elsewhere`).
 
@@ -15,6 +16,7 @@ A section without keys is one that is not there.  A path, in the file too, is ta
 given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 """
 
+import copy
 import dataclasses
 import logging
 import os
@@ -24,18 +26,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from vpd.bundled import BUNDLED
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
-from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, known_keys, named, settings_class
+from vpd.config.sections import (
+    BESIDE,
+    CHOICES,
+    PLAIN,
+    Custom,
+    Passed,
+    advice,
+    build,
+    known_keys,
+    named,
+    settings_class,
+)
 from vpd.engines.settings import check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
-from vpd.prompts import PromptSettings
+from vpd.prompts.settings import PromptSettings
+from vpd.ranks import TIMEOUT
 from vpd.rollout import RolloutSettings
 from vpd.settings import IsPath, Settings, declarations, expand_path
 
@@ -78,12 +92,37 @@ class RunSettings(Settings, section="run"):
         "where the teacher retries failed attempts, retry them without the feedback too, to compare with: one more"
         " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
     ] = True
+    metric_for_best_model: Annotated[
+        str | None,
+        "metric of the evaluations (metrics.jsonl) that chooses the best step, such as eval/accuracy; its checkpoint is"
+        " written at once and kept besides save_total_limit; null: none is chosen",
+    ] = None
+    greater_is_better: Annotated[
+        bool | None, "whether the best is the largest; null: yes, but for a metric whose name ends in loss"
+    ] = None
+    load_best_model_at_end: Annotated[bool, "model/ has the weights of the best step, not of the last"] = False
+    early_stopping_patience: Annotated[
+        int | None, Ge(1), "end the run after so many evaluations in a row without a better value; null: never"
+    ] = None
+    early_stopping_threshold: Annotated[
+        float, Ge(0), "what a value must be better by, for early_stopping_patience to begin anew"
+    ] = 0.0
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
     ] = ()
+    record_rows: Annotated[
+        int,
+        Ge(0),
+        "rows a step that are kept token by token in tokens/, with log-probs of student and teacher, for vpd report;"
+        " each costs two passes without gradient, five in a step with an E-step (metric time/record); 0: none",
+    ] = 4
+    record_top_k: Annotated[int, Ge(0), "the teacher's likeliest tokens that are kept beside each token"] = 5
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
+    rank_timeout: Annotated[
+        float, Gt(0), "seconds that one of several processes waits for the others before the run ends with an error"
+    ] = TIMEOUT
 
     def check(self) -> None:
         super().check()
@@ -94,6 +133,35 @@ class RunSettings(Settings, section="run"):
             raise ConfigError(
                 "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
             )
+        self._check_best()
+
+    def _check_best(self) -> None:
+        metric = self.metric_for_best_model
+        wanted = {
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "early_stopping_patience": self.early_stopping_patience is not None,
+            "greater_is_better": self.greater_is_better is not None,
+        }
+        if metric is None and any(wanted.values()):
+            key = next(key for key, given in wanted.items() if given)
+            raise ConfigError(
+                f"run.{key} needs a metric to compare steps by",
+                got="run.metric_for_best_model null",
+                do="Set it, for example to eval/accuracy.",
+            )
+        if metric is not None and metric.startswith("eval") and not self.eval_steps:
+            raise ConfigError(
+                f"run.metric_for_best_model {metric} is measured by evaluations, and there are none",
+                got="run.eval_steps 0",
+                expected="at least 1",
+            )
+
+    @property
+    def best_is_greatest(self) -> bool:
+        """``greater_is_better``, decided."""
+        if self.greater_is_better is None:
+            return not str(self.metric_for_best_model).endswith("loss")
+        return self.greater_is_better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,27 +202,36 @@ class Config:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
 
-def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A file and ``--section.key value`` pairs as a checked Config.
+def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Files, of which a later one wins over those before, and ``--section.key value`` pairs as a checked Config.
 
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, _pairs(overrides))
-    run = _mapping(data, "run")
+    data = _merged(path, pairs_of(overrides))
+    run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
         data = over_recorded(data, Path(folder))
     return parse(data)
 
 
-def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Plain data with ``--section.key value`` pairs over it, as a checked Config and as plain data.
+
+    Raises ConfigError.
+    """
+    merged = _with_pairs(copy.deepcopy(dict(data)), pairs_of(overrides))
+    return parse(merged), merged
+
+
+def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Any:
     """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
-    pairs = _pairs(overrides)
+    pairs = pairs_of(overrides)
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", _mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(_merged(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -162,7 +239,7 @@ def parse(data: Mapping[str, Any]) -> Config:
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
-    given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
+    given = {section: mapping(data, section) for section in SECTIONS if section != "feedback"}
     for_base: dict[str, Any] = {}
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
@@ -221,9 +298,15 @@ def check_together(config: Config) -> None:
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
+    if config.model.lora is not None and config.optim.sharding != "none":
+        raise ConfigError(
+            "adapters are not trained in shards",
+            got=f"model.lora and optim.sharding {config.optim.sharding}",
+            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
+        )
 
 
-def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     value = data.get(section)
     if value is None:
         return {}
@@ -239,9 +322,30 @@ def _unknown_section(name: str, where: str = "") -> ConfigError:
     return ConfigError(f"unknown section {name!r}{where}", do=advice(name, SECTIONS))
 
 
-def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The file's data with the pairs in their places."""
-    data = {} if path is None else read_file(path)
+def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
+    """The sections of the files, key by key: a later file wins, and what it does not say stays as it was."""
+    paths = [] if path is None else [path] if isinstance(path, str) else path
+    data: dict[str, Any] = {}
+    for one in paths:
+        for section, above in read_file(one).items():
+            below = data.get(section)
+            if isinstance(above, dict) and isinstance(below, dict):
+                if section in CHOICES and "name" in above:
+                    below = _of_another(section, below, above["name"])
+                data[section] = {**below, **above}
+            elif above is not None or section not in data:
+                data[section] = above
+    return data
+
+
+def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The files' data with the pairs in their places, without the sections that are no part of a run."""
+    data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
+    return _with_pairs(data, pairs)
+
+
+def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The data with the pairs in their places."""
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
@@ -271,7 +375,7 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def pairs_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """``--a.b value`` and ``--a.b=value`` as (key, parsed value)."""
     pairs: list[tuple[str, Any]] = []
     words = list(overrides)

@@ -67,11 +67,13 @@ ENGINES: Mapping[str, str] = {
 }
 PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
-    "prompts": "vpd.prompts:PromptSettings",
+    "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
     "run": "vpd.config:RunSettings",
 }
+#: Sections that a file may hold beside a run's settings, and that are no part of them.
+BESIDE: Mapping[str, str] = {"dry_run": "vpd.estimate.settings:DryRunSettings"}
 
 
 @dataclass(frozen=True, slots=True)

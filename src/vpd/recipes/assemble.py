@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +36,15 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
-from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings, saved_settings
+from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource, TopKTeacher
 from vpd.types import Task
+
+log = logging.getLogger("vpd")
 
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
@@ -62,6 +68,7 @@ class Parts:
     algorithm: Algorithm
     observers: tuple[Observer, ...] = ()
     given: tuple[str, ...] = ()
+    ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     @property
     def fixed_length(self) -> bool:
@@ -77,16 +84,72 @@ def assemble(
     env: Env | None = None,
     feedback: Sequence[Feedback] | None = None,
     observers: Sequence[Observer] = (),
+    ranks: Ranks | None = None,
 ) -> Parts:
     """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit.
 
     An object takes the place of its section: ``model`` (a causal language model of transformers, together with its
     ``tokenizer``), ``env``, ``feedback`` (functions ``(groups, writer) -> groups``).  ``observers`` watch the run
-    besides those that ``train`` adds.
+    besides those that ``train`` adds.  ``ranks`` are the processes of the run (None: those that the launcher of this
+    one has started), which all call this.
     """
     passed = {name: part for name, part in (("model", model), ("env", env), ("feedback", feedback)) if part is not None}
     config = with_passed(config, passed)
     check_together(config)
+    ranks = ranks or start_ranks(config.run.rank_timeout)
+    loaded = together(ranks, "loading", lambda: _loaded(config, model, tokenizer, env, feedback))
+    config, model, tokenizer, env = loaded.config, loaded.model, loaded.tokenizer, loaded.env
+    agree(ranks, "settings and tasks", lambda: _digests(config, loaded.tasks))
+    if config.rollout.prompts_per_step < ranks.world:
+        log.warning(
+            "rollout.prompts_per_step %d is less than the %d processes: the others wait while answers are made",
+            *(config.rollout.prompts_per_step, ranks.world),
+        )
+    learner = make_learner(config, model, tokenizer, ranks)
+    engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    return Parts(
+        config=config,
+        env=env,
+        feedback=loaded.feedback,
+        tokenizer=tokenizer,
+        prompter=loaded.prompter,
+        engine=engine,
+        source=RolloutSource(
+            env=env,
+            engine=engine,
+            prompter=loaded.prompter,
+            feedback=loaded.feedback,
+            settings=config.rollout,
+            seed=config.run.seed,
+            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
+            teacher=make_remote_teacher(config, tokenizer),
+            ranks=ranks,
+        ),
+        learner=learner,
+        algorithm=config.algorithm.build(loaded.prompter),
+        observers=tuple(observers),
+        given=tuple(passed),
+        ranks=ranks,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What each process loads and checks by itself."""
+
+    config: Config
+    env: Env
+    feedback: tuple[Feedback, ...]
+    model: Any
+    tokenizer: Any
+    prompter: Prompter
+    tasks: list[Task]
+
+
+def _loaded(
+    config: Config, model: Any, tokenizer: Any, env: Env | None, feedback: Sequence[Feedback] | None
+) -> _Loaded:
+    """Environment, sources, model and prompter, loaded and checked with the tasks that are known."""
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
@@ -104,30 +167,16 @@ def assemble(
     )
     if replies:
         check_round_trip(prompter, tasks)
-    learner = make_learner(config, model, tokenizer)
-    engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(prompter, tasks))
-    return Parts(
-        config=config,
-        env=env,
-        feedback=sources,
-        tokenizer=tokenizer,
-        prompter=prompter,
-        engine=engine,
-        source=RolloutSource(
-            env=env,
-            engine=engine,
-            prompter=prompter,
-            feedback=sources,
-            settings=config.rollout,
-            seed=config.run.seed,
-            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
-            teacher=make_remote_teacher(config, tokenizer),
-        ),
-        learner=learner,
-        algorithm=config.algorithm.build(prompter),
-        observers=tuple(observers),
-        given=tuple(passed),
+    return _Loaded(
+        config=config, env=env, feedback=sources, model=model, tokenizer=tokenizer, prompter=prompter, tasks=tasks
     )
+
+
+def _digests(config: Config, tasks: Sequence[Task]) -> Digests:
+    """Digests of each section of the settings, and of the messages of each task."""
+    found = [(f"the section {name}", repr(section)) for name, section in config.as_dict().items()]
+    found += [(f"the task {number} ({task.id})", repr(task.messages)) for number, task in enumerate(tasks)]
+    return [(name, hashlib.blake2b(text.encode(errors="replace")).digest()) for name, text in found]
 
 
 def with_passed(config: Config, passed: dict[str, Any]) -> Config:
@@ -216,14 +265,14 @@ def window_of(model: Any) -> int | None:
     return longest_input(model)
 
 
-def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearner:
+def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None) -> AccelerateLearner:
     """The learner of what the algorithm needs."""
     needs = config.algorithm.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
     external = None if needs.external_model is None else load_external(needs.external_model, config.model, tokenizer)
-    learner = AccelerateLearner(
+    return AccelerateLearner(
         model,
         config.optim,
         temperature=config.rollout.temperature,
@@ -231,10 +280,8 @@ def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearne
         external=external,
         keep_initial=needs.initial_copy,
         total_iterations=config.run.max_steps,
+        ranks=ranks,
     )
-    if learner.accelerator.num_processes > 1:
-        raise ConfigError("vpd train runs in one process for now", got=f"{learner.accelerator.num_processes} processes")
-    return learner
 
 
 def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:

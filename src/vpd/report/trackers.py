@@ -17,14 +17,19 @@ from vpd.types import Group, Metrics
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker whose package is missing."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise ConfigError(f"run.report_to: {name} is not installed", do=f"pip install {PACKAGES[name]}")
+
+
 class Trackers:
     """An observer; use as a context manager.  Raises ConfigError for a tracker whose package is missing."""
 
     def __init__(self, names: Sequence[str], output: Path):
-        available = [str(tracker) for tracker in get_available_trackers()]
-        for name in names:
-            if name not in available:
-                raise ConfigError(f"run.report_to: {name} is not installed", do=f"pip install {PACKAGES[name]}")
+        check_installed(names)
         self._names = list(names)
         self._output = output
         self._accelerator: Any = None
@@ -38,7 +43,8 @@ class Trackers:
 
     def __exit__(self, *exception: Any) -> None:
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # end_training would also end the processes' connection
+                tracker.finish()
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         if self._accelerator is not None:

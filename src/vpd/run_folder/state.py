@@ -27,9 +27,13 @@ MAY_CHANGE = (
     "run.save_steps",
     "run.save_total_limit",
     "run.eval_*",
+    "run.early_stopping_*",
+    "run.load_best_model_at_end",
     "run.report_to",
+    "run.record_*",
     "run.output_dir",
     "run.resume",
+    "run.rank_timeout",
     "rollout.max_rows",
     "engine.url",
     "engine.sync_dir",
@@ -43,6 +47,7 @@ MAY_CHANGE = (
     "optim.chunk_tokens",
     "optim.share_prefixes",
     "optim.gradient_checkpointing",
+    "optim.cpu_offload",
 )
 
 
