@@ -29,7 +29,8 @@ from annotated_types import Ge
 from vpd.bundled import BUNDLED
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
-from vpd.config.sections import CHOICES, PLAIN, Custom, Passed, advice, build, known_keys, named, settings_class
+from vpd.config.passed import Passed
+from vpd.config.sections import CHOICES, PLAIN, Custom, advice, build, known_keys, named, settings_class
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -115,8 +116,9 @@ class Config:
 
     @property
     def method(self) -> str:
-        """The name of the algorithm, or the place of the user's own."""
-        return str(_plain_section(self.algorithm)["name"])
+        """The name of the algorithm, or the place or class of the user's own."""
+        section = _plain_section(self.algorithm)
+        return str(section.get("name") or section["object"])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""
@@ -158,6 +160,13 @@ def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
 
 def parse(data: Mapping[str, Any]) -> Config:
     """Plain data as a checked Config.  Raises ConfigError."""
+    config = parse_sections(data)
+    check_together(config)
+    return config
+
+
+def parse_sections(data: Mapping[str, Any]) -> Config:
+    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError."""
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
@@ -171,9 +180,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
     feedback = _feedback(data.get("feedback", ["environment"]))
-    config = Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
-    check_together(config)
-    return config
+    return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
 
 
 def check_together(config: Config) -> None:
@@ -223,13 +230,13 @@ def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
-            data[section] = _of_another(section, data[section], chosen[-1])
+            data[section] = of_another(section, data[section], chosen[-1])
     for key, value in pairs:
         _assign(data, key, value)
     return data
 
 
-def _of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
+def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
     """A file's settings of one part, for another that was named instead: what both have stays, the rest is logged."""
     old = settings.get("name", CHOICES[section].default)
     known = known_keys(section, name)
@@ -316,6 +323,8 @@ def _feedback(entries: Any) -> tuple[Any, ...]:
 
 
 def _plain_section(value: Any) -> dict[str, Any]:
+    if isinstance(value, Passed):
+        return {"object": value.object}
     return {"name": value.name, **value.options} if isinstance(value, Custom) else dataclasses.asdict(value)
 
 
