@@ -27,9 +27,9 @@ import yaml
 from annotated_types import Ge
 
 from vpd.bundled import BUNDLED
+from vpd.config.passed import Passed
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
-from vpd.config.passed import Passed
 from vpd.config.sections import CHOICES, PLAIN, Custom, advice, build, known_keys, named, settings_class
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
@@ -83,6 +83,9 @@ class RunSettings(Settings, section="run"):
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
     ] = ()
+    log_completions: Annotated[
+        bool, "with report_to: also send a table of 8 attempts a step, with feedback and teacher's prompt"
+    ] = False
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
 
     def check(self) -> None:

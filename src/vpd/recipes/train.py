@@ -67,7 +67,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         return output
     if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
         require_room(parts.prompter, all_train_tasks(parts.env))
-    trackers = Trackers(config.run.report_to, output)
+    trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
     prepare_folder(output)
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with locked(output), StopSignals() as stop:

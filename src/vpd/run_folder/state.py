@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "run.save_total_limit",
     "run.eval_*",
     "run.report_to",
+    "run.log_completions",
     "run.output_dir",
     "run.resume",
     "rollout.max_rows",
