@@ -18,6 +18,7 @@ SAME_FLOOR = {
     ("rollout", "feedback"),
     ("model", "policy"),
     ("report", "monitor"),
+    ("report", "run_folder"),
     ("monitor", "run_folder"),
     ("envs", "sandbox"),
     ("model", "losses"),

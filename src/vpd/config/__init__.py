@@ -18,6 +18,7 @@ given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("vpd")
 
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 
@@ -86,6 +89,9 @@ class RunSettings(Settings, section="run"):
     log_completions: Annotated[
         bool, "with report_to: also send a table of 8 attempts a step, with feedback and teacher's prompt"
     ] = False
+    push_to_hub: Annotated[bool, "upload model/ with its card to the Hub when the run is done"] = False
+    hub_model_id: Annotated[str | None, "where push_to_hub uploads to: owner/name"] = None
+    hub_private_repo: Annotated[bool, "a repository that push_to_hub makes is private"] = True
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
 
     def check(self) -> None:
@@ -96,6 +102,10 @@ class RunSettings(Settings, section="run"):
         if longest > LONGEST_NAME:
             raise ConfigError(
                 "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
+            )
+        if self.push_to_hub and not HUB_ID.fullmatch(self.hub_model_id or ""):
+            raise ConfigError(
+                "run.push_to_hub needs a place", got=f"run.hub_model_id {self.hub_model_id}", expected="owner/name"
             )
 
 

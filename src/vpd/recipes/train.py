@@ -20,6 +20,7 @@ from vpd.monitor import Monitor
 from vpd.prompts import save_settings
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
+from vpd.recipes.export import check_hub, push_run, write_card
 from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
 from vpd.report.console import ConsoleProgress
@@ -28,6 +29,7 @@ from vpd.report.trackers import Trackers
 from vpd.run_folder import checkpoint, faults
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
+from vpd.run_folder.reading import read_run
 from vpd.run_folder.state import Recorder, RunState
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
@@ -68,6 +70,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
         require_room(parts.prompter, all_train_tasks(parts.env))
     trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
+    if config.run.push_to_hub:
+        check_hub()
     prepare_folder(output)
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with locked(output), StopSignals() as stop:
@@ -80,6 +84,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         loop.stop = stop
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
+    if config.run.push_to_hub:
+        push_run(output, str(config.run.hub_model_id), private=config.run.hub_private_repo)
     return output
 
 
@@ -206,6 +212,7 @@ def export(parts: Parts, output: Path, files: FileSystem) -> None:
         parts.learner.export(folder)
         for part in folder.iterdir():
             save_tokenizer(parts, part)
+            write_card(part, read_run(output))
 
     files.write_folders(output, fill)
 

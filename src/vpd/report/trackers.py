@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -80,9 +81,9 @@ class Trackers:
         rows = [] if self._tokenizer is None or not self._started else completion_rows(step, groups, self._tokenizer)
         for name, tracker in self._started.items():
             values = {re.sub("@", "_at_", key): v for key, v in finite.items()} if name == "mlflow" else finite
-            self._guarded(name, lambda log=tracker.log, values=values: log(values, step=step))
+            self._guarded(name, partial(tracker.log, values, step=step))
             if rows:
-                self._guarded(name, lambda name=name, tracker=tracker: TABLES[name](tracker, step, rows))
+                self._guarded(name, partial(TABLES[name], tracker, step, rows))
 
     def rewind(self, step: int) -> None:
         """Nothing: what was sent stays sent, and a continued run sends the steps after ``step`` again."""

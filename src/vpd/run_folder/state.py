@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "run.eval_*",
     "run.report_to",
     "run.log_completions",
+    "run.push_to_hub",
+    "run.hub_*",
     "run.output_dir",
     "run.resume",
     "rollout.max_rows",
