@@ -44,7 +44,7 @@ FOREIGN = {
 #: Files that a run writes or a user has; none of them is in the repository.
 NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jsonl", "trainer.json", "vpd_prompts.json"}
 #: What the documents call an object of these protocols.
-OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer}
+OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
 #: Commands with words that stand for something else; their first word is a command all the same.
 PATTERNS = ("vpd check NAME --env.key value", "vpd check")
 

@@ -1,11 +1,14 @@
 """The notebooks run from front to end, without a warning, and end with what they promise."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import vpd
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -15,7 +18,7 @@ def executed(name: str, folder: Path) -> list[Any]:
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     assert not [cell for cell in notebook.cells if cell.get("outputs")], "commit notebooks without outputs"
     client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute()
+    client.execute(env={**os.environ, "PYTHONPATH": str(Path(vpd.__file__).parent.parent)})
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     warned = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not [text for text in warned if "TqdmWarning" not in text]  # without ipywidgets

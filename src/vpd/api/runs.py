@@ -40,6 +40,8 @@ class Run(os.PathLike[str]):
     vpd.errors.StorageError: nowhere holds no run; got no such folder; expected the output_dir of vpd train
     """
 
+    folder: Path
+
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         read_run(self.folder)
