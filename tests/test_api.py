@@ -460,3 +460,11 @@ def test_no_run_and_no_model_are_one_line(folder: Path) -> None:
         vpd.Run("nowhere")
     with pytest.raises(vpd.StorageError, match="has no model; got a run in phase training"):
         write_run(folder / "run", [{"step": 1}]).model()
+
+
+def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder: Path) -> None:
+    run = small_run(TASKS, grade)
+    assert run.report() == Path("out/report.html") and run.report(folder / "mine.html") == folder / "mine.html"
+    assert (
+        "apply rule A" not in (folder / "mine.html").read_text()[:200] and (folder / "mine.html").stat().st_size > 1e5
+    )

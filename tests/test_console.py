@@ -21,7 +21,11 @@ def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert lines[0] == ["0", "before", "training:", "student", "0.250,", "teacher", "0.500"]
     columns = ["step", "reward", "context", "E", "rows", "E", "acc", "M", "rows", "diverg."]
-    assert lines[1:] == [
+    header = next(place for place, line in enumerate(lines) if line[0] == "step")
+    legend = " ".join(word for line in lines[1:header] for word in line)
+    assert legend.startswith("reward: mean reward; context: answers with feedback for the teacher; E rows:")
+    assert "policy" not in legend and legend.endswith("control: the same again without")
+    assert lines[header:] == [
         [*columns, "student", "teacher", "control"],
         ["1", "1.000", "1", "0", "-", "4", "inf", "-", "-", "-"],
         ["2", "0.000", "1", "0", "-", "4", "-", "-", "-", "-"],
@@ -37,3 +41,14 @@ def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress:
         progress.on_step(1, {"reward": 0.5}, [])
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_column_writes_all_its_numbers_alike() -> None:
+    out = io.StringIO()
+    progress = ConsoleProgress(2, console=Console(file=out, width=200))
+    for step, length in ((1, 6.0), (2, 5.75)):
+        progress.on_step(
+            step, {"reward": 0.0, "completions/mean_length": length, "m_step/rows": 128.0}, random_groups(0)
+        )
+    rows = [line.split() for line in out.getvalue().splitlines() if line.split()[0] in ("1", "2")]
+    assert [row[1:3] for row in rows] == [["0.000", "6.0"], ["0.000", "5.8"]] and "128" in rows[0]

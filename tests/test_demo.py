@@ -11,6 +11,7 @@ from vpd.lab import demo
 from vpd.lab.demo import verdict
 from vpd.lab.reproduce.methods import load_rates
 from vpd.report.curves import Curve, draw_curves, spread
+from vpd.run_folder.reading import find_runs, read_run
 
 
 def test_demo_writes_results_and_a_picture_and_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -21,9 +22,17 @@ def test_demo_writes_results_and_a_picture_and_is_quiet(tmp_path: Path, capfd: p
     for role in ("teacher", "control"):
         assert results["methods"]["grpo"][role] == [] and len(results["methods"]["gated"][role]) == 4
     assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
+    assert 2_000_000 < (tmp_path / "demo" / "report.html").stat().st_size < 4_000_000
+    runs = [read_run(folder) for folder in find_runs(tmp_path / "demo" / "runs")]
+    assert [run.folder.name for run in runs] == ["gated-0", "grpo-0", "sdpo-0", "vpd-0"]
+    assert all(run.phase == "done" and run.last("reward") == run.last("reward") for run in runs)
     captured = capfd.readouterr()
     text = " ".join(captured.out.split())
-    assert "the feedback is wrong : rule" in text and "evidence-gated VPD student" in text
+    assert (
+        "Look at the runs in a browser:" in text
+        and "the feedback is wrong : rule" in text
+        and "evidence-gated VPD student" in text
+    )
     assert "No method has learned the task yet" in text
     assert captured.err == ""  # no warning of any library, from any process
 

@@ -48,7 +48,7 @@ OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "sc
 #: Commands with words that stand for something else; their first word is a command all the same.
 PATTERNS = ("vpd check NAME --env.key value", "vpd check")
 
-COMMANDS = ("train", "eval", "check", "export", "demo", "reproduce", "model")
+COMMANDS = ("train", "eval", "report", "rollouts", "export", "check", "demo", "reproduce", "model")
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -8,7 +8,7 @@ from fakes import Comment, RecordingEngine, ScriptedChat, ScriptedEnv, asking, e
 
 from vpd.evaluation import Evaluation
 from vpd.monitor import Monitor
-from vpd.recipes.evaluation import show
+from vpd.recipes.evaluation import show, show_answers, verdict
 from vpd.types import Grade, Rollout, SampleKey, Task
 
 REWARDS = {"right": 1.0, "half": 0.5, "wrong": 0.0, "bad": 0.0, "poor": 0.25}
@@ -263,6 +263,28 @@ def test_how_often_the_alarm_is_raised_and_falsely() -> None:
 def shown(capsys: pytest.CaptureFixture[str], result: Evaluation) -> str:
     show(result, 3)
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_answers_are_shown_failures_first_with_their_retries(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"samples": 1, "threshold": 0.6, "feedback": [Comment(objection)]}
+    result = evaluate_with(ScriptedEnv(judge), RecordingEngine(in_turn(WITH_CONTROL | TEACHER)), **options)
+    show_answers(result, 2)
+    text = capsys.readouterr().out
+    failed, control = result.groups, {retry.key.task: retry for retry in result.control_retries}
+    first = next(group.rollouts[0] for group in failed if not group.rollouts[0].success)
+    assert text.count("\nanswer ") + text.startswith("answer ") == 2 and "[wrong, reward " in text
+    assert f"answer     [wrong, reward {first.grade.reward:g}] {first.completion.text}" in text
+    retried = control[first.key.task]
+    assert f"control    [{'right' if retried.success else 'wrong'}, reward {retried.grade.reward:g}]" in text
+    assert "teacher    [" in text
+    show_answers(result, 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_gain_gets_a_verdict() -> None:
+    assert "there is something to distil" in verdict(0.3, 0.1)
+    assert "nothing to distil yet, or too few tasks" in verdict(0.0, 0.05) and "+0.100" in verdict(0.0, 0.05)
+    assert "makes answers worse" in verdict(-0.3, 0.1) and "One task" in verdict(0.3, math.nan)
 
 
 def test_the_table_names_teacher_control_and_gain(capsys: pytest.CaptureFixture[str]) -> None:

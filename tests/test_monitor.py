@@ -89,6 +89,19 @@ def test_a_method_that_has_no_teacher_is_not_told_about_it() -> None:
     assert told == []
 
 
+def test_what_is_measured_now_and_then_is_not_quiet_in_between() -> None:
+    """A teacher that is no better in one evaluation after the other: one alarm, and after ten good ones another."""
+    bad, good = RETRIES | {"eval_teacher/gain": 0.0}, RETRIES | {"eval_teacher/gain": 0.5}
+    monitor = Monitor(lambda alarm: None)
+    evaluations = [bad] * 3 + [good] * 10 + [bad] * 2
+    for step in range(20 * len(evaluations)):
+        measured = evaluations[step // 20] if step % 20 == 0 else {}
+        monitor.on_step(step, CALM | measured, [])
+    assert [(alarm.rule, alarm.step) for alarm in monitor.alarms] == [
+        ("teacher_no_better", 0), ("teacher_no_better", 20 * 13)
+    ]  # fmt: skip
+
+
 def test_a_rule_fires_again_after_a_quiet_while(tmp_path: Path) -> None:
     monitor = Monitor(lambda alarm: None, folder=tmp_path)
     bad = CALM | {"e_step/saturation": 0.9}

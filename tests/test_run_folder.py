@@ -58,6 +58,7 @@ class Left:
     metrics: list[dict[str, float]]
     alarms: list[Any]
     rollouts: dict[str, Any]
+    tokens: dict[str, Any]
     weights: dict[str, list[Any]]
     names: list[str]
     phase: tuple[str, int]
@@ -71,6 +72,7 @@ def left_by(folder: Path) -> Left:
         metrics=metrics_of(folder),
         alarms=[json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()],
         rollouts={p.name: pq.read_table(p).to_pylist() for p in sorted((folder / "rollouts").iterdir())},
+        tokens={p.name: pq.read_table(p).to_pylist() for p in sorted((folder / "tokens").iterdir())},
         weights={name: tensor.tolist() for name, tensor in weights.items()},
         names=sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
         phase=(state.phase, state.step),
@@ -150,7 +152,7 @@ def operations(folder: Path) -> list[str]:
     return files.done
 
 
-COUNT = 36  # operations of the run of ``small``, checked below
+COUNT = 44  # operations of the run of ``small``, checked below
 
 
 def test_the_uninterrupted_run_is_as_expected(whole: Left, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def killed_and_continued(folder: Path, at: int) -> list[str]:
     return files.done
 
 
-SOME = [3, 5, 12, 13, 16, 20, 25, 27, 31, 33, 35]
+SOME = [3, 5, 9, 14, 17, 20, 24, 26, 33, 35, 39, 41, 43]
 
 
 @pytest.mark.parametrize(
@@ -228,13 +230,16 @@ def test_rewind_keeps_whole_lines_up_to_a_step_and_nothing_of_others(
     bad = b'null\n5\n{"a": 1}\n\xff\xfe\n' + b"[" * 100_000 + b"\n"
     path.write_bytes(bad + good + b'{"step": 3}\n{"step": 4')
     (tmp_path / "rollouts").mkdir()
+    (tmp_path / "tokens").mkdir()
     names = ["step-000002.parquet", "step-000003.parquet", "step-latest.parquet", "step-000003-mine.parquet"]
     for name in names:
         (tmp_path / "rollouts" / name).touch()
+        (tmp_path / "tokens" / name).touch()
     RunFolder(tmp_path, None).rewind(2)
     assert path.read_bytes() == good and "dropped 5 lines" in caplog.text
     names.remove("step-000003.parquet")
-    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == sorted(names)
+    for folder in ("rollouts", "tokens"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted(names)
     RunFolder(tmp_path, None).rewind(2)
     assert path.read_bytes() == good
 
@@ -344,7 +349,7 @@ def test_killed_before_the_first_checkpoint_step_0_is_there_once(tmp_path: Path)
     """D4."""
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_parts(assemble(small(run)), files=Interrupted(number(11)))
+        run_parts(assemble(small(run)), files=Interrupted(number(13)))
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()[:2]] == [0, 1]
     train(small(run, resume=True))
     assert [line["step"] for line in metrics_of(run)] == [0, 1, 2, 3, 4]
@@ -386,7 +391,9 @@ def test_a_run_with_the_defaults_can_be_continued(tmp_path: Path) -> None:
     assert metrics_of(tmp_path / "run")[:4] == first and len(metrics_of(tmp_path / "run")) == 5
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model", "adapter", "rollouts", "metrics.jsonl", "alarms.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "model", "adapter", "rollouts", "tokens", "metrics.jsonl", "alarms.jsonl"]
+)
 @pytest.mark.parametrize("resume", ["false", "true"])
 def test_a_new_run_does_not_replace_what_a_user_put_there(
     name: str, resume: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,11 @@ def test_wandb_offline(offline: Path) -> None:
     data = json.loads(table.read_text())
     assert data["columns"][:4] == ["step", "task", "prompt", "completion"] and len(data["data"]) == 8
     assert r"\x1b[31m" in data["data"][0][2] and "\x1b" not in table.read_text()
-    assert b"eval/avg@4" in next(run.glob("*.wandb")).read_bytes()
+    [log] = run.glob("*.wandb")
+    ends = time.monotonic() + 30
+    while b"eval/avg@4" not in log.read_bytes() and time.monotonic() < ends:  # another process writes it
+        time.sleep(0.1)
+    assert b"eval/avg@4" in log.read_bytes()
 
 
 def test_mlflow_in_a_local_file_store(offline: Path) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import vpd
-from vpd.commands import Command, check, demo, eval, export, model, replay, reproduce, train
+from vpd.commands import Command, check, demo, eval, export, model, replay, report, reproduce, rollouts, train
 from vpd.commands.settings_help import settings_help
 from vpd.errors import ConfigError, Interrupted, VPDError
 from vpd.printable import LogFormatter, for_terminal
@@ -32,7 +32,7 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-COMMANDS: tuple[Command, ...] = (train, eval, check, export, replay, demo, reproduce, model)
+COMMANDS: tuple[Command, ...] = (train, eval, report, rollouts, export, check, replay, demo, reproduce, model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from vpd.engines import Engine
 from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Fault, Journal
+from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
 from vpd.rollout import Source
 from vpd.types import Group, Metrics
 
@@ -66,6 +67,15 @@ class TokenObserver(Protocol):
         ...
 
 
+@runtime_checkable
+class RecordObserver(Protocol):
+    """An observer that also wants the rows that were recorded token by token (``Loop.recording``)."""
+
+    def on_token_records(self, step: int, records: Sequence[TokenRecord]) -> None:
+        """Called after :meth:`Observer.on_step` of a step that trained."""
+        ...
+
+
 class Abandoned(KeyboardInterrupt):
     """The rollouts in progress are given up; the learner is what it was after the last step."""
 
@@ -89,7 +99,8 @@ class Loop:
     gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (0: never) and after the last step.  ``recording`` says how many rows of a step are recorded token by token (None:
+    none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
     """
 
     source: Source
@@ -101,6 +112,7 @@ class Loop:
     evaluate: Callable[[], Metrics] | None = None
     save: Callable[["Loop"], Any] | None = None
     dump: Callable[[Fault], Path] | None = None
+    recording: Recording | None = None
     max_steps: int = 100
     eval_steps: int = 0
     save_steps: int = 0
@@ -117,7 +129,7 @@ class Loop:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
             with self.stop.abandonable():
-                evaluated = self.evaluate()
+                evaluated = self._evaluated(self.evaluate)
             self._notify(evaluated, [])
         if self.step < self.max_steps:
             self.source.start(self.step)
@@ -126,13 +138,14 @@ class Loop:
                 groups, metrics = self.source.take(self.step)
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
-            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))))
+            recorder = self._recorder(groups)
+            update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))), recorder=recorder)
             metrics |= update.metrics
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
-                metrics |= self.evaluate()
+                metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
-            self._notify_of_tokens(update, groups)
+            self._notify_of_tokens(update, groups, recorder)
             if self._is_due(self.save_steps):
                 self.save_checkpoint()
 
@@ -142,13 +155,15 @@ class Loop:
             self.save(self)
             self.saved_step = self.step
 
-    def train(self, groups: Sequence[Group], *, drawn: int | None = None) -> Update:
+    def train(
+        self, groups: Sequence[Group], *, drawn: int | None = None, recorder: TokenRecorder | None = None
+    ) -> Update:
         """One iteration on these rollouts, and what was measured; ``drawn`` rows were to be made (None: as many)."""
         started = time.perf_counter()
         metrics = self.rollout_metrics(groups) | {"learning_rate": self.learner.learning_rate}
         lags = [self.step - rollout.completion.version for group in groups for rollout in group.rollouts]
         metrics["rollout/staleness"] = statistics.fmean(lags)
-        journal, before = Journal(self.learner, groups), self.algorithm.state()
+        journal, before = Journal(self.learner, groups, recorder), self.algorithm.state()
         try:
             update = self.algorithm.step(groups, journal)
             self.learner.end_iteration()
@@ -156,7 +171,9 @@ class Loop:
             raise self._dumped(error, groups, before, journal) from error
         metrics |= journal.account(_count(groups) if drawn is None else drawn)
         self.step += 1
-        metrics |= update.metrics | {"time/update": time.perf_counter() - started}
+        metrics |= update.metrics | {"time/update": time.perf_counter() - started - journal.seconds_recording}
+        if recorder is not None:
+            metrics["time/record"] = journal.seconds_recording
         return dataclasses.replace(update, metrics=metrics)
 
     def progress(self) -> dict[str, Any]:
@@ -184,6 +201,11 @@ class Loop:
         )
         return NonFiniteError(str(error).rstrip("."), do=f"To see where, run: vpd replay {self.dump(fault)}")
 
+    def _evaluated(self, evaluate: Callable[[], Metrics]) -> Metrics:
+        """What the evaluation gave, and the seconds that it took."""
+        started = time.perf_counter()
+        return evaluate() | {"time/eval": time.perf_counter() - started}
+
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
         return bool(every) and (self.step == self.max_steps or self.step % every == 0)
@@ -192,10 +214,16 @@ class Loop:
         for observer in self.observers:
             observer.on_step(self.step, metrics, groups)
 
-    def _notify_of_tokens(self, update: Update, groups: Sequence[Group]) -> None:
+    def _notify_of_tokens(self, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None) -> None:
         for observer in self.observers:
             if isinstance(observer, TokenObserver):
                 observer.on_token_signals(self.step, update.tokens, groups)
+            if isinstance(observer, RecordObserver) and recorder is not None:
+                observer.on_token_records(self.step, recorder.records())
+
+    def _recorder(self, groups: Sequence[Group]) -> TokenRecorder | None:
+        recording = self.recording
+        return TokenRecorder(groups, recording) if recording is not None and recording.rows else None
 
 
 def _count(groups: Sequence[Group]) -> int:

@@ -1,7 +1,8 @@
 """Alarms: what goes wrong in such runs without an error, noticed while it happens, with what to change.
 
 A rule looks at the metrics of all steps so far and returns what it saw, or None.  A rule that fires raises one alarm;
-it may fire again after it has been quiet for ``REARM`` steps.
+it may fire again once it has looked ``REARM`` times and seen nothing.  A rule about something that is not measured at
+every step (an evaluation, an E-step) looks at the steps that have it.
 """
 
 import json
@@ -39,11 +40,19 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An alarm's name, its condition (None: fine; else what was seen), and its advice."""
+    """An alarm's name, its condition (None: fine; else what was seen), and its advice.
+
+    ``needs`` names the metric without which there is nothing to look at in a step; empty: it looks at every step.
+    """
 
     name: str
     look: Callable[[History], str | None]
     do: str
+    needs: str = ""
+
+    def looks_at(self, metrics: Metrics) -> bool:
+        """Whether a step has what the rule is about."""
+        return not self.needs or self.needs in metrics
 
 
 class Monitor:
@@ -70,13 +79,14 @@ class Monitor:
         self._steps.append(step)
         self._history.append(metrics)
         for rule in self._rules:
-            saw = rule.look(self._history)
+            saw = rule.look(self._history) if rule.looks_at(metrics) else None
             if saw is None:
                 continue
             fired = self._fired.setdefault(rule.name, [])
-            quiet = len(self._history) - (fired[-1] if fired else -REARM)
+            since = self._history[fired[-1] :] if fired else []
+            first = not fired or sum(map(rule.looks_at, since)) >= REARM
             fired.append(len(self._history))
-            if quiet >= REARM:
+            if first:
                 self._raise(Alarm(step=step, rule=rule.name, saw=saw, do=rule.do))
 
     def rewind(self, step: int) -> None:
@@ -223,21 +233,28 @@ RULES = (
         _teacher_no_better,
         "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it "
         "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated.",
+        needs="eval_teacher/gain",
     ),
     Rule(
         "teacher_entropy",
         _teacher_entropy,
         "Lower optim.learning_rate or algorithm.e_lr_scale, raise algorithm.e_every, or take a slower EMA teacher.",
+        needs="m_step/teacher_entropy",
     ),
     Rule(
         "student_drift",
         _above("e_step/student_drift_kl", 0.1, "the E-step moves the student too, by much"),
         "Raise algorithm.e_every or lower algorithm.e_lr_scale.",
+        needs="e_step/student_drift_kl",
     ),
     Rule(
         "length_collapse", _length_collapse, "Look at rollouts/: is a short answer rewarded? Lower the learning rate."
     ),
-    Rule("flat_reward", _flat_reward, "Make tasks easier or harder, or give a partial reward (env.reward: share)."),
+    Rule(
+        "flat_reward",
+        _flat_reward,
+        "Make tasks easier or harder, or let the grader give a part of the reward for a part of the answer.",
+    ),
     Rule(
         "no_context",
         _no_context,
@@ -247,11 +264,13 @@ RULES = (
         "e_step_saturated",
         _above("e_step/saturation", 0.5, "most rows are past learning in the E-step"),
         "Lower algorithm.teacher_beta, or set algorithm.log_ratio to mean.",
+        needs="e_step/saturation",
     ),
     Rule(
         "kind_predicts_success",
         _above("e_step/kind_predicts_success", 0.6, "the kind of context alone tells successes from failures"),
         "Use algorithm.success_context: matched, or a source that writes about both.",
+        needs="e_step/kind_predicts_success",
     ),
     Rule(
         "grader_failed",
@@ -263,6 +282,7 @@ RULES = (
         _quotes_feedback,
         "Look at rollouts/: the model has learned to write feedback in place of answers. Lower"
         " algorithm.retry_max_quote, and let the grader refuse answers that quote it.",
+        needs="completions/quoted_run",
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),

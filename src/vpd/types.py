@@ -12,7 +12,7 @@ Letters for lengths: P prompt, Q teacher's prompt, T completion, K likeliest tok
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
@@ -253,6 +253,18 @@ class Group:
     """
 
     rollouts: tuple[Rollout, ...]
+
+
+def attempts_and_retries(groups: Iterable[Group]) -> Iterator[tuple[int, Literal["student", "teacher"], Rollout]]:
+    """Every attempt, the student's, and after it its retries, the teacher's: the group's place, the role, the rollout.
+
+    This is the order of the rows in ``rollouts/*.parquet``.
+    """
+    for number, group in enumerate(groups):
+        for attempt in group.rollouts:
+            yield number, "student", attempt
+            for retry in attempt.retries:
+                yield number, "teacher", retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

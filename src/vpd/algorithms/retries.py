@@ -168,6 +168,7 @@ def _retry_example(number: int, attempt: Rollout, retry: Rollout) -> Example:
         version=retry.completion.version,
         success=retry.success,
         group=number,
+        key=retry.key,
     )
 
 

@@ -15,7 +15,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--output_dir",
         type=path,
         default=Path("demo-out"),
-        help="where results.json and curves.png go (default demo-out)",
+        help="where results.json, curves.png, report.html and the runs go (default demo-out)",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs per method (default 1)")
     parser.add_argument("--steps", type=int, default=100, help="iterations per run (default 100)")

@@ -22,11 +22,15 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
     )
+    parser.add_argument(
+        "--show", type=int, default=3, help="print the answers to so many tasks, failures first; 0: none (default 3)"
+    )
     parser.add_argument("--output", type=path, help="also write the numbers to this JSON file")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
+    from vpd.errors import ConfigError
     from vpd.evaluation import EvalOptions
     from vpd.recipes.results import check_output, write_results
 
@@ -34,9 +38,12 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     config = load(options.config, rest)
     if options.output:
         check_output(options.output)
-    from vpd.recipes.evaluation import evaluate, show  # loads torch
+    if options.show < 0:
+        raise ConfigError("--show is negative", got=options.show, expected="0 (none) or more")
+    from vpd.recipes.evaluation import evaluate, show, show_answers  # loads torch
 
     result = evaluate(config, chosen)
+    show_answers(result, options.show)
     show(result, chosen.num_samples)
     if options.output:
         write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})

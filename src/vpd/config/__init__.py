@@ -92,6 +92,13 @@ class RunSettings(Settings, section="run"):
     push_to_hub: Annotated[bool, "upload model/ with its card to the Hub when the run is done"] = False
     hub_model_id: Annotated[str | None, "where push_to_hub uploads to: owner/name"] = None
     hub_private_repo: Annotated[bool, "a repository that push_to_hub makes is private"] = True
+    record_rows: Annotated[
+        int,
+        Ge(0),
+        "rows a step that are kept token by token in tokens/, with log-probs of student and teacher, for vpd report;"
+        " each costs two passes without gradient, five in a step with an E-step (metric time/record); 0: none",
+    ] = 4
+    record_top_k: Annotated[int, Ge(0), "the teacher's likeliest tokens that are kept beside each token"] = 5
     resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
 
     def check(self) -> None:

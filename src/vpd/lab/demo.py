@@ -22,9 +22,10 @@ from vpd.lab.reproduce.claims import WIDE, decide
 from vpd.lab.reproduce.methods import load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import make_loop
+from vpd.recipes.train import kept_run
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
+from vpd.report.html import Options, write_report
 from vpd.report.model_card import source_commit
 
 Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
@@ -38,6 +39,7 @@ LEARNS_FROM = {
 }
 MOST_PROCESSES = 8  # of about half a gigabyte each
 SETTING = "sparse"
+REPORT = Options(title="The demo: four methods learn one task from one tiny model")
 #: role -> its metric.  Teacher and control retry the same failed attempts, with and without the feedback.
 ROLES = {
     "student": "eval/accuracy",
@@ -60,7 +62,8 @@ def config_of(method: str, seed: int, steps: int) -> Config:
 
 
 def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0) -> dict[str, Any]:
-    """Run the methods side by side, show the results, write ``results.json`` and ``curves.png``; returns the results.
+    """Run the methods side by side, show the results, write ``results.json``, ``curves.png``, ``report.html`` and
+    the run folders under ``runs/``; returns the results.
 
     Raises ConfigError for an option out of range, StorageError if ``output`` cannot be written.
     """
@@ -72,7 +75,11 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     with one_thread():
         _introduce(first_seed, steps, console)
     calls = [
-        Call(arguments=(method, seed, steps), title=f"{title:<18}", steps=steps)
+        Call(
+            arguments=(method, seed, steps, str(output / "runs" / f"{method}-{seed}")),
+            title=f"{title:<18}",
+            steps=steps,
+        )
         for seed in range(first_seed, first_seed + seeds)
         for method, title in METHODS.items()
     ]
@@ -83,7 +90,11 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     console.print("\n" + verdict(curves["student"], curves["teacher"], curves["control"]), highlight=False)
     results = _results(runs, curves, first_seed=first_seed, seeds=seeds)
     _write(output, results, curves)
-    console.print(f"\nWritten: {output}/results.json and {output}/curves.png", highlight=False)
+    report = write_report([Path(call.arguments[-1]) for call in calls], output / "report.html", REPORT)
+    console.print(
+        f"\nWritten: {output}/results.json, {output}/curves.png and the runs in {output}/runs", highlight=False
+    )
+    console.print(f"Look at the runs in a browser: {report}", highlight=False, soft_wrap=True)
     return results
 
 
@@ -162,11 +173,12 @@ def _ranking(final: Mapping[str, float]) -> str:
     return "\n".join(["At the end, and what each method learns from:", *rows])
 
 
-def _run(method: str, seed: int, steps: int, advance: Advance) -> dict[str, Any]:
-    """Train with one method and return its curves."""
+def _run(method: str, seed: int, steps: int, folder: str, advance: Advance) -> dict[str, Any]:
+    """Train with one method and return its curves; metrics, rollouts and alarms stay in the folder."""
     started = time.perf_counter()
     recorder = CurveRecorder(tuple(ROLES.values()), advance)
-    make_loop(assemble(config_of(method, seed, steps)), [recorder], output=None).run()
+    with kept_run(assemble(config_of(method, seed, steps)), Path(folder), [recorder]) as loop:
+        loop.run()
     return {
         "method": method,
         "seed": seed,

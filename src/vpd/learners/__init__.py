@@ -40,7 +40,7 @@ class TokenLoss:
 
 
 Loss: TypeAlias = "Callable[[Scorer, Batch], TokenLoss | Tensor]"
-#: A quantity of each token [B,T], for ``Learner.score``.
+#: A quantity of each token [B,T], or several [B,T,C], for ``Learner.score``.
 Measure: TypeAlias = "Callable[[Scorer, Batch], Tensor]"
 
 
@@ -110,6 +110,7 @@ class Learner(Protocol):
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         """A measure of every token of every example, in order, masked tokens included as 0; no gradient.
 
+        A measure of C numbers for each token gives lists of C in the place of numbers.
         ``model`` plays both roles: the ``live`` weights, the ``initial`` ones, or the ``teacher``'s.
         """
         ...

@@ -6,6 +6,7 @@ it.
 
 import dataclasses
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Measure, ModelName, Objective, Update
+from vpd.learners.token_records import TokenRecorder
 from vpd.model.scorer import Role
 from vpd.policy import Policy
 from vpd.types import Example, Group, Metrics, Rollout, SampleKey
@@ -50,15 +52,17 @@ class Fault:
 
 
 class Journal:
-    """A learner that keeps what it was asked.
+    """A learner that keeps what it was asked; ``recorder`` scores the rows that a person may want to look at.
 
     Raises NonFiniteError for numbers of rows or scores that are not finite, and TrainingError where a row holds other
     tokens than its rollout.
     """
 
-    def __init__(self, learner: Learner, groups: Sequence[Group]):
+    def __init__(self, learner: Learner, groups: Sequence[Group], recorder: TokenRecorder | None = None):
         self.results: list[Result] = []
         self.call: Call | None = None
+        self.seconds_recording = 0.0
+        self._recorder = recorder
         self._learner = learner
         self._drawn = [rollout for group in groups for rollout in group.rollouts]
         self._rollouts = {rollout.key: rollout for rollout in self._drawn}
@@ -84,7 +88,9 @@ class Journal:
         train: Role = "student",
         lr_scale: float = 1.0,
     ) -> Update:
-        self._begin(Call(kind="update", name=name, examples=examples, train=train, lr_scale=lr_scale))
+        call = Call(kind="update", name=name, examples=examples, train=train, lr_scale=lr_scale)
+        self._begin(call)
+        self._record(call)
         update = self._learner.update(name, examples, objectives, train=train, lr_scale=lr_scale)
         for example in examples:
             if example.key is not None and any(example.loss_weights.values()):
@@ -93,6 +99,12 @@ class Journal:
                 self._left_out[example.key] = example.left_out or "no_weight"
         self._end(dataclasses.replace(update, tokens={}))
         return update
+
+    def _record(self, call: Call) -> None:
+        if self._recorder is not None:
+            started = time.perf_counter()
+            self._recorder.before(call, self._learner)
+            self.seconds_recording += time.perf_counter() - started
 
     def account(self, drawn: int) -> Metrics:
         """``rows/drawn``, ``rows/trained``, and for each reason the rows that were left out for it.

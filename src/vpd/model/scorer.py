@@ -101,6 +101,26 @@ class Scorer:
         """Entropy [B,T] in nats under a role, without gradient, 0 where masked.  Raises as :meth:`logprobs`."""
         return self._token_scores(role)[1]
 
+    def of_tokens(self, role: Role, function: Callable[..., Tensor], *inputs_BTx: Tensor) -> Tensor:
+        """``function(log-probs [n,V], tokens [n], *inputs [n,...])``, which is [n,C], of every token [B,T,C].
+
+        It is 0 where masked.  Without gradient, a chunk of n tokens at a time.  Raises as :meth:`logprobs`.
+        """
+        mask_BT, tokens_N = self._batch.mask_BT, self._tokens()
+        hidden = self._passes.hidden(role)
+        columns = [*hidden, tokens_N, *(of_BTx[mask_BT] for of_BTx in inputs_BTx)]
+        size = self._chunk_tokens or max(len(tokens_N), 1)
+        parts: list[Tensor] = []
+        with torch.no_grad():
+            for start in range(0, max(len(tokens_N), 1), size):
+                of_chunk = [column[start : start + size] for column in columns]
+                logits_nV = self._passes.logits(role, of_chunk[: len(hidden)])
+                parts.append(function(torch.log_softmax(logits_nV, -1), *of_chunk[len(hidden) :]))
+        values_NC = torch.cat(parts)
+        values_BTC = values_NC.new_zeros((*mask_BT.shape, values_NC.shape[1]))
+        values_BTC[mask_BT] = values_NC
+        return values_BTC
+
     def divergence(
         self, *, alpha: float, top_k: int | None = None, tail: bool = True, importance_clip: float | None = None
     ) -> Divergence:

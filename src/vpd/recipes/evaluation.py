@@ -14,9 +14,12 @@ from vpd.evaluation import EvalOptions as EvalOptions
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
+from vpd.printable import cut
 from vpd.recipes.assemble import assemble
 from vpd.report.console import Terminal
-from vpd.types import Metrics
+from vpd.types import Metrics, Rollout
+
+LONGEST_ANSWER = 600  # characters of one text that show_answers prints
 
 
 def evaluate(
@@ -72,6 +75,46 @@ def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
         gain, error = result.teacher["gain"], result.teacher["gain_se"]
         found = _with_error(f"{gain:+.3f}", error)
         console.print(f"gain from feedback (teacher less control, by task): {found}", style="bold")
+        console.print(verdict(gain, error), highlight=False)
+
+
+def verdict(gain: float, error: float) -> str:
+    """What a gain and its standard error over tasks (NaN: of one task) say about a run with this feedback."""
+    if math.isnan(error):
+        return "One task says nothing about others: evaluate on more."
+    if gain > 2 * error:
+        return "The feedback helps: there is something to distil."
+    if gain < -2 * error:
+        return (
+            "The feedback makes answers worse: look at the teacher's prompts, or use a method that reads none (grpo)."
+        )
+    smallest = 2 * error
+    return (
+        f"No gain that these tasks can show (it would take {smallest:+.3f}): nothing to distil yet, or too few tasks."
+        " Make the feedback say more, evaluate on more tasks, or use a method that reads none (grpo)."
+    )
+
+
+def show_answers(result: Evaluation, count: int, console: Terminal | None = None) -> None:
+    """Print the first answers to ``count`` tasks, failures first, with the retries of teacher and control."""
+    console = console or Terminal()
+    attempts = [group.rollouts[0] for group in result.groups]
+    retries = {(retry.key.task, retry.key.sample): retry for retry in result.retries}
+    controls = {(retry.key.task, retry.key.sample): retry for retry in result.control_retries}
+    for attempt in sorted(attempts, key=lambda rollout: rollout.success)[:count]:
+        place = (attempt.key.task, attempt.key.sample)
+        lines = [("task", str(attempt.task.messages[-1]["content"])), *_answer("answer", attempt)]
+        lines += [("feedback", attempt.grade.feedback)] if attempt.grade.feedback else []
+        lines += _answer("teacher", retries[place]) if place in retries else []
+        lines += _answer("control", controls[place]) if place in controls else []
+        for name, text in lines:
+            console.print(f"{name:<10} {cut(text, LONGEST_ANSWER)}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+
+
+def _answer(name: str, rollout: Rollout) -> list[tuple[str, str]]:
+    outcome = "right" if rollout.success else "wrong"
+    return [(name, f"[{outcome}, reward {rollout.grade.reward:g}] {rollout.completion.text}")]
 
 
 def _table(title: str, mean: str, best: str) -> Table:

@@ -21,7 +21,7 @@ from vpd.settings import Settings, declarations
 log = logging.getLogger("vpd")
 
 #: what a run writes besides checkpoints
-OUTPUTS = ("config.yaml", "metrics.jsonl", "alarms.jsonl", "rollouts", "model", "adapter")
+OUTPUTS = ("config.yaml", "metrics.jsonl", "alarms.jsonl", "rollouts", "tokens", "model", "adapter")
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``vpd train``: one run, from settings to a folder with everything it learned."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
@@ -15,6 +16,7 @@ from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
 from vpd.learners.journal import Fault
+from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
 from vpd.prompts import save_settings
@@ -29,7 +31,7 @@ from vpd.report.trackers import Trackers
 from vpd.run_folder import checkpoint, faults
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
-from vpd.run_folder.reading import read_run
+from vpd.run_folder.reading import ROLLOUTS, TOKENS, read_run
 from vpd.run_folder.state import Recorder, RunState
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
@@ -79,7 +81,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         if past is not None:
             log_changes(past, config, contents)
         files.repair(output)
-        files.repair(output / "rollouts")
+        for name in (ROLLOUTS, TOKENS):
+            files.repair(output / name)
         loop = _prepared(parts, trackers, recorder, past)
         loop.stop = stop
         _run(loop, parts, recorder)
@@ -175,10 +178,39 @@ def make_loop(
         evaluate=lambda: evaluation_metrics(parts),
         save=None if output is None else save,
         dump=None if output is None else dump,
+        recording=None if output is None else _recording(parts.config),
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
     )
+
+
+@contextlib.contextmanager
+def kept_run(parts: Parts, output: Path, observers: Sequence[Observer]) -> Iterator[Loop]:
+    """A loop whose settings, metrics, rollouts and alarms are kept in a run folder, without checkpoints and model.
+
+    What an earlier run left there is replaced.  The run is done when the block ends without an error.
+    Raises StorageError.
+    """
+    files = FileSystem()
+    prepare_folder(output)
+    settings = dataclasses.replace(parts.config.run, output_dir=str(output))
+    config = dataclasses.replace(parts.config, run=settings)
+    recorder = Recorder(folder=output, files=files, settings=settings_of(config))
+    monitor = Monitor(lambda alarm: None, folder=output, files=files)
+    ours: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), monitor]
+    for observer in ours:
+        observer.rewind(-1)
+    recorder.record("training", 0)
+    files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+    loop = make_loop(parts, [*ours, *observers], output=None)
+    loop.recording = _recording(parts.config)
+    yield loop
+    recorder.record("done", loop.step)
+
+
+def _recording(config: Config) -> Recording:
+    return Recording(rows=config.run.record_rows, top_k=config.run.record_top_k)
 
 
 def evaluation_metrics(parts: Parts) -> Metrics:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,20 +13,30 @@ from vpd.monitor import Alarm
 from vpd.printable import for_terminal
 from vpd.types import Group, Metrics
 
+
+class Column(NamedTuple):
+    """A column of the table: its title, its metric, what it means, and how its numbers are written."""
+
+    title: str
+    metric: str
+    means: str
+    form: str = ".3f"
+
+
 COLUMNS = (
-    ("reward", "reward"),
-    ("success", "success"),
-    ("length", "completions/mean_length"),
-    ("context", "teacher/rows_with_context"),
-    ("retries", "retries/success"),
-    ("E rows", "e_step/rows"),
-    ("E acc", "e_step/accuracy"),
-    ("M rows", "m_step/rows"),
-    ("diverg.", "m_step/divergence"),
-    ("policy", "policy/loss"),
-    ("student", "eval/accuracy"),
-    ("teacher", "eval_teacher/accuracy"),
-    ("control", "eval_teacher/student_accuracy"),
+    Column("reward", "reward", "mean reward"),
+    Column("success", "success", "share of answers that count as solved"),
+    Column("length", "completions/mean_length", "tokens of an answer", ".1f"),
+    Column("context", "teacher/rows_with_context", "answers with feedback for the teacher", ".0f"),
+    Column("retries", "retries/success", "share of the teacher's retries that are solved"),
+    Column("E rows", "e_step/rows", "answers the E-step learned from", ".0f"),
+    Column("E acc", "e_step/accuracy", "how well the teacher tells successes from failures (.5: by chance)"),
+    Column("M rows", "m_step/rows", "answers the M-step learned from", ".0f"),
+    Column("diverg.", "m_step/divergence", "of student and teacher, nats a token"),
+    Column("policy", "policy/loss", "the policy gradient's loss"),
+    Column("student", "eval/accuracy", "held-out tasks: right without feedback"),
+    Column("teacher", "eval_teacher/accuracy", "failed held-out attempts again, with feedback"),
+    Column("control", "eval_teacher/student_accuracy", "the same again without"),
 )
 
 
@@ -53,7 +63,7 @@ class ConsoleProgress:
         self._console = console or Terminal()
         self._every = every
         self._header_shown = False
-        self._columns: list[tuple[str, str]] = []
+        self._columns: list[Column] = []
         self._progress = Progress(
             TextColumn(for_terminal(title) or "training", markup=False),
             BarColumn(),
@@ -98,25 +108,33 @@ class ConsoleProgress:
         if step % self._every and not any(name.startswith("eval/") for name in metrics):
             return
         if groups and not self._header_shown:
-            self._columns = [c for c in COLUMNS if c[1] in metrics or c[1].startswith(("e_step", "m_step", "eval"))]
-            prefixes = {name.split("/")[0] for name in metrics}
-            self._columns = [c for c in self._columns if c[1].split("/")[0] in prefixes or c[1].startswith("eval")]
-            self._console.print(
-                "  step" + "".join(f"{title:>9}" for title, _ in self._columns), style="bold", soft_wrap=True
-            )
-            self._header_shown = True
+            self._show_header(metrics)
         if not groups:
-            values = [f"{title} {_cell(name, metrics[name])}" for title, name in COLUMNS if name in metrics]
+            values = [f"{c.title} {_cell(c, metrics[c.metric])}" for c in COLUMNS if c.metric in metrics]
             self._console.print(f"{step:6d}  before training: {', '.join(values)}", highlight=False, soft_wrap=True)
         elif self._header_shown:
-            cells = "".join(f"{_cell(name, metrics.get(name)):>9}" for _, name in self._columns)
+            cells = "".join(f"{_cell(column, metrics.get(column.metric)):>9}" for column in self._columns)
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
+    def _show_header(self, metrics: Metrics) -> None:
+        """What the columns mean, and their titles: those of the parts that the method has, and the evaluation's."""
+        prefixes = {name.split("/")[0] for name in metrics}
+        by_part = ("e_step/", "m_step/")
+        self._columns = [
+            column
+            for column in COLUMNS
+            if column.metric.startswith("eval")
+            or column.metric in metrics
+            or (column.metric.startswith(by_part) and column.metric.split("/")[0] in prefixes)
+        ]
+        legend = "; ".join(f"{column.title}: {column.means}" for column in self._columns)
+        self._console.print(legend, style="dim", highlight=False, markup=False)
+        titles = "".join(f"{column.title:>9}" for column in self._columns)
+        self._console.print("  step" + titles, style="bold", soft_wrap=True)
+        self._header_shown = True
 
-def _cell(name: str, value: float | None) -> str:
-    """Counts, and other whole numbers from 2 on, without decimals."""
+
+def _cell(column: Column, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-" if value is None or math.isnan(value) else str(value)
-    if value == int(value) and ("rows" in name or abs(value) >= 2):
-        return str(int(value))
-    return f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus zero
+    return f"{round(value, 3) + 0.0:{column.form}}"  # + 0.0: no minus zero

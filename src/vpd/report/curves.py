@@ -9,9 +9,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from vpd.report.colours import METHOD_COLOURS
+
 Curve: TypeAlias = Sequence[tuple[int, float]]  # (iteration, value)
 
-METHOD_COLOURS = {"grpo": "#7f7f7f", "sdpo": "#e69f00", "vpd": "#0072b2", "gated": "#009e73"}
 LABELS = {
     "grpo": "GRPO\n(reward only)",
     "sdpo": "SDPO\n(teacher not trained)",

@@ -2,5 +2,5 @@
 
 ``files``: writes that are whole or not there; ``lock``: one process trains in a folder; ``state``: ``run.json``, the
 settings and the phase; ``contents``: hashes of the files that settings name; ``checkpoint``: ``checkpoint-N/``;
-``tables``: ``metrics.jsonl`` and ``rollouts/``; ``reading``: all of it, read afterwards.
+``tables``: ``metrics.jsonl`` and ``rollouts/``; ``token_tables``: ``tokens/``; ``reading``: all of it, read afterwards.
 """

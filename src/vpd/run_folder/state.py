@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "run.log_completions",
     "run.push_to_hub",
     "run.hub_*",
+    "run.record_*",
     "run.output_dir",
     "run.resume",
     "rollout.max_rows",

@@ -1,4 +1,4 @@
-"""The run folder: ``metrics.jsonl`` (one object per step) and ``rollouts/`` (one parquet file per step)."""
+"""The run folder: ``metrics.jsonl`` (an object for each step), ``rollouts/`` and ``tokens/`` (a parquet file each)."""
 
 import json
 import math
@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vpd.learners.token_records import TokenRecord
 from vpd.printable import well_formed
 from vpd.run_folder.files import FileSystem, rewind_lines
-from vpd.types import Completion, Group, Metrics
+from vpd.run_folder.reading import METRICS, ROLLOUTS, TOKENS
+from vpd.run_folder.token_tables import token_table
+from vpd.types import Completion, Group, Metrics, Rollout, attempts_and_retries
 
 
 class RunFolder:
@@ -24,8 +27,8 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop the lines and rollouts after ``step``: a continued run writes them again."""
-        rewind_lines(self.folder / "metrics.jsonl", step, self._files)
-        for path in (self.folder / "rollouts").glob("step-*.parquet"):
+        rewind_lines(self.folder / METRICS, step, self._files)
+        for path in (path for name in (ROLLOUTS, TOKENS) for path in (self.folder / name).glob("step-*.parquet")):
             number = path.stem.removeprefix("step-")
             if number.isdecimal() and int(number) > step:
                 self._files.remove(path)
@@ -38,10 +41,16 @@ class RunFolder:
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         if groups:
-            table, path = self._table(step, groups), self.folder / "rollouts" / f"step-{step:06d}.parquet"
-            self._files.write_atomically(path, lambda partial: pq.write_table(table, partial))
+            self._write(ROLLOUTS, step, self._table(step, groups))
         clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._files.append_line(self.folder / "metrics.jsonl", json.dumps({"step": step, **clean}))
+        self._files.append_line(self.folder / METRICS, json.dumps({"step": step, **clean}))
+
+    def on_token_records(self, step: int, records: Sequence[TokenRecord]) -> None:
+        self._write(TOKENS, step, token_table(step, records, self._tokenizer))
+
+    def _write(self, name: str, step: int, table: pa.Table) -> None:
+        path = self.folder / name / f"step-{step:06d}.parquet"
+        self._files.write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))
 
     def _transcript(self, completion: Completion) -> str:
         """The answer; of several turns everything that was said, with the template's marks between them."""
@@ -63,12 +72,11 @@ class RunFolder:
                 "reward": float(r.grade.reward),
                 "success": r.success,
                 "feedback": r.grade.feedback,
-                "context": json.dumps([{"source": s.source, "text": s.text} for s in r.context]) if r.context else None,
+                "context": _sections(r),
                 "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
+                "teacher_cut": None if r.teacher_prompt is None else r.teacher_prompt.cut,
             }
-            for number, group in enumerate(groups)
-            for attempt in group.rollouts
-            for role, r in (("student", attempt), *(("teacher", retry) for retry in attempt.retries))
+            for number, role, r in attempts_and_retries(groups)
         ]
         rows = [{name: well_formed(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
         text, number = pa.string(), pa.int64()
@@ -77,7 +85,14 @@ class RunFolder:
             "group": number,
             "turns": number,
             "tokens": number,
+            "teacher_cut": number,
             "reward": pa.float64(),
             "success": pa.bool_(),
         }
         return pa.Table.from_pylist(rows, schema=pa.schema([(name, kinds.get(name, text)) for name in rows[0]]))
+
+
+def _sections(rollout: Rollout) -> str | None:
+    """The context as JSON: each section's source, kind and whole text."""
+    sections = [{"source": s.source, "kind": s.kind, "text": s.text} for s in rollout.context]
+    return json.dumps(sections) if sections else None

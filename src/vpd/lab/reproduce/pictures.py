@@ -1,4 +1,7 @@
-"""Curves of one setting by number of rollouts: student, teacher, the E-step's accuracy, and the student's drift."""
+"""Curves of one setting by number of rollouts: student, teacher, the E-step's accuracy, and the student's drift.
+
+Four methods are drawn, so that each has a colour that no other is like; the numbers of their variants are in the table.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,8 @@ import matplotlib.pyplot as plt
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.run import Run, curve
 from vpd.lab.reproduce.settings_table import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Setting
-from vpd.report.curves import METHOD_COLOURS, Curve, mean_curve
+from vpd.report.colours import METHOD_COLOURS, PALETTE
+from vpd.report.curves import Curve, mean_curve
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),
@@ -20,20 +24,22 @@ PANELS = (
     ("e_step/accuracy", "E-step: implicit reward tells success from failure", "balanced accuracy"),
     ("e_step/student_drift_kl", "Drift of the student caused by an E-step", "KL, nats a token"),
 )
-COLOURS = METHOD_COLOURS | {
-    "sdpo_live": "#f0c75e", "vpd_paper": "#56b4e9", "gkd": "#8c564b", "reshape": "#cc79a7", "reweight": "#7b3294",
-    "gated_no_e": "#7fc97f", "gated_f1": "#006d4f", "vpd_f1": "#4a90c2", "vpd_f10": "#1b3f8b", "vpd_fixed": "#00b4c4",
-}  # fmt: skip
-DASHES = {"vpd_f1": (1, 1), "vpd_f10": (4, 1.5), "vpd_fixed": (4, 1, 1, 1), "gated_no_e": (4, 1.5), "gated_f1": (1, 1)}
+STOPPED = 30  # steps without an E-step before the end that mean that there are no more
+DRAWN = ("grpo", "sdpo", "vpd", "gated")
+DASHES = {"sdpo": (0, (7, 1.2)), "gated": (0, (5, 1, 1, 1))}  # so that lines that meet are both seen
 
 
 def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]) -> None:
-    """Write a PNG of four panels; thin lines are seeds, thick ones their mean."""
+    """Write a PNG of four panels; thin lines are seeds, thick ones their mean.
+
+    Where a method's E-steps end before the run does (the gate stops them), a cross marks the last.
+    """
     figure, grid = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
-    order = [name for name in METHODS if name in runs]
+    order = [name for name in DRAWN if name in runs] or [name for name in METHODS if name in runs][: len(DRAWN)]
+    last = (setting.steps - STOPPED) * PROMPTS_PER_STEP * GENERATIONS
     for panel, (name, title, unit) in zip(grid.flat, PANELS, strict=True):
         for method in order:
-            _draw(panel, [curve(run, name) for run in runs[method]], method)
+            _draw(panel, [curve(run, name) for run in runs[method]], method, last if name.startswith("e_step") else 0)
             if name == "eval_teacher/accuracy":
                 _draw_control(panel, [curve(run, "eval_teacher/student_accuracy") for run in runs[method]], method)
         panel.set_title(title, fontsize=11, loc="left")
@@ -42,11 +48,14 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
         if setting.name == "changing":
-            panel.axvline(CHANGE * PROMPTS_PER_STEP * GENERATIONS, color="black", linewidth=0.8, linestyle=":")
+            change = CHANGE * PROMPTS_PER_STEP * GENERATIONS
+            panel.axvline(change, color="black", linewidth=0.8, linestyle=":", label="the feedback turns wrong")
         if not panel.lines:
             panel.text(0.5, 0.5, "not measured here", transform=panel.transAxes, ha="center", color="grey")
     for panel in grid[1]:
         panel.set_xlabel("rollouts")
+    if any(line.get_marker() == "x" for panel in grid.flat for line in panel.lines):
+        grid[0][0].plot([], [], "x", color="#444444", markersize=8, markeredgewidth=2, label="last E-step")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     figure.suptitle(f"{setting.name.replace('_', '-')}: {setting.title}", fontsize=12.5, x=0.01, ha="left")
@@ -58,7 +67,7 @@ def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
     """The mean of the seeds, thin and dotted."""
     curves = _by_rollouts(curves)
     if curves:
-        panel.plot(*zip(*_mean(curves), strict=True), ":", color=COLOURS[method], linewidth=1.2)
+        panel.plot(*zip(*_mean(curves), strict=True), ":", color=_colour(method), linewidth=1.2)
 
 
 def _by_rollouts(curves: Sequence[Curve]) -> list[list[tuple[int, float]]]:
@@ -73,13 +82,20 @@ def _mean(curves: Sequence[Curve]) -> list[tuple[int, float]]:
     return mean_curve([[point for point in points if point[0] in shared] for points in curves])
 
 
-def _draw(panel: Any, curves: Sequence[Curve], method: str) -> None:
+def _draw(panel: Any, curves: Sequence[Curve], method: str, last: int) -> None:
     curves = _by_rollouts(curves)
     if not curves:
         return
-    colour = COLOURS[method]
+    colour = _colour(method)
     for points in curves if len(curves) > 1 else ():
         panel.plot(*zip(*points, strict=True), color=colour, alpha=0.18, linewidth=0.8)
-    [line] = panel.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, label=METHODS[method].title)
-    if method in DASHES:
-        line.set_dashes(DASHES[method])
+    mean = _mean(curves)
+    style = DASHES.get(method, "-")
+    panel.plot(*zip(*mean, strict=True), color=colour, linewidth=2.2, linestyle=style, label=METHODS[method].title)
+    if mean and mean[-1][0] < last:
+        panel.plot(*mean[-1], "x", color=colour, markersize=9, markeredgewidth=2.2)
+
+
+def _colour(method: str) -> str:
+    """A method's colour in all pictures; of one that has none, one of the palette."""
+    return METHOD_COLOURS.get(method) or PALETTE[list(METHODS).index(method) % len(PALETTE)]
