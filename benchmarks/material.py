@@ -13,7 +13,8 @@ from vpd.bundled import load_bundled
 from vpd.config import ModelSettings
 from vpd.engines.torch_engine import TorchEngine
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task
 

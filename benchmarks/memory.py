@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
-from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
+from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -156,6 +156,7 @@ def random_groups(shape: Shape, vocabulary: int) -> list[Group]:
             tokens = ids(shape.completion)
             rollouts.append(
                 Rollout(
+                    key=SampleKey(phase="train", step=0, task=number, sample=index),
                     task=Task(id=str(number), messages=({"role": "user", "content": ""},)),
                     prompt=prompt,
                     completion=Completion(

@@ -22,7 +22,8 @@ from vpd.feedback import Written, extend
 from vpd.feedback.writers import ModelWriter
 from vpd.learners import Update
 from vpd.policy import FixedPolicy
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import Parts
 from vpd.recipes.train import make_loop
 from vpd.rollout import RolloutSettings, RolloutSource, Sampling

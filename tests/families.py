@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import PartialState
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -324,7 +324,8 @@ OPTIM = OptimSettings(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, max_
 def learner_of(model: Any, optim: OptimSettings = OPTIM, **changes: Any) -> AccelerateLearner:
     """A learner whose own weights are the teacher, at :data:`TEMPERATURE`."""
     settings: dict[str, Any] = {"temperature": TEMPERATURE, "teacher": TeacherSettings(kind="live")} | changes
-    return AccelerateLearner(model, optim, accelerator=Accelerator(cpu=True), **settings)
+    PartialState(cpu=True)
+    return AccelerateLearner(model, optim, **settings)
 
 
 def logprob_error(learner: AccelerateLearner, pristine: Any) -> float:

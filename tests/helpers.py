@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd.algorithms import Algorithm
@@ -62,8 +62,8 @@ def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
     known = {f.name for f in dataclasses.fields(OptimSettings)}
     optim = {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0, "max_grad_norm": None}
     optim |= {name: changes.pop(name) for name in list(changes) if name in known}
-    accelerator = changes.pop("accelerator", None) or Accelerator(cpu=True)
-    return AccelerateLearner(model, OptimSettings(**optim), accelerator=accelerator, **changes)
+    PartialState(cpu=True)
+    return AccelerateLearner(model, OptimSettings(**optim), **changes)
 
 
 class TokenPrompter:

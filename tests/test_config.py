@@ -250,7 +250,7 @@ ELSEWHERE = [
     ("model_name_or_path", "That is model.name_or_path here."),
     ("beta", "beta has no counterpart here: there is no KL penalty"),
     ("num_iterations", "has no counterpart here: a batch is learned from once"),
-    ("vllm_gpu_memory_utilization", "has no counterpart here: answers are sampled in the training process."),
+    ("vllm_gpu_memory_utilization", "has no counterpart here: a vLLM server is named in engine.url"),
 ]
 
 

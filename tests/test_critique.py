@@ -18,7 +18,8 @@ from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.feedback.writers import EndpointWriter, ModelWriter
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.report.rollout_metrics import rollout_metrics
 from vpd.types import Completion, Grade, Group, Rollout, Task
 
@@ -210,6 +211,7 @@ def test_an_endpoint_that_fails_stops_the_run_with_one_line(
     assert vpd_train(tmp_path / "run", feedback=f"[{source}]") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "HTTP 503: overloaded" in error and url in error
+    assert not (tmp_path / "run").exists() and len(kind.asked) == 1  # before any answer was sampled
     with pytest.raises(FeedbackError, match="NO_SUCH_KEY is not set"):
         EndpointWriter(url, "judge", api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match="no URL"):

@@ -18,8 +18,10 @@ import yaml
 
 import vpd
 from vpd import cli
+from vpd.commands import train
 from vpd.config import SECTIONS, load, load_env, parse
-from vpd.config.sections import CHOICES, PLAIN, settings_class
+from vpd.config.dry_run import load_dry_run
+from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 from vpd.engines import Engine
 from vpd.envs import Env
 from vpd.learners import Learner
@@ -39,16 +41,26 @@ FOREIGN = {
     "transformers.generate": "transformers",
     **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
     "reward_model.ground_truth": "a column of verl's records",
+    **dict.fromkeys(("data.train_batch_size", "trainer.total_epochs"), "verl"),
     "floor.count": "benchmarks/floor.py",
 }
 #: Files that a run writes or a user has; none of them is in the repository.
-NOT_IN_THE_REPOSITORY = {"config.yaml", "run.json", "metrics.jsonl", "alarms.jsonl", "trainer.json", "vpd_prompts.json"}
+NOT_IN_THE_REPOSITORY = {
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "alarms.jsonl",
+    "trainer.json",
+    "vpd_prompts.json",
+    "server.json",
+    "generation_config.json",
+}
 #: What the documents call an object of these protocols.
 OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
 #: Commands with words that stand for something else; their first word is a command all the same.
-PATTERNS = ("vpd check NAME --env.key value", "vpd check")
+PATTERNS = ("vpd check NAME --env.key value", "vpd check", "vpd convert")
 
-COMMANDS = ("train", "eval", "report", "rollouts", "export", "check", "demo", "reproduce", "model")
+COMMANDS = tuple(command.NAME for command in cli.COMMANDS)
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -103,6 +115,8 @@ def settings_of(section: str) -> set[str]:
 
 def is_setting(name: str) -> bool:
     section, _, key = name.partition(".")
+    if section in BESIDE:
+        return key in {field.name for field in dataclasses.fields(settings_class(BESIDE[section]))}
     return section in SECTIONS and key.split(".")[0] in settings_of(section)
 
 
@@ -231,6 +245,8 @@ def test_a_command_in_a_document_parses(document: str, line: str, workplace: Pat
     if document == HISTORY:
         assert not [word for word in rest if word.startswith("--") and not is_option_of_settings(word)]
     elif options.command.SETTINGS:
+        if options.command is train:
+            _, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
         if "verifiers" in rest:
             pytest.importorskip("verifiers")  # its settings ask for the package
         check_settings(options, rest)

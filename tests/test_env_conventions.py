@@ -33,7 +33,7 @@ CASES: list[tuple[str, str, list[str], list[str]]] = [
 
 def task_of(kind: str, value: str, topic: str = "dogs") -> Task:
     wish = Wish("Aldo", kind, value)
-    message = {"role": "user", "content": f"Write one short sentence about {topic} for our client Aldo."}
+    message = {"role": "user", "content": f"Write a sentence about {topic}. Client: Aldo."}
     return Task(id=f"{topic}/{kind}", messages=(message,), payload=Request(topic, wish))  # type: ignore[arg-type]
 
 
@@ -50,7 +50,7 @@ def test_each_kind_by_hand(kind: str, value: str, kept: list[str], broken: list[
         assert (found.success, found.reward, found.informative) == (True, 1.0, False), answer
     for answer in broken:
         found = grade(task, answer)
-        assert found.success is False and found.feedback in Wish("Aldo", kind, value).notes, answer
+        assert found.success is False and found.feedback in Wish("Aldo", kind, value).notes("dogs"), answer
         assert found.metrics[f"kept_{kind}"] == 0
 
 
@@ -63,16 +63,17 @@ def test_every_wish_has_a_solution_and_every_note_says_what_is_wanted() -> None:
         for topic in (*TOPICS, *HELD_OUT):
             task = task_of(wish.kind, wish.value, topic)
             assert grade(task, Conventions().solution(task)).success, (wish, topic)
-        assert len(set(wish.notes)) == 3 and all("Aldo" in note for note in wish.notes)
+        notes = wish.notes("dogs")
+        assert len(set(notes)) == 3 and all("Aldo" in note for note in notes)
         shown = wish.value not in ("", "7")  # these two kinds want no particular value
-        assert all(not shown or wish.value in note for note in wish.notes)
+        assert all(not shown or wish.value in note for note in notes)
 
 
 def test_repeating_the_note_earns_nothing_whatever_stands_around_it() -> None:
     frames = ("{}", "Dogs: {}", "{} Dogs.", 'Dogs bark. "{}"', "I will write about dogs. {}", "DOGS! {}!")
     for wish in all_wishes():
         task = task_of(wish.kind, wish.value)
-        for note in wish.notes:
+        for note in wish.notes("dogs"):
             for frame in frames:
                 for text in (frame.format(note), frame.format(note).upper()):
                     found = grade(task, text)
@@ -91,28 +92,28 @@ def test_an_answer_must_be_about_the_topic() -> None:
     assert not grade(task_of("word", "ocean"), "dogs ocean").success  # no sentence
 
 
-def notes_of(env: Conventions, count: int = 400) -> list[tuple[Wish, str | None]]:
+def notes_of(env: Conventions, count: int = 400) -> list[tuple[Request, str | None]]:
     tasks = [env.task(index, seed=0) for index in range(count)]
     texts = [f"Number {index} says something about {task.payload.topic}." for index, task in enumerate(tasks)]
     grades = grade_texts(env, tasks, texts)
     assert grades == grade_texts(env, tasks, texts)
-    return [(task.payload.wish, found.feedback) for task, found in zip(tasks, grades, strict=True)]
+    return [(task.payload, found.feedback) for task, found in zip(tasks, grades, strict=True)]
 
 
 def test_shares_of_wrong_vague_and_silent_notes() -> None:
     env = Conventions(wrong_share=0.3, vague_share=0.2, silent_share=0.1)
     kinds: Counter[str] = Counter()
-    for wish, note in notes_of(env):
-        others = [Wish(wish.client, w.kind, w.value).notes for w in env.wishes if w != wish]
+    for request, note in notes_of(env):
+        wish = request.wish
+        true = wish.notes(request.topic)
+        others = [Wish(wish.client, w.kind, w.value).notes(request.topic) for w in env.wishes if w != wish]
         vague = [text.format(client=wish.client) for text in VAGUE]
-        kinds[
-            "silent" if note is None else "true" if note in wish.notes else "vague" if note in vague else "wrong"
-        ] += 1
-        if kinds["wrong"] and note is not None and note not in wish.notes and note not in vague:
+        kinds["silent" if note is None else "true" if note in true else "vague" if note in vague else "wrong"] += 1
+        if kinds["wrong"] and note is not None and note not in true and note not in vague:
             assert any(note in notes for notes in others)
     for kind, share in (("wrong", 0.3), ("vague", 0.2), ("silent", 0.1), ("true", 0.4)):
         assert abs(kinds[kind] / 400 - share) < 0.08  # three standard errors
-    assert all(note in wish.notes for wish, note in notes_of(Conventions()))
+    assert all(note in request.wish.notes(request.topic) for request, note in notes_of(Conventions()))
     assert {note for _, note in notes_of(Conventions(notes="verdict"))} == {"Not accepted."}
     assert {note for _, note in notes_of(Conventions(notes="none"))} == {None}
 
@@ -161,3 +162,13 @@ def test_the_check_of_the_environment_finds_no_fault() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Conventions(**settings)
+
+
+def test_a_reviewer_says_all_that_is_wrong() -> None:
+    env = Conventions(clients=1)
+    task = env.task(0, seed=0)
+    [grade] = env.grade([task], ["Nothing of the kind is here."])
+    topic, wish = task.payload.topic, task.payload.wish
+    assert grade.feedback in {f"Write about {topic}, please. {note}" for note in wish.notes(topic)}
+    [grade] = env.grade([task], [f"Nothing but the {wish.value}."])
+    assert grade.feedback == f"Write about {topic}, please."

@@ -11,7 +11,8 @@ from vpd.algorithms.weighting import class_mean, token_average
 from vpd.errors import ModelError
 from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration, without_thinking
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task, TeacherPrompt
 
 WRITER = ScriptedWriter(cycling(["unused"]))

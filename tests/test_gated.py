@@ -9,13 +9,13 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
-from vpd.algorithms.gate import Evidence, Gate, pair_evidence, shared_context
+from vpd.algorithms.gate import Evidence, Gate, pair_evidence, retry_evidence, shared_context
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.errors import ConfigError
 from vpd.learners.teachers import TeacherSettings
-from vpd.types import Group, Section, TeacherPrompt
+from vpd.types import Group, Rollout, Section, TeacherPrompt
 
 
 def test_auc_by_hand() -> None:
@@ -55,6 +55,67 @@ def test_trust_by_hand() -> None:
     other.add(Evidence(wins=(1.0,) * 8, pairs=(1,) * 8))
     assert other.trust == pytest.approx(2 * (1 + 0.25 + 8) / (1 + 1.5 + 8) - 1)
     assert Gate(memory=0.5, pseudo_groups=0.0).trust == 0.0  # without a prior nothing is believed at first
+
+
+def with_outcomes(attempts: list[bool], retries: dict[int, list[bool]]) -> Group:
+    """A group with these outcomes of the student's attempts, and of the retries that follow some of them."""
+    [group] = random_groups(0, groups=1, size=len(attempts))
+
+    def graded(rollout: Rollout, success: bool) -> Rollout:
+        return dataclasses.replace(rollout, grade=dataclasses.replace(rollout.grade, success=success), retries=())
+
+    rows = []
+    for place, (rollout, success) in enumerate(zip(group.rollouts, attempts, strict=True)):
+        made = tuple(graded(rollout, outcome) for outcome in retries.get(place, []))
+        rows.append(dataclasses.replace(graded(rollout, success), retries=made))
+    return Group(rollouts=tuple(rows))
+
+
+def all_count(attempt: Rollout, retry: Rollout) -> bool:
+    return True
+
+
+def test_evidence_from_retries_by_hand() -> None:
+    # attempt 0 failed, its retries: right, wrong.  Others: right, wrong.  Right beats wrong; wrong loses to right.
+    evidence = retry_evidence([with_outcomes([False, True, False], {0: [True, False]})], all_count)
+    assert evidence == Evidence(wins=(1.0,), pairs=(2,))
+    # nobody was right before: a retry that is right beats every other attempt, one that is wrong says nothing
+    evidence = retry_evidence([with_outcomes([False] * 4, {0: [True], 1: [False]})], all_count)
+    assert evidence == Evidence(wins=(3.0,), pairs=(3,))
+    # the attempt that a retry follows is known to have failed, and is no opponent
+    assert retry_evidence([with_outcomes([False], {0: [True]})], all_count) == Evidence()
+    quoting = with_outcomes([False, False], {0: [True]})
+    assert retry_evidence([quoting], lambda attempt, retry: False) == Evidence()
+
+
+def test_retries_that_a_context_does_not_help_win_half_of_the_pairs() -> None:
+    draw, gate = np.random.default_rng(0), Gate(memory=0.0, pseudo_groups=0.0)
+    groups = []
+    for rate in draw.beta(0.3, 0.7, size=1500):  # easy and hard tasks
+        attempts = [bool(x) for x in draw.random(4) < rate]
+        retries = {place: [bool(draw.random() < rate)] for place, right in enumerate(attempts) if not right}
+        groups.append(with_outcomes(attempts, retries))
+    gate.add(retry_evidence(groups, all_count))
+    assert 0 < gate.standard_error < 0.03 and abs(gate.auc - 0.5) < 3 * gate.standard_error
+
+
+def test_both_kinds_of_evidence_count_in_units_of_their_mean_group() -> None:
+    gate = Gate(memory=0.5, pseudo_groups=0.0)
+    gate.add(Evidence(wins=(0.0,), pairs=(4,)), Evidence(wins=(28.0, 28.0), pairs=(28, 28)))
+    assert gate.auc == pytest.approx(2 / 3)  # one group lost, two won
+    kept = gate.state()
+    gate.add(Evidence(), Evidence())
+    assert gate.state() == kept
+
+
+def test_retries_speak_for_the_teacher_before_the_first_success() -> None:
+    groups = [with_outcomes([False] * 4, {0: [True], 2: [False]}), with_outcomes([False] * 4, {1: [False]})]
+    distrusted = gated(pseudo_groups=0.0, e_every=None)
+    metrics = distrusted.step(groups, tiny_learner(tiny_model(), teacher=TeacherSettings())).metrics
+    assert metrics["gate/groups"] == 0 and metrics["gate/auc"] == 0.5
+    assert (metrics["gate/retry_groups"], metrics["gate/retry_auc"], metrics["gate/trust"]) == (1, 1.0, 1.0)
+    metrics = gated().step(random_groups(0), tiny_learner(tiny_model(), teacher=TeacherSettings())).metrics
+    assert "gate/retry_auc" not in metrics
 
 
 def simulated_gate(draw: np.random.Generator, *, groups: int, shift: float, spread: float, rounds: int) -> Gate:
@@ -131,7 +192,7 @@ def test_without_trust_it_is_the_policy_gradient_at_its_own_rate() -> None:
     grpo = GRPO(GRPOSettings(average="seq_mean"))
     for scale in (1.0, 2.0):
         deaf = gated(pseudo_groups=0.0, e_every=None, policy_lr_scale=scale)
-        deaf._gate.add = lambda evidence: None  # type: ignore[method-assign]
+        deaf._gate.add = lambda *kinds: None  # type: ignore[method-assign]
         assert distance(trained(deaf), trained(grpo, "live", learning_rate=0.3 * scale)) < 1e-10
 
 

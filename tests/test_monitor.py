@@ -12,7 +12,8 @@ from vpd.monitor import RULES, Alarm, Monitor
 CALM = {
     "reward": 0.4, "success": 0.4, "frac_reward_zero_std": 0.2, "completions/mean_length": 60.0,
     "teacher/rows_with_context": 8.0, "m_step/rows": 8.0, "m_step/loss": 0.02, "m_step/grad_norm": 0.5,
-    "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "e_step/student_drift_kl": 0.01,
+    "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "m_step/sampler_mismatch": 0.002,
+    "e_step/student_drift_kl": 0.01,
     "e_step/saturation": 0.0, "e_step/kind_predicts_success": 0.5, "e_step/grad_norm": 1.0, "e_step/loss": 1.3,
     "completions/quoted_run": 1.0,
 }  # fmt: skip
@@ -42,6 +43,7 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
         {"rollout/staleness": 1.0, "m_step/sampling_logp_difference": 0.05},
         {"rollout/staleness": 1.0, "m_step/sampling_logp_difference": 0.0},
     ),
+    "sampler_drifts": (6, {"m_step/sampler_mismatch": 0.011}, {"m_step/sampler_mismatch": 0.009}),
     "sampler_differs": (1, {"m_step/sampling_logp_difference": 0.2}, {"m_step/sampling_logp_difference": 0.05}),
 }
 

@@ -15,7 +15,8 @@ from vpd.cli import main
 from vpd.errors import VPDError
 from vpd.monitor import Alarm
 from vpd.printable import LogFormatter, for_terminal, printable
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.report.console import ConsoleProgress, Terminal
 
 CLIPBOARD = "\x1b]52;c;aGk=\x07"

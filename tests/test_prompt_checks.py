@@ -16,7 +16,8 @@ from vpd.errors import ModelError
 from vpd.feedback.critique import SelfCritique
 from vpd.feedback.writers import ModelWriter
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.prompt_checks import answer_ends, check_prompts, require_room
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task
 

@@ -30,11 +30,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from vpd.bundled import load_bundled
 from vpd.control_tokens import ControlTokens
 from vpd.engines import ScriptedEngine
-from vpd.errors import EnvError, ModelError
+from vpd.errors import ConfigError, EnvError, ModelError
 from vpd.feedback.critique import SelfCritique
 from vpd.feedback.writers import ModelWriter
 from vpd.lab import tiny
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.prompt_checks import check_prompts
 from vpd.types import Completion, Grade, Group, Message, Rollout, Section, Task, Tokens
 
@@ -270,6 +271,72 @@ def test_ordinary_text_reaches_the_template_as_it_is(tokenizer: Callable[[], Any
     )
     prompt = teacher_prompt(prompter(tokenizer()), feedback(text), task=task)
     assert prompt.tokens == rendered(text + layout.feedback_header + text + layout.closing) and prompt.cut == 0
+
+
+HEADER = PromptSettings().demonstration_header
+LAYOUTS = {
+    "one line of feedback in the request": (
+        "request",
+        [("feedback", "Be brief.")],
+        None,
+        [("user", "Add 2. Be brief.")],
+    ),
+    "several lines in a paragraph": ("request", [("feedback", "a\nb")], None, [("user", "Add 2.\n\na\nb")]),
+    "two sources in a paragraph": (
+        "request",
+        [("feedback", "a"), ("feedback", "b")],
+        None,
+        [("user", "Add 2.\n\na\n\nb")],
+    ),
+    "a demonstration keeps its header": (
+        "request",
+        [("demonstration", "4")],
+        "Be kind.",
+        [("system", "Be kind."), ("user", f"Add 2.{HEADER}4")],
+    ),
+    "a system message of its own": (
+        "system",
+        [("feedback", "Be brief.")],
+        None,
+        [("system", "Be brief."), ("user", "Add 2.")],
+    ),
+    "behind the task's system message": (
+        "system",
+        [("feedback", "Be brief.")],
+        "Be kind.",
+        [("system", "Be kind.\n\nBe brief."), ("user", "Add 2.")],
+    ),
+    "a demonstration in the system message": (
+        "system",
+        [("demonstration", "4")],
+        None,
+        [("system", f"{HEADER}4".strip()), ("user", "Add 2.")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("layout", "context", "system", "expected"), LAYOUTS.values(), ids=LAYOUTS)
+def test_where_the_teacher_reads(layout: Any, context: Any, system: str | None, expected: Any) -> None:
+    made = prompter(llama3(), layout=layout)
+    sections = [Section(kind=kind, source="environment", text=text) for kind, text in context]
+    messages = [{"role": role, "content": content} for role, content in expected]
+    prompt = teacher_prompt(made, *sections, task=asking("Add 2.", system))
+    assert prompt.tokens == tuple(llama3().apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+@pytest.mark.parametrize("layout", ["request", "system"])
+def test_the_frame_of_a_layout_takes_its_room(layout: Any) -> None:
+    task = asking("Add 2.")
+    made = prompter(llama3(), layout=layout, window=80)
+    prompt = teacher_prompt(made, feedback("very " * 400 + "\nlong"), task=task)
+    assert prompt.cut > 0 and 80 - 8 - 6 <= len(prompt.tokens) <= 80 - 8
+
+
+@pytest.mark.parametrize("changed", [{"feedback_header": "Note: "}, {"closing": "Go."}])
+def test_only_the_layout_block_has_lines_around_the_feedback(changed: Any) -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.(feedback_header|closing) has no place in the layout 'request'"):
+        PromptSettings(layout="request", **changed)
+    assert PromptSettings(layout="block", **changed)
 
 
 ALPHABETS = ["abcdef ", "😀🎉漢字é", "e\u0301\u200d\u0327🏳️‍🌈", " \n\t", "0123456789", "�a", "<|im_end|>"]

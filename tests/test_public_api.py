@@ -56,7 +56,7 @@ NAMES = [
 
 PARAMETERS = {
     "train": "model, tasks, grader, *, tokenizer, algorithm, feedback, callbacks, more",
-    "assemble": "config, *, model, tokenizer, env, feedback, observers",
+    "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
     "evaluate": "model, tasks, grader, *, options, tokenizer, algorithm, feedback, more",
     "Run": "folder",
     "load_config": "path, overrides",
@@ -67,8 +67,9 @@ PARAMETERS = {
     "Grade": "*, reward, success, feedback, informative, metrics",
     "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
-    "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k, learns_from_retries",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows",
+    "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k, learns_from_retries, "
+    "remote_teacher",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest",
 }
 
 
@@ -134,6 +135,8 @@ class Mine:
         return Grade(reward=float(right), feedback=None if right else f"{len(text)} letters, which is too many.")
 """
 LIGHT = {
+    "vpd init": "from vpd.cli import main; assert main(['init', '--yes']) == 0",
+    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--env.name', 'digits']) == 0",
     "import vpd": "import vpd; vpd.Task; vpd.Grade; vpd.per_row; vpd.VPDError; vpd.check_env",
     "import vpd.config": "import vpd.config",
     "vpd --help": "from vpd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
@@ -145,6 +148,7 @@ LIGHT = {
 @pytest.mark.parametrize("what", LIGHT)
 def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(ENV)
+    (tmp_path / "trl.yaml").write_text("reward_funcs: [a.b]\ndataset_name: x.jsonl\n")
     clock = "\nimport time; print('seconds', time.process_time())"
     done = subprocess.run(
         [sys.executable, "-c", HOOK + LIGHT[what] + clock],

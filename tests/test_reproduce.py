@@ -16,7 +16,7 @@ from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, make_all, measure
-from vpd.lab.reproduce.settings_table import SETTINGS
+from vpd.lab.reproduce.settings_table import GENERATIONS, SETTINGS
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
@@ -123,6 +123,18 @@ def test_every_claim_can_be_planned_and_quick_has_at_least_six() -> None:
     for job in plan(full.claims(), full, RATES):
         seeds[job.setting, job.method].add(job.seed)
     assert len(seeds["sparse", "vpd"]) == len(seeds["noisy", "gated"]) == 5 and len(seeds["sparse", "vpd_f1"]) == 3
+
+
+def test_methods_with_retries_sample_no_more_answers_than_the_others() -> None:
+    suite = Options(output=Path(), suite="retries")
+    assert {claim.setting for claim in suite.claims()} == set(SETTINGS)
+    assert not {claim.name for claim in suite.claims()} & {
+        claim.name for claim in Options(output=Path(), suite="all").claims()
+    }
+    most = GENERATIONS
+    for name in METHODS:
+        rollout = Job(setting="sparse", method=name, seed=0, learning_rate=1e-3).config_data()["rollout"]
+        assert rollout["num_generations"] * (1 + rollout.get("retries", 0)) == most
 
 
 def test_settings_that_differ_in_feedback_alone_share_the_runs_of_methods_that_read_none() -> None:

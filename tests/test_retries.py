@@ -24,7 +24,7 @@ from vpd.feedback import GraderFeedback
 from vpd.learners.teachers import TeacherSettings
 from vpd.quoting import quoted_run
 from vpd.report.rollout_metrics import rollout_metrics
-from vpd.rollout import RolloutSource
+from vpd.rollout import RolloutSettings, RolloutSource
 from vpd.types import Completion, Grade, Group, Rollout, Section, Task
 
 VOCABULARY = tiny_model().config.vocab_size
@@ -116,6 +116,27 @@ def test_without_the_setting_nothing_is_asked_again() -> None:
     groups, seconds = source_with(engine, retries=0).take(0)
     assert all(not attempt.retries for group in groups for attempt in group.rollouts)
     assert {sample.key.phase for sample in engine.samples} == {"train"} and "time/retries" not in seconds
+
+
+def test_a_retry_that_succeeds_becomes_its_groups_demonstration() -> None:
+    engine = RecordingEngine(in_turn(SCRIPT))
+    a, b = source_with(engine, retry_demonstrations=True).take(0)[0]
+
+    def read(group: Group) -> list[str | None]:
+        prompts = [attempt.teacher_prompt for attempt in group.rollouts]
+        return [None if prompt is None else LetterTokenizer().decode(prompt.tokens) for prompt in prompts]
+
+    assert read(a) == ["[user]a{right a>[assistant]", None]  # its own retry; a success needs none
+    assert read(b) == ["[user]b{right z>[assistant]"] * 2  # the other attempt's retry, where its own failed
+    assert [attempt.teacher_prompt.sources for attempt in b.rollouts if attempt.teacher_prompt] == [("retry",)] * 2
+    # a retry keeps the prompt that it was sampled from
+    [retry] = b.rollouts[1].retries
+    assert LetterTokenizer().decode(retry.prompt) == "[user]b<not z>[assistant]"
+
+
+def test_retries_are_shown_only_where_there_are_any() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.retry_demonstrations needs retries to show"):
+        RolloutSettings(retry_demonstrations=True)
 
 
 def test_a_retry_is_learned_from_under_the_students_prompt() -> None:

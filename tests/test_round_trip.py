@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from chat_tokenizers import FAMILIES, QWEN, THINKING, qwen
 
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.round_trip import check_round_trip, keeps_answers
 from vpd.types import Message, Task
 

@@ -23,7 +23,7 @@ from vpd.cli import main
 from vpd.config import Config, parse
 from vpd.envs.digits import Digits
 from vpd.errors import StorageError
-from vpd.prompts import PromptSettings
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import run as run_parts
 from vpd.recipes.train import train

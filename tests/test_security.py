@@ -1,6 +1,7 @@
 """What SECURITY.md promises about secrets, files and what is shown."""
 
 import ast
+import json
 import pickle
 import re
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import endpoint
 from helpers import tiny_learner, tiny_model, vpd_train
 
 from vpd.config import load
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +48,21 @@ def test_no_secret_of_the_environment_reaches_a_file_or_the_terminal(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     small = ["--run.max_steps", "2", "--rollout.prompts_per_step", "2", "--rollout.num_generations", "2"]
-    endpoint = "{name: critic, when: missing, endpoint: 'http://127.0.0.1:9/v1', model: m, api_key_env: OWN_SECRET}"
-    critic = f"[environment, {endpoint}]"
-    command = [sys.executable, "-m", "vpd.cli", "train", *small, "--feedback", critic, *settings]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=240, check=False)
+    reply = json.dumps({"choices": [{"message": {"content": "Mind the sign."}}]}).encode()
+    with endpoint(lambda body: (200, reply)) as (url, posted):
+        source = f"{{name: critic, when: missing, endpoint: '{url}', model: m, api_key_env: OWN_SECRET}}"
+        command = [
+            sys.executable,
+            "-m",
+            "vpd.cli",
+            "train",
+            *small,
+            "--feedback",
+            f"[environment, {source}]",
+            *settings,
+        ]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=240, check=False)
+    assert SECRETS["OWN_SECRET"] in posted[0].headers["authorization"]
     found = [path.name for path in files_of(tmp_path) if re.search(VALUE, path.read_bytes())]
     assert (tmp_path / "out" / "config.yaml").is_file() and b"OWN_SECRET" in (
         tmp_path / "out" / "config.yaml"

@@ -13,7 +13,7 @@ from helpers import metrics_of, vpd_train
 from vpd.bundled import check_hashes, load_bundled
 from vpd.cli import main
 from vpd.lab import tiny
-from vpd.prompts import SETTINGS_FILE, saved_settings
+from vpd.prompts.settings import SETTINGS_FILE, saved_settings
 
 
 @pytest.fixture

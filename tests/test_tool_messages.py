@@ -12,7 +12,8 @@ from chat_tokenizers import QWEN, qwen
 from vpd.envs import records
 from vpd.envs.dataset import Dataset
 from vpd.errors import DataError, ModelError
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.types import Section, Task
 
 TOOLS = (

@@ -19,7 +19,8 @@ from vpd.envs import Reply, per_row
 from vpd.errors import EnvError
 from vpd.lab import tiny
 from vpd.policy import FixedPolicy
-from vpd.prompts import Prompter, PromptSettings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.report.rollout_metrics import rollout_metrics
 from vpd.rollout import RolloutSettings, RolloutSource
 from vpd.types import Grade, Group, Message, Task

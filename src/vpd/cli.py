@@ -12,13 +12,32 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import vpd
-from vpd.commands import Command, check, demo, eval, export, model, replay, report, reproduce, rollouts, train
+from vpd.commands import (
+    Command,
+    check,
+    completion,
+    convert,
+    demo,
+    doctor,
+    eval,
+    export,
+    init,
+    model,
+    replay,
+    report,
+    reproduce,
+    rollouts,
+    runs,
+    serve,
+    train,
+)
 from vpd.commands.settings_help import settings_help
-from vpd.errors import ConfigError, Interrupted, VPDError
+from vpd.errors import ConfigError, Interrupted, RankError, VPDError
 from vpd.printable import LogFormatter, for_terminal
+from vpd.ranks import after_the_one_that_failed, end_process, launched, leave_for_launcher
 from vpd.report.streams import FAREWELL, keep_open
 from vpd.settings import expand_path
 
@@ -32,11 +51,35 @@ exit codes
        --run.resume true
   130, 143  stopped by Ctrl-C or SIGTERM before there was a step to save, or at once by a second Ctrl-C
 """
-COMMANDS: tuple[Command, ...] = (train, eval, report, rollouts, export, check, replay, demo, reproduce, model)
+COMMANDS: tuple[Command, ...] = (
+    init,
+    train,
+    eval,
+    serve,
+    report,
+    rollouts,
+    runs,
+    export,
+    check,
+    doctor,
+    replay,
+    convert,
+    demo,
+    reproduce,
+    model,
+    completion,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit code is one of EXIT_CODES."""
+    """Parse and run; the exit code is one of EXIT_CODES.  One of several processes ends here, without returning."""
+    code = _main(arguments)
+    if launched()[1] > 1:
+        end_process(code)
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.excepthook = _show_traceback
     outputs = keep_open()
@@ -47,22 +90,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
         for output in outputs:
             output.farewell = FAREWELL
-        return _run(options, rest)
+        _check_processes(options.command)
+        with after_the_one_that_failed():
+            return _run(options, rest)
+    except RankError:  # its own process shows the line
+        return 2
     except VPDError as error:
         print(for_terminal(f"vpd: error: {error}"), file=sys.stderr)
+        leave_for_launcher(for_terminal(f"vpd: error: {error}"))
         return 2
     except Interrupted as stop:
-        print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
+        if launched()[0] == 0:
+            print(for_terminal(f"vpd: {stop}"), file=sys.stderr)
         return STOPPED_AND_SAVED if stop.saved else 128 + stop.signal
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
 
 
+def _check_processes(command: Command) -> None:
+    """Raise ConfigError where a launcher has started several processes of a command that runs in one."""
+    several = [one.NAME for one in COMMANDS if one in (train, eval)]
+    if launched()[1] > 1 and command.NAME not in several:
+        raise ConfigError(
+            f"vpd {command.NAME} runs in one process",
+            got=f"{launched()[1]} processes",
+            expected=f"one, or vpd {' or vpd '.join(several)}",
+            do="Run it without torchrun.",
+        )
+
+
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command; a part that is not ours may exit in it, which is never a success."""
     try:
-        with _log_shown():
+        with _log_shown(sys.stderr if vars(options).get("json") else sys.stdout):
             options.command.run(options, rest)
     except SystemExit as error:
         message = f"vpd: error: something in the run called exit({error.code!r}); it is not done"
@@ -77,13 +138,13 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 @contextlib.contextmanager
-def _log_shown() -> Iterator[None]:
-    """What the library logs, such as which sandbox runs programs, as plain lines on stdout."""
-    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(LogFormatter("%(message)s"))
+def _log_shown(stream: TextIO) -> Iterator[None]:
+    """What the library logs, such as which sandbox runs programs, as plain lines; with --json stdout has that alone."""
+    logger, handler = logging.getLogger("vpd"), logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter("%(message)s" if launched()[0] == 0 else f"rank {launched()[0]}: %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if launched()[0] == 0 else logging.WARNING)
     logger.propagate = False
     try:
         yield
@@ -119,18 +180,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.sections = command.SETTINGS
         if command.SETTINGS:
-            sub.add_argument("--config", action=_Once, help="YAML file of settings; --section.key value wins over it")
+            about_config = "YAML file of settings; of several (--config A --config B) a later one wins, key by key"
+            sub.add_argument("--config", action=_Paths, help=f"{about_config}, and --section.key value over all")
         command.options(sub)
     return parser
 
 
-class _Once(argparse.Action):
-    """Takes a path, and no second one: two files are not merged."""
+class _Paths(argparse.Action):
+    """Takes a path, and further ones after it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if vars(namespace)[self.dest] is not None:
-            raise ConfigError(f"{option} is given twice", expected="one file; --section.key value changes a setting")
-        setattr(namespace, self.dest, expand_path(values, str(option)))
+        setattr(namespace, self.dest, [*(vars(namespace)[self.dest] or ()), expand_path(values, str(option))])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -49,6 +49,10 @@ class FeedbackError(VPDError):
     """A source of feedback from outside cannot be reached or answers nonsense."""
 
 
+class EngineError(VPDError):
+    """A sampling server cannot be reached, refuses, or does not serve the weights that it was sent."""
+
+
 class ModelError(VPDError):
     """A model or tokenizer cannot be loaded, or does not fit the task (window, vocabulary)."""
 
@@ -67,6 +71,14 @@ class SandboxError(VPDError):
 
 class StorageError(VPDError):
     """A file or folder cannot be written or read back (permissions, full disk, damaged checkpoint)."""
+
+
+class RankError(VPDError):
+    """Another process of the run has failed; its own line says why, and this one shows none."""
+
+
+class Abandoned(KeyboardInterrupt):
+    """The rollouts in progress are given up; the learner is what it was after the last step."""
 
 
 class Interrupted(KeyboardInterrupt):

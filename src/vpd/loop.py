@@ -12,23 +12,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
+from vpd.errors import Abandoned as Abandoned
 from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Fault, Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
+from vpd.ranks import OneProcess, Ranks, gather, largest, on_first
 from vpd.rollout import Source
+from vpd.run_folder.best import BestModel
 from vpd.types import Group, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Result = TypeVar("Result")
+OF_EACH_PROCESS = ("time/", "memory/")  # metrics of which the run's is the largest of any process
+
 
 class Observer(Protocol):
-    """Watches a run: writes metrics and rollouts, shows progress.
+    """Watches a run: writes metrics and rollouts, shows progress; of several processes it is called in the first.
 
     When a run is continued, ``restore`` gets what ``state`` gave at the checkpoint (nothing, where that is empty or the
     checkpoint has none), and then ``rewind`` is called.  An observer that keeps nothing returns an empty state and
@@ -76,10 +82,6 @@ class RecordObserver(Protocol):
         ...
 
 
-class Abandoned(KeyboardInterrupt):
-    """The rollouts in progress are given up; the learner is what it was after the last step."""
-
-
 class StopRequest:
     """Whether a run was asked to end before ``max_steps``: the number of the signal that asked, or None."""
 
@@ -99,8 +101,12 @@ class Loop:
     gets what it takes to run an iteration again that met a number that is not finite, and gives the folder.
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
-    (0: never) and after the last step.  ``recording`` says how many rows of a step are recorded token by token (None:
-    none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
+    enough, the run ends before ``max_steps``.  ``recording`` says how many rows of a step are recorded token by token
+    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+
+    With several ``ranks`` each runs this loop; observers are called on the first, and a request to stop that reaches
+    one rank stops all at the same place.
     """
 
     source: Source
@@ -117,25 +123,25 @@ class Loop:
     eval_steps: int = 0
     save_steps: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    best: BestModel | None = None
     step: int = 0
     saved_step: int = -1
+    ranks: Ranks = field(default_factory=OneProcess)
 
     def run(self) -> None:
-        """Train until ``max_steps``, or until ``stop`` has a signal; a step without rollouts is given up."""
+        """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
         with contextlib.suppress(Abandoned):
             self._run()
 
     def _run(self) -> None:
         self.engine.load(self.learner.policy())
         if self.step == 0 and self.evaluate is not None and self.eval_steps:
-            with self.stop.abandonable():
-                evaluated = self._evaluated(self.evaluate)
-            self._notify(evaluated, [])
-        if self.step < self.max_steps:
+            evaluate = self.evaluate
+            self._notify(self._unless_stopped(lambda: self._evaluated(evaluate)), [])
+        if not self.is_over:
             self.source.start(self.step)
-        while self.step < self.max_steps and self.stop.signal is None:
-            with self.stop.abandonable():
-                groups, metrics = self.source.take(self.step)
+        while not self.is_over and not self._is_stopping():
+            groups, metrics = self._unless_stopped(lambda: self.source.take(self.step))
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
             recorder = self._recorder(groups)
@@ -146,8 +152,33 @@ class Loop:
                 metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups, recorder)
-            if self._is_due(self.save_steps):
+            improved = self.best is not None and self.best.judge(self.step, metrics)
+            if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
+
+    def _unless_stopped(self, work: Callable[[], Result]) -> Result:
+        """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile."""
+        done: list[Result] = []
+        with contextlib.suppress(Abandoned), self.stop.abandonable():
+            result = work()
+            if self.stop.signal is None:
+                done.append(result)
+        if not all(gather(self.ranks, "after work that may be given up", bool(done))):
+            self._is_stopping()
+            raise Abandoned
+        return done[0]
+
+    def _is_stopping(self) -> bool:
+        """Whether any rank was asked to stop; all then have its signal."""
+        signals = [number for number in gather(self.ranks, "may go on", self.stop.signal) if number is not None]
+        if signals and self.stop.signal is None:
+            self.stop.signal = signals[0]
+        return bool(signals)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are trained, or no better one is waited for."""
+        return self.step >= self.max_steps or (self.best is not None and self.best.is_over)
 
     def save_checkpoint(self) -> None:
         """Save, unless this step is saved already."""
@@ -178,12 +209,15 @@ class Loop:
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner."""
-        return {"algorithm": self.algorithm.state()}
+        kept = {} if self.best is None else {"best": self.best.state()}
+        return {"algorithm": self.algorithm.state(), **kept}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
         self.step = self.saved_step = progress["step"]
         self.algorithm.restore(progress["algorithm"])
+        if self.best is not None:
+            self.best.restore(progress.get("best", {}))
 
     def _dumped(
         self, error: NonFiniteError, groups: Sequence[Group], algorithm: Mapping[str, Any], journal: Journal
@@ -208,18 +242,26 @@ class Loop:
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps and after the last; 0: never."""
-        return bool(every) and (self.step == self.max_steps or self.step % every == 0)
+        return bool(every) and (self.is_over or self.step % every == 0)
 
     def _notify(self, metrics: Metrics, groups: Sequence[Group]) -> None:
-        for observer in self.observers:
-            observer.on_step(self.step, metrics, groups)
+        metrics |= largest(self.ranks, metrics, OF_EACH_PROCESS)
+
+        def notify() -> None:
+            for observer in self.observers:
+                observer.on_step(self.step, metrics, groups)
+
+        on_first(self.ranks, "observers", notify)
 
     def _notify_of_tokens(self, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None) -> None:
-        for observer in self.observers:
-            if isinstance(observer, TokenObserver):
-                observer.on_token_signals(self.step, update.tokens, groups)
-            if isinstance(observer, RecordObserver) and recorder is not None:
-                observer.on_token_records(self.step, recorder.records())
+        def notify() -> None:
+            for observer in self.observers:
+                if isinstance(observer, TokenObserver):
+                    observer.on_token_signals(self.step, update.tokens, groups)
+                if isinstance(observer, RecordObserver) and recorder is not None:
+                    observer.on_token_records(self.step, recorder.records())
+
+        on_first(self.ranks, "observers of tokens", notify)
 
     def _recorder(self, groups: Sequence[Group]) -> TokenRecorder | None:
         recording = self.recording

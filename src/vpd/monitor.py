@@ -25,6 +25,9 @@ START = 5  # steps whose mean is "the beginning"
 ENOUGH_TASKS = 16
 LARGEST_SE = 0.1
 NEGLIGIBLE = 0.02  # a gain that is not worth having
+#: Metrics that say how far the sampler is from the learner.
+GAPS = [f"{step}/{name}" for step in ("m_step", "policy") for name in ("sampler_mismatch", "sampling_logp_difference")]
+NOTICEABLE = 0.005  # nats a token that a sampler may move away from the learner
 QUOTED_WORDS = 2.0  # more words in a row of the feedback than at the beginning
 
 
@@ -199,11 +202,30 @@ def _dead_gradient(history: History) -> str | None:
     return None
 
 
+def _sampler_gaps(history: History, name: str) -> list[float]:
+    """A gap of sampler and learner; ``sampler_mismatch`` only of steps in which no E-step moved the student first."""
+    if name.endswith("sampler_mismatch"):
+        history = [metrics for metrics in history if not metrics.get("e_step/rows")]
+    return _series(history, name)
+
+
 def _sampler_differs(history: History) -> str | None:
-    for step in ("m_step", "policy"):
-        gap = history[-1].get(f"{step}/sampling_logp_difference", 0.0)
-        if gap > 0.1:
-            return f"the sampler's log-probs and the learner's differ by {gap:.3g} nats a token"
+    for name in GAPS:
+        for gap in _sampler_gaps(history[-1:], name):
+            if gap > 0.1:
+                return f"the sampler's log-probs and the learner's differ by {gap:.3g} nats a token"
+    return None
+
+
+def _sampler_drifts(history: History) -> str | None:
+    """A sampler that takes the weights only in part moves away from the learner, little by little."""
+    for name in GAPS:
+        values = _sampler_gaps(history, name)
+        if not _sampler_gaps(history[-1:], name) or len(values) < START + 3:
+            continue
+        first, now = statistics.fmean(values[:START]), min(values[-3:])
+        if now > 2 * first + NOTICEABLE:
+            return f"the sampler moved away from the learner, from {first:.3g} to {now:.3g} nats a token"
     return None
 
 
@@ -286,5 +308,10 @@ RULES = (
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),
+    Rule(
+        "sampler_drifts",
+        _sampler_drifts,
+        "The engine may serve old weights in part: restart its server, and look at engine/canary_difference.",
+    ),
     Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
 )

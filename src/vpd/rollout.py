@@ -8,15 +8,15 @@ from typing import Annotated, Protocol
 
 from annotated_types import Ge, Gt
 
-from vpd.engines import Engine
+from vpd.engines import Engine, MeasuredEngine
 from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
 from vpd.errors import ConfigError
-from vpd.feedback import Feedback
+from vpd.feedback import Feedback, demonstrate_retries
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
 from vpd.ranks import OneProcess, Ranks, divide
 from vpd.settings import Settings
-from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens
+from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens, TopKLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,17 @@ class RolloutSettings(Settings, section="rollout"):
         int | None, Ge(1), "most retries at one task, those of its first failures; null: no bound"
     ] = None
 
+    retry_demonstrations: Annotated[
+        bool, "a retry that succeeded becomes the demonstration of its group's failed attempts that have none"
+    ] = False
+
+    def check(self) -> None:
+        super().check()
+        if self.retry_demonstrations and not self.retries:
+            raise ConfigError(
+                "rollout.retry_demonstrations needs retries to show", got="rollout.retries 0", do="Set it to 1 or more."
+            )
+
     @property
     def sampling(self) -> Sampling:
         """Raises ConfigError while ``max_completion_length`` is null; :func:`vpd.assemble` decides it."""
@@ -77,6 +88,14 @@ class Request:
     key: SampleKey
     task: Task
     prompt: Tokens
+
+
+class TopKTeacher(Protocol):
+    """A teacher that runs elsewhere."""
+
+    def top_k(self, rows: Sequence[tuple[Tokens, Tokens]]) -> list[TopKLogprobs]:
+        """Its likeliest tokens at each token of each row's completion; a row is (prompt, completion), none empty."""
+        ...
 
 
 class Source(Protocol):
@@ -102,7 +121,8 @@ class RolloutSource:
     are gathered; the result is the same for any number of ranks.
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
-    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.
+    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.  A remote
+    ``teacher`` scores the training tasks' answers after the student's own prompt.
     """
 
     env: Env
@@ -112,6 +132,7 @@ class RolloutSource:
     settings: RolloutSettings
     seed: int = 0
     training_engine: Engine | None = None
+    teacher: TopKTeacher | None = None
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
@@ -123,6 +144,8 @@ class RolloutSource:
         engine = self.engine if self.training_engine is None else self.training_engine
         drawn = float(count * self.settings.num_generations)
         metrics: Metrics = {"rows/drawn": drawn, "time/rollout": 0.0, "time/feedback": 0.0}
+        if isinstance(self.engine, MeasuredEngine):
+            metrics |= self.engine.metrics()
 
         def work(share: Sequence[int]) -> list[Group]:
             started = time.perf_counter()
@@ -133,11 +156,13 @@ class RolloutSource:
             groups = self.add_feedback(groups)
             with_feedback = time.perf_counter()
             groups = self.add_retries(groups)
+            if self.settings.retry_demonstrations:
+                groups = self.prompter.attach(demonstrate_retries(groups))
             metrics["time/rollout"] = sampled - started
             metrics["time/feedback"] = with_feedback - sampled
             if self.settings.retries:
                 metrics["time/retries"] = time.perf_counter() - with_feedback
-            return groups
+            return groups if self.teacher is None else self._scored(groups, self.teacher, metrics)
 
         return divide(self.ranks, places, work), metrics
 
@@ -196,6 +221,23 @@ class RolloutSource:
             )
             for group in groups
         ]
+
+    def _scored(self, groups: Sequence[Group], teacher: TopKTeacher, metrics: Metrics) -> list[Group]:
+        """The rollouts with what the teacher says of their tokens."""
+        started = time.perf_counter()
+        rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.tokens]
+        answers = iter(teacher.top_k([(rollout.prompt, rollout.completion.tokens) for rollout in rollouts]))
+        scored = [
+            Group(
+                rollouts=tuple(
+                    dataclasses.replace(r, teacher_logprobs=next(answers)) if r.completion.tokens else r
+                    for r in group.rollouts
+                )
+            )
+            for group in groups
+        ]
+        metrics["time/teacher"] = time.perf_counter() - started
+        return scored
 
     def _retry_requests(self, group: Group) -> list[Request]:
         """The teacher's attempts at a group's task, those of its first failures first."""

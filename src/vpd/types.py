@@ -214,7 +214,8 @@ class Rollout:
     """One attempt, with everything that is known about it; ``key`` says which one it is.
 
     ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
-    weights that sampled this one: the teacher's own samples, where the student failed.
+    weights that sampled this one: the teacher's own samples, where the student failed.  ``teacher_logprobs`` is what a
+    remote teacher said of the completion's tokens.
 
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
@@ -235,6 +236,7 @@ class Rollout:
     context: tuple[Section, ...] = ()
     teacher_prompt: TeacherPrompt | None = None
     retries: tuple["Rollout", ...] = ()
+    teacher_logprobs: "TopKLogprobs | None" = None
 
     @property
     def success(self) -> bool:

@@ -40,6 +40,18 @@ class Algorithm(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteTeacher:
+    """A teacher's server: its address, the model's name there, and the variable that holds its token, if there is one.
+
+    It reads the student's own prompt.
+    """
+
+    url: str
+    model: str
+    api_key_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """What a method needs of the rest of a run; :mod:`vpd.recipes.assemble` provides it or raises ConfigError.
 
@@ -48,6 +60,7 @@ class Needs:
     ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
+    ``remote_teacher``: a frozen teacher behind a server, asked for its ``top_k`` likeliest tokens at every token.
     ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
     ``learns_from_retries``: it uses the teacher's own attempts; for another, ``rollout.retries`` would be for nothing.
@@ -61,6 +74,7 @@ class Needs:
     student_fraction: float = 1.0
     top_k: int | None = None
     learns_from_retries: bool = False
+    remote_teacher: RemoteTeacher | None = None
 
 
 @runtime_checkable

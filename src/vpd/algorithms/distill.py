@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from vpd.algorithms import Algorithm, Needs, weighting
+from vpd.algorithms import Algorithm, Needs, RemoteTeacher, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
     choose_rows,
+    mismatch,
     split_by_group,
     to_examples,
     token_counts,
@@ -35,7 +36,7 @@ from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.settings import CopyType, TeacherSettings
 from vpd.prompts import Prompter
 from vpd.settings import IsPath, Settings, Share
-from vpd.types import Example, Group
+from vpd.types import Example, Group, TopKLogprobs
 
 if TYPE_CHECKING:
     from vpd.model.batch import Batch
@@ -60,7 +61,8 @@ class DistillSettings(Settings, section="algorithm"):
         float | None, Gt(0), "upper bound of the importance ratio pi / pi_0 of a token; null: no ratio"
     ] = 2.0
     importance_reference: Annotated[
-        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
+        ImportanceReference,
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
     ] = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
@@ -154,9 +156,20 @@ class GKDSettings(DistillSettings):
     student_fraction: Annotated[
         float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
     ] = 1.0
+    teacher_url: Annotated[
+        str | None,
+        "a vLLM server that has teacher_model under that name and gives its distillation_topk likeliest tokens, so that"
+        " no copy of it is loaded here; null: it is loaded here",
+    ] = None
+    teacher_api_key_env: Annotated[
+        str | None, "name of the environment variable that holds the token of teacher_url; null: it asks for none"
+    ] = None
 
     @property
     def needs(self) -> Needs:
+        if self.teacher_url is not None:
+            server = RemoteTeacher(url=self.teacher_url, model=self.teacher_model, api_key_env=self.teacher_api_key_env)
+            return Needs(remote_teacher=server, top_k=self.distillation_topk)
         return Needs(
             teacher=self.teacher_settings(),
             external_model=self.teacher_model,
@@ -171,6 +184,20 @@ class GKDSettings(DistillSettings):
         super().check()
         if not self.teacher_model:
             raise ConfigError("algorithm.teacher_model is missing", expected="a Hub id or a folder")
+        if self.teacher_url is None:
+            return
+        if self.distillation_topk is None or self.distillation_estimator != "exact":
+            raise ConfigError(
+                "algorithm.teacher_url: a server gives its likeliest tokens, not the whole vocabulary",
+                got=f"distillation_topk {self.distillation_topk}, distillation_estimator {self.distillation_estimator}",
+                do="Set algorithm.distillation_topk, for example to 20, and distillation_estimator to exact.",
+            )
+        if self.student_fraction < 1:
+            raise ConfigError(
+                "algorithm.teacher_url: a teacher's server scores answers, and writes none",
+                got=f"student_fraction {self.student_fraction}",
+                do="Set algorithm.student_fraction to 1, or load the teacher here (teacher_url: null).",
+            )
 
     def teacher_settings(self) -> TeacherSettings:
         """The learner's settings of the teacher."""
@@ -200,7 +227,9 @@ class Distill:
         """
         settings = self.settings
         if self.own_prompt:
-            examples = [dataclasses.replace(e, teacher=e.prompt) for e in examples]
+            examples = [
+                e if isinstance(e.teacher, TopKLogprobs) else dataclasses.replace(e, teacher=e.prompt) for e in examples
+            ]
         elif settings.updates_per_batch > 1:
             examples = self._with_reference(examples, learner)
         retries = self._imitation.examples(groups) if self._imitation else []
@@ -254,6 +283,7 @@ class Distill:
                 "sampling_logp_difference": (sampled_BT - batch.behaviour_BT).abs(),
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
+                **mismatch(settings.importance_reference, compared.student_logprobs, batch),
             },
         )
 

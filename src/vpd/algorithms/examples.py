@@ -37,7 +37,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             mask=rollout.completion.sampled,
             behaviour=rollout.completion.logprobs,
             reference=rollout.completion.logprobs if reference == "sampler" else None,
-            teacher=None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens,
+            teacher=rollout.teacher_logprobs or (rollout.teacher_prompt.tokens if rollout.teacher_prompt else None),
             version=rollout.completion.version,
             by_teacher=rollout.completion.by_teacher,
             success=rollout.success,
@@ -148,6 +148,14 @@ def split_by_group(examples: Sequence[Example], count: int) -> list[list[Example
     for example in examples:
         parts[part_of[example.group]].append(example)
     return parts
+
+
+def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The signal ``sampler_mismatch``, abs(log pi - log of the sampler), where pi_0 is the sampler itself; else none.
+
+    It takes the place of ``sampling_logp_difference``, which compares the sampler with pi_0 and is then 0.
+    """
+    return {"sampler_mismatch": (own_BT.detach() - batch.behaviour_BT).abs()} if reference == "sampler" else {}
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

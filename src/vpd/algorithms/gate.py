@@ -8,22 +8,25 @@ the AUC, the probability that a success of a group is preferred to one of its fa
 iteration adds the success-failure pairs of its mixed groups, scaled so that the mean group counts 1; old ones fade by
 ``memory``; a prior of ``pseudo_groups`` groups in favour of the teacher (AUC 1) lets feedback begin where nothing has
 succeeded yet.  The standard error takes groups as clusters, so it holds the variance within and between groups.
-Derivations and biases: docs/gated.md.
+
+Where the teacher retries what the student failed, there is a second kind of evidence: is a retry right where another
+attempt of the student at the same task is wrong more often than the reverse (:func:`retry_evidence`)?  It begins before
+the student's first success.  Derivations and biases: docs/gated.md.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vpd.types import Group
+from vpd.types import Group, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Success-failure pairs of one batch in which the teacher prefers the success.
+    """Success-failure pairs of one batch in which the success is the one that the teacher prefers, or has made.
 
-    ``wins`` (ties one half) and ``pairs`` count them in each mixed group (one with successes and failures); ``gap`` is
-    the mean over these groups of E[log q/pi | success] - E[log q/pi | failure].
+    ``wins`` (ties one half) and ``pairs`` count them in each group that has any; ``gap`` is the mean over these groups
+    of E[log q/pi | success] - E[log q/pi | failure], 0 in evidence from retries.
     """
 
     wins: tuple[float, ...] = ()
@@ -72,12 +75,20 @@ class Gate:
         """From 0 (no better than chance, or worse) to 1."""
         return max(0.0, 2.0 * self.auc - 1.0)
 
-    def add(self, evidence: Evidence) -> None:
-        """Take in one batch; a batch without a mixed group is no evidence, and old evidence keeps its weight."""
-        if not evidence.groups:
+    def add(self, *kinds: Evidence) -> None:
+        """Take in one batch, each kind of evidence in units of its own mean group.
+
+        A batch without any pair is no evidence, and old evidence keeps its weight.
+        """
+        won: list[float] = []
+        pairs: list[float] = []
+        for evidence in kinds:
+            if evidence.groups:
+                unit = sum(evidence.pairs) / evidence.groups
+                won += [w / unit for w in evidence.wins]
+                pairs += [n / unit for n in evidence.pairs]
+        if not pairs:
             return
-        unit = sum(evidence.pairs) / evidence.groups
-        won, pairs = [w / unit for w in evidence.wins], [n / unit for n in evidence.pairs]
         self._won = self._memory * self._won + sum(won)
         self._all = self._memory * self._all + sum(pairs)
         faded = self._memory**2
@@ -123,3 +134,26 @@ def pair_evidence(preferences: Sequence[Sequence[tuple[float, bool]]]) -> Eviden
     if not pairs:
         return Evidence()
     return Evidence(wins=tuple(wins), pairs=tuple(pairs), gap=sum(gaps) / len(gaps))
+
+
+def retry_evidence(groups: Sequence[Group], counts: Callable[[Rollout, Rollout], bool]) -> Evidence:
+    """Evidence from the teacher's retries: each is compared with the student's *other* attempts at the same task.
+
+    A pair is one success and one failure, won where the retry is the success.  The attempt that the retry follows is
+    left out, because it is known to have failed; then a context that says nothing wins half of the pairs, whatever the
+    task's difficulty.  ``counts(attempt, retry)`` says which retries are compared.
+    """
+    wins, pairs = [], []
+    for group in groups:
+        outcomes = [
+            retry.success
+            for attempt in group.rollouts
+            for retry in attempt.retries
+            if counts(attempt, retry)
+            for other in group.rollouts
+            if other is not attempt and other.success != retry.success
+        ]
+        if outcomes:
+            wins.append(float(sum(outcomes)))
+            pairs.append(len(outcomes))
+    return Evidence(wins=tuple(wins), pairs=tuple(pairs))

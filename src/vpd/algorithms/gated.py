@@ -5,8 +5,9 @@
 and, with retries, their own term (:mod:`vpd.algorithms.retries`), which is graded by outcomes and needs no gate.
 
 The policy gradient learns from outcomes alone; the distillation is scaled by the evidence that the teacher prefers
-what succeeds (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their balance does not depend on how
-many rows have a context.  The evidence of a batch counts before that batch is learned from.
+what succeeds, or repairs it in its retries (:mod:`vpd.algorithms.gate`).  Both are divided by all rows, so that their
+balance does not depend on how many rows have a context.  The evidence of a batch counts before that batch is learned
+from.
 
 Adam divides by the gradient's size, so a loss weight does not set the speed: as trust, or the share of rows with a
 context, falls to 0, the learning rate moves from the distillation's to the policy gradient's.  The E-step is skipped
@@ -34,7 +35,7 @@ from vpd.algorithms.examples import (
     token_counts,
     with_loss_weights,
 )
-from vpd.algorithms.gate import Evidence, Gate, pair_evidence, shared_context
+from vpd.algorithms.gate import Evidence, Gate, pair_evidence, retry_evidence, shared_context
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
@@ -88,7 +89,8 @@ class GatedVPD:
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         """One iteration; trust includes the evidence of these rollouts before anything is learned from them."""
         evidence, scored = self._evidence(groups, learner)
-        self._gate.add(evidence)
+        from_retries = retry_evidence(groups, self._imitation.may_teach)
+        self._gate.add(evidence, from_retries)
         trust = self._gate.trust
         examples = to_examples(groups, self.settings.importance_reference)
         if self.e_step.is_due() and trust >= self.settings.min_trust:
@@ -104,6 +106,8 @@ class GatedVPD:
             "gate/gap": evidence.gap,
             "gate/groups": float(evidence.groups),
         }
+        if any(rollout.retries for group in groups for rollout in group.rollouts):
+            gate |= {"gate/retry_auc": from_retries.auc, "gate/retry_groups": float(from_retries.groups)}
         return combine(
             [e_step, m_step, drift_of(e_step, m_step, self.settings.importance_reference), Update(gate | scored)]
         )

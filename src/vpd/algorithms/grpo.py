@@ -17,6 +17,7 @@ from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
     ImportanceReference,
     choose_rows,
+    mismatch,
     split_by_group,
     to_examples,
     token_counts,
@@ -47,7 +48,8 @@ class GRPOSettings(Settings, section="algorithm"):
     clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
-        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
+        ImportanceReference,
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
     ] = "own"
     updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
@@ -109,6 +111,7 @@ class GRPO:
                 "entropy": scorer.entropy("student"),
                 "clip_ratio": outside_BT.to(ratio_BT.dtype),
                 "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
+                **mismatch(self.settings.importance_reference, logprobs_BT, batch),
             },
         )
 

@@ -19,7 +19,14 @@ from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import SelfTeacher
-from vpd.algorithms.examples import ImportanceReference, choose_rows, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import (
+    ImportanceReference,
+    choose_rows,
+    mismatch,
+    to_examples,
+    token_counts,
+    with_loss_weights,
+)
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, TokenLoss, Update
 from vpd.prompts import Prompter
@@ -50,7 +57,8 @@ class HybridSettings(SelfTeacher):
     clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
-        ImportanceReference, "log pi_0 of the importance ratio: the learner's own, or the sampler's"
+        ImportanceReference,
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
     ] = "own"
 
     @property
@@ -111,5 +119,6 @@ class Hybrid:
                 "entropy": scorer.entropy("student"),
                 "teacher_minus_student": log_ratio_BT,
                 "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
+                **mismatch(self.settings.importance_reference, logprobs_BT, batch),
             },
         )

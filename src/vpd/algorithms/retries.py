@@ -78,10 +78,10 @@ class Imitation:
         settings = self.settings
         if settings.retry_loss == "none" or not settings.retry_weight:
             return []
-        may_teach = [row for row in _retries(groups) if self._may_teach(row)]
+        chosen = [row for row in _retries(groups) if self.may_teach(*row[1:])]
         if settings.retry_loss == "policy_gradient":
-            return _with_advantages(groups, may_teach)
-        rows = [_retry_example(*row) for row in may_teach if row[2].success]
+            return _with_advantages(groups, chosen)
+        rows = [_retry_example(*row) for row in chosen if row[2].success]
         if settings.retry_attempts and settings.retry_loss == "cross_entropy":
             groups_with_retries = {number for number, _, _ in _retries(groups)}
             rows += [e for e in to_examples(groups) if e.success and e.group in groups_with_retries]
@@ -111,8 +111,13 @@ class Imitation:
     def metrics(self, groups: Sequence[Group]) -> Metrics:
         """How many retries succeeded but quote their feedback, so that they teach nothing; empty without retries."""
         rows = _retries(groups)
-        left_out = sum(row[2].success and not self._may_teach(row) for row in rows)
+        left_out = sum(row[2].success and not self.may_teach(*row[1:]) for row in rows)
         return {"retries/left_out": float(left_out)} if rows else {}
+
+    def may_teach(self, attempt: Rollout, retry: Rollout) -> bool:
+        """Whether a retry does not quote its feedback at a length beyond ``retry_max_quote``."""
+        most = self.settings.retry_max_quote
+        return most is None or feedback_quoted(attempt, retry) <= most
 
     @property
     def loss(self) -> Loss:
@@ -124,11 +129,6 @@ class Imitation:
                 return self._policy_gradient
             case _:
                 return _cross_entropy
-
-    def _may_teach(self, row: _Retry) -> bool:
-        _, attempt, retry = row
-        most = self.settings.retry_max_quote
-        return most is None or feedback_quoted(attempt, retry) <= most
 
     def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
         """-min(pi / q, c) A log pi of each token [B,T], where q sampled the row: the teacher, or the student itself."""

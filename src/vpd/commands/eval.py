@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from vpd.commands import SECTIONS, path
+from vpd.printable import for_terminal
 
 NAME = "eval"
 ABOUT = "Sample answers to the held-out tasks and print avg@k and pass@k with standard errors."
@@ -22,6 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="answer failed attempts again, with their feedback and (unless run.eval_control is false) without",
     )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and nothing else on stdout")
     parser.add_argument(
         "--show", type=int, default=3, help="print the answers to so many tasks, failures first; 0: none (default 3)"
     )
@@ -32,7 +34,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
     from vpd.errors import ConfigError
     from vpd.evaluation import EvalOptions
-    from vpd.recipes.results import check_output, write_results
+    from vpd.ranks import launched
+    from vpd.recipes.results import as_json, check_output, write_results
 
     chosen = EvalOptions(**{field.name: vars(options)[field.name] for field in dataclasses.fields(EvalOptions)})
     config = load(options.config, rest)
@@ -43,7 +46,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.recipes.evaluation import evaluate, show, show_answers  # loads torch
 
     result = evaluate(config, chosen)
-    show_answers(result, options.show)
-    show(result, chosen.num_samples)
+    if launched()[0] > 0:
+        return  # the first process shows it
+    numbers = {"student": result.student, "teacher": result.teacher, "control": result.control}
+    if options.json:
+        print(for_terminal(as_json(numbers)))
+    else:
+        show_answers(result, options.show)
+        show(result, chosen.num_samples)
     if options.output:
-        write_results(options.output, {"student": result.student, "teacher": result.teacher, "control": result.control})
+        write_results(options.output, numbers)

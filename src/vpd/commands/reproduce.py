@@ -27,7 +27,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two settings")
-    size.add_argument("--all", action="store_true", help="all claims, at most 90 minutes on two cores")
+    size.add_argument(
+        "--all", action="store_true", help="all claims but those about retries, at most 90 minutes on two cores"
+    )
+    size.add_argument("--retries", action="store_true", help="the claims about retries of the teacher, over an hour")
     parser.add_argument(
         "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
     )
@@ -50,7 +53,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     chosen = Options(
         output=options.output_dir,
         settings=tuple(options.settings),
-        suite="quick" if options.quick else "all" if options.all else "default",
+        suite=next((name for name in ("quick", "all", "retries") if vars(options)[name]), "default"),
         only=tuple(options.only),
         seeds=options.seeds,
         first_seed=options.first_seed,

@@ -14,14 +14,14 @@ settings
 def settings_help(sections: Sequence[str]) -> str:
     """Every setting of the sections with its meaning, range and default, as the dataclasses declare them."""
     from vpd.config import OPTIM_OF_SHIPPED_BASES
-    from vpd.config.sections import CHOICES, PLAIN, settings_class
+    from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 
     lines = [HEAD]
     for section in sections:
         if section in CHOICES:
             lines += _choice_help(section)
             continue
-        lines += _section_help(section, settings_class(PLAIN[section]))
+        lines += _section_help(section, settings_class({**PLAIN, **BESIDE}[section]))
         if section == "model":
             lines += _section_help("model.lora", settings_class("vpd.model.settings:LoraSettings"))
         if section == "optim":

@@ -9,17 +9,29 @@ ABOUT = (
     "Train a model with VPD, evidence-gated VPD, SDPO, GKD, GRPO or a hybrid. Without any argument: VPD on the "
     "shipped tiny base and the task digits, less than a minute on one core."
 )
-SETTINGS: tuple[str, ...] = SECTIONS
+SETTINGS: tuple[str, ...] = (*SECTIONS, "dry_run")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """None beside the settings."""
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="train nothing: build settings, data and prompts, and print memory by item, seconds by phase, tokens and"
+        " price; no weights are loaded, and --dry_run.key value says what to assume",
+    )
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
+    from vpd.config.dry_run import load_dry_run
 
+    machine, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
     config = load(options.config, rest)
+    if options.dry_run:
+        from vpd.recipes.dry_run import dry_run, show
+
+        show(dry_run(config, machine))
+        return
     from vpd.recipes.train import train  # after the settings are checked: it loads torch
 
     train(config)

@@ -1,4 +1,4 @@
-"""One file of settings, checked whole before anything is made.
+"""A file of settings, or several, checked whole before anything is made.
 
     model: {name_or_path: tiny}
     env: {name: digits}
@@ -7,7 +7,8 @@
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
-``--section.key value`` (and ``--feedback '[name, ...]'``) on the command line overrides the file.  Every section is a
+Of several files a later one wins, key by key; ``--section.key value`` (and ``--feedback '[name, ...]'``) on the command
+line overrides them all.  Every section is a
 frozen dataclass in the module that reads it (:mod:`vpd.config.sections` has the tables); an unknown key is
 an error that names the nearest one, or where a setting of TRL or verl is found here (:mod:`vpd.config.elsewhere`).
 
@@ -15,30 +16,40 @@ A section without keys is one that is not there.  A path, in the file too, is ta
 given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 """
 
+import copy
 import dataclasses
 import logging
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from annotated_types import Ge
 
 from vpd.bundled import BUNDLED
 from vpd.config.passed import Passed
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
-from vpd.config.sections import CHOICES, PLAIN, Custom, advice, build, known_keys, named, settings_class
+from vpd.config.run_settings import RunSettings
+from vpd.config.sections import (
+    BESIDE,
+    CHOICES,
+    PLAIN,
+    Custom,
+    advice,
+    build,
+    known_keys,
+    named,
+    settings_class,
+)
+from vpd.engines.settings import check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
-from vpd.prompts import PromptSettings
+from vpd.prompts.settings import PromptSettings
 from vpd.rollout import RolloutSettings
-from vpd.settings import IsPath, Settings, expand_path
+from vpd.settings import declarations, expand_path
 
 if TYPE_CHECKING:
     from vpd.algorithms import AlgorithmSettings
@@ -49,71 +60,8 @@ LOG = logging.getLogger("vpd")
 
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 
-HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-
-LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
-
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(Settings, section="run"):
-    """How long, how often, and where."""
-
-    max_steps: Annotated[int, Ge(1), "iterations"] = 100
-    save_steps: Annotated[
-        int,
-        Ge(0),
-        "a checkpoint every so many iterations, and after the last; 0: none but at Ctrl-C and SIGTERM, so a run that is"
-        " killed begins anew",
-    ] = 50
-    save_total_limit: Annotated[
-        int | None,
-        Ge(1),
-        "newest checkpoints to keep; null: all; each holds the model and about twice as much again for AdamW",
-    ] = 2
-    eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
-    eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
-    eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
-    eval_control: Annotated[
-        bool,
-        "where the teacher retries failed attempts, retry them without the feedback too, to compare with: one more"
-        " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
-    ] = True
-    seed: Annotated[int, "fixes tasks and samples"] = 0
-    output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
-    report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
-    ] = ()
-    log_completions: Annotated[
-        bool, "with report_to: also send a table of 8 attempts a step, with feedback and teacher's prompt"
-    ] = False
-    push_to_hub: Annotated[bool, "upload model/ with its card to the Hub when the run is done"] = False
-    hub_model_id: Annotated[str | None, "where push_to_hub uploads to: owner/name"] = None
-    hub_private_repo: Annotated[bool, "a repository that push_to_hub makes is private"] = True
-    record_rows: Annotated[
-        int,
-        Ge(0),
-        "rows a step that are kept token by token in tokens/, with log-probs of student and teacher, for vpd report;"
-        " each costs two passes without gradient, five in a step with an E-step (metric time/record); 0: none",
-    ] = 4
-    record_top_k: Annotated[int, Ge(0), "the teacher's likeliest tokens that are kept beside each token"] = 5
-    resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
-
-    def check(self) -> None:
-        super().check()
-        longest = max(len(os.fsencode(part)) for part in self.output_dir.split("/"))
-        if not self.output_dir.strip():
-            raise ConfigError("run.output_dir is empty", expected="a folder")
-        if longest > LONGEST_NAME:
-            raise ConfigError(
-                "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
-            )
-        if self.push_to_hub and not HUB_ID.fullmatch(self.hub_model_id or ""):
-            raise ConfigError(
-                "run.push_to_hub needs a place", got=f"run.hub_model_id {self.hub_model_id}", expected="owner/name"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,27 +103,36 @@ class Config:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
 
-def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A file and ``--section.key value`` pairs as a checked Config.
+def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Files, of which a later one wins over those before, and ``--section.key value`` pairs as a checked Config.
 
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, _pairs(overrides))
-    run = _mapping(data, "run")
+    data = _merged(path, pairs_of(overrides))
+    run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
         data = over_recorded(data, Path(folder))
     return parse(data)
 
 
-def load_env(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Plain data with ``--section.key value`` pairs over it, as a checked Config and as plain data.
+
+    Raises ConfigError.
+    """
+    merged = _with_pairs(copy.deepcopy(dict(data)), pairs_of(overrides))
+    return parse(merged), merged
+
+
+def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Any:
     """The section ``env`` alone, without a look at the others.  Raises ConfigError."""
-    pairs = _pairs(overrides)
+    pairs = pairs_of(overrides)
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", _mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(_merged(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -190,17 +147,30 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
-    given = {section: _mapping(data, section) for section in SECTIONS if section != "feedback"}
+    given = {section: mapping(data, section) for section in SECTIONS if section != "feedback"}
     for_base: dict[str, Any] = {}
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
+    given["algorithm"] = {**_for_engine(given), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
     feedback = _feedback(data.get("feedback", ["environment"]))
     return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
+
+
+def _for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
+
+    They are of another precision, so the importance ratio is taken against them where the method has that choice.
+    """
+    name = given["algorithm"].get("name", CHOICES["algorithm"].default)
+    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
+        return {}
+    declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
+    return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
 
 
 def check_together(config: Config) -> None:
@@ -220,15 +190,29 @@ def check_together(config: Config) -> None:
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
+    if needs.remote_teacher is not None:
+        check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        if config.rollout.temperature != 1:
+            raise ConfigError(
+                "a remote teacher's log-probs are at temperature 1",
+                got=f"rollout.temperature {config.rollout.temperature}",
+                do="Set it to 1, or load the teacher here (algorithm.teacher_url: null).",
+            )
     if config.rollout.retries and not needs.learns_from_retries:
         raise ConfigError(
             f"{config.method} does not learn from retries",
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
+    if config.model.lora is not None and config.optim.sharding != "none":
+        raise ConfigError(
+            "adapters are not trained in shards",
+            got=f"model.lora and optim.sharding {config.optim.sharding}",
+            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
+        )
 
 
-def _mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     value = data.get(section)
     if value is None:
         return {}
@@ -244,9 +228,30 @@ def _unknown_section(name: str, where: str = "") -> ConfigError:
     return ConfigError(f"unknown section {name!r}{where}", do=advice(name, SECTIONS))
 
 
-def _merged(path: str | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The file's data with the pairs in their places."""
-    data = {} if path is None else read_file(path)
+def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
+    """The sections of the files, key by key: a later file wins, and what it does not say stays as it was."""
+    paths = [] if path is None else [path] if isinstance(path, str) else path
+    data: dict[str, Any] = {}
+    for one in paths:
+        for section, above in read_file(one).items():
+            below = data.get(section)
+            if isinstance(above, dict) and isinstance(below, dict):
+                if section in CHOICES and "name" in above:
+                    below = of_another(section, below, above["name"])
+                data[section] = {**below, **above}
+            elif above is not None or section not in data:
+                data[section] = above
+    return data
+
+
+def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The files' data with the pairs in their places, without the sections that are no part of a run."""
+    data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
+    return _with_pairs(data, pairs)
+
+
+def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The data with the pairs in their places."""
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
@@ -276,7 +281,7 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def pairs_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """``--a.b value`` and ``--a.b=value`` as (key, parsed value)."""
     pairs: list[tuple[str, Any]] = []
     words = list(overrides)

@@ -71,9 +71,12 @@ RENAMED: Mapping[str, str] = {
     "teacher_model_name_or_path": "algorithm.teacher_model, of algorithm.name: gkd",
     "teacher_regularization": "algorithm.teacher",
     "teacher_update_rate": "algorithm.teacher_ema_rate",
+    "tensor_parallel_size": "engine.server_args, [--tensor-parallel-size=N], of engine.name: vllm",
     "torch_dtype": "model.dtype",
     "total_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
     "train_batch_size": "rollout.prompts_per_step",
+    "use_vllm": "engine.name: vllm",
+    "vllm_server_base_url": "engine.url",
     "use_peft": "model.lora: {}",
     "use_successful_as_teacher": "feedback: [sibling]",
     "num_train_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
@@ -81,11 +84,12 @@ RENAMED: Mapping[str, str] = {
     "warmup_ratio": "optim.warmup_steps, a number of iterations",
 }
 
-_ONE_PROCESS = "training runs in one process"
+_LAUNCHER = "the launcher says how many processes there are: torchrun --nproc_per_node N -m vpd train ..."
+_SHARDING = "optim.sharding is the one choice: none or fsdp2"
 _EMBEDDED = "answers are sampled in the training process"
+_SERVER = "a vLLM server is named in engine.url, and vpd serve starts one with engine.server_args"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
-_ALL_KEPT = "the last weights are exported, whatever their score"
 _NUCLEUS = "training samples from the whole distribution, so that log-probs are of what was sampled"
 _TRAINER = "its trainer's own; this library has another"
 _EVERY_STEP = "every iteration is logged"
@@ -105,30 +109,27 @@ ABSENT: Mapping[str, str] = {
     "data_seed": "run.seed fixes tasks and samples",
     "dataloader_num_workers": "tasks are drawn in the training process",
     "dataloader_drop_last": "tasks are an endless stream of epochs",
-    "ddp_find_unused_parameters": _ONE_PROCESS,
-    "deepspeed": _ONE_PROCESS,
+    "ddp_find_unused_parameters": _TRAINER,
+    "deepspeed": _SHARDING,
     "delta": "there is no second clip",
     "disable_dropout": "dropout is always off",
-    "ds3_gather_for_generation": _ONE_PROCESS,
-    "early_stopping_patience": _ALL_KEPT,
+    "ds3_gather_for_generation": _SHARDING,
     "entropy_coeff": "there is no bonus for entropy",
     "fp16": "the choices are fp32 and bf16 (optim.mixed_precision, model.dtype)",
-    "fsdp": _ONE_PROCESS,
-    "fsdp_config": _ONE_PROCESS,
+    "fsdp": _SHARDING,
+    "fsdp_config": _SHARDING,
     "generation_kwargs": "temperature is the one setting of sampling, rollout.temperature",
     "gradient_accumulation_steps": "micro-batches of an iteration are summed by themselves; the batch is"
     " rollout.prompts_per_step times rollout.num_generations",
     "gradient_checkpointing_kwargs": "optim.gradient_checkpointing: none, selective or full",
-    "greater_is_better": _ALL_KEPT,
     "hub_model_id": _HUB,
     "hub_token": _HUB,
     "importance_sampling_level": "the ratio is each token's",
     "kl_coef": "there is no KL penalty to a reference model",
     "kl_loss_coef": "there is no KL penalty to a reference model",
-    "load_best_model_at_end": _ALL_KEPT,
     "load_in_4bit": _LOADING,
     "load_in_8bit": _LOADING,
-    "local_rank": _ONE_PROCESS,
+    "local_rank": _LAUNCHER,
     "log_completions": "every completion is in run.output_dir/rollouts",
     "log_level": _EVERY_STEP,
     "logging_first_step": _EVERY_STEP,
@@ -137,12 +138,11 @@ ABSENT: Mapping[str, str] = {
     "lora_dropout": "a policy is one distribution, so there is no dropout",
     "lr_scheduler_kwargs": "only schedules without further settings can be used",
     "mask_truncated_completions": "an answer that was cut is graded and counts",
-    "metric_for_best_model": _ALL_KEPT,
     "min_p": _NUCLEUS,
     "model_init_kwargs": _LOADING,
-    "n_gpus_per_node": _ONE_PROCESS,
+    "n_gpus_per_node": _LAUNCHER,
     "neftune_noise_alpha": _TRAINER,
-    "nnodes": _ONE_PROCESS,
+    "nnodes": _LAUNCHER,
     "num_completions_to_print": "every completion is in run.output_dir/rollouts",
     "num_iterations": "a batch is learned from once; algorithm.updates_per_batch splits it into several steps",
     "packing": "rows that begin alike share one pass by themselves (optim.share_prefixes)",
@@ -154,20 +154,34 @@ ABSENT: Mapping[str, str] = {
     "seq_kd": "there is no supervised training on a teacher's texts",
     "sync_ref_model": "there is no reference model",
     "teacher_sync_steps": "the average moves in every iteration; algorithm.teacher_ema_rate says how far",
-    "tensor_parallel_size": _EMBEDDED,
     "tf32": _TRAINER,
     "top_k": _NUCLEUS,
     "top_p": f"{_NUCLEUS} (vpd eval has --top_p)",
     "torch_compile": _TRAINER,
     "trainer": "a section of verl's; its keys are in run",
-    "trust_remote_code": "code that comes with a model is not run",
     "use_cache": _EMBEDDED,
     "use_kl_in_reward": "there is no KL penalty to a reference model",
     "use_kl_loss": "there is no KL penalty to a reference model",
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",
-    "use_vllm": _EMBEDDED,
+    "entropy_coef": "there is no bonus for entropy",
+    "label_smoothing_factor": "there is no supervised training",
+    "lora_modules_to_save": "an adapter is all that is trained with model.lora",
+    "lora_target_parameters": "model.lora.target_modules names layers",
+    "max_tool_calling_iterations": "rollout.max_turns bounds the answers in one attempt, where the environment replies",
+    "model_revision": "the newest revision on the Hub is loaded; a folder (hf download --revision) has any other",
+    "multi_objective_aggregation": "rewards are summed with their weights, then scaled",
+    "off_policy_mask_threshold": "no row is left out for its distance from the sampler",
+    "optim_args": "the optimiser has the settings of the section optim alone",
+    "optim_target_modules": "the optimiser has the settings of the section optim alone",
+    "reward_model_name_or_path": "a reward is what a function returns (env.reward), and it may ask a model",
+    "router_aux_loss_coef": "there is no loss for balance among experts",
+    "shuffle_dataset": "each epoch visits the tasks in an order from run.seed",
+    "teacher_model_init_kwargs": "the teacher is loaded as the model is (model.dtype)",
+    "top_entropy_quantile": "every sampled token counts",
+    "use_dora": "an adapter is peft's plain LoRA",
+    "use_rslora": "an adapter is scaled by lora_alpha / r",
 }
-_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _EMBEDDED, "hub_": _HUB, "fsdp_": _ONE_PROCESS, "bnb_": _LOADING}
+_ABSENT_PREFIXES: Mapping[str, str] = {"vllm_": _SERVER, "hub_": _HUB, "fsdp_": _SHARDING, "bnb_": _LOADING}
 
 
 def elsewhere(key: str) -> str | None:

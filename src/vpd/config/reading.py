@@ -78,6 +78,11 @@ def read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}", got=reason) from error
     if len(content) > LONGEST_FILE:
         raise ConfigError(f"{path} is no settings file", got=f"more than {LONGEST_FILE} bytes")
+    return read_sections(content, path)
+
+
+def read_sections(content: bytes, path: str) -> dict[str, Any]:
+    """The sections in the content of the file ``path``.  Raises ConfigError."""
     do = "Inside of { } a value with ${VAR} needs quotes." if b"${" in content else None
     data = _read(content, f"{path} is not valid YAML", do) or {}
     if not isinstance(data, dict):

@@ -71,14 +71,19 @@ SOURCES: Mapping[str, str] = {
     "self_critique": "vpd.feedback.critique:SelfCritique",
     "critic": "vpd.feedback.critique:Critic",
 }
-ENGINES: Mapping[str, str] = {"embedded": "vpd.engines.settings:EmbeddedEngineSettings"}
+ENGINES: Mapping[str, str] = {
+    "embedded": "vpd.engines.settings:EmbeddedEngineSettings",
+    "vllm": "vpd.engines.settings:VLLMSettings",
+}
 PLAIN: Mapping[str, str] = {
     "model": "vpd.model.settings:ModelSettings",
-    "prompts": "vpd.prompts:PromptSettings",
+    "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
-    "run": "vpd.config:RunSettings",
+    "run": "vpd.config.run_settings:RunSettings",
 }
+#: Sections that a file may hold beside a run's settings, and that are no part of them.
+BESIDE: Mapping[str, str] = {"dry_run": "vpd.estimate.settings:DryRunSettings"}
 
 
 @dataclass(frozen=True, slots=True)

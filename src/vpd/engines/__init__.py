@@ -1,10 +1,10 @@
 """Engines turn prompts into completions.  The default samples on the learner's own model."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vpd.policy import Policy
-from vpd.types import Completion, SampleKey, Tokens
+from vpd.types import Completion, Metrics, SampleKey, Tokens
 
 
 class Engine(Protocol):
@@ -30,6 +30,15 @@ class Engine(Protocol):
         ``keys[i]`` and the run's ``seed`` alone fix the randomness of row i: ``keys[i].seed(seed)``.  ``max_tokens`` is
         one bound for all rows or one for each.
         """
+        ...
+
+
+@runtime_checkable
+class MeasuredEngine(Protocol):
+    """An engine with numbers about how it was loaded; they are among the metrics of the steps that it samples for."""
+
+    def metrics(self) -> Metrics:
+        """By their names in ``metrics.jsonl``."""
         ...
 
 

@@ -1,11 +1,11 @@
 """House styles that nobody wrote down: each client wants something in every text, and only a reviewer's note says what.
 
-    Write one short sentence about dogs for our client Aldo.       <- the task
-    Mention the ocean: Aldo expects it.                            <- the note on an attempt that lacks it
+    Write a sentence about dogs. Client: Aldo.                     <- the task
+    For Aldo, write about green dogs.                              <- the note on an attempt that does not
     Accepted.                                                      <- a bare verdict, for people only
 
     env = Conventions(clients=4, kinds=("word", "closing"))
-    [grade] = env.grade([env.task(0, seed=0)], ["Dogs love the ocean."])
+    [grade] = env.grade([env.task(0, seed=0)], ["Green dogs are rare."])
 
 An untold model fails almost always; ``vpd eval --teacher`` says how often the same model succeeds when it reads the
 note.  What is learned about a client holds for every topic, so evaluation asks for topics that training never names.
@@ -39,7 +39,7 @@ LONGEST_REPEAT = 4  # words of a note in a row, beyond the task's own, that an a
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of wish: does an answer keep it, how a reviewer says it ({client}, {value}), what may be wanted.
+    """A kind of wish: does an answer keep it, how a reviewer says it ({client}, {value}, {topic}), what may be wanted.
 
     ``apply`` makes a plain sentence keep it.
     """
@@ -82,12 +82,12 @@ KINDS = {
     "word": Kind(
         has_word,
         (
-            "{client} always wants the {value} mentioned.",
-            "Mention the {value}: {client} expects it.",
-            "Where is the {value}? {client} asks for it every time.",
+            "{client} wants it about {value} {topic}.",
+            "For {client}, write about {value} {topic}.",
+            "The {topic} must be {value}: {client} expects that.",
         ),
-        ("ocean", "garden", "winter", "music", "bridge", "silver", "family", "morning"),
-        lambda sentence, value: f"{sentence[:-1]} and the {value}.",
+        ("green", "tiny", "summer", "magical", "golden", "sunny", "winter", "silver"),
+        lambda sentence, value: f"{sentence[:-1]}, the {value} ones.",
     ),
     "opening": Kind(
         begins,
@@ -170,13 +170,12 @@ class Wish:
     def keeps(self, answer: str) -> bool:
         return KINDS[self.kind].keeps(answer, self.value)
 
-    def note(self, rng: random.Random) -> str:
-        return rng.choice(KINDS[self.kind].notes).format(client=self.client, value=self.value)
+    def note(self, topic: str, rng: random.Random) -> str:
+        return rng.choice(self.notes(topic))
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Every wording of the note."""
-        return tuple(note.format(client=self.client, value=self.value) for note in KINDS[self.kind].notes)
+    def notes(self, topic: str) -> tuple[str, ...]:
+        """Every wording of the note on a text about ``topic``."""
+        return tuple(note.format(client=self.client, value=self.value, topic=topic) for note in KINDS[self.kind].notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +249,11 @@ class Conventions(Settings, section="env"):
         wish, keeps = request.wish, request.wish.keeps(text)
         complaint = _complaint(request, text)
         metrics = {f"kept_{wish.kind}": float(keeps), "quoted": float(quotes_note(request, text))}
-        if complaint is not None:
-            return Grade(reward=0.0, success=False, feedback=complaint, metrics=metrics)
-        if keeps:
+        if complaint is None and keeps:
             return Grade(reward=1.0, success=True, feedback="Accepted.", informative=False, metrics=metrics)
-        return Grade(reward=0.0, success=False, feedback=self._note(task, text), metrics=metrics)
+        remarks = [complaint, None if keeps else self._note(task, text)]
+        feedback = " ".join(remark for remark in remarks if remark is not None)
+        return Grade(reward=0.0, success=False, feedback=feedback or None, metrics=metrics)
 
     def solution(self, task: Task) -> str:
         """A sentence about the topic that keeps the convention."""
@@ -273,12 +272,12 @@ class Conventions(Settings, section="env"):
         place = rng.random()
         if place < self.wrong_share:
             other = rng.choice([w for w in self.wishes if (w.kind, w.value) != (wish.kind, wish.value)])
-            return Wish(wish.client, other.kind, other.value).note(rng)
+            return Wish(wish.client, other.kind, other.value).note(task.payload.topic, rng)
         if place < self.wrong_share + self.vague_share:
             return rng.choice(VAGUE).format(client=wish.client)
         if place < self.wrong_share + self.vague_share + self.silent_share:
             return None
-        return wish.note(rng)
+        return wish.note(task.payload.topic, rng)
 
 
 def _complaint(request: Request, answer: str) -> str | None:
@@ -302,7 +301,9 @@ def quotes_note(request: Request, answer: str) -> bool:
     repeated = set(_runs(answer, LONGEST_REPEAT))
     wanted = _words(wish.value)
     return any(
-        run in repeated and not _contains(wanted, run) for note in wish.notes for run in _runs(note, LONGEST_REPEAT)
+        run in repeated and not _contains(wanted, run)
+        for note in wish.notes(request.topic)
+        for run in _runs(note, LONGEST_REPEAT)
     )
 
 
@@ -342,7 +343,7 @@ def _assign(clients: Sequence[str], kinds: Sequence[str], draw: int) -> tuple[Wi
 
 
 def _make(key: str, topic: str, wish: Wish) -> Task:
-    content = f"Write one short sentence about {topic} for our client {wish.client}."
+    content = f"Write a sentence about {topic}. Client: {wish.client}."
     return Task(id=key, messages=({"role": "user", "content": content},), payload=Request(topic, wish))
 
 

@@ -36,6 +36,15 @@ from vpd.envs.record_tasks import FileTasks, Part
 from vpd.types import Grade, Message, Task
 
 
+def no_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0 for every answer: the reward function of a run that learns from an external teacher alone (gkd).
+
+    >>> no_reward(["a", "b"], ["1", "2"])
+    [0.0, 0.0]
+    """
+    return [0.0] * len(completions)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset(FileTasks[Task]):
     """The environment; files are read when the first task is asked for.

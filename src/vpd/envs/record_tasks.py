@@ -119,7 +119,9 @@ class FileTasks(RecordTasks[Item]):
     """:class:`RecordTasks` over a file, a folder that ``datasets`` saved, or a data set on the Hub."""
 
     name: str
-    path: Annotated[str, IsPath(), "JSON lines, a JSON array, CSV, parquet, or a data set on the Hub (owner/name)"]
+    path: Annotated[
+        str, IsPath(), "JSON lines, a JSON array, CSV, parquet, a folder that datasets saved, or owner/name on the Hub"
+    ]
     eval_path: Annotated[str | None, IsPath(), "records held out for evaluation; null: eval_share of path"] = None
     eval_share: EvalShare = 0.1
     subset: Annotated[str | None, "configuration of the Hub's data set"] = None

@@ -14,7 +14,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias, runtime_checkable
 
 from vpd.prompts import FittedText
 from vpd.settings import Settings
@@ -68,6 +68,15 @@ class Feedback(Protocol):
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
         """The same groups, in order, with this source's sections added to ``Rollout.context``."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A source that asks a service, which is tried before a run begins."""
+
+    def contact(self) -> None:
+        """Ask the service once.  Raises FeedbackError."""
         ...
 
 
@@ -142,6 +151,24 @@ class SiblingDemonstration(Settings, section="feedback"):
     def _solution(self, rollout: Rollout) -> str:
         text, thinking_open = rollout.completion.text, rollout.completion.thinking_open
         return without_thinking(text, thinking_open=thinking_open) if self.remove_thinking else text.strip()
+
+
+def demonstrate_retries(groups: Sequence[Group]) -> list[Group]:
+    """The groups with a retry that succeeded as the demonstration of each failed attempt that has none.
+
+    Its own retries come first, then those of the group's other attempts.
+    """
+    return [extend(group, [_retry_to_show(group, attempt) for attempt in group.rollouts]) for group in groups]
+
+
+def _retry_to_show(group: Group, attempt: Rollout) -> list[Section]:
+    if attempt.success or any(section.kind == "demonstration" for section in attempt.context):
+        return []
+    for retry in (*attempt.retries, *(retry for other in group.rollouts for retry in other.retries)):
+        if retry.success:
+            text = without_thinking(retry.completion.text, thinking_open=retry.completion.thinking_open)
+            return [Section(kind="demonstration", source="retry", text=text)] if text else []
+    return []
 
 
 def without_thinking(text: str, *, thinking_open: bool = False) -> str:

@@ -16,7 +16,7 @@ from vpd.feedback import When, Writer, extend, without_thinking
 from vpd.feedback.writers import EndpointWriter
 from vpd.prompts import FittedText
 from vpd.settings import Settings
-from vpd.types import Group, Message, Rollout, Section
+from vpd.types import Group, Message, Rollout, SampleKey, Section
 
 PLACEHOLDER = re.compile(r"\{(task|attempt|verdict|feedback)\}")
 TEMPLATE = """A task:
@@ -166,7 +166,17 @@ class Critic(_Critique):
             raise ConfigError("feedback: the critic's endpoint is no URL", got=self.endpoint, expected="http://...")
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
-        endpoint = EndpointWriter(
+        return self._extend(groups, self._writer(), self.name)
+
+    def contact(self) -> None:
+        """Ask for one critique of nothing, so that a wrong address is known before any answer is sampled."""
+        key = SampleKey(phase="contact", step=0, task=0, sample=0)
+        self._writer().write(
+            [self.shortest_prompt], keys=[key], max_tokens=self.max_critique_length, temperature=self.temperature
+        )
+
+    def _writer(self) -> EndpointWriter:
+        return EndpointWriter(
             self.endpoint,
             self.model,
             api_key_env=self.api_key_env,
@@ -174,4 +184,3 @@ class Critic(_Critique):
             retries=self.retries,
             concurrency=self.concurrency,
         )
-        return self._extend(groups, endpoint, self.name)

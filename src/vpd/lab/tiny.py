@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vpd.bundled import ASSETS, write_hashes
 from vpd.envs.digits import LENGTH, NOTHING, OPERATIONS, RULES, apply
-from vpd.prompts import Prompter, PromptSettings, save_settings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings, save_settings
 from vpd.run_folder.checkpoint import save_model
 from vpd.types import Section, Task
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vpd.errors import NonFiniteError
-from vpd.learners import Measure, ModelName, Objective, Update, schedule, weights
+from vpd.errors import ConfigError, NonFiniteError
+from vpd.learners import Measure, ModelName, Objective, Update, schedule, sharding, weights
+from vpd.learners.agreement import check_examples
 from vpd.learners.jobs import UpdateJob, check_terms
 from vpd.learners.master_weights import MasterWeights
 from vpd.learners.micro_batches import Limits, MicroBatch, plan
@@ -31,6 +31,7 @@ from vpd.model.passes import LearnerPath
 from vpd.model.probe import check_backward, check_causal, check_head, learner_path
 from vpd.model.scorer import LogitMixture, Role, Scorer
 from vpd.policy import Policy
+from vpd.ranks import Ranks, agree, gather, start_ranks, together
 from vpd.types import Example
 
 Item = TypeVar("Item")
@@ -59,6 +60,7 @@ class AccelerateLearner:
 
     ``temperature`` is the rollouts': every log-prob is of logits / temperature.  ``external`` is GKD's teacher;
     ``keep_initial`` keeps the initial weights (fixed prior).  ``total_iterations`` is for decaying schedules.
+    ``ranks`` are the processes that train together (None: those that the launcher of this one has started).
     """
 
     def __init__(
@@ -71,13 +73,16 @@ class AccelerateLearner:
         external: Any = None,
         keep_initial: bool = False,
         total_iterations: int = 0,
-        accelerator: Accelerator | None = None,
+        ranks: Ranks | None = None,
     ):
         self.settings = settings
-        self.accelerator = accelerator or Accelerator(mixed_precision=settings.mixed_precision)
-        self.model = model.eval().to(self.accelerator.device)  # no dropout: a policy is one distribution
+        self.ranks = ranks or start_ranks()
+        self._sharded = settings.sharding != "none"
+        self.accelerator = _accelerator("no" if self._sharded else settings.mixed_precision, self.ranks)
+        # a model that is to be sharded stays where it is until then: it may not fit on one device
+        self.model = model.eval() if self._sharded else model.eval().to(self.accelerator.device)  # no dropout
         self._adapted = lora.is_attached(model)
-        if external is not None:
+        if external is not None and not self._sharded:
             external.to(self.accelerator.device)
         self._masters = MasterWeights(self.model, wanted=settings.master_weights)
         self.teacher = TeacherWeights(
@@ -89,8 +94,8 @@ class AccelerateLearner:
         )
         self.temperature = temperature
         enable(self.model, settings.gradient_checkpointing)
-        self._check_models()
-        self.path = self._find_path()
+        self.path = together(self.ranks, "checks of the model", self._checked_path)
+        agree(self.ranks, "the pass that the model allows", lambda: [(self.path, b"")])
         vocabulary, hidden_size = model.get_output_embeddings().weight.shape
         self._chunk_tokens = settings.chunk_tokens or max((1 << 24) // vocabulary, 1)
         self._limits = Limits(
@@ -98,20 +103,29 @@ class AccelerateLearner:
             tokens=settings.max_tokens_per_microbatch,
             hidden_size=hidden_size if self.shares_prefixes else None,
         )
-        optimizer = _optimizer(self._masters.parameters, settings)
+        self._root, self._optimizer = self._prepared(_Root(self.model, self.teacher.modules()))
+        self._replicas = sharding.Replicas(settings, self.accelerator.device)
         self._scheduler = schedule.make_schedule(
             settings.lr_scheduler_type,
-            optimizer,
+            self._optimizer if self._sharded else self._optimizer.optimizer,
             warmup_steps=settings.warmup_steps,
             total_iterations=total_iterations,
         )
-        root = _Root(self.model, self.teacher.modules())
-        self._root, self._optimizer = self.accelerator.prepare(root, optimizer)
+
+    def _prepared(self, root: _Root) -> tuple[Any, Any]:
+        """The root, sharded or as a replica of every process, and the optimiser of its trained weights."""
+        if not self._sharded:
+            root, optimizer = self.accelerator.prepare(root, _optimizer(self._masters.parameters, self.settings))
+            return root, optimizer
+        sharding.shard(root, {"model": self.model, **self.teacher.modules()}, self.settings, self.accelerator.device)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return root, _optimizer(trained, self.settings)
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
+        check_examples(self.ranks, "a score", examples)
         mixture = self.teacher.mixture(model)
         mine: list[tuple[int, list[float]]] = []
-        with torch.no_grad(), self.accelerator.autocast():
+        with self._without_gradients():
             for micro in self._plan(examples, range(len(examples))):
                 batch = self._collate(examples, micro)
                 scorer = self._scorer(batch, student=mixture, teacher=mixture, train=None)
@@ -130,6 +144,7 @@ class AccelerateLearner:
         train: Role = "student",
         lr_scale: float = 1.0,
     ) -> Update:
+        check_examples(self.ranks, f"the update {name!r}", examples)
         check_terms(examples, objectives)
         entering = [row for row, example in enumerate(examples) if any(example.loss_weights.values())]
         report = UpdateReport(name, examples, entering)
@@ -154,7 +169,7 @@ class AccelerateLearner:
             self._masters.take_gradients()
         sums = self._sum_over_ranks(report.sums())
         norm = self._step(name, sums["loss"], lr_scale)
-        return report.finish(sums, norm, job.values, self._gather(report.tokens))
+        return report.finish(sums, norm, job.values, self._gather(report.kept_tokens()))
 
     def end_iteration(self) -> None:
         check_weights(self.model, "after this iteration")
@@ -162,7 +177,11 @@ class AccelerateLearner:
         self.teacher.end_iteration()
 
     def policy(self, model: ModelName = "live") -> Policy:
-        return LearnerPolicy(self, model)
+        if not self._sharded:
+            return LearnerPolicy(self, model)
+        module = _one_model(self.teacher, model)
+        first = self.ranks.rank == 0
+        return sharding.ShardedPolicy(module, self.version, lambda: self._replicas.of(module), first=first)
 
     @property
     def version(self) -> int:
@@ -200,24 +219,44 @@ class AccelerateLearner:
         self.teacher.restore(state["teacher"])
 
     def save(self, folder: Path) -> None:
-        self.policy().save(folder)
-        torch.save({name: part for name, part in self.state().items() if name != "model"}, folder / "state.pt")
+        if self._sharded:
+            sharding.save(self._root, self._optimizer, folder)
+            state = {"scheduler": self._scheduler.state_dict()}
+        elif self.ranks.rank == 0:
+            self.policy().save(folder)
+            state = {name: part for name, part in self.state().items() if name != "model"}
+        if self.ranks.rank == 0:
+            torch.save(state, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        self.restore({"model": weights.read(self.model, folder), **state})
+        if not self._sharded:
+            self.restore({"model": weights.read(self.model, folder), **state})
+            return
+        sharding.load(self._root, self._optimizer, folder)
+        schedule.restore(self._scheduler, state["scheduler"])
 
     def export(self, folder: Path) -> None:
-        weights.export(self.model, folder)
+        if self._sharded:
+            sharding.save_whole(self.model, folder / "model", first=self.ranks.rank == 0)
+        elif self.ranks.rank == 0:
+            weights.export(self.model, folder)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """``function(*arguments)`` inside the root's forward pass, on this rank alone."""
         with self.accelerator.autocast():
             return self.accelerator.unwrap_model(self._root)(function, *arguments)
 
+    @contextlib.contextmanager
+    def _without_gradients(self) -> Iterator[None]:
+        """Around passes without gradients."""
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        sharding.reshard(self._root)
+
     def _measure_beforehand(self, job: UpdateJob, micro_batches: Sequence[MicroBatch]) -> None:
         """A pass without gradient over the rows of every measured term."""
-        with torch.no_grad(), self.accelerator.autocast():
+        with self._without_gradients():
             for term, objective in job.measured().items():
                 mine: list[tuple[int, float]] = []
                 for micro in micro_batches:
@@ -235,7 +274,8 @@ class AccelerateLearner:
         if self._masters and self.accelerator.num_processes > 1:
             self._masters.reduce(lambda gradient: self.accelerator.reduce(gradient, "mean"))
         trained = self._masters.parameters if self._masters else self._root.parameters()
-        norm = float(self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm or float("inf")))
+        most = self.settings.max_grad_norm or float("inf")
+        norm = float(sharding.whole(self.accelerator.clip_grad_norm_(trained, most)))
         rates = [group["lr"] for group in self._optimizer.param_groups]
         try:
             check_step(name, loss, norm)
@@ -278,12 +318,15 @@ class AccelerateLearner:
         return collate([examples[row] for row in micro.rows], device=self.accelerator.device, dtype=dtype)
 
     def _no_sync_until_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients of masters are summed over ranks by :meth:`_step`, in fp32; others by the last backward pass."""
-        synced = last and not self._masters
+        """Gradients of masters are summed over ranks by :meth:`_step`, in fp32; others by the last backward pass.
+
+        In shards every backward pass sums them: whole gradients would take 4 bytes a weight between the passes.
+        """
+        synced = self._sharded or (last and not self._masters)
         return contextlib.nullcontext() if synced else self.accelerator.no_sync(self._root)
 
     def _gather(self, mine: list[Item]) -> list[Item]:
-        return gather_object(mine) if self.accelerator.num_processes > 1 else mine
+        return [item for part in gather(self.ranks, "results of rows", mine) for item in part]
 
     def _sum_over_ranks(self, sums: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
@@ -318,9 +361,13 @@ class AccelerateLearner:
         """Whether rows that begin alike share one pass over their beginning."""
         return self.path == "packed"
 
+    def _checked_path(self) -> LearnerPath:
+        self._check_models()
+        return self._find_path()
+
     def _check_models(self) -> None:
         for name, model in self._models():
-            check_head(model, name, self.accelerator.device)
+            check_head(model, name, next(model.parameters()).device)
             check_causal(model, name)
         check_backward(self.model)
 
@@ -332,11 +379,8 @@ class LearnerPolicy:
     """
 
     def __init__(self, learner: AccelerateLearner, model: ModelName):
-        (module, _), *others = learner.teacher.mixture(model)
-        if others or not isinstance(module, nn.Module):
-            raise ValueError(f"the {model!r} weights are no model of their own, so no engine can load them")
         self._learner = learner
-        self._model: Any = module
+        self._model = _one_model(learner.teacher, model)
 
     @property
     def version(self) -> int:
@@ -352,6 +396,28 @@ class LearnerPolicy:
 
     def save(self, folder: Path) -> None:
         weights.save(self._model, folder)
+
+
+def _accelerator(mixed_precision: str, ranks: Ranks) -> Accelerator:
+    """Accelerate's view of the same processes: on a CPU it sees one, unless it is asked for the CPU."""
+    on_cpu = ranks.world > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
+    if accelerator.num_processes != ranks.world:
+        raise ConfigError(
+            "Accelerate does not see the processes that were started",
+            got=f"{accelerator.num_processes} processes",
+            expected=f"{ranks.world}, as WORLD_SIZE says",
+            do="Start them with torchrun.",
+        )
+    return accelerator
+
+
+def _one_model(teacher: TeacherWeights, model: ModelName) -> Any:
+    """The module whose weights these are.  Raises ValueError if there is none."""
+    (module, _), *others = teacher.mixture(model)
+    if others or not isinstance(module, nn.Module):
+        raise ValueError(f"the {model!r} weights are no model of their own, so no engine can load them")
+    return module
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:

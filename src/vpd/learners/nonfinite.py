@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vpd.errors import NonFiniteError
 from vpd.learners import Loss, MeasuredLoss, Objective, TokenLoss
 from vpd.learners.journal import numbers_of
+from vpd.learners.sharding import whole
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
 from vpd.types import Example
@@ -59,7 +60,7 @@ def check_weights(model: nn.Module, when: str) -> None:
     A bias of -inf is allowed: it rules a token out.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    if not trained or math.isfinite(float(torch.nn.utils.get_total_norm(trained, norm_type=math.inf))):
+    if not trained or math.isfinite(float(whole(torch.nn.utils.get_total_norm(trained, norm_type=math.inf)))):
         return
     if broken := weights_not_finite(model):
         raise NonFiniteError(
@@ -71,10 +72,11 @@ def check_weights(model: nn.Module, when: str) -> None:
 
 def weights_not_finite(model: nn.Module) -> list[str]:
     """The weights of a model that hold a number that is not finite, each with how many, in the model's order."""
+    weights = ((name, whole(weight.detach())) for name, weight in model.named_parameters())
     return [
         f"{name}: {_count(weight)}"
-        for name, weight in model.named_parameters()
-        if not _finite(weight.detach().clamp(min=0) if weight.ndim == 1 else weight)
+        for name, weight in weights
+        if not _finite(weight.clamp(min=0) if weight.ndim == 1 else weight)
     ]
 
 

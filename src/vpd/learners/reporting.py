@@ -51,6 +51,10 @@ class UpdateReport:
                 self._keep(name, micro, batch, signal_BT)
         return loss
 
+    def kept_tokens(self) -> list[tuple[str, int, Tensor]]:
+        """This rank's signals of tokens, where they can travel to another process."""
+        return [(name, row, signal_T.cpu()) for name, row, signal_T in self.tokens]
+
     def sums(self) -> dict[str, float]:
         """This rank's sums and counts as numbers: the update's one transfer from the device."""
         values = torch.stack([value.double() for value in self._sums.values()]).tolist()

@@ -87,3 +87,20 @@ class OptimSettings(Settings, section="optim"):
         "what the backward pass computes again: nothing, all but matrix products (selective) or whole layers (full)",
     ] = "none"
     mixed_precision: Annotated[Literal["no", "bf16"], "autocast of matrix products; weights stay fp32"] = "no"
+    sharding: Annotated[
+        Literal["none", "fsdp2"],
+        "where the weights are with several processes: whole on each (none), or in shards over all (fsdp2), with"
+        " gradients, optimiser and the teacher's copies",
+    ] = "none"
+    cpu_offload: Annotated[
+        bool, "with sharding fsdp2: keep shards, gradients and optimiser in the CPU's memory; slower"
+    ] = False
+
+    def check(self) -> None:
+        super().check()
+        if self.cpu_offload and self.sharding == "none":
+            raise ConfigError(
+                "optim.cpu_offload is of weights in shards",
+                got="optim.sharding none",
+                do="Set optim.sharding: fsdp2, also with one process.",
+            )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK = 1 << 20  # logits of one block: few enough to stay in the cache of a processor
 
@@ -256,7 +257,9 @@ class _Function(torch.autograd.Function):
 
 
 def _common_factor(grad_N: Tensor, weight_N: Tensor) -> float | None:
-    """The factor c with grad = c * weight, None where there is none."""
+    """The factor c with grad = c * weight, None where there is none; 1 for tensors without data (a dry run)."""
+    if isinstance(grad_N, FakeTensor):
+        return 1.0
     norm = float(weight_N.square().sum())
     if norm == 0.0:
         return None

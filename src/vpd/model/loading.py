@@ -142,7 +142,7 @@ def _find(source: str, what: str, options: dict[str, Any], known: Sequence[str] 
         hint = GGUF_HINT if path.suffix == ".gguf" else f"Name the folder it is in, {str(path.parent)!r}."
         raise ModelError(f"{what} is a file", expected="a folder that from_pretrained loads", do=hint)
     is_id = HUB_ID.fullmatch(source) is not None and not source.startswith(".")
-    if is_id and _hub_answers():
+    if is_id and hub_answers():
         return place
     if is_id and _is_cached(source):
         return dataclasses.replace(place, options=options | {"local_files_only": True})
@@ -161,7 +161,7 @@ def _is_cached(name: str) -> bool:
     return any(isinstance(path, str) for path in found)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the Hub can be reached: one try, where a download would try for a minute."""
     if huggingface_hub.constants.is_offline_mode():
         return False

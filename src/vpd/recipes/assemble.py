@@ -1,7 +1,10 @@
 """From settings to objects: builds every part of a run and puts them together."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
-from vpd.engines.settings import EngineParts
+from vpd.engines.settings import EngineParts, VLLMSettings, key_of
+from vpd.engines.vllm_client import VLLMClient
+from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs import (
     AnswerLength,
     Conversational,
@@ -32,11 +37,15 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
-from vpd.prompts import Prompter, PromptSettings, saved_settings
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings, saved_settings
+from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
-from vpd.rollout import LONGEST_COMPLETION, RolloutSource
+from vpd.rollout import LONGEST_COMPLETION, RolloutSource, TopKTeacher
 from vpd.types import Task
+
+log = logging.getLogger("vpd")
 
 OBJECT = "(object) "  # begins model.name_or_path where a model was passed, before the name of its class
 
@@ -60,6 +69,7 @@ class Parts:
     algorithm: Algorithm
     observers: tuple[Observer, ...] = ()
     given: tuple[str, ...] = ()
+    ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     @property
     def fixed_length(self) -> bool:
@@ -75,16 +85,72 @@ def assemble(
     env: Env | None = None,
     feedback: Sequence[Feedback] | None = None,
     observers: Sequence[Observer] = (),
+    ranks: Ranks | None = None,
 ) -> Parts:
     """Build and check everything; nothing is written.  Raises a VPDError for whatever does not fit.
 
     An object takes the place of its section: ``model`` (a causal language model of transformers, together with its
     ``tokenizer``), ``env``, ``feedback`` (functions ``(groups, writer) -> groups``).  ``observers`` watch the run
-    besides those that ``train`` adds.
+    besides those that ``train`` adds.  ``ranks`` are the processes of the run (None: those that the launcher of this
+    one has started), which all call this.
     """
     passed = {name: part for name, part in (("model", model), ("env", env), ("feedback", feedback)) if part is not None}
     config = with_passed(config, passed)
     check_together(config)
+    ranks = ranks or start_ranks(config.run.rank_timeout)
+    loaded = together(ranks, "loading", lambda: _loaded(config, model, tokenizer, env, feedback))
+    config, model, tokenizer, env = loaded.config, loaded.model, loaded.tokenizer, loaded.env
+    agree(ranks, "settings and tasks", lambda: _digests(config, loaded.tasks))
+    if config.rollout.prompts_per_step < ranks.world:
+        log.warning(
+            "rollout.prompts_per_step %d is less than the %d processes: the others wait while answers are made",
+            *(config.rollout.prompts_per_step, ranks.world),
+        )
+    learner = make_learner(config, model, tokenizer, ranks)
+    engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    return Parts(
+        config=config,
+        env=env,
+        feedback=loaded.feedback,
+        tokenizer=tokenizer,
+        prompter=loaded.prompter,
+        engine=engine,
+        source=RolloutSource(
+            env=env,
+            engine=engine,
+            prompter=loaded.prompter,
+            feedback=loaded.feedback,
+            settings=config.rollout,
+            seed=config.run.seed,
+            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
+            teacher=make_remote_teacher(config, tokenizer),
+            ranks=ranks,
+        ),
+        learner=learner,
+        algorithm=config.algorithm.build(loaded.prompter),
+        observers=tuple(observers),
+        given=tuple(passed),
+        ranks=ranks,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What each process loads and checks by itself."""
+
+    config: Config
+    env: Env
+    feedback: tuple[Feedback, ...]
+    model: Any
+    tokenizer: Any
+    prompter: Prompter
+    tasks: list[Task]
+
+
+def _loaded(
+    config: Config, model: Any, tokenizer: Any, env: Env | None, feedback: Sequence[Feedback] | None
+) -> _Loaded:
+    """Environment, sources, model and prompter, loaded and checked with the tasks that are known."""
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
@@ -102,29 +168,16 @@ def assemble(
     )
     if replies:
         check_round_trip(prompter, tasks)
-    learner = make_learner(config, model, tokenizer)
-    engine = make_engine(config, tokenizer, model, learner)
-    return Parts(
-        config=config,
-        env=env,
-        feedback=sources,
-        tokenizer=tokenizer,
-        prompter=prompter,
-        engine=engine,
-        source=RolloutSource(
-            env=env,
-            engine=engine,
-            prompter=prompter,
-            feedback=sources,
-            settings=config.rollout,
-            seed=config.run.seed,
-            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
-        ),
-        learner=learner,
-        algorithm=config.algorithm.build(prompter),
-        observers=tuple(observers),
-        given=tuple(passed),
+    return _Loaded(
+        config=config, env=env, feedback=sources, model=model, tokenizer=tokenizer, prompter=prompter, tasks=tasks
     )
+
+
+def _digests(config: Config, tasks: Sequence[Task]) -> Digests:
+    """Digests of each section of the settings, and of the messages of each task."""
+    found = [(f"the section {name}", repr(section)) for name, section in config.as_dict().items()]
+    found += [(f"the task {number} ({task.id})", repr(task.messages)) for number, task in enumerate(tasks)]
+    return [(name, hashlib.blake2b(text.encode(errors="replace")).digest()) for name, text in found]
 
 
 def with_passed(config: Config, passed: dict[str, Any]) -> Config:
@@ -213,14 +266,14 @@ def window_of(model: Any) -> int | None:
     return longest_input(model)
 
 
-def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearner:
+def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None) -> AccelerateLearner:
     """The learner of what the algorithm needs."""
     needs = config.algorithm.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
     external = None if needs.external_model is None else load_external(needs.external_model, config.model, tokenizer)
-    learner = AccelerateLearner(
+    return AccelerateLearner(
         model,
         config.optim,
         temperature=config.rollout.temperature,
@@ -228,15 +281,22 @@ def make_learner(config: Config, model: Any, tokenizer: Any) -> AccelerateLearne
         external=external,
         keep_initial=needs.initial_copy,
         total_iterations=config.run.max_steps,
+        ranks=ranks,
     )
-    if learner.accelerator.num_processes > 1:
-        raise ConfigError("vpd train runs in one process for now", got=f"{learner.accelerator.num_processes} processes")
-    return learner
 
 
-def make_engine(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> Engine:
-    """The student's engine: that of a config with the learner's weights."""
-    engine = config.engine.build(_engine_parts(config, tokenizer, model))
+def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
+    """Tokens of the longest of the tasks' prompts, with an answer of full length."""
+    prompts = (len(prompter.build_student_prompt(task)) for task in tasks)
+    return max(prompts, default=0) + prompter.max_completion_length
+
+
+def make_engine(
+    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
+) -> Engine:
+    """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
+    parts = _engine_parts(config, tokenizer, model)
+    engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
 
@@ -248,9 +308,28 @@ def make_training_engine(
     needs = config.algorithm.needs
     if needs.external_model is None or needs.student_fraction == 1:
         return None
+    if isinstance(config.engine, VLLMSettings):
+        raise ConfigError(
+            "a vLLM server serves one model: the teacher's answers cannot come from the student's",
+            got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
+            do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
+        )
     teacher = config.engine.build(_engine_parts(config, tokenizer, model))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
+
+
+def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
+    """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
+    needs = config.algorithm.needs
+    if needs.remote_teacher is None or needs.top_k is None:
+        return None
+    key = needs.remote_teacher.api_key_env
+    token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
+    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
+    teacher.check(tokenizer)
+    return teacher
 
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:

@@ -16,9 +16,7 @@ STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 def check(spec: Any, *, tasks: int, seed: int, console: Terminal | None = None) -> Report:
     """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
     console = console or Terminal()
-    env = make_env(spec)
-    announce(env)
-    report = check_env(env, tasks=tasks, seed=seed)
+    report = examine(spec, tasks=tasks, seed=seed)
     if report.attempts:
         _show_example([a for a in report.attempts if a.task is report.attempts[0].task], console)
     table = Table("", "promise", "found", title=f"vpd check {spec.name}", title_justify="left")
@@ -28,6 +26,13 @@ def check(spec: Any, *, tasks: int, seed: int, console: Terminal | None = None) 
     console.print(table)
     report.require()
     return report
+
+
+def examine(spec: Any, *, tasks: int, seed: int) -> Report:
+    """What is found about the environment of a config; a fault does not raise."""
+    env = make_env(spec)
+    announce(env)
+    return check_env(env, tasks=tasks, seed=seed)
 
 
 def _show_example(attempts: Sequence[Attempt], console: Terminal) -> None:

@@ -14,19 +14,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from vpd.errors import Interrupted
-from vpd.loop import Abandoned, Loop, StopRequest
+from vpd.errors import Abandoned, Interrupted
+from vpd.loop import Loop, StopRequest
+from vpd.ranks import OneProcess, Ranks
 
 
 class StopSignals(StopRequest):
     """While it is open, the first Ctrl-C or SIGTERM asks the run to stop, and a second Ctrl-C ends it at once.
 
     Only in the main thread, and only where the program has not set handlers of its own.  A second Ctrl-C within
-    ``together`` seconds counts as the first: a wrapper may send it once more.
+    ``together`` seconds counts as the first: a wrapper may send it once more.  While ``ranks`` gather, a request waits
+    for the end of that.
     """
 
-    def __init__(self, together: float = 1.0) -> None:
+    def __init__(self, together: float = 1.0, ranks: Ranks | None = None) -> None:
         self._together = together
+        self._ranks = ranks or OneProcess()
         self._since = 0.0
         self._may_abandon = False
         self._before: dict[int, Any] = {}
@@ -62,8 +65,9 @@ class StopSignals(StopRequest):
         elif self.signal is None:
             self.signal, self._since = number, time.monotonic()
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            _say(f"{signal.Signals(number).name}: stopping and saving a checkpoint{again}")
-            if self._may_abandon:
+            if self._ranks.rank == 0:
+                _say(f"{signal.Signals(number).name}: stopping and saving a checkpoint{again}")
+            if self._may_abandon and not self._ranks.gathering:
                 raise Abandoned
         elif number == signal.SIGINT and time.monotonic() - self._since >= self._together:
             raise KeyboardInterrupt

@@ -15,7 +15,8 @@ from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
 from vpd.printable import cut
-from vpd.recipes.assemble import assemble
+from vpd.ranks import start_ranks, together
+from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import Terminal
 from vpd.types import Metrics, Rollout
 
@@ -36,13 +37,19 @@ def evaluate(
     plain = dataclasses.replace(config.model, lora=None)  # a run's model/ has its adapter in its weights
     run = dataclasses.replace(config.run, eval_limit=options.limit)
     config = dataclasses.replace(config, model=plain, run=run)
-    parts = assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback)
+    objects: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "env": env, "feedback": feedback}
+    ranks = start_ranks(run.rank_timeout)
+    return together(ranks, "the evaluation", lambda: _evaluated(assemble(config, **objects, ranks=ranks), options))
+
+
+def _evaluated(parts: Parts, options: EvalOptions) -> Evaluation:
+    """The evaluation of assembled parts; all processes call this."""
     rollout = parts.config.rollout
     settings = EvalSettings(
         sampling=dataclasses.replace(rollout.sampling, temperature=options.temperature, top_p=options.top_p),
         num_samples=options.num_samples,
         teacher=options.teacher,
-        control=config.run.eval_control,
+        control=parts.config.run.eval_control,
     )
     return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
 

@@ -16,7 +16,7 @@ from vpd.errors import ConfigError, StorageError
 from vpd.model import lora
 from vpd.model.settings import ModelSettings
 from vpd.printable import one_line
-from vpd.prompts import save_settings, saved_settings
+from vpd.prompts.settings import save_settings, saved_settings
 from vpd.recipes.assemble import load_model
 from vpd.report.model_card import FILE, model_card, source_commit
 from vpd.run_folder import checkpoint

@@ -24,12 +24,17 @@ def check_output(path: Path) -> None:
         raise ConfigError(what, got=f"{folder} is no folder, or not yours to write in", do=do)
 
 
+def as_json(parts: Mapping[str, Metrics]) -> str:
+    """The metrics of every part that has some; a number that is not finite is null."""
+    numbers = {name: {key: _finite(value) for key, value in part.items()} for name, part in parts.items() if part}
+    return json.dumps(numbers, indent=1, allow_nan=False)
+
+
 def write_results(path: Path, parts: Mapping[str, Metrics]) -> None:
     """Write the metrics of every part that has some; a number that is not finite is null.  Raises StorageError."""
-    numbers = {name: {key: _finite(value) for key, value in part.items()} for name, part in parts.items() if part}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+        path.write_text(as_json(parts) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {path}", got=error.strerror) from error
 

@@ -5,21 +5,22 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd.config import Config
+from vpd.config import Config, RunSettings
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
-from vpd.feedback import Feedback
+from vpd.feedback import Feedback, Remote
 from vpd.learners.journal import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
 from vpd.monitor import Monitor
-from vpd.prompts import save_settings
+from vpd.prompts.settings import save_settings
+from vpd.ranks import on_first, start_ranks, together
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
 from vpd.recipes.export import check_hub, push_run, write_card
@@ -27,8 +28,9 @@ from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
-from vpd.report.trackers import Trackers
+from vpd.report.trackers import Trackers, check_installed
 from vpd.run_folder import checkpoint, faults
+from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
 from vpd.run_folder.reading import ROLLOUTS, TOKENS, read_run
@@ -53,83 +55,167 @@ def train(
     Objects take the place of their sections (:func:`assemble`).  Everything is loaded and checked before the folder is
     made, so a user's mistake leaves none behind.
     """
-    return run(assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback, observers=observers))
+    ranks = start_ranks(config.run.rank_timeout)
+
+    def work() -> Path:
+        objects: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "env": env, "feedback": feedback}
+        return run(assemble(config, **objects, observers=observers, ranks=ranks))
+
+    return together(ranks, "the run", work)
 
 
 def run(parts: Parts, files: FileSystem | None = None) -> Path:
-    """Train assembled parts in their run folder; ``files`` is what may be done to the disk."""
-    config = parts.config
+    """Train assembled parts in their run folder; ``files`` is what may be done to the disk.
+
+    All processes of a run call this.  The first writes the folder and has the observers.
+    """
+    config, ranks = parts.config, parts.ranks
     files = files or FileSystem()
     output = Path(config.run.output_dir)
-    contents = contents_of(config)
-    past = check_folder(output, config, contents)
+    contents, past = on_first(ranks, "the run folder", lambda: _look(output, config))
     done = past is not None and past.phase == "done" and past.step >= config.run.max_steps
-    if past is not None and done and (output / "model").is_dir():
+    if past is not None and done and on_first(ranks, "the model", (output / "model").is_dir):
         log.info(
             "%s has trained %d steps, run.max_steps is %d: nothing to do.", output, past.step, config.run.max_steps
         )
         return output
-    if config.algorithm.needs.feedback and isinstance(parts.env, Finite):
-        require_room(parts.prompter, all_train_tasks(parts.env))
-    trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
-    if config.run.push_to_hub:
-        check_hub()
-    prepare_folder(output)
+    env = parts.env
+    if config.algorithm.needs.feedback and isinstance(env, Finite):
+        together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
+    if config.algorithm.needs.feedback:
+        on_first(ranks, "external critics", lambda: _contact(parts.feedback))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
-    with locked(output), StopSignals() as stop:
-        past = check_folder(output, config, contents)  # again: another run may just have ended
-        if past is not None:
-            log_changes(past, config, contents)
-        files.repair(output)
-        for name in (ROLLOUTS, TOKENS):
-            files.repair(output / name)
-        loop = _prepared(parts, trackers, recorder, past)
+    with contextlib.ExitStack() as held, StopSignals(ranks=ranks) as stop:
+        past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
+        loop = _prepared(parts, recorder, past)
         loop.stop = stop
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
     if config.run.push_to_hub:
-        push_run(output, str(config.run.hub_model_id), private=config.run.hub_private_repo)
+        place, private = str(config.run.hub_model_id), config.run.hub_private_repo
+        on_first(ranks, "the upload", lambda: push_run(output, place, private=private))
     return output
 
 
-def _prepared(parts: Parts, trackers: Trackers, recorder: Recorder, past: RunState | None) -> Loop:
+def _contact(sources: Sequence[Feedback]) -> None:
+    """Ask every service among the sources of feedback once.  Raises FeedbackError."""
+    for source in sources:
+        if isinstance(source, Remote):
+            source.contact()
+
+
+def _look(output: Path, config: Config) -> tuple[dict[str, str], RunState | None]:
+    """The hashes of the files that settings name, and the state of the run in the folder."""
+    contents = contents_of(config)
+    return contents, check_folder(output, config, contents)
+
+
+def _entered(held: contextlib.ExitStack, recorder: Recorder, config: Config) -> RunState | None:
+    """Make and lock the run folder, and mend what a kill has left; the state of the run in it."""
+    output, files = recorder.folder, recorder.files
+    check_installed(config.run.report_to, completions=config.run.log_completions)
+    if config.run.push_to_hub:
+        check_hub()
+    prepare_folder(output)
+    held.enter_context(locked(output))
+    past = check_folder(output, config, recorder.contents)  # again: another run may just have ended
+    if past is not None:
+        log_changes(past, config, recorder.contents)
+    files.repair(output)
+    for name in (ROLLOUTS, TOKENS):
+        files.repair(output / name)
+    return past
+
+
+def _prepared(parts: Parts, recorder: Recorder, past: RunState | None) -> Loop:
     """The loop with its observers, set to where the run goes on; the folder's files are set back to there too."""
+    config, output, files, ranks = parts.config, recorder.folder, recorder.files, parts.ranks
+    observers = _observers(parts, recorder) if ranks.rank == 0 else []
+    loop = make_loop(parts, observers, output=output, files=files, on_save=partial(recorder.record, "training"))
+
+    def start() -> Path | None:
+        return start_point(output, past, config.run.max_steps) if config.run.resume else None
+
+    def begin() -> None:
+        recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
+        best = -1 if loop.best is None else loop.best.step
+        checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files, best=best)
+        files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+
+    _resume(loop, parts, on_first(ranks, "where the run goes on", start))
+    on_first(ranks, "the beginning of the run", begin)
+    return loop
+
+
+def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
+    """The run's own observers, and those that were passed."""
     config, output, files = parts.config, recorder.folder, recorder.files
     progress = ConsoleProgress(config.run.max_steps, title=config.method)
     monitor = Monitor(progress.warn, folder=output, files=files)
-    ours: list[Observer] = [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor]
-    observers = [*ours, *parts.observers]
-    loop = make_loop(parts, observers, output=output, files=files, on_save=partial(recorder.record, "training"))
-    start = start_point(output, past, config.run.max_steps) if config.run.resume else None
-    _resume(loop, parts, start)
-    recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
-    checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files)
-    files.write_atomically(output / "config.yaml", config.to_yaml().encode())
+    trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
     trackers.config = config.as_dict()
-    return loop
+    return [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor, *parts.observers]
 
 
 def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
     """Train, unless only the export is missing, and export.  Raises Interrupted where a signal asked for the end."""
     try:
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             _train(loop)
-        if loop.step < loop.max_steps:
+        if not loop.is_over:
             save_and_stop(loop, recorder.folder)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
-    recorder.record("exporting", loop.step)
+    on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))
+    if loop.best is not None:
+        _finish_best(loop, loop.best, parts, recorder.folder)
     export(parts, recorder.folder, recorder.files)
-    recorder.record("done", loop.step)
+    on_first(parts.ranks, "the phase done", lambda: recorder.record("done", loop.step))
 
 
 def _train(loop: Loop) -> None:
     """Run the loop while the observers that are context managers are open."""
     with contextlib.ExitStack() as opened:
-        for observer in loop.observers:
-            if isinstance(observer, contextlib.AbstractContextManager):
-                opened.enter_context(observer)
+
+        def enter() -> None:
+            for observer in loop.observers:
+                if isinstance(observer, contextlib.AbstractContextManager):
+                    opened.enter_context(observer)
+
+        on_first(loop.ranks, "opening observers", enter)
         loop.run()
+
+
+def _finish_best(loop: Loop, best: BestModel, parts: Parts, output: Path) -> None:
+    """Say which step was the best, and with ``run.load_best_model_at_end`` go back to its weights."""
+    settings = parts.config.run
+    if best.step < 0:
+        log.warning("run.metric_for_best_model %s was never measured: the last step is taken", best.metric)
+        return
+    ended = f" (the run ended at step {loop.step}: {best.since} evaluations brought nothing better)"
+    log.info("best %s: %.4g at step %d%s", best.metric, best.value, best.step, ended if best.is_over else "")
+    if settings.load_best_model_at_end and best.step != loop.step:
+        ranks = parts.ranks
+        fault = on_first(ranks, "the best checkpoint", lambda: checkpoint.fault_of(output, best.step))
+        if fault is not None:
+            raise StorageError(
+                f"checkpoint-{best.step} of the best step cannot be read",
+                got=fault,
+                do="Restore it, or continue with --run.load_best_model_at_end false to take the last step.",
+            )
+        folder = output / f"checkpoint-{best.step}"
+        together(ranks, "reading the best checkpoint", lambda: checkpoint.load(folder, parts.learner))
+
+
+def _best_model(settings: RunSettings) -> BestModel | None:
+    if settings.metric_for_best_model is None:
+        return None
+    return BestModel(
+        metric=settings.metric_for_best_model,
+        greater_is_better=settings.best_is_greatest,
+        patience=settings.early_stopping_patience,
+        threshold=settings.early_stopping_threshold,
+    )
 
 
 def make_loop(
@@ -141,7 +227,7 @@ def make_loop(
     on_save: Callable[[int], None] | None = None,
 ) -> Loop:
     """The loop of a config's parts; without ``output`` nothing is saved.  ``on_save`` gets the step of a checkpoint."""
-    settings = parts.config.run
+    settings, ranks = parts.config.run, parts.ranks
 
     def save(loop: Loop) -> None:
         assert output is not None
@@ -153,9 +239,10 @@ def make_loop(
             save_tokenizer=lambda folder: save_tokenizer(parts, folder),
             keep=settings.save_total_limit,
             files=files or FileSystem(),
+            ranks=ranks,
         )
         if on_save is not None:
-            on_save(loop.step)
+            on_first(ranks, "after a checkpoint", lambda: on_save(loop.step))
 
     def dump(fault: Fault) -> Path:
         assert output is not None
@@ -166,6 +253,7 @@ def make_loop(
             learner=parts.learner,
             save_tokenizer=lambda folder: save_tokenizer(parts, folder),
             files=files or FileSystem(),
+            ranks=ranks,
         )
 
     return Loop(
@@ -182,6 +270,8 @@ def make_loop(
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
+        best=_best_model(settings),
+        ranks=ranks,
     )
 
 
@@ -240,13 +330,16 @@ def save_tokenizer(parts: Parts, folder: Path) -> None:
 def export(parts: Parts, output: Path, files: FileSystem) -> None:
     """Write ``model/``, and with LoRA ``adapter/``; what was there stays until each is whole."""
 
-    def fill(folder: Path) -> None:
-        parts.learner.export(folder)
+    def finish(folder: Path) -> None:
         for part in folder.iterdir():
             save_tokenizer(parts, part)
             write_card(part, read_run(output))
 
-    files.write_folders(output, fill)
+    def fill(folder: Path) -> None:
+        parts.learner.export(folder)
+        on_first(parts.ranks, "end of the export", lambda: finish(folder))
+
+    files.write_folders(output, fill, parts.ranks)
 
 
 def prepare_folder(output: Path) -> None:
@@ -266,10 +359,15 @@ def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
     """Set loop, learner and observers to a checkpoint, or to the beginning."""
     saved = {}
     if start is not None:
-        progress = checkpoint.load(start, parts.learner)
+        progress = together(parts.ranks, "reading a checkpoint", lambda: checkpoint.load(start, parts.learner))
         with _states_fit(start):
             loop.resume(progress)
         saved = progress.get("observers", {})
+    on_first(parts.ranks, "observers set back", lambda: _rewind(loop, saved, start))
+
+
+def _rewind(loop: Loop, saved: Mapping[str, Any], start: Path | None) -> None:
+    """Set the observers to a checkpoint, or to the beginning."""
     for name, observer in _named(loop.observers).items():
         if saved.get(name):
             with _states_fit(start):

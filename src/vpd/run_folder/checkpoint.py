@@ -2,9 +2,11 @@
 
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
-``trainer.json``: step, the algorithm's and the observers' state, the size and SHA-256 of every other file, and a
-SHA-256 of all this.  Nothing in it is ever executed: weights are safetensors, ``state.pt`` is read with
-``weights_only``.
+``trainer.json``: step, the algorithm's and the observers' state, the best step so far, the size and SHA-256 of every
+other file, and a SHA-256 of all this.  With ``optim.sharding`` weights, optimiser and teacher weights lie in
+``shards/`` instead, in torch's form for distributed checkpoints, which any number of processes reads.
+
+No file of weights or states is executed when it is read: they are safetensors, or read with ``weights_only``.
 """
 
 import hashlib
@@ -21,7 +23,8 @@ from safetensors import SafetensorError
 
 from vpd.errors import StorageError
 from vpd.learners import Learner, weights
-from vpd.run_folder.files import FileSystem, storage_errors
+from vpd.ranks import Ranks, on_first, together
+from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 DATA, TENSORS = "trainer.json", "state.pt"
@@ -37,34 +40,42 @@ def save(
     save_tokenizer: Callable[[Path], None],
     keep: int | None,
     files: FileSystem,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write ``checkpoint-{step}``, then remove all but the newest ``keep`` (None, or below 1: keep all).
+    """Write ``checkpoint-{step}``, then remove all but the best and the newest ``keep`` (None, or below 1: keep all).
 
+    All ``ranks`` call it; ``progress`` and the tokenizer are the first one's.
     Raises StorageError, leaving earlier checkpoints untouched.
     """
     final = output_dir / f"checkpoint-{step}"
 
-    def fill(folder: Path) -> None:
-        learner.save(folder)
+    def finish(folder: Path) -> None:
         save_tokenizer(folder)
-        listed = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
         data = {"step": step, **progress, "files": listed}
         (folder / DATA).write_text(json.dumps(data | {"sha256": _digest(data)}, indent=1))
 
-    files.write_folder(final, fill)
-    remove_old(output_dir, step, keep=keep, files=files)
+    def fill(folder: Path) -> None:
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written
+        on_first(ranks, "end of a checkpoint", lambda: finish(folder))
+
+    files.write_folder(final, fill, ranks)
+    best = progress.get("best", {}).get("step", -1)
+    on_first(ranks, "old checkpoints", lambda: remove_old(output_dir, step, keep=keep, files=files, best=best))
     return final
 
 
-def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem) -> None:
-    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all).
+def remove_old(output_dir: Path, step: int, *, keep: int | None, files: FileSystem, best: int = -1) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``step`` (None, or below 1: keep all), and step ``best``'s.
 
     A later one was passed over when the run was continued, and what vpd has not written is the user's: these count for
     nothing.  Raises StorageError.
     """
     if keep is not None and keep >= 1:
         for old in [path for path in checkpoints(output_dir) if step_of(path) <= step and written_by_vpd(path)][:-keep]:
-            files.remove(old)
+            if step_of(old) != best:
+                files.remove(old)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -94,6 +105,12 @@ def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
             return folder, faults
         faults.append(f"{folder.name}: {fault}")
     return None, faults
+
+
+def fault_of(output_dir: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step, None if nothing is."""
+    folder = output_dir / f"checkpoint-{step}"
+    return _fault(folder) if folder.is_dir() else "it is not there"
 
 
 def load(folder: Path, learner: Any) -> dict[str, Any]:
@@ -132,12 +149,13 @@ def _fault_of_data(progress: Any, name: str) -> str | None:
         return f"trainer.json is of step {progress['step']!r}"
     if TENSORS not in progress["files"]:
         return "trainer.json lists no state.pt"
-    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "files", "sha256"}
+    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "best", "files", "sha256"}
     digest = _digest({key: value for key, value in progress.items() if key != "sha256"})
     if unknown or progress.get("sha256", digest) != digest:
         return "trainer.json has changed"
     states = progress.get("observers", {})
-    if not isinstance(progress["algorithm"], dict) or not all(isinstance(states[one], dict) for one in states):
+    dicts = [progress["algorithm"], progress.get("best", {}), *(states[one] for one in states)]
+    if not all(isinstance(state, dict) for state in dicts):
         return "trainer.json holds no state of the algorithm and the observers"
     return None
 

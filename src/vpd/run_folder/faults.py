@@ -13,7 +13,8 @@ from typing import Any
 from vpd.errors import StorageError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Call, Fault, Result
-from vpd.run_folder.files import FileSystem
+from vpd.ranks import Ranks, on_first, together
+from vpd.run_folder.files import ALONE, FileSystem
 from vpd.types import Completion, Example, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt, TopKLogprobs
 
 FILE = "fault.json"
@@ -27,18 +28,25 @@ def write(
     learner: Learner,
     save_tokenizer: Callable[[Path], None],
     files: FileSystem,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write the dump into a run folder; an older one of the same step is replaced.  Raises StorageError."""
+    """Write the dump into a run folder; an older one of the same step is replaced.  Raises StorageError.
+
+    All ``ranks`` call it.
+    """
     data = {"settings": settings, **dataclasses.asdict(_without_payloads(fault))}
     data["results"] = [r if isinstance(r, list) else {"metrics": r.metrics, "values": r.values} for r in fault.results]
 
-    def fill(folder: Path) -> None:
-        learner.save(folder)
+    def finish(folder: Path) -> None:
         save_tokenizer(folder)
         (folder / FILE).write_text(json.dumps(data, default=str))
 
+    def fill(folder: Path) -> None:
+        together(ranks, "files of the learner", lambda: learner.save(folder))  # all have written
+        on_first(ranks, "end of a dump", lambda: finish(folder))
+
     folder = output / f"nonfinite-step-{fault.step:06d}"
-    files.write_folder(folder, fill)
+    files.write_folder(folder, fill, ranks)
     return folder
 
 
@@ -92,7 +100,7 @@ def _example(data: Mapping[str, Any]) -> Example:
 
 
 def _rollout(data: Mapping[str, Any]) -> Rollout:
-    task, teacher = data["task"], data["teacher_prompt"]
+    task, teacher, top_k = data["task"], data["teacher_prompt"], data.get("teacher_logprobs")
     return Rollout(
         key=SampleKey(**data["key"]),
         task=Task(id=task["id"], messages=tuple(task["messages"]), tools=tuple(task["tools"])),
@@ -102,6 +110,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: _tuple(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
+        teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: _tuple(v) for n, v in top_k.items()}),
     )
 
 

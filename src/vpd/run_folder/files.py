@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError
 
-from vpd.errors import StorageError
+from vpd.errors import StorageError, VPDError
+from vpd.ranks import OneProcess, Ranks, on_first, together
 
 Fill: TypeAlias = Callable[[Path], None]
 
 PARTIAL, OLD = ".vpd-partial", ".vpd-old"
+ALONE = OneProcess()
 
 
 class FileSystem:
@@ -38,17 +40,25 @@ class FileSystem:
             self.rename(partial, path)
             self.sync(path.parent)
 
-    def write_folder(self, path: Path, fill: Fill) -> None:
-        """Write a folder with all that ``fill`` puts into the one it is given.  Raises StorageError."""
-        self.move_folder(self._filled(path, fill), path)
+    def write_folder(self, path: Path, fill: Fill, ranks: Ranks = ALONE) -> None:
+        """Write a folder with all that ``fill`` puts into the one it is given.  Raises StorageError.
 
-    def write_folders(self, parent: Path, fill: Fill) -> None:
-        """Write into ``parent`` every folder that ``fill`` makes in the one it is given.  Raises StorageError."""
-        partial = self._filled(parent / "new", fill)
-        for folder in sorted(partial.iterdir()):
-            self.move_folder(folder, parent / folder.name)
-        with storage_errors(parent):
-            self.delete(partial)
+        Several ``ranks`` call this together.  ``fill`` is called on each with the same folder; the first does the rest.
+        """
+        partial = self._filled(path, fill, ranks)
+        on_first(ranks, "folder in its place", lambda: self.move_folder(partial, path))
+
+    def write_folders(self, parent: Path, fill: Fill, ranks: Ranks = ALONE) -> None:
+        """Write into ``parent`` every folder that ``fill`` makes in the one it is given, as :meth:`write_folder`."""
+        partial = self._filled(parent / "new", fill, ranks)
+
+        def move() -> None:
+            for folder in sorted(partial.iterdir()):
+                self.move_folder(folder, parent / folder.name)
+            with storage_errors(parent):
+                self.delete(partial)
+
+        on_first(ranks, "folders in their places", move)
 
     def move_folder(self, source: Path, target: Path) -> None:
         """Put a folder in the place of another, which stays, hidden, until the new one is there."""
@@ -86,17 +96,30 @@ class FileSystem:
             for partial in folder.glob(f".*{PARTIAL}"):
                 self.delete(partial)
 
-    def _filled(self, path: Path, fill: Fill) -> Path:
+    def _filled(self, path: Path, fill: Fill, ranks: Ranks) -> Path:
         """A new hidden folder next to ``path``, filled by ``fill`` and flushed; removed after an error."""
         partial = _hidden(path, PARTIAL)
-        try:
+
+        def begin() -> None:
             with storage_errors(path):
                 self.delete(partial)
                 partial.mkdir(parents=True)
+
+        def write() -> None:
+            with storage_errors(path):
                 self.write(partial, fill)
+
+        def sync() -> None:
+            with storage_errors(path):
                 self.sync(partial)
-        except StorageError:
-            shutil.rmtree(partial, ignore_errors=True)
+
+        try:
+            on_first(ranks, "new folder", begin)
+            together(ranks, "filling a folder", write)
+            on_first(ranks, "folder on the disk", sync)
+        except VPDError:
+            if ranks.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         return partial
 

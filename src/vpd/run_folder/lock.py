@@ -39,6 +39,23 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder at this moment, as far as the file system can tell."""
+    try:
+        descriptor = os.open(folder / FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)  # which gives a lock back at once
+    return False
+
+
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from vpd.lab.reproduce.run import Run, measure
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
-Suite: TypeAlias = Literal["quick", "default", "all"]
+Suite: TypeAlias = Literal["quick", "default", "all", "retries"]
 Runs: TypeAlias = Mapping[tuple[str, str], Mapping[int, Run]]  # (setting, method) -> seed -> run
 
 SMALLEST = 0.02  # the smallest difference in accuracy that counts

@@ -1,32 +1,37 @@
 """All methods and ablations, each as the ``algorithm`` section of a configuration.
 
-Every method has as many rollouts and a learning rate of its own, chosen from one grid on other seeds (rates.yaml).
+Every method samples as many answers and has a learning rate of its own, chosen from one grid on other seeds
+(rates.yaml).  A method with retries samples half as many attempts, and at most one retry for each; it has the rate of
+the method without retries.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vpd.errors import ConfigError, nearest
-from vpd.lab.reproduce.settings_table import SETTINGS
+from vpd.lab.reproduce.settings_table import GENERATIONS, SETTINGS
 
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = Path(__file__).with_name("rates.yaml")
+RETRIES = {"num_generations": GENERATIONS // 2, "retries": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """``reads_feedback``: False for a method that learns without it, from the reward or from an external teacher.
 
+    ``rollout``: settings of that section that differ from the other methods'.
     ``tuned_as``: the method whose learning rate an ablation uses (None: its own).
     """
 
     name: str
     title: str
     algorithm: Mapping[str, Any]
+    rollout: Mapping[str, Any] = field(default_factory=dict)
     reads_feedback: bool = True
     tuned_as: str | None = None
 
@@ -65,6 +70,51 @@ METHODS: dict[str, Method] = {
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
         Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
+        Method(
+            name="imitate",
+            title="revise and imitate",
+            algorithm={"name": "sdpo", "distillation_weight": 0.0},
+            rollout=RETRIES,
+            tuned_as="vpd",
+        ),
+        Method(
+            name="retries_pg",
+            title="policy gradient on attempts and retries",
+            algorithm={"name": "sdpo", "distillation_weight": 0.0, "retry_loss": "policy_gradient"},
+            rollout=RETRIES,
+            tuned_as="vpd",
+        ),
+        Method(
+            name="retries_kl",
+            title="forward KL on retries",
+            algorithm={"name": "sdpo", "distillation_weight": 0.0, "retry_loss": "forward_kl"},
+            rollout=RETRIES,
+            tuned_as="vpd",
+        ),
+        Method(
+            name="vpd_retries", title="VPD with retries", algorithm={"name": "vpd"}, rollout=RETRIES, tuned_as="vpd"
+        ),
+        Method(
+            name="vpd_retries_no_e",
+            title="VPD with retries, no E-step",
+            algorithm={"name": "vpd", "e_every": None},
+            rollout=RETRIES,
+            tuned_as="vpd",
+        ),
+        Method(
+            name="vpd_retries_f1",
+            title="VPD with retries, F = 1",
+            algorithm={"name": "vpd", "e_every": 1},
+            rollout=RETRIES,
+            tuned_as="vpd",
+        ),
+        Method(
+            name="gated_retries",
+            title="evidence-gated VPD with retries",
+            algorithm={"name": "gated"},
+            rollout=RETRIES,
+            tuned_as="gated",
+        ),
     )
 }
 

@@ -232,4 +232,60 @@ GATED = tuple(
     for claim in _gated(name, "quick" if name in ("sparse", "cold") else "default" if name == "rigid" else "all")
 )
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED)}
+
+def _retries(setting: str) -> tuple[Claim, ...]:
+    return (
+        Claim(
+            name=f"retries_{setting}",
+            setting=setting,
+            statement="With half of its attempts spent on the teacher's retries, VPD ends above VPD without any.",
+            source=OURS,
+            comparisons=(_above("vpd_retries", "vpd"),),
+            suite="retries",
+            main=True,
+        ),
+        Claim(
+            name=f"retries_imitate_{setting}",
+            setting=setting,
+            statement="VPD with retries ends above imitating the retries that succeed.",
+            source=OURS,
+            comparisons=(_above("vpd_retries", "imitate"),),
+            suite="retries",
+            main=True,
+        ),
+        Claim(
+            name=f"retries_e_step_{setting}",
+            setting=setting,
+            statement="In VPD with retries the E-step helps (mean over the run), every fifth or every iteration.",
+            source=OURS,
+            comparisons=tuple(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
+            suite="retries",
+        ),
+        Claim(
+            name=f"retries_loss_{setting}",
+            setting=setting,
+            statement="Cross-entropy on the retries that succeed ends above a policy gradient on all, and above KL.",
+            source=OURS,
+            comparisons=(_above("imitate", "retries_pg"), _above("imitate", "retries_kl")),
+            suite="retries",
+        ),
+        Claim(
+            name=f"retries_gated_{setting}",
+            setting=setting,
+            statement="Evidence-gated VPD with retries is not worse than the best of GRPO, SDPO, VPD, gated VPD"
+            " and imitation: at the end, and over the run.",
+            source=OURS,
+            comparisons=tuple(
+                Comparison(measure=measure, left="gated_retries", right=RETRIES_RIVALS, least=0.0)
+                for measure in ("final", "mean")
+            ),
+            suite="retries",
+            main=True,
+        ),
+    )
+
+
+RETRIES_RIVALS = ("grpo", "sdpo", "vpd", "gated", "imitate")
+RETRIES = tuple(claim for name in SETTINGS for claim in _retries(name))
+
+CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES)}

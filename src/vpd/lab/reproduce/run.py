@@ -44,6 +44,7 @@ KEPT = (
     "gate/trust",
     "gate/auc",
     "gate/groups",
+    "retries/success",
 )
 #: summary number -> (curve, which part of it)
 MEASURES = {
@@ -98,6 +99,7 @@ class Job:
                 "num_generations": GENERATIONS,
                 "max_completion_length": setting.length,
                 "max_rows": 512,
+                **method.rollout,
             },
             "algorithm": algorithm,
             "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0, "micro_batch_size": 128},

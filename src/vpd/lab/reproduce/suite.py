@@ -17,8 +17,13 @@ from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
 from vpd.report.console import Terminal
 
-LEVEL: Mapping[Suite, int] = {"quick": 0, "default": 1, "all": 2}
-SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3}
+SUITES: Mapping[Suite, tuple[Suite, ...]] = {  # whose claims each suite tests
+    "quick": ("quick",),
+    "default": ("quick", "default"),
+    "all": ("quick", "default", "all"),
+    "retries": ("retries",),
+}
+SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3, "retries": 3}
 SIDE_SEEDS = 3  # the most seeds of a claim that is not a main claim
 
 
@@ -52,7 +57,7 @@ class Options:
         chosen = [
             claim
             for claim in CLAIMS.values()
-            if (claim.name in self.only if self.only else LEVEL[claim.suite] <= LEVEL[self.suite])
+            if (claim.name in self.only if self.only else claim.suite in SUITES[self.suite])
             and (not self.settings or claim.setting in self.settings)
         ]
         if not chosen:

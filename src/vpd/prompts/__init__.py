@@ -1,9 +1,8 @@
 """Messages to token ids: the student's prompt, and the teacher's, with a budget for each segment.
 
-The teacher reads the task and C.  Its system messages are the task's own; its last user message is the task,
-then (if there is one) a header and a sibling's solution, then (if there is one) a header and the feedback, then a
-closing line.  The assistant header follows, and after it the scored completion, token for token.  The failed
-attempt is not quoted: it *is* the scored continuation.
+The teacher reads the task and C, a sibling's solution or the feedback or both, where ``prompts.layout`` puts them
+(:mod:`vpd.prompts.layouts`).  The assistant header follows, and after it the scored completion, token for token.  The
+failed attempt is not quoted: it *is* the scored continuation.
 
 A demonstration or a feedback over its budget loses its middle (the start and the end say most), and so does an
 environment's reply; the task and the assistant header are never cut.  Text stays text: where it spells a control token
@@ -18,72 +17,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge
 from jinja2 import TemplateError
 
 from vpd.control_tokens import ControlTokens
 from vpd.errors import EnvError, ModelError
 from vpd.printable import well_formed
-from vpd.settings import Settings
+from vpd.prompts.layouts import Kind, frame, with_context
+from vpd.prompts.settings import PromptSettings
 from vpd.tool_messages import check_shown
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptSettings(Settings, section="prompts"):
-    """How the student's and the teacher's prompts are laid out."""
-
-    max_prompt_length: Annotated[
-        int | None,
-        Ge(1),
-        "longest task prompt in tokens; a longer one is an error, never cut; null: the window decides",
-    ] = None
-    max_demonstration_length: Annotated[int, Ge(1), "tokens of a sibling's solution that the teacher reads"] = 2048
-    max_feedback_length: Annotated[int, Ge(1), "tokens of feedback that the teacher reads"] = 1024
-    max_reply_length: Annotated[int, Ge(1), "tokens of one reply of the environment; a longer one loses its middle"] = (
-        1024
-    )
-    feedback_with_demonstration: Annotated[bool, "show feedback also where there is a demonstration"] = False
-    demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
-    feedback_header: Annotated[str, "line above the feedback"] = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
-    closing: Annotated[str, "last line of the teacher's user message"] = "\n\nNow solve the original task."
-    cut_marker: Annotated[str, "text that replaces a middle that was cut"] = " [...] "
-    enable_thinking: Annotated[bool, "passed to chat templates that have the argument enable_thinking"] = False
-    control_tokens_in_tasks: Annotated[
-        Literal["tags", "none", "all"],
-        "control tokens that a task's own messages may spell; tags: those that the tokenizer does not mark special"
-        " (<think>, which a system message may ask for); all: also the special ones (image tokens, put there on"
-        " purpose); the others are read as text, and feedback, demonstrations and replies may never spell any",
-    ] = "tags"
-
 
 LEAST_CONTEXT = 4  # tokens: a context that is cut to fewer says nothing
 CHARACTERS = 64  # more than a token has, but for runs of one character
 KEYS = ("role", "content")  # of every message
-SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
-
-
-def save_settings(settings: PromptSettings, folder: Path) -> None:
-    """Write the settings into a model's folder, so that it is prompted in the same way wherever it is loaded."""
-    (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
-
-
-def saved_settings(folder: Path) -> PromptSettings | None:
-    """The settings that a model's folder holds; None without any.  Raises ModelError for a damaged file."""
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return PromptSettings(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{path} holds no prompt settings",
-            got=" ".join(str(error).split())[:160],
-            do="Remove the file, or set the section prompts.",
-        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,20 +267,22 @@ class Prompter:
     def _with_context(self, task: Task, sections: Sequence[Section], room: int) -> TeacherPrompt:
         """The teacher's prompt with the sections in ``room`` tokens."""
         settings = self.settings
-        parts, cut, control, unknown = [], 0, 0, 0
-        budgets = {"demonstration": settings.max_demonstration_length, "feedback": settings.max_feedback_length}
-        for kind, header in self._headers().items():
+        texts: dict[Kind, str] = {}
+        cut = control = unknown = 0
+        budgets: dict[Kind, int] = {
+            "demonstration": settings.max_demonstration_length,
+            "feedback": settings.max_feedback_length,
+        }
+        for kind, budget in budgets.items():
             text = "\n\n".join(section.text for section in sections if section.kind == kind)
             if text:
-                fitted = self.fit(text, min(budgets[kind], room))
+                fitted = self.fit(text, min(budget, room))
                 room = max(room - fitted.length, 0)
                 cut += fitted.cut
                 control += fitted.control_tokens
                 unknown += self._unknown(fitted.text)
-                parts.append(header + (fitted.text or settings.cut_marker))
-        last = _last_user_message(task)
-        messages = self._clean(list(task.messages))
-        messages[last] = {**messages[last], "content": messages[last]["content"] + "".join(parts) + settings.closing}
+                texts[kind] = fitted.text or settings.cut_marker
+        messages = with_context(self._clean(list(task.messages)), _last_user_message(task), texts, settings)
         return TeacherPrompt(
             tokens=self._render(messages, self._clean(list(task.tools)), what=f"task {task.id!r}"),
             sources=tuple(dict.fromkeys(section.source for section in sections)),
@@ -379,18 +329,12 @@ class Prompter:
             case "none":
                 return self._control.neutralise(text)
 
-    def _room(self, task: Task, kinds: Set[str]) -> int:
+    def _room(self, task: Task, kinds: Set[Kind]) -> int:
         """Tokens left for sections of these kinds once task, headers and completion have their place in the window."""
         if self.window is None:
             return 1 << 30
-        headers = self._headers()
-        frame = "".join(headers[kind] for kind in headers if kind in kinds) + self.settings.closing
-        fixed = len(self._render_task(task)) + len(self._encode(frame))
+        fixed = len(self._render_task(task)) + len(self._encode(frame(kinds, self.settings)))
         return max(self.window - self.max_completion_length - fixed, 1)
-
-    def _headers(self) -> dict[str, str]:
-        """The line above each kind of section, in the order of the prompt."""
-        return {"demonstration": self.settings.demonstration_header, "feedback": self.settings.feedback_header}
 
     def _excess(self, length: int) -> int:
         """Tokens that a prompt and its completion take beyond the window; 0 or less where they fit."""

@@ -1,0 +1,74 @@
+"""A frozen teacher behind a vLLM server: its K likeliest tokens at every token of a completion.
+
+Nothing is sampled and no weights are sent, so the server needs no development mode, and several runs may share it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vpd.engines.canary import TEXT
+from vpd.engines.vllm_client import HalfAnswerError, Question, VLLMClient
+from vpd.engines.vllm_engine import COMPLETIONS, choice_of
+from vpd.engines.vllm_server_facts import card_of
+from vpd.errors import EngineError
+from vpd.types import Tokens, TopKLogprobs
+
+
+@dataclass(frozen=True)
+class VLLMTeacher:
+    """``model`` is its name at the server, ``k`` the tokens asked for, ``at_once`` the requests in flight."""
+
+    client: VLLMClient
+    model: str
+    k: int
+    at_once: int
+
+    def check(self, tokenizer: Any) -> None:
+        """Raise EngineError unless the server has this model, and reads text with the student's tokenizer."""
+        card_of(self.client, self.model)
+        body = {"model": self.model, "prompt": TEXT, "add_special_tokens": False}
+        theirs = self.client.ask("/tokenize", Question(body, _tokens))
+        ours = tuple(tokenizer.encode(TEXT, add_special_tokens=False))
+        if theirs != ours:
+            raise EngineError(
+                "distributions over tokens are compared: teacher and student need one tokenizer",
+                got=f"{len(theirs)} tokens from the server at {self.client.url} and {len(ours)} here, of one text",
+            )
+
+    def top_k(self, rows: Sequence[tuple[Tokens, Tokens]]) -> list[TopKLogprobs]:
+        """What the teacher would say next at each token of a row's completion, after its prompt.  Raises EngineError.
+
+        Rows are (prompt [P], completion [T]) with T at least 1; log-probs are at temperature 1.
+        """
+        return self.client.ask_all(COMPLETIONS, [self._question(*row) for row in rows], at_once=self.at_once)
+
+    def _question(self, prompt: Tokens, completion: Tokens) -> Question[TopKLogprobs]:
+        tokens = [*prompt, *completion]
+        body = {"model": self.model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.k}
+        return Question(body, lambda answer: self._read(answer, len(prompt), len(tokens)))
+
+    def _read(self, answer: Any, start: int, length: int) -> TopKLogprobs:
+        places = choice_of(answer).get("prompt_logprobs")
+        if not isinstance(places, list) or len(places) != length:
+            raise HalfAnswerError("prompt_logprobs are not one for each token of the prompt")
+        try:
+            found = [
+                sorted(((float(entry["logprob"]), int(token)) for token, entry in place.items()), reverse=True)
+                for place in places[start:]
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise HalfAnswerError("prompt_logprobs of another form") from error
+        if any(len(place) < self.k for place in found):  # the row's own token comes on top of the k likeliest
+            raise HalfAnswerError(f"fewer than {self.k} tokens at a place")
+        return TopKLogprobs(
+            ids=tuple(tuple(token for _, token in place[: self.k]) for place in found),
+            logprobs=tuple(tuple(logprob for logprob, _ in place[: self.k]) for place in found),
+        )
+
+
+def _tokens(answer: Any) -> Tokens:
+    try:
+        return tuple(int(token) for token in answer["tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise HalfAnswerError("no list of tokens") from error

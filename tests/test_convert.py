@@ -1,0 +1,395 @@
+"""``vpd convert``: other libraries' settings and data, and that what comes out trains."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from vpd.cli import main
+from vpd.config import load, parse
+from vpd.config.convert import Converted, Foreign, convert, trl, verl
+from vpd.config.convert.files import DIALECTS, read
+from vpd.envs.data_conversion import convert_data
+from vpd.errors import ConfigError, DataError
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TINY = ["--model.name_or_path", "tiny", "--rollout.prompts_per_step", "2", "--rollout.num_generations", "2",
+        "--rollout.max_completion_length", "6", "--run.max_steps", "3", "--optim.mixed_precision", "no",
+        "--run.report_to", "[]", "--prompts.max_prompt_length", "null",
+        "--algorithm.distillation_topk", "9"]  # fmt: skip
+#: names of the fields of TRL 1.16's classes beside those of transformers
+SDPO_FIELDS = (
+    "beta epsilon epsilon_high importance_sampling_level reward_weights scale_rewards distillation_weight"
+    " distillation_alpha distillation_mode distillation_topk distillation_is_clip distillation_add_tail"
+    " teacher_model_kind teacher_update_rate teacher_sync_steps use_successful_as_teacher success_reward_threshold"
+    " dont_reprompt_on_self_success max_reprompt_len reprompt_template solution_template feedback_template"
+    " include_environment_feedback environment_feedback_only_without_solution remove_thinking_from_demonstration"
+    " diagnostics_warning_interval diagnostics_flat_tolerance max_prompt_length use_teacher_server"
+)
+ONLINE_FIELDS = (
+    "model_init_kwargs trust_remote_code disable_dropout remove_unused_columns num_generations num_generations_eval"
+    " max_completion_length ds3_gather_for_generation shuffle_dataset generation_batch_size steps_per_generation"
+    " temperature top_p top_k min_p generation_kwargs chat_template_kwargs repetition_penalty cache_implementation"
+    " use_vllm vllm_mode vllm_gpu_memory_utilization loss_type num_iterations mask_truncated_completions"
+)
+GRPO_FIELDS = (
+    "router_aux_loss_coef cast_lm_head_to_fp32 pad_to_multiple_of delta sapo_temperature_neg vespo_k_pos"
+    " multi_objective_aggregation sync_ref_model ref_model_mixup_alpha top_entropy_quantile entropy_coef"
+    " use_adaptive_entropy entropy_target max_tool_calling_iterations off_policy_mask_threshold use_bias_correction_kl"
+    " log_completions use_transformers_continuous_batching transformers_continuous_batching_config"
+)
+GKD_FIELDS = (
+    "lmbda max_new_tokens teacher_model_name_or_path teacher_model_init_kwargs seq_kd max_length packing padding_free"
+    " dataset_text_field dataset_kwargs eos_token pad_token truncation_mode completion_only_loss assistant_only_loss"
+)
+SCRIPT_FIELDS = (
+    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets test_split_size"
+    " reward_funcs reward_model_name_or_path model_name_or_path model_revision dtype attn_implementation use_peft"
+    " lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type"
+    " use_rslora use_dora load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant"
+)
+FIELDS = {
+    "trl-sdpo": f"{SDPO_FIELDS} {ONLINE_FIELDS}",
+    "trl-grpo": f"{GRPO_FIELDS} {ONLINE_FIELDS}",
+    "trl-gkd": GKD_FIELDS,
+}
+
+
+def converted(name: str, *overrides: str, tasks: int | None = None, processes: int = 1, **given: Any) -> Converted:
+    dialect = DIALECTS[name]
+    foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks, num_processes=processes)
+    data = [] if name in ("verl", "sdpo") else ["--env.path", "x.jsonl", "--env.reward", "r.py:f"]
+    return convert(dialect, foreign, [*data, *overrides])
+
+
+def of_verl(name: str, given: dict[str, Any], *overrides: str, tasks: int | None = None) -> Converted:
+    dialect = DIALECTS[name]
+    foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks)
+    return convert(dialect, foreign, ["--env.path", "x.parquet", "--rollout.num_generations", "2", *overrides])
+
+
+def fate(result: Converted, key: str) -> str:
+    return next(line.outcome.verdict for line in result.lines if line.key == key)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_key_of_trl_is_known(name: str) -> None:
+    dialect = DIALECTS[name]
+    trained = {field.name for field in dataclasses.fields(TrainingArguments) if not field.name.startswith("_")}
+    keys = trained | set(f"{FIELDS[name]} {SCRIPT_FIELDS}".split())
+    assert not [key for key in keys if key not in dialect.rules and not key.startswith(tuple(dialect.prefixes))]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_rule_answers_to_any_value(name: str) -> None:
+    dialect = DIALECTS[name]
+    foreign = Foreign(given={}, defaults=dialect.defaults)
+    for key, rule in dialect.rules.items():
+        value = dialect.defaults.get(key)
+        if value is not None or key.endswith(("_steps", "_freq", "kwargs", "files", "path", "reward_funcs")):
+            assert rule(value, foreign).verdict in ("mapped", "ignored", "impossible"), key
+
+
+def test_a_step_of_trl_is_counted_in_iterations() -> None:
+    given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 8}
+    config = converted("trl-grpo", processes=2, num_generations=8, max_steps=100, save_steps=10, **given).config
+    assert config.rollout.prompts_per_step == 4 * 2 * 8 // 8
+    assert dataclasses.asdict(config.algorithm)["updates_per_batch"] == 4  # type: ignore[call-overload]
+    assert (config.run.max_steps, config.run.save_steps) == (25, 3)
+
+
+def test_epochs_are_iterations_where_the_records_are_counted() -> None:
+    result = converted("trl-grpo", tasks=100, num_train_epochs=2, per_device_train_batch_size=40, warmup_steps=0.1)
+    assert result.config.run.max_steps == 40 and result.config.optim.warmup_steps == 4
+    assert fate(converted("trl-grpo", num_train_epochs=2), "num_train_epochs") == "impossible"
+
+
+SAME = [
+    ("trl-sdpo", {"teacher_model_kind": "base"}, "algorithm", "teacher", "frozen"),
+    ("trl-sdpo", {"teacher_update_rate": 0.2}, "algorithm", "teacher_ema_rate", 0.2),
+    ("trl-sdpo", {"distillation_is_clip": None}, "algorithm", "importance_clip", None),
+    ("trl-sdpo", {}, "algorithm", "distillation_estimator", "sampled"),
+    ("trl-sdpo", {"distillation_weight": 0.0}, "algorithm", "name", "grpo"),
+    ("trl-sdpo", {"reprompt_template": "{prompt}{solution}{feedback} Go on."}, "prompts", "closing", " Go on."),
+    ("trl-sdpo", {"feedback_template": "Wrong: {feedback_raw}\n"}, "prompts", "feedback_header", "Wrong: "),
+    ("trl-grpo", {"epsilon": 0.1}, "algorithm", "clip_high", 0.1),
+    ("trl-grpo", {"epsilon": 0.1, "epsilon_high": 0.3}, "algorithm", "clip_high", 0.3),
+    ("trl-grpo", {"loss_type": "grpo"}, "algorithm", "average", "seq_mean"),
+    ("trl-grpo", {"scale_rewards": False}, "algorithm", "scale_rewards", "none"),
+    ("trl-grpo", {}, "optim", "learning_rate", 1e-6),
+    ("trl-grpo", {"save_strategy": "no"}, "run", "save_steps", 0),
+    ("trl-gkd", {"teacher_model_name_or_path": "t", "beta": 0.9}, "algorithm", "distillation_alpha", 0.9),
+    ("trl-gkd", {"teacher_model_name_or_path": "t", "lmbda": 0.7}, "algorithm", "student_fraction", 0.7),
+    ("trl-gkd", {"teacher_model_name_or_path": "t"}, "rollout", "prompts_per_step", 8),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "section", "key", "value"), SAME)
+def test_a_key_is_the_setting_that_does_the_same(
+    name: str, given: dict[str, Any], section: str, key: str, value: Any
+) -> None:
+    assert dataclasses.asdict(getattr(converted(name, **given).config, section))[key] == value
+
+
+LOST = [
+    ("beta", 0.04), ("top_p", 0.9), ("num_iterations", 2), ("optim", "adamw_8bit"), ("load_in_4bit", True),
+    ("loss_type", "dr_grpo"), ("fp16", True), ("lr_scheduler_type", "warmup_stable_decay"), ("no_such_key", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), LOST)
+def test_what_would_change_the_run_is_impossible_and_stands_in_the_file(key: str, value: Any) -> None:
+    result = converted("trl-grpo", **{key: value})
+    assert fate(result, key) == "impossible"
+    text = result.to_yaml("trl.yaml")
+    assert f"#   {key}: {value}" in text and parse(yaml.safe_load(text)) == result.config
+
+
+@pytest.mark.parametrize("key", ["beta", "top_p", "num_iterations", "load_in_4bit"])
+def test_a_key_that_asks_for_what_is_done_anyway_is_ignored(key: str) -> None:
+    value = {"beta": 0.0, "top_p": 1.0, "num_iterations": 1, "load_in_4bit": False}[key]
+    assert fate(converted("trl-grpo", **{key: value}), key) == "ignored"
+
+
+def test_lora_is_taken_over_where_it_is_used() -> None:
+    lora = converted(
+        "trl-grpo", use_peft=True, lora_r=4, lora_alpha=8, lora_target_modules=["q_proj"]
+    ).config.model.lora
+    assert lora is not None and (lora.r, lora.lora_alpha, lora.target_modules) == (4, 8, ("q_proj",))
+    assert converted("trl-grpo", lora_r=4).config.model.lora is None
+
+
+def test_reward_functions_are_named_by_their_places() -> None:
+    dialect = trl.GRPO
+    given = {
+        "dataset_name": "x.jsonl",
+        "reward_funcs": ["a.b.right", "think_format_reward"],
+        "reward_weights": [1, 0.5],
+    }
+    config = convert(dialect, Foreign(given=given, defaults=dialect.defaults)).config
+    assert config.env.reward == [
+        {"function": "a.b:right", "weight": 1.0},
+        {"function": "trl.rewards:think_format_reward", "weight": 0.5},
+    ]
+
+
+def test_verls_batches_clips_and_folder() -> None:
+    given = {
+        "data.train_batch_size": 64, "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
+        "algorithm.adv_estimator": "grpo",
+        "actor_rollout_ref.actor.clip_ratio": 0.1, "actor_rollout_ref.actor.clip_ratio_high": 0.3,
+        "trainer.project_name": "p", "trainer.experiment_name": "e", "trainer.total_epochs": 2,
+        "actor_rollout_ref.actor.clip_ratio_c": 3.0, "trainer.val_before_train": True,
+    }  # fmt: skip
+    result = of_verl("verl", given, tasks=640)
+    settings = dataclasses.asdict(result.config.algorithm)  # type: ignore[call-overload]
+    assert settings["updates_per_batch"] == 4 and (settings["clip_low"], settings["clip_high"]) == (0.1, 0.3)
+    assert result.config.run.max_steps == 20 and result.config.run.output_dir == "checkpoints/p/e"
+    assert fate(result, "actor_rollout_ref.actor.clip_ratio_c") == "impossible"
+    assert fate(of_verl("verl", {}), "algorithm.adv_estimator") == "impossible"  # verl's default is a critic
+
+
+def test_sdpos_teacher_and_trust_region() -> None:
+    own = "actor_rollout_ref.actor.self_distillation"
+    result = of_verl("sdpo", {f"{own}.teacher_regularization": "trust-region", f"{own}.teacher_update_rate": 0.3})
+    settings = dataclasses.asdict(result.config.algorithm)  # type: ignore[call-overload]
+    assert (settings["name"], settings["teacher"], settings["teacher_trust_region_mix"]) == (
+        "sdpo",
+        "trust_region",
+        0.3,
+    )
+    assert settings["denominator"] == "all" and [source.name for source in result.config.feedback] == [
+        "environment",
+        "sibling",
+    ]
+
+
+HYDRA = """
+actor_rollout_ref:
+  model: {path: "${model}"}
+  actor:
+    optim: {_target_: a.B, lr: 2e-6, betas: [0.9, 0.95]}
+    ppo_mini_batch_size: ${data.train_batch_size}
+  rollout: {n: 4, val_kwargs: {n: 3}, response_length: "${oc.select:data.max_response_length,7}"}
+model: m
+data:
+  train_batch_size: 8
+  train_files: ["${oc.env:DATA}/x.parquet"]
+  apply_chat_template_kwargs: {enable_thinking: true}
+algorithm: {adv_estimator: grpo}
+"""
+
+
+def test_hydras_references_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/d")
+    (tmp_path / "v.yaml").write_text(HYDRA)
+    dialect, flat = read(tmp_path / "v.yaml", None)
+    config = convert(dialect, Foreign(given=flat, defaults=dialect.defaults)).config
+    assert dialect is verl.VERL and config.model.name_or_path == "m" and config.env.path == "/d/x.parquet"
+    assert config.optim.adam_beta2 == 0.95 and config.prompts is not None and config.prompts.enable_thinking
+    assert config.run.eval_samples == 3 and dataclasses.asdict(config.algorithm)["updates_per_batch"] == 1  # type: ignore[call-overload]
+
+
+SCRIPT = """
+from trl import GRPOConfig, GRPOTrainer
+LR = 3e-6
+def right(prompts, completions, **columns): return [0.0]
+args = GRPOConfig(output_dir="o", learning_rate=LR, beta=0.0, max_steps=compute(), num_generations=4)
+trainer = GRPOTrainer(model="m", reward_funcs=[right], args=args, peft_config=LoraConfig(r=2))
+raise SystemExit("a script is read and not run")
+"""
+
+
+def test_a_python_script_is_read_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    dialect, flat = read(tmp_path / "train.py", None)
+    result = convert(dialect, Foreign(given=flat, defaults=dialect.defaults), ["--env.path", "x.jsonl"])
+    assert result.config.optim.learning_rate == 3e-6 and result.config.env.reward == f"{tmp_path}/train.py:right"
+    assert result.config.model.lora is not None and result.config.model.lora.r == 2
+    assert fate(result, "max_steps") == "impossible"  # its value is an expression
+
+
+def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("a: 1\n")
+    assert main(["convert", str(tmp_path / "a.yaml")]) == 2
+    assert "Give --from" in capsys.readouterr().err
+    (tmp_path / "b.py").write_text("x = 1\n")
+    assert main(["convert", str(tmp_path / "b.py")]) == 2
+    assert "makes no such configuration" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_after_the_table_and_no_file_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.yaml").write_text("num_generations: 4\nmax_steps: 5\nbeta: 0.1\n")
+    words = ["convert", str(tmp_path / "t.yaml"), "--output", str(tmp_path / "run.yaml")]
+    assert main([*words, "--env.path", "x.jsonl"]) == 2
+    shown = capsys.readouterr()
+    assert "impossible" in shown.out and "env.reward is missing" in shown.err and not (tmp_path / "run.yaml").exists()
+    assert main([*words, "--env.path", "x.jsonl", "--env.reward", "r.py:f"]) == 0
+    assert "1 key(s) could not be taken over" in capsys.readouterr().out
+    assert load(str(tmp_path / "run.yaml")).env.reward == "r.py:f"
+    assert main(words) == 2  # the file is there
+    assert "run.yaml exists" in capsys.readouterr().err
+
+
+def test_json_is_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.yaml").write_text("num_generations: 4\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n")
+    assert main(["convert", str(tmp_path / "t.yaml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["rollout"]["num_generations"] == 4
+    assert {key["verdict"] for key in found["keys"]} <= {"mapped", "ignored", "impossible"}
+
+
+def before_and_after(document: str, language: str) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The other library's file, what it becomes, and the files of Python, as a document shows them."""
+    text = (DOCS / document).read_text()
+    blocks = {
+        kind: re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for kind in (language, "yaml")
+    }
+    code = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return blocks[language][0], yaml.safe_load(blocks["yaml"][0]), dict(code)
+
+
+RECORD = {"prompt": "apply rule D to 0 7 8", "answer": "8 7 0"}
+VERL_RECORD = {
+    "data_source": "mine",
+    "prompt": [{"role": "user", "content": "apply rule D to 0 7 8"}],
+    "reward_model": {"ground_truth": "8 7 0"},
+    "extra_info": {"index": 0},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps(RECORD) + "\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL_RECORD] * 3), tmp_path / "train.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("document", "language", "file"), [("from_trl.md", "yml", "trl.yaml"), ("from_verl.md", "sh", "run.sh")]
+)
+def test_the_run_in_the_guide_is_what_it_becomes_and_trains(
+    document: str, language: str, file: str, workplace: Path
+) -> None:
+    before, after, code = before_and_after(document, language)
+    (workplace / file).write_text(before)
+    for name, text in code.items():
+        (workplace / name).write_text(text)
+    dialect, flat = read(workplace / file, None)
+    assert convert(dialect, Foreign(given=flat, defaults=dialect.defaults)).config == parse(after)
+    assert main(["convert", file, "--output", "run.yaml", *TINY]) == 0
+    assert main(["train", "--config", "run.yaml", "--run.output_dir", "out"]) == 0
+    metrics = [json.loads(line) for line in (workplace / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2, 3] and metrics[-1]["m_step/rows"] > 0
+
+
+def test_a_converted_distillation_from_another_model_trains(workplace: Path) -> None:
+    (workplace / "gkd.yaml").write_text(
+        "model_name_or_path: tiny\nteacher_model_name_or_path: tiny\nlmbda: 0.5\ndataset_name: train.jsonl\n"
+    )
+    assert main(["convert", "gkd.yaml", "--output", "run.yaml", *TINY]) == 0
+    assert main(["train", "--config", "run.yaml"]) == 0
+
+
+DATA = {
+    "conversations": ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "a"),
+    "completions": ({"prompt": "q", "completion": "a"}, "a"),
+    "preferences": (
+        {
+            "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+        },
+        "a",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", DATA)
+def test_data_of_trl_becomes_prompts_with_answers(form: str, tmp_path: Path) -> None:
+    record, answer = DATA[form]
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    data = convert_data(str(tmp_path / "d.jsonl"))
+    [made] = data.records
+    assert data.form == form and made["answer"] == answer and "rejected" not in made
+    assert made["prompt"] in ("q", [{"role": "user", "content": "q"}])
+
+
+def test_data_of_verl_is_read_as_it_is(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "train.parquet", "--output", "new.jsonl"]) == 0
+    assert "env: {name: dataset, path: new.jsonl, reward: 'my_rewards.py:reward'}" in capsys.readouterr().out
+    [first, *_] = [json.loads(line) for line in Path("new.jsonl").read_text().splitlines()]
+    assert first == {"id": "0", **VERL_RECORD}
+    assert main(["convert", "train.parquet", "--run.seed", "1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"), [("dataset", "sciknoweval", "science"), ("data_source", "openai/gsm8k", "math")]
+)
+def test_the_environment_follows_from_where_the_data_is_from(key: str, value: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "q", key: value}) + "\n")
+    assert convert_data(str(tmp_path / "d.jsonl")).env["name"] == name
+
+
+def test_data_without_a_task_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"in no form of TRL's or verl's data; got the columns text"):
+        convert_data(str(tmp_path / "d.jsonl"))
+    (tmp_path / "e.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(DataError, match="holds no conversation"):
+        convert_data(str(tmp_path / "e.jsonl"))
+
+
+def test_the_file_must_be_one_of_them() -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        read(Path("/nowhere/x.yaml"), None)

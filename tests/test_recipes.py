@@ -1,0 +1,79 @@
+"""Every recipe is dry-run for every method; one for each environment trains three steps with a small model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vpd.config import load
+from vpd.config.dry_run import load_dry_run
+from vpd.config.sections import ENGINES
+from vpd.learners.settings import OptimSettings
+from vpd.recipes.dry_run import dry_run
+from vpd.recipes.train import train
+
+ROOT = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = sorted(path.name for path in ROOT.glob("*.yaml"))
+MACHINES = sorted(path.name for path in (ROOT / "hardware").glob("*.yaml"))
+SHARDS = "sharding" in {field.name for field in dataclasses.fields(OptimSettings)} and "vllm" in ENGINES
+MODELS = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "allenai/Olmo-3-7B-Instruct")
+SMALL = ["--rollout.prompts_per_step", "2", "--rollout.num_generations", "2", "--run.eval_steps", "0"]
+
+
+@pytest.fixture(autouse=True)
+def domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOMAIN", "physics")
+
+
+@pytest.mark.parametrize("method", ["vpd", "sdpo", "grpo", "gated"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_dry_runs(recipe: str, method: str) -> None:
+    files = [str(ROOT / recipe), str(ROOT / "hardware" / "1x80gb.yaml")]
+    machine, _ = load_dry_run(files, ["--dry_run.prompt_tokens", "300"], wanted=True)
+    config = load(files, ["--algorithm.name", method, *SMALL])
+    found = dry_run(config, machine).estimate
+    assert config.method == method and found.peak > 0 and found.run_seconds > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_dry_runs(machine: str, model: str) -> None:
+    if "8x80" in machine and not SHARDS:
+        pytest.skip("needs optim.sharding and engine.name vllm")
+    files = [str(ROOT / "sciknoweval.yaml"), str(ROOT / "hardware" / machine)]
+    assumed, _ = load_dry_run(files, ["--dry_run.prompt_tokens", "300"], wanted=True)
+    found = dry_run(load(files, ["--model.name_or_path", model, *SMALL]), assumed).estimate
+    assert found.peak > 0
+
+
+@pytest.mark.parametrize("name", ["biology", "chemistry", "material", "physics"])
+def test_a_domain_is_a_word_of_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOMAIN", name)
+    config = load(str(ROOT / "sciknoweval.yaml"))
+    assert config.env.path == f"sciknoweval/{name}-train.jsonl" and config.run.output_dir.endswith(name)
+
+
+def data_of(recipe: str, folder: Path) -> str:
+    """A few records of the recipe's kind, made here."""
+    words = ["energy", "mass", "charge", "field", "force", "light", "wave", "atom"]
+    asked = [f"Which is the {word}?\n\nA: one\nB: two\nC: three\nD: four" for word in words]
+    made: dict[str, list[dict[str, object]]] = {
+        "sciknoweval": [{"prompt": q, "answer": "ABCD"[n % 4], "kind": "mcq"} for n, q in enumerate(asked)],
+        "maths": [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(8)],
+    }
+    if recipe == "livecodebench":
+        return str(ROOT.parent / "examples" / "code.jsonl")
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, made[recipe])))
+    return str(path)
+
+
+@pytest.mark.parametrize("recipe", ["sciknoweval", "maths", "livecodebench"])
+def test_a_recipe_trains_three_steps(recipe: str, tmp_path: Path) -> None:
+    words = ["--env.path", data_of(recipe, tmp_path), "--env.eval_path", "null", "--env.eval_share", "0.25"]
+    words += ["--model.name_or_path", "tiny", "--rollout.max_completion_length", "6", "--run.max_steps", "3", *SMALL]
+    words += ["--run.output_dir", str(tmp_path / "out"), "--algorithm.distillation_topk", "20"]
+    words += ["--prompts.max_prompt_length", "null"]
+    folder = train(load(str(ROOT / f"{recipe}.yaml"), words))
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 3
