@@ -116,7 +116,7 @@ def run_one(method: str, steps: int, seed: int) -> dict[str, tuple[float, float]
         } | METHODS[method]  # fmt: skip
         watch = Watch()
         config = load(None, [word for key, value in settings.items() for word in (f"--{key}", str(value))])
-        vpd.train(config, env=Parity(), observers=[watch])
+        vpd.train(config, env=Parity(), callbacks=[watch])
     return compare(watch.samples)
 
 

@@ -1,11 +1,14 @@
 """What is printed while a run goes."""
 
 import io
+import sys
+from types import ModuleType
 
+import pytest
 from helpers import random_groups
 from rich.console import Console
 
-from vpd.report.console import ConsoleProgress
+from vpd.report.console import ConsoleProgress, Terminal
 
 
 def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
@@ -27,6 +30,17 @@ def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
         ["1", "1.000", "1", "0", "-", "4", "inf", "-", "-", "-"],
         ["2", "0.000", "1", "0", "-", "4", "-", "-", "-", "-"],
     ]
+
+
+def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel says that it takes colours, and rich would ask for ipywidgets there."""
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    progress = ConsoleProgress(2, console=Terminal(file=out))
+    with progress:
+        progress.on_step(1, {"reward": 0.5}, [])
+    assert "\x1b" not in out.getvalue()
 
 
 def test_a_column_writes_all_its_numbers_alike() -> None:

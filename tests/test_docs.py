@@ -36,6 +36,7 @@ HISTORY = "docs/LOG.md"  # quotes commands, names and options of their commits, 
 #: Names that are not this project's, with whose they are.
 FOREIGN = {
     "AutoModelForCausalLM.from_pretrained": "transformers",
+    **dict.fromkeys(("datasets.Dataset",), "datasets"),
     "torch.compile": "torch",
     "transformers.generate": "transformers",
     **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
@@ -55,7 +56,7 @@ NOT_IN_THE_REPOSITORY = {
     "generation_config.json",
 }
 #: What the documents call an object of these protocols.
-OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer}
+OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
 #: Commands with words that stand for something else; their first word is a command all the same.
 PATTERNS = ("vpd check NAME --env.key value", "vpd check", "vpd convert")
 
@@ -323,11 +324,27 @@ def test_the_readme_s_source_method_and_engine_train(workplace: Path) -> None:
     assert "imitate/rows" in last and "teacher/from_environment+length" in last
 
 
-def test_the_readme_s_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (workplace / "run.yaml").write_text(yaml.safe_dump(SMALL))
-    exec((workplace / "my_run.py").read_text(), {})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("out ")
-    assert (workplace / "out" / "model" / "vpd_prompts.json").is_file()
+def test_the_readme_s_python_runs_and_is_short(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = next(block for block in blocks(TEXTS["README.md"], "python") if "first_run.py" in block)
+    assert shown.count("\n") <= 20
+    exec(in_one_step(shown), {})
+    assert "Best(metric='eval/accuracy', step=1" in capsys.readouterr().out
+    assert (workplace / "first" / "model" / "vpd_prompts.json").is_file()
+
+
+def in_one_step(block: str) -> str:
+    return block.replace(
+        '"max_steps": 30, "eval_steps": 10, "eval_limit": 32', '"max_steps": 1, "eval_steps": 1, "eval_limit": 2'
+    )
+
+
+def test_the_page_about_python_runs_from_front_to_end(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(TEXTS["docs/python.md"], "python"):
+        exec(in_one_step(block), names)
+    out = capsys.readouterr().out
+    assert "the environment was passed as an object (6" in out and "Pass env= (or tasks= and grader=) again" in out
+    assert names["result"].retries and (workplace / "exported" / "README.md").is_file()
 
 
 def test_every_promise_names_tests_that_exist() -> None:

@@ -398,7 +398,7 @@ def test_objects_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         model.lm_head.weight[0, 0] = torch.nan
     config = vpd.parse_config({"run": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(ModelError, match="the model that was passed is not finite"):
-        vpd.train(config, model=model, tokenizer=tokenizer)
+        vpd.train(model, config=config, tokenizer=tokenizer)
     assert not (tmp_path / "run").exists()
 
 

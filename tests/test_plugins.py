@@ -256,8 +256,8 @@ def test_objects_take_the_place_of_sections_and_the_run_folder_says_so(tmp_path:
     config = parse({**SMALL, "run": {**SMALL["run"], "output_dir": str(run)}})
     model, tokenizer = load_model(config.model)
     watcher = Watcher()
-    folder = vpd.train(config, model=model, tokenizer=tokenizer, env=Mine(), feedback=[say], observers=[watcher])
-    assert folder == run and watcher.steps == [1]
+    found = vpd.train(model, config=config, tokenizer=tokenizer, env=Mine(), feedback=[say], callbacks=[watcher])
+    assert found.folder == run and watcher.steps == [1]
     assert metrics_of(run)[0]["teacher/from_said"] == 1.0
     kept = config_of(run)
     assert kept["env"] == {"object": "test_plugins.Mine"} and kept["feedback"] == [{"object": "test_plugins.say"}]

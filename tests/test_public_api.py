@@ -22,6 +22,7 @@ NAMES = [
     "Env",
     "EnvError",
     "EvalOptions",
+    "Evaluation",
     "Example",
     "Feedback",
     "FeedbackError",
@@ -34,6 +35,7 @@ NAMES = [
     "Observer",
     "Parts",
     "Rollout",
+    "Run",
     "SandboxError",
     "Section",
     "Settings",
@@ -53,9 +55,10 @@ NAMES = [
 ]
 
 PARAMETERS = {
-    "train": "config, *, model, tokenizer, env, feedback, observers",
+    "train": "model, tasks, grader, *, tokenizer, algorithm, feedback, callbacks, more",
     "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
-    "evaluate": "config, options, *, model, tokenizer, env, feedback",
+    "evaluate": "model, tasks, grader, *, options, tokenizer, algorithm, feedback, more",
+    "Run": "folder",
     "load_config": "path, overrides",
     "parse_config": "data",
     "per_row": "grade_one",

@@ -2,7 +2,8 @@
 
     import vpd
 
-    vpd.train(vpd.load_config("run.yaml"))
+    run = vpd.train("Qwen/Qwen3-0.6B", tasks, grade, algorithm="gated", run={"output_dir": "out"})
+    run = vpd.train(vpd.load_config("run.yaml"))
 
 Everything in ``__all__`` is loaded when it is first asked for, so ``import vpd`` needs no torch.  The reading order of
 the code is the order of the data: types, prompts, engines, envs, feedback, algorithms, loop.
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
+    from vpd.api.entry import evaluate, train
+    from vpd.api.runs import Run
     from vpd.config import Config
     from vpd.config import load as load_config
     from vpd.config import parse as parse_config
@@ -31,12 +34,10 @@ if TYPE_CHECKING:
         TrainingError,
         VPDError,
     )
-    from vpd.evaluation import EvalOptions
+    from vpd.evaluation import EvalOptions, Evaluation
     from vpd.feedback import Feedback, Writer, extend
     from vpd.loop import Observer
     from vpd.recipes.assemble import Parts, assemble
-    from vpd.recipes.evaluation import evaluate
-    from vpd.recipes.train import train
     from vpd.settings import Settings
     from vpd.types import Completion, Example, Grade, Group, Message, Metrics, Rollout, Section, Task
 
@@ -53,6 +54,7 @@ __all__ = [
     "Env",
     "EnvError",
     "EvalOptions",
+    "Evaluation",
     "Example",
     "Feedback",
     "FeedbackError",
@@ -65,6 +67,7 @@ __all__ = [
     "Observer",
     "Parts",
     "Rollout",
+    "Run",
     "SandboxError",
     "Section",
     "Settings",
@@ -85,6 +88,8 @@ __all__ = [
 
 _MODULES = {
     "vpd.algorithms": ("Algorithm", "Needs"),
+    "vpd.api.entry": ("evaluate", "train"),
+    "vpd.api.runs": ("Run",),
     "vpd.config": ("Config", "load_config", "parse_config"),
     "vpd.engines": ("Engine",),
     "vpd.engines.settings": ("EngineParts",),
@@ -101,12 +106,10 @@ _MODULES = {
         "TrainingError",
         "VPDError",
     ),
-    "vpd.evaluation": ("EvalOptions",),
+    "vpd.evaluation": ("EvalOptions", "Evaluation"),
     "vpd.feedback": ("Feedback", "Writer", "extend"),
     "vpd.loop": ("Observer",),
     "vpd.recipes.assemble": ("Parts", "assemble"),
-    "vpd.recipes.evaluation": ("evaluate",),
-    "vpd.recipes.train": ("train",),
     "vpd.settings": ("Settings",),
     "vpd.types": ("Completion", "Example", "Grade", "Group", "Message", "Metrics", "Rollout", "Section", "Task"),
 }

@@ -19,24 +19,23 @@ given; ``~`` and ``${VAR}`` in it are replaced once, when the settings are made.
 import copy
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from annotated_types import Ge, Gt
 
 from vpd.bundled import BUNDLED
+from vpd.config.passed import Passed
 from vpd.config.reading import read_file, read_value
 from vpd.config.recorded import over_recorded
+from vpd.config.run_settings import RunSettings
 from vpd.config.sections import (
     BESIDE,
     CHOICES,
     PLAIN,
     Custom,
-    Passed,
     advice,
     build,
     known_keys,
@@ -49,9 +48,8 @@ from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
 from vpd.prompts.settings import PromptSettings
-from vpd.ranks import TIMEOUT
 from vpd.rollout import RolloutSettings
-from vpd.settings import IsPath, Settings, declarations, expand_path
+from vpd.settings import declarations, expand_path
 
 if TYPE_CHECKING:
     from vpd.algorithms import AlgorithmSettings
@@ -62,106 +60,8 @@ LOG = logging.getLogger("vpd")
 
 SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
 
-LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
-
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(Settings, section="run"):
-    """How long, how often, and where."""
-
-    max_steps: Annotated[int, Ge(1), "iterations"] = 100
-    save_steps: Annotated[
-        int,
-        Ge(0),
-        "a checkpoint every so many iterations, and after the last; 0: none but at Ctrl-C and SIGTERM, so a run that is"
-        " killed begins anew",
-    ] = 50
-    save_total_limit: Annotated[
-        int | None,
-        Ge(1),
-        "newest checkpoints to keep; null: all; each holds the model and about twice as much again for AdamW",
-    ] = 2
-    eval_steps: Annotated[int, Ge(0), "evaluate student and teacher every so many iterations; 0: never"] = 0
-    eval_limit: Annotated[int | None, Ge(1), "held-out tasks per evaluation; null: all"] = 64
-    eval_samples: Annotated[int, Ge(1), "answers per held-out task"] = 4
-    eval_control: Annotated[
-        bool,
-        "where the teacher retries failed attempts, retry them without the feedback too, to compare with: one more"
-        " answer per failed attempt; without it there is no eval_teacher/gain and no alarm teacher_no_better",
-    ] = True
-    metric_for_best_model: Annotated[
-        str | None,
-        "metric of the evaluations (metrics.jsonl) that chooses the best step, such as eval/accuracy; its checkpoint is"
-        " written at once and kept besides save_total_limit; null: none is chosen",
-    ] = None
-    greater_is_better: Annotated[
-        bool | None, "whether the best is the largest; null: yes, but for a metric whose name ends in loss"
-    ] = None
-    load_best_model_at_end: Annotated[bool, "model/ has the weights of the best step, not of the last"] = False
-    early_stopping_patience: Annotated[
-        int | None, Ge(1), "end the run after so many evaluations in a row without a better value; null: never"
-    ] = None
-    early_stopping_threshold: Annotated[
-        float, Ge(0), "what a value must be better by, for early_stopping_patience to begin anew"
-    ] = 0.0
-    seed: Annotated[int, "fixes tasks and samples"] = 0
-    output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
-    report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
-    ] = ()
-    record_rows: Annotated[
-        int,
-        Ge(0),
-        "rows a step that are kept token by token in tokens/, with log-probs of student and teacher, for vpd report;"
-        " each costs two passes without gradient, five in a step with an E-step (metric time/record); 0: none",
-    ] = 4
-    record_top_k: Annotated[int, Ge(0), "the teacher's likeliest tokens that are kept beside each token"] = 5
-    resume: Annotated[bool, "continue from the newest good checkpoint of output_dir"] = False
-    rank_timeout: Annotated[
-        float, Gt(0), "seconds that one of several processes waits for the others before the run ends with an error"
-    ] = TIMEOUT
-
-    def check(self) -> None:
-        super().check()
-        longest = max(len(os.fsencode(part)) for part in self.output_dir.split("/"))
-        if not self.output_dir.strip():
-            raise ConfigError("run.output_dir is empty", expected="a folder")
-        if longest > LONGEST_NAME:
-            raise ConfigError(
-                "run.output_dir has a name that no file system takes", got=f"{longest} bytes", expected="at most 255"
-            )
-        self._check_best()
-
-    def _check_best(self) -> None:
-        metric = self.metric_for_best_model
-        wanted = {
-            "load_best_model_at_end": self.load_best_model_at_end,
-            "early_stopping_patience": self.early_stopping_patience is not None,
-            "greater_is_better": self.greater_is_better is not None,
-        }
-        if metric is None and any(wanted.values()):
-            key = next(key for key, given in wanted.items() if given)
-            raise ConfigError(
-                f"run.{key} needs a metric to compare steps by",
-                got="run.metric_for_best_model null",
-                do="Set it, for example to eval/accuracy.",
-            )
-        if metric is not None and metric.startswith("eval") and not self.eval_steps:
-            raise ConfigError(
-                f"run.metric_for_best_model {metric} is measured by evaluations, and there are none",
-                got="run.eval_steps 0",
-                expected="at least 1",
-            )
-
-    @property
-    def best_is_greatest(self) -> bool:
-        """``greater_is_better``, decided."""
-        if self.greater_is_better is None:
-            return not str(self.metric_for_best_model).endswith("loss")
-        return self.greater_is_better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +84,9 @@ class Config:
 
     @property
     def method(self) -> str:
-        """The name of the algorithm, or the place of the user's own."""
-        return str(_plain_section(self.algorithm)["name"])
+        """The name of the algorithm, or the place or class of the user's own."""
+        section = _plain_section(self.algorithm)
+        return str(section.get("name") or section["object"])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""
@@ -236,6 +137,13 @@ def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] =
 
 def parse(data: Mapping[str, Any]) -> Config:
     """Plain data as a checked Config.  Raises ConfigError."""
+    config = parse_sections(data)
+    check_together(config)
+    return config
+
+
+def parse_sections(data: Mapping[str, Any]) -> Config:
+    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError."""
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
@@ -250,9 +158,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
     feedback = _feedback(data.get("feedback", ["environment"]))
-    config = Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
-    check_together(config)
-    return config
+    return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
 
 
 def _for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -331,7 +237,7 @@ def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
             below = data.get(section)
             if isinstance(above, dict) and isinstance(below, dict):
                 if section in CHOICES and "name" in above:
-                    below = _of_another(section, below, above["name"])
+                    below = of_another(section, below, above["name"])
                 data[section] = {**below, **above}
             elif above is not None or section not in data:
                 data[section] = above
@@ -349,13 +255,13 @@ def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[
     for section in ("env", "algorithm", "engine"):
         chosen = [value for key, value in pairs if key == f"{section}.name"]
         if chosen and isinstance(data.get(section), dict):
-            data[section] = _of_another(section, data[section], chosen[-1])
+            data[section] = of_another(section, data[section], chosen[-1])
     for key, value in pairs:
         _assign(data, key, value)
     return data
 
 
-def _of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
+def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
     """A file's settings of one part, for another that was named instead: what both have stays, the rest is logged."""
     old = settings.get("name", CHOICES[section].default)
     known = known_keys(section, name)
@@ -442,6 +348,8 @@ def _feedback(entries: Any) -> tuple[Any, ...]:
 
 
 def _plain_section(value: Any) -> dict[str, Any]:
+    if isinstance(value, Passed):
+        return {"object": value.object}
     return {"name": value.name, **value.options} if isinstance(value, Custom) else dataclasses.asdict(value)
 
 

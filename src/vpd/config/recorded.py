@@ -25,17 +25,17 @@ def over_recorded(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     settings = {name: _known(name, section) for name, section in sections.items()}
     settings["run"] = {**settings.get("run", {}), "output_dir": str(folder)}
     return {
-        name: _over(settings.get(name), data[name]) if name in data else settings[name] for name in {**settings, **data}
+        name: over(settings.get(name), data[name]) if name in data else settings[name] for name in {**settings, **data}
     }
 
 
-def _over(below: Any, above: Any) -> Any:
+def over(below: Any, above: Any) -> Any:
     """``above``, and where both are mappings of one part what ``below`` says besides."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
     if "name" in above and above["name"] != below.get("name"):
         return above
-    return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
+    return {**below, **{key: over(below.get(key), value) for key, value in above.items()}}
 
 
 def _known(name: str, section: Any) -> Any:

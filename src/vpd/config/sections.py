@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 from pydantic import TypeAdapter, ValidationError
 
 from vpd.config.elsewhere import elsewhere
-from vpd.envs import Env, wrap_user_errors
+from vpd.config.passed import (
+    Passed,
+    PassedAlgorithm,
+    PassedEngine,
+    call_user,
+    groups_of,
+    missing,
+    needs_of,
+    require,
+)
+from vpd.envs import Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
@@ -70,7 +80,7 @@ PLAIN: Mapping[str, str] = {
     "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
-    "run": "vpd.config:RunSettings",
+    "run": "vpd.config.run_settings:RunSettings",
 }
 #: Sections that a file may hold beside a run's settings, and that are no part of them.
 BESIDE: Mapping[str, str] = {"dry_run": "vpd.estimate.settings:DryRunSettings"}
@@ -110,6 +120,10 @@ CHOICES: Mapping[str, Choice] = {
 }
 
 
+#: What stands for an object that was passed, where the config itself asks something of it.
+PASSED: Mapping[str, type[Passed]] = {"algorithm": PassedAlgorithm, "engine": PassedEngine}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Custom:
     """A class of the user's, ``name`` (``file.py:Name`` or ``module:Name``), and its options as they were written."""
@@ -136,17 +150,10 @@ class CustomAlgorithm(Custom):
 
     @property
     def needs(self) -> "Needs":
-        from vpd.algorithms import Needs
-
-        needs = _call(lambda: self.settings.needs, f"{self.name}.needs")
-        if not isinstance(needs, Needs):
-            raise ConfigError(
-                f"{self.name}.needs has the wrong type", got=shown(needs), expected="vpd.algorithms.Needs"
-            )
-        return needs
+        return needs_of(self.settings, self.name)
 
     def build(self, prompter: "Prompter") -> "Algorithm":
-        return _call(lambda: self.settings.build(prompter), f"{self.name}.build")
+        return call_user(lambda: self.settings.build(prompter), f"{self.name}.build")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +163,7 @@ class CustomSource(Custom):
     source: Any = field(compare=False)
 
     def __call__(self, groups: "Sequence[Group]", writer: "Writer") -> "list[Group]":
-        made = _call(lambda: self.source(groups, writer), f"the feedback source {self.name}", loading=False)
-        if not isinstance(made, list) or len(made) != len(groups):
-            got = f"{len(made)} groups" if isinstance(made, list) else type(made).__name__
-            raise ConfigError(
-                f"the feedback source {self.name} returned something else", got=got, expected=f"{len(groups)} groups"
-            )
-        return made
+        return groups_of(self.source, self.name, groups, writer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,27 +173,16 @@ class CustomEngine(Custom):
     make: Callable[["EngineParts"], Any] = field(compare=False)
 
     def build(self, parts: "EngineParts") -> "Engine":
-        engine: Engine = _call(lambda: self.make(parts), f"{self.name}.build")
-        _require(engine, ("load", "generate"), f"{self.name} is no engine")
+        engine: Engine = call_user(lambda: self.make(parts), f"{self.name}.build")
+        require(engine, ("load", "generate"), f"{self.name} is no engine")
         return engine
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passed:
-    """In a config, the class of an object that was passed to ``train`` or ``assemble``; no file can name an object."""
-
-    object: str
-
-    @classmethod
-    def of(cls, part: Any) -> "Passed":
-        kind = part if inspect.isfunction(part) else type(part)
-        return cls(object=f"{kind.__module__}.{kind.__qualname__}")
 
 
 def named_or_passed(section: str, part: Any) -> Any:
     """What the config holds for an object that was passed: a shipped one is its own settings, else its class's name."""
     place = f"{type(part).__module__}:{type(part).__qualname__}"
-    return part if place in CHOICES[section].table.values() else Passed.of(part)
+    of_a_config = isinstance(part, (Custom, Passed)) or place in CHOICES[section].table.values()
+    return part if of_a_config else Passed.of(part)
 
 
 def settings_class(place: str) -> Any:
@@ -205,7 +195,7 @@ def named(section: str, data: Data, prefix: str) -> Any:
     """The part that ``data["name"]`` chooses, made of the other keys.  Raises ConfigError."""
     choice = CHOICES[section]
     if set(data) == {"object"}:
-        return Passed(object=str(data["object"]))
+        return PASSED.get(section, Passed)(object=str(data["object"]))
     name = data.get("name", choice.default)
     if not isinstance(name, str):
         raise ConfigError(f"{prefix}.name is no text", got=repr(name), expected=f"the name of one {choice.kind}")
@@ -268,23 +258,20 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
         raise ConfigError(f"{prefix}.name: {short} is not a class", got=shown(kind), expected="a class")
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return _call(partial(kind, **options), f"{name}(...)")
+        return call_user(partial(kind, **options), f"{name}(...)")
     known = _options_of(kind)
     for key in options:
         if key not in known:
             raise ConfigError(f"unknown key {prefix}.{key} for {short}", do=nearest(key, known))
     if dataclasses.is_dataclass(kind):
-        return _call(partial(build, kind, options, prefix), f"{name}(...)")  # type: ignore[arg-type]
-    return _call(partial(kind, **options), f"{name}(...)")
+        return call_user(partial(build, kind, options, prefix), f"{name}(...)")  # type: ignore[arg-type]
+    return call_user(partial(kind, **options), f"{name}(...)")
 
 
 def make_env(spec: Any) -> Env:
     """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
     if isinstance(spec, Passed):
-        raise ConfigError(
-            f"the environment was passed as an object ({spec.object}) that no file can name",
-            do="Pass env= again.",
-        )
+        raise missing("the environment", spec.object, "env= (or tasks= and grader=)")
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 
@@ -311,26 +298,14 @@ def _custom(section: str, name: str, options: Data, prefix: str) -> Custom:
                 f"{name} is no feedback source", expected="something that is called with (groups, writer)"
             )
         return CustomSource(name=name, options=options, source=part)
-    _require(part, ("needs", "build"), f"{name} is no algorithm")
+    require(part, ("needs", "build"), f"{name} is no algorithm")
     return CustomAlgorithm(name=name, options=options, settings=part)
-
-
-def _require(part: Any, attributes: Sequence[str], what: str) -> None:
-    missing = [name for name in attributes if not hasattr(part, name)]
-    if missing:
-        raise ConfigError(
-            what, got=f"{type(part).__name__} without {' and '.join(missing)}", expected=", ".join(attributes)
-        )
 
 
 def _options_of(kind: Any) -> Sequence[str]:
     if dataclasses.is_dataclass(kind):
         return [f.name for f in dataclasses.fields(kind) if f.init and f.name != "name"]
     return list(inspect.signature(kind).parameters)
-
-
-def _call(call: Callable[[], Part], what: str, *, loading: bool = True) -> Part:
-    return wrap_user_errors(call, what, do="Correct that file.", loading=loading)
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:

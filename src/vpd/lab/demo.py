@@ -21,12 +21,12 @@ from vpd.lab.processes import Advance, Call, available_cores, one_thread, run_ca
 from vpd.lab.reproduce.claims import WIDE, decide
 from vpd.lab.reproduce.methods import load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job
-from vpd.lab.reproduce.versions import commit
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import kept_run
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 from vpd.report.html import Options, write_report
+from vpd.report.model_card import source_commit
 
 Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
 
@@ -112,7 +112,7 @@ def _results(
         },
         "seed": first_seed,
         "seeds": seeds,
-        "commit": commit(),
+        "commit": source_commit(),
         "runs": runs,
     }
 

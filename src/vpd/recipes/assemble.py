@@ -12,7 +12,8 @@ from typing import Any
 from vpd.algorithms import Algorithm, Needs
 from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
-from vpd.config.sections import Passed, announce, make_env, named_or_passed
+from vpd.config.passed import Passed, missing
+from vpd.config.sections import announce, make_env, named_or_passed
 from vpd.engines import Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts, VLLMSettings, key_of
@@ -340,10 +341,7 @@ def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The objects that were passed, or what the settings name."""
     if model is None and settings.name_or_path.startswith(OBJECT):
-        raise ConfigError(
-            f"the model was passed as an object ({settings.name_or_path.removeprefix(OBJECT)}) that no file can name",
-            do="Pass model= and tokenizer= again.",
-        )
+        raise missing("the model", settings.name_or_path.removeprefix(OBJECT), "model= and tokenizer=")
     if model is None:
         model, own = load_model(settings)
         return model, own if tokenizer is None else tokenizer
@@ -356,10 +354,7 @@ def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) ->
 def _sources(config: Config) -> tuple[Feedback, ...]:
     for source in config.feedback:
         if isinstance(source, Passed):
-            raise ConfigError(
-                f"a feedback source was passed as an object ({source.object}) that no file can name",
-                do="Pass feedback= again.",
-            )
+            raise missing("a feedback source", source.object, "feedback=")
     return config.feedback
 
 

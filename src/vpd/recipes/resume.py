@@ -9,7 +9,8 @@ from typing import Any
 
 from vpd.bundled import BUNDLED
 from vpd.config import SECTIONS, Config
-from vpd.config.sections import Custom, Passed
+from vpd.config.passed import Passed
+from vpd.config.sections import Custom
 from vpd.errors import StorageError
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
@@ -162,8 +163,8 @@ def _completed(section: Any, config: Config, name: str) -> Any:
         return section
     now = getattr(config, name)
     if name == "feedback":
-        names = [source.name for source in now]
-        same = isinstance(section, list) and [entry.get("name") for entry in section] == names
+        names = [source.object if isinstance(source, Passed) else source.name for source in now]
+        same = isinstance(section, list) and [entry.get("name", entry.get("object")) for entry in section] == names
         return [_with_defaults(a, b) for a, b in zip(section, now, strict=True)] if same else section
     return _with_defaults(section, now)
 

@@ -23,6 +23,7 @@ from vpd.prompts.settings import save_settings
 from vpd.ranks import on_first, start_ranks, together
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
+from vpd.recipes.export import check_hub, push_run, write_card
 from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
 from vpd.report.console import ConsoleProgress
@@ -32,7 +33,7 @@ from vpd.run_folder import checkpoint, faults
 from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
-from vpd.run_folder.reading import ROLLOUTS, TOKENS
+from vpd.run_folder.reading import ROLLOUTS, TOKENS, read_run
 from vpd.run_folder.state import Recorder, RunState
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Metrics
@@ -90,6 +91,9 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         loop.stop = stop
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
+    if config.run.push_to_hub:
+        place, private = str(config.run.hub_model_id), config.run.hub_private_repo
+        on_first(ranks, "the upload", lambda: push_run(output, place, private=private))
     return output
 
 
@@ -109,7 +113,9 @@ def _look(output: Path, config: Config) -> tuple[dict[str, str], RunState | None
 def _entered(held: contextlib.ExitStack, recorder: Recorder, config: Config) -> RunState | None:
     """Make and lock the run folder, and mend what a kill has left; the state of the run in it."""
     output, files = recorder.folder, recorder.files
-    check_installed(config.run.report_to)
+    check_installed(config.run.report_to, completions=config.run.log_completions)
+    if config.run.push_to_hub:
+        check_hub()
     prepare_folder(output)
     held.enter_context(locked(output))
     past = check_folder(output, config, recorder.contents)  # again: another run may just have ended
@@ -146,7 +152,7 @@ def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
     config, output, files = parts.config, recorder.folder, recorder.files
     progress = ConsoleProgress(config.run.max_steps, title=config.method)
     monitor = Monitor(progress.warn, folder=output, files=files)
-    trackers = Trackers(config.run.report_to, output)
+    trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
     trackers.config = config.as_dict()
     return [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor, *parts.observers]
 
@@ -327,6 +333,7 @@ def export(parts: Parts, output: Path, files: FileSystem) -> None:
     def finish(folder: Path) -> None:
         for part in folder.iterdir():
             save_tokenizer(parts, part)
+            write_card(part, read_run(output))
 
     def fill(folder: Path) -> None:
         parts.learner.export(folder)

@@ -1,6 +1,7 @@
 """What a person sees while a run goes: a progress bar with rate and ETA, and a line of a short table per step."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -40,7 +41,16 @@ COLUMNS = (
 
 
 class Terminal(Console):
-    """The console that everything is shown on: control characters in a text are made visible, a long one is cut."""
+    """The console that everything is shown on: control characters in a text are made visible, a long one is cut.
+
+    In a notebook it writes plain lines, as rich's own output there needs ipywidgets.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        plain: dict[str, Any] = {"force_jupyter": False}
+        if "ipykernel" in sys.modules:  # which has set FORCE_COLOR
+            plain["force_terminal"] = False
+        super().__init__(**{**plain, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(for_terminal(text), **options)

@@ -15,7 +15,7 @@ from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.pictures import draw_setting
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, SETTINGS
-from vpd.lab.reproduce.versions import commit
+from vpd.report.model_card import source_commit
 
 STYLES: Mapping[Verdict, str] = {
     "holds": "bold green",
@@ -80,7 +80,7 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         "# The paper in miniature",
         "",
         f"{len(findings)} claims tested on a CPU: {summary}. {len(made)} runs, {minutes:.0f} minutes of one core. "
-        f"Written by `vpd reproduce` at {commit() or 'no commit'}; "
+        f"Written by `vpd reproduce` at {source_commit() or 'no commit'}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
         "The task is `digits`: a letter stands for an unknown operation on digits; an answer is right if all its "

@@ -3,7 +3,6 @@
 import ast
 import functools
 import hashlib
-import subprocess
 from pathlib import Path
 
 import vpd
@@ -53,12 +52,3 @@ def _file(module: str) -> Path:
 
 def _exists(module: str) -> bool:
     return _file(module).is_file()
-
-
-def commit() -> str | None:
-    """The git commit of the source tree; None if it is not a git checkout."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
