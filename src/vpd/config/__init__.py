@@ -38,6 +38,7 @@ from vpd.config.sections import (
     Custom,
     advice,
     build,
+    defaults_for_engine,
     known_keys,
     named,
     settings_class,
@@ -49,7 +50,7 @@ from vpd.model.settings import ModelSettings
 from vpd.printable import shown
 from vpd.prompts.settings import PromptSettings
 from vpd.rollout import RolloutSettings
-from vpd.settings import declarations, expand_path
+from vpd.settings import expand_path
 
 if TYPE_CHECKING:
     from vpd.algorithms import AlgorithmSettings
@@ -152,25 +153,13 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
-    given["algorithm"] = {**_for_engine(given), **given["algorithm"]}
+    given["algorithm"] = {**defaults_for_engine(given), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
     feedback = _feedback(data.get("feedback", ["environment"]))
     return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
-
-
-def _for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
-
-    They are of another precision, so the importance ratio is taken against them where the method has that choice.
-    """
-    name = given["algorithm"].get("name", CHOICES["algorithm"].default)
-    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
-        return {}
-    declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
-    return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
 
 
 def check_together(config: Config) -> None:

@@ -31,6 +31,7 @@ from vpd.envs import Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
+from vpd.settings import declarations
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
@@ -206,6 +207,18 @@ def named(section: str, data: Data, prefix: str) -> Any:
         near = nearest(name, choice.table)
         raise ConfigError(f"unknown {choice.kind} {name!r}", do=f"{near} Your own: --{choice.example}.")
     return build(settings_class(choice.table[name]), data, prefix)
+
+
+def defaults_for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
+
+    They are of another precision, so the importance ratio is taken against them where the method has that choice.
+    """
+    name = given["algorithm"].get("name", CHOICES["algorithm"].default)
+    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
+        return {}
+    declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
+    return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
 
 
 def known_keys(section: str, name: Any) -> set[str] | None:
