@@ -58,5 +58,9 @@ def test_every_metric_that_a_rule_reads_is_written_by_a_real_run(tmp_path: Path)
         "env__max_failed": 1.0, "env__eval_path": tmp_path / "held_out.jsonl",
     }  # fmt: skip
     assert vpd_train(tmp_path / "grpo", algorithm__name="grpo", run__max_steps=1, **picky) == 0
-    written = {name for run in ("vpd", "grpo") for line in metrics_of(tmp_path / run) for name in line}
+    on_the_sampler: dict[str, Any] = {"algorithm__importance_reference": "sampler", "run__max_steps": 1}
+    assert vpd_train(tmp_path / "vpd_sampler", **on_the_sampler) == 0
+    assert vpd_train(tmp_path / "grpo_sampler", algorithm__name="grpo", **(picky | on_the_sampler)) == 0
+    runs = ("vpd", "grpo", "vpd_sampler", "grpo_sampler")
+    written = {name for run in runs for line in metrics_of(tmp_path / run) for name in line}
     assert names_that_rules_read() - written == set()
