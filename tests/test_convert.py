@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -320,8 +321,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("document", "language", "file"), [("from_trl.md", "yml", "trl.yaml"), ("from_verl.md", "sh", "run.sh")]
 )
 def test_the_run_in_the_guide_is_what_it_becomes_and_trains(
-    document: str, language: str, file: str, workplace: Path
+    document: str, language: str, file: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test may have imported its own
     before, after, code = before_and_after(document, language)
     (workplace / file).write_text(before)
     for name, text in code.items():
