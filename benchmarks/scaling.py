@@ -18,10 +18,16 @@ MANY = (("Qwen/Qwen3-8B", 1), ("Qwen/Qwen3-8B", 8), ("Qwen/Qwen3-8B", 64), ("met
         ("meta-llama/Llama-3.3-70B-Instruct", 64))  # fmt: skip
 
 
-def config_of(model: str, lengths: str, *, adapter: bool, rows: int = 16, checkpointing: str = "full") -> Config:
+def config_of(
+    model: str, lengths: str, *, adapter: bool, rows: int = 16, checkpointing: str = "full", shards: bool = False
+) -> Config:
     prompt, answer = LENGTHS[lengths]
+    optim = {"gradient_checkpointing": checkpointing, "max_tokens_per_microbatch": prompt + answer}
+    dtype = "float32" if shards else "bfloat16"
+    if shards:
+        optim |= {"sharding": "fsdp2", "mixed_precision": "bf16"}
     settings: dict[str, Any] = {
-        "model": {"name_or_path": model, "dtype": "bfloat16", "lora": LORA if adapter else None},
+        "model": {"name_or_path": model, "dtype": dtype, "lora": LORA if adapter else None},
         "env": {"name": "digits"},
         "feedback": ["environment", "sibling"],
         "prompts": {"max_demonstration_length": answer - 1024 if answer > 1024 else 512},
@@ -29,7 +35,7 @@ def config_of(model: str, lengths: str, *, adapter: bool, rows: int = 16, checkp
             "prompts_per_step": 8, "num_generations": 8, "max_completion_length": answer, "max_rows": rows,
         },
         "algorithm": {"name": "vpd", "distillation_topk": 100},
-        "optim": {"gradient_checkpointing": checkpointing, "max_tokens_per_microbatch": prompt + answer},
+        "optim": optim,
         "run": {"max_steps": 5},
     }  # fmt: skip
     return parse(settings)
@@ -57,10 +63,8 @@ def many_gpus() -> list[str]:
     ]
     for model, gpus in MANY:
         for checkpointing in ("selective", "full"):
-            machine = DryRunSettings(
-                gpus=gpus, server_gpus=max(gpus // 4, 1), sharding="fsdp2" if gpus > 1 else "none", prompt_tokens=2048
-            )
-            config = config_of(model, "paper", adapter=False, checkpointing=checkpointing)
+            machine = DryRunSettings(gpus=gpus, server_gpus=max(gpus // 4, 1), prompt_tokens=2048)
+            config = config_of(model, "paper", adapter=False, checkpointing=checkpointing, shards=gpus > 1)
             found = dry_run(config, machine).estimate
             fixed = sum(item.bytes for item in found.fixed) / GIB
             added = {stage.name: stage.added / GIB for stage in found.stages}

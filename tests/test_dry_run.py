@@ -317,9 +317,31 @@ def test_a_later_file_wins_key_by_key(tmp_path: Path) -> None:
     assert config.as_dict()["algorithm"]["distillation_topk"] == 7
 
 
+def test_shards_are_divided_and_computed_with_in_16_bits(tmp_path: Path) -> None:
+    """fp32 weights, gradients, two moments and the average lie in shards; the replica that samples is of 16 bits."""
+    settings: dict[str, Any] = {
+        "model": {"name_or_path": str(small_folder(tmp_path / "model"))},
+        "optim": {"sharding": "fsdp2", "mixed_precision": "bf16"}, "algorithm": {"name": "vpd"},
+    }  # fmt: skip
+    plain = settings | {"optim": {"mixed_precision": "bf16"}}
+    shards, whole = (dry_run(parse(made), DryRunSettings(gpus=4)).estimate for made in (settings, plain))
+    numbers = shards.parameters
+    found = {item.name: item.bytes for item in shards.fixed}
+    assert found == {"weights": numbers, "gradients": numbers, "optimiser": 2 * numbers, "teacher's copies": numbers}
+    assert {item.name: item.bytes // 4 for item in whole.fixed} == found
+    (replica, *_), (plain_sampling, *_) = shards.stages, whole.stages
+    assert replica.added - plain_sampling.added == 2 * numbers
+    trained, vpd = trained_as("autocast")
+    sharded = dataclasses.replace(trained, optim=dataclasses.replace(trained.optim, sharding="fsdp2"))
+    narrow = dataclasses.replace(trained_as("bf16")[0], optim=OptimSettings(sharding="fsdp2"))
+    for call in (call for call in rehearsed(vpd, groups_of()) if call.kind == "update"):
+        assert update_peak(sharded, call).bytes == update_peak(narrow, call).bytes
+
+
 def test_assumptions_must_fit_the_settings(tmp_path: Path) -> None:
     config = parse({"model": {"name_or_path": str(small_folder(tmp_path / "model"))}})
     with pytest.raises(ConfigError, match=r"dry_run.completion_tokens is above rollout.max_completion_length; got 999"):
         dry_run(config, DryRunSettings(completion_tokens=999))
-    with pytest.raises(ConfigError, match="divides weights among GPUs"):
-        DryRunSettings(sharding="fsdp2")
+    vllm = parse({"model": {"name_or_path": str(tmp_path / "model")}, "engine": {"name": "vllm"}})
+    with pytest.raises(ConfigError, match=r"samples on a server; got dry_run.server_gpus 0"):
+        dry_run(vllm, DryRunSettings())

@@ -75,13 +75,6 @@ def test_two_processes_train_to_the_weights_of_one(name: str, sharding: str, run
     for two in (made[sharding][name] for made in runs.two):
         assert (two["weights"] - one["weights"]).norm() / moved < 1e-12
         assert (two["average"] - one["average"]).norm() / moved < 1e-12
-        for ours, theirs in zip(
-            two["metrics"], one["metrics"] if two is runs.two[0][sharding][name] else [], strict=True
-        ):
-            assert ours.keys() == theirs.keys()
-            for key in ours:
-                if not key.startswith(OWN):
-                    assert ours[key] == pytest.approx(theirs[key], rel=1e-9, abs=1e-10, nan_ok=True), key
         assert two["policy"].keys() == one["policy"].keys()
         for key, value in one["policy"].items():
             assert torch.allclose(two["policy"][key], value, rtol=0, atol=1e-11), key

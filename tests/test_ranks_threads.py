@@ -295,6 +295,17 @@ def test_the_table_of_shards_is_read_without_executing_it(tmp_path: Path, monkey
     [
         ({"model": {"lora": {"r": 4}}, "optim": {"sharding": "fsdp2"}}, "adapters are not trained in shards"),
         ({"optim": {"cpu_offload": True}}, "optim.cpu_offload is of weights in shards"),
+        (
+            {"model": {"dtype": "bfloat16"}, "optim": {"sharding": "fsdp2"}},
+            "one number type of at least 32 bits; got bfloat16",
+        ),
+        (
+            {
+                "algorithm": {"name": "sdpo", "teacher": "frozen", "teacher_dtype": "bfloat16"},
+                "optim": {"sharding": "fsdp2"},
+            },
+            "one number type of at least 32 bits; got bfloat16, float32",
+        ),
     ],
 )
 def test_settings_that_do_not_go_with_shards_are_refused(settings: dict[str, Any], message: str) -> None:

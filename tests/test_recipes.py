@@ -1,6 +1,5 @@
 """Every recipe is dry-run for every method; one for each environment trains three steps with a small model."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,15 +7,12 @@ import pytest
 
 from vpd.config import load
 from vpd.config.dry_run import load_dry_run
-from vpd.config.sections import ENGINES
-from vpd.learners.settings import OptimSettings
 from vpd.recipes.dry_run import dry_run
 from vpd.recipes.train import train
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(path.name for path in ROOT.glob("*.yaml"))
 MACHINES = sorted(path.name for path in (ROOT / "hardware").glob("*.yaml"))
-SHARDS = "sharding" in {field.name for field in dataclasses.fields(OptimSettings)} and "vllm" in ENGINES
 MODELS = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "allenai/Olmo-3-7B-Instruct")
 SMALL = ["--rollout.prompts_per_step", "2", "--rollout.num_generations", "2", "--run.eval_steps", "0"]
 
@@ -39,8 +35,6 @@ def test_a_recipe_dry_runs(recipe: str, method: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_machine_dry_runs(machine: str, model: str) -> None:
-    if "8x80" in machine and not SHARDS:
-        pytest.skip("needs optim.sharding and engine.name vllm")
     files = [str(ROOT / "sciknoweval.yaml"), str(ROOT / "hardware" / machine)]
     assumed, _ = load_dry_run(files, ["--dry_run.prompt_tokens", "300"], wanted=True)
     found = dry_run(load(files, ["--model.name_or_path", model, *SMALL]), assumed).estimate

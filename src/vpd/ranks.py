@@ -85,8 +85,7 @@ class TorchRanks:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=limit)
+            dist.init_process_group(backend(), timeout=limit)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.gathering = False
         self.depth = 0
@@ -155,6 +154,13 @@ def start_ranks(timeout: float = TIMEOUT) -> Ranks:
 def launched() -> tuple[int, int]:
     """This process's rank and how many there are, as the launcher says in the environment; 0 and 1 without one."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def backend() -> str:
+    """What torch's processes talk over on this machine; NCCL was never run here."""
+    import torch
+
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def share_of(rank: int, world: int, count: int) -> range:

@@ -24,13 +24,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
     from vpd.config.dry_run import load_dry_run
+    from vpd.ranks import launched
 
     machine, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
     config = load(options.config, rest)
     if options.dry_run:
         from vpd.recipes.dry_run import dry_run, show
 
-        show(dry_run(config, machine))
+        found = dry_run(config, machine)
+        if launched()[0] == 0:
+            show(found)
         return
     from vpd.recipes.train import train  # after the settings are checked: it loads torch
 

@@ -199,6 +199,8 @@ def check_together(config: Config) -> None:
             got=f"model.lora and optim.sharding {config.optim.sharding}",
             do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
         )
+    teacher = None if needs.teacher is None else needs.teacher.dtype
+    config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
 
 
 def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:

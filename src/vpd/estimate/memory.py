@@ -52,6 +52,23 @@ class Trained:
     keep_initial: bool = False
     external: Architecture | None = None
 
+    @property
+    def narrow(self) -> bool:
+        """Whether passes compute in 16 bits."""
+        return self.model.dtype == "bfloat16" or self.optim.mixed_precision == "bf16"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients, optimiser and copies are divided among the processes."""
+        return self.optim.sharding != "none"
+
+    def as_gathered(self) -> "Trained":
+        """What a pass computes with: with ``optim.mixed_precision`` shards are gathered in 16 bits, without autocast."""
+        if not self.sharded or not self.narrow:
+            return self
+        optim = dataclasses.replace(self.optim, mixed_precision="no")
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, dtype="bfloat16"), optim=optim)
+
 
 class Weights:
     """A learner's modules without data, and the bytes of what it keeps beside them."""
@@ -149,17 +166,18 @@ class Peak:
     path: LearnerPath
 
 
-def update_peak(trained: Trained, call: Call, *, world: int = 1, sharded: bool = False) -> Peak:
+def update_peak(trained: Trained, call: Call, *, world: int = 1) -> Peak:
     """The peak of a call of ``update``, by running its largest micro-batch without data.
 
-    ``sharded``: a gradient is divided among the ranks as soon as it is there, so that none is whole.
+    In shards a gradient is divided among the ranks as soon as it is there, so that none is whole.
     A deep model of equal layers is run with two numbers of them: the peak of each stage of a pass is linear in it.
     """
+    trained = trained.as_gathered()
     whole = trained.architecture
     few, more = whole.with_periods(1), whole.with_periods(2)
     if few is None or more is None:
-        return _peak_of([_trace(Weights(trained), call, world, sharded)], call)
-    traces = [_trace(Weights(dataclasses.replace(trained, architecture=a)), call, world, sharded) for a in (few, more)]
+        return _peak_of([_trace(Weights(trained), call, world)], call)
+    traces = [_trace(Weights(dataclasses.replace(trained, architecture=a)), call, world) for a in (few, more)]
     return _peak_of(traces, call, beyond=whole.layers / few.layers - 1)
 
 
@@ -186,17 +204,18 @@ def _peak_of(traces: Sequence[_Trace], call: Call, beyond: float = 0.0) -> Peak:
     return Peak(name=call.name, bytes=extra, tokens=last.tokens, micro_batches=last.micro_batches, path=last.path)
 
 
-def _trace(weights: Weights, call: Call, world: int, sharded: bool = False) -> _Trace:
+def _trace(weights: Weights, call: Call, world: int) -> _Trace:
     """Run the largest micro-batch, along the fast path if the model's attention allows it."""
     try:
-        return _traced(weights, call, world, sharded)
+        return _traced(weights, call, world)
     except attention.FastPathError:
         attention.remove(weights.model)
         weights.packs = False
-        return _traced(weights, call, world, sharded)
+        return _traced(weights, call, world)
 
 
-def _traced(weights: Weights, call: Call, world: int, sharded: bool) -> _Trace:
+def _traced(weights: Weights, call: Call, world: int) -> _Trace:
+    sharded = weights.trained.sharded
     hidden_size = head_weight(weights.model).shape[1] if weights.packs else None
     rows, count = largest_micro_batch(call, limits_of(weights.trained, hidden_size), world=world)
     by_masters = weights.masters_bytes > 0

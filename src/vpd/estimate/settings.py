@@ -1,11 +1,10 @@
 """The section ``dry_run``: what a dry run assumes of the machine and of the answers, which nobody knows beforehand."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
-from vpd.errors import ConfigError
 from vpd.settings import Settings, Share
 
 
@@ -14,10 +13,6 @@ class DryRunSettings(Settings, section="dry_run"):
     """Assumptions of ``vpd train --dry_run``.  The defaults are one H100's with 80 GB."""
 
     gpus: Annotated[int, Ge(1), "GPUs that train, one process on each"] = 1
-    sharding: Annotated[
-        Literal["none", "fsdp2"] | None,
-        "whether weights, gradients, optimiser and copies are divided among the GPUs; null: as optim.sharding says",
-    ] = None
     server_gpus: Annotated[int, Ge(0), "GPUs of a server that samples; 0: the training GPUs sample"] = 0
     memory_gb: Annotated[float, Gt(0), "memory of one GPU in GiB"] = 80.0
     context_gb: Annotated[
@@ -49,8 +44,3 @@ class DryRunSettings(Settings, section="dry_run"):
     feedback_tokens: Annotated[
         int, Ge(1), "length of the feedback on a wrong answer where no data are read, and of every critique"
     ] = 150
-
-    def check(self) -> None:
-        super().check()
-        if self.gpus == 1 and self.sharding == "fsdp2":
-            raise ConfigError("dry_run.sharding fsdp2 divides weights among GPUs", got="dry_run.gpus 1")

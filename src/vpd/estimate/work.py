@@ -8,7 +8,9 @@ backward pass (``optim.gradient_checkpointing: full``) are counted again.  What 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpd.estimate.architecture import Architecture, head_weight, multiplied
+import torch
+
+from vpd.estimate.architecture import head_weight, multiplied
 from vpd.estimate.memory import Trained, completions_of, limits_of, prompts_of
 from vpd.estimate.rehearsal import Call
 from vpd.estimate.settings import DryRunSettings
@@ -30,26 +32,25 @@ class Sizes:
     narrow: bool
 
     @classmethod
-    def of(cls, trained: Trained, *, packed: bool) -> "Sizes":
+    def of(cls, trained: Trained, *, packed: bool, sampled: str | None = None) -> "Sizes":
+        """The sizes of a model; ``sampled``: the number type of the weights that sample (None: the learner's own)."""
+        sampled = sampled or trained.as_gathered().model.dtype
         model = trained.architecture.build(trained.model.dtype)
         vocabulary, hidden = head_weight(model).shape
-        narrow = trained.model.dtype == "bfloat16" or trained.optim.mixed_precision == "bf16"
         return cls(
             layers=multiplied(model, trained.architecture.active_experts),
             head=vocabulary * hidden,
             attended=trained.architecture.attended,
             hidden_size=hidden if packed else None,
             kv_bytes=kv_bytes(trained),
-            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-            narrow=narrow,
+            weights_bytes=sum(p.numel() for p in model.parameters()) * getattr(torch, sampled).itemsize,
+            narrow=trained.narrow,
         )
 
 
 def kv_bytes(trained: Trained) -> int:
-    """Bytes of the keys and values of one token, in the model's dtype."""
-    narrow = trained.model.dtype == "bfloat16" or trained.optim.mixed_precision == "bf16"
-    architecture: Architecture = trained.architecture
-    return architecture.kv_bytes if narrow else 2 * architecture.kv_bytes
+    """Bytes of the keys and values of one token, in the number type that passes compute in."""
+    return trained.architecture.kv_bytes * (1 if trained.narrow else 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def work_of(call: Call, trained: Trained, sizes: Sizes, machine: DryRunSettings)
             operations += passes * layers + heads * 2.0 * sizes.head * sum(len(row.completion) for row in rows)
             tokens += computed
     seconds = operations / machine.gpus / _rate(sizes, machine)
-    if machine.sharding == "fsdp2":
+    if trained.sharded and machine.gpus > 1:
         wire = 10.0 if call.train else 2.0  # bytes a weight: gathered for each pass, gradients reduced in fp32
         seconds = max(seconds, len(planned) * wire * (sizes.layers + sizes.head) / (machine.link_gb_per_s * 1e9))
     return Work(name=call.name, operations=operations, tokens=tokens, seconds=seconds, micro_batches=len(planned))

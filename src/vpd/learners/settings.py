@@ -1,5 +1,6 @@
 """Settings of the optimiser and of the teacher's weights; they load without torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
@@ -103,4 +104,18 @@ class OptimSettings(Settings, section="optim"):
                 "optim.cpu_offload is of weights in shards",
                 got="optim.sharding none",
                 do="Set optim.sharding: fsdp2, also with one process.",
+            )
+
+    def check_types(self, dtypes: Iterable[str]) -> None:
+        """Raise ConfigError where weights of these number types, the teacher's too, cannot lie in shards.
+
+        A group of shards has one number type, and there are no fp32 masters in shards.
+        """
+        types = set(dtypes)
+        if self.sharding != "none" and (len(types) > 1 or not types <= {"float32", "float64"}):
+            raise ConfigError(
+                "optim.sharding fsdp2 holds all weights, the teacher's too, in one number type of at least 32 bits",
+                got=", ".join(sorted(types)),
+                do="Set model.dtype: float32, algorithm.teacher_dtype: null and optim.mixed_precision: bf16, which"
+                " computes in bfloat16.",
             )

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from vpd.errors import ConfigError, StorageError
 from vpd.learners.settings import OptimSettings
+from vpd.ranks import backend
 
 Result = TypeVar("Result")
 FOLDER = "shards"
@@ -60,9 +61,10 @@ def shard(root: nn.Module, models: Mapping[str, Any], settings: OptimSettings, d
     Afterwards parameters are DTensors on ``device``, or on the CPU with ``optim.cpu_offload``.  Raises ConfigError for
     a model without layers that we know, or with weights of several number types, or of 16 bits.
     """
-    _check_types(models)
+    kinds = {parameter.dtype for model in models.values() for parameter in model.parameters()}
+    settings.check_types(str(kind).removeprefix("torch.") for kind in kinds)
     if not dist.is_initialized():
-        dist.init_process_group(_backend(), store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend(), store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     narrow = settings.mixed_precision == "bf16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
@@ -247,19 +249,3 @@ def _layers(name: str, model: Any) -> list[nn.Module]:
             do="Set optim.sharding: none.",
         )
     return found
-
-
-def _check_types(models: Mapping[str, Any]) -> None:
-    """The root's group holds weights of all models, and torch wants one number type in a group."""
-    types = {parameter.dtype for model in models.values() for parameter in model.parameters()}
-    if len(types) > 1 or not types <= {torch.float32, torch.float64}:
-        raise ConfigError(
-            "optim.sharding fsdp2 holds all weights, the teacher's too, in one number type of at least 32 bits",
-            got=", ".join(sorted(str(kind).removeprefix("torch.") for kind in types)),
-            do="Set model.dtype: float32, algorithm.teacher_dtype: null and optim.mixed_precision: bf16, which computes"
-            " in bfloat16.",
-        )
-
-
-def _backend() -> str:
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -12,8 +12,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from vpd.config import Config
+from vpd.config import Config, check_together
 from vpd.config.sections import announce, make_env
+from vpd.engines.settings import VLLMSettings
 from vpd.envs import Env, Finite, Solvable, all_train_tasks, draw_tasks, grade_texts, held_out_tasks, wrap_user_errors
 from vpd.errors import ConfigError
 from vpd.estimate.architecture import Architecture, find_architecture
@@ -55,7 +56,11 @@ class DryRun:
 
 def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     """Build settings, data and prompts, and compute what the run would need.  Raises a VPDError as ``train`` would."""
-    machine = _resolved(config, machine)
+    check_together(config)
+    if isinstance(config.engine, VLLMSettings) and not machine.server_gpus:
+        raise ConfigError(
+            "engine.name vllm samples on a server", got="dry_run.server_gpus 0", do="Say how many GPUs it has."
+        )
     source = source_of(config.model.name_or_path)
     trust = config.model.trust_remote_code
     architecture = find_architecture(source, trust_remote_code=trust)
@@ -66,6 +71,8 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
         notes.append(f"data: none read; prompts of about {machine.prompt_tokens} tokens are assumed")
     else:
         announce(env)
+    if config.optim.cpu_offload:
+        notes.append("optim.cpu_offload: left out; shards are counted on the GPUs")
     shape = _shape(architecture, config, source)
     config = resolve(config, env, shape, tokenizer)
     prompter = make_prompter(config, shape, tokenizer)
@@ -77,17 +84,6 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     attempts = Attempts(expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques, held_out=held_out)
     found = estimate(config, machine, architecture, prompter, attempts)
     return DryRun(config=config, machine=machine, notes=tuple(notes), budgets=_budgets(groups), estimate=found)
-
-
-def _resolved(config: Config, machine: DryRunSettings) -> DryRunSettings:
-    """The assumptions with what they leave to the configuration.  Raises ConfigError: they contradict it."""
-    if vars(config.engine)["name"] == "vllm" and not machine.server_gpus:
-        raise ConfigError(
-            "engine.name vllm samples on a server", got="dry_run.server_gpus 0", do="Say how many GPUs it has."
-        )
-    if machine.sharding is not None or machine.gpus == 1:
-        return dataclasses.replace(machine, sharding=machine.sharding or "none")
-    return dataclasses.replace(machine, sharding=vars(config.optim).get("sharding", "none"))
 
 
 def _shape(architecture: Architecture, config: Config, source: str) -> Any:

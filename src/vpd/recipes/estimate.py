@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpd.config import Config
+from vpd.engines.settings import VLLMSettings
 from vpd.estimate.architecture import Architecture, find_architecture, head_weight, layer_sizes
 from vpd.estimate.memory import Item, Peak, Trained, Weights, update_peak
 from vpd.estimate.rehearsal import Call, Rehearsal
@@ -107,15 +108,15 @@ def estimate(
     weights = Weights(trained)
     longest = _calls(config, prompter, attempts.longest, 1)[0]
     updates = {call.name: call for call in longest if call.kind == "update"}
-    sharded = machine.sharding == "fsdp2"
-    peaks = [update_peak(trained, call, world=machine.gpus, sharded=sharded) for call in updates.values()]
-    sizes = Sizes.of(trained, packed=all(peak.path == "packed" for peak in peaks))
+    peaks = [update_peak(trained, call, world=machine.gpus) for call in updates.values()]
+    served = config.engine.dtype if isinstance(config.engine, VLLMSettings) else None
+    sizes = Sizes.of(trained, packed=all(peak.path == "packed" for peak in peaks), sampled=served)
     stages = _stages(config, machine, weights, peaks, sizes)
     evaluation = _evaluation(config, machine, attempts, sizes)
     run = config.run
     return Estimate(
         parameters=sum(parameter.numel() for parameter in weights.model.parameters()),
-        fixed=tuple(_shared(item, machine) for item in weights.fixed()),
+        fixed=tuple(_shared(item, weights.trained, machine) for item in weights.fixed()),
         stages=stages,
         available=round(machine.memory_gb * GIB),
         phases=tuple(_phases(config, machine, trained, prompter, attempts, sizes)),
@@ -154,21 +155,22 @@ def _calls(config: Config, prompter: Prompter, groups: Sequence[Group], iteratio
     return found
 
 
-def _shared(item: Item, machine: DryRunSettings) -> Item:
+def _shared(item: Item, trained: Trained, machine: DryRunSettings) -> Item:
     """What one GPU holds of it."""
-    return Item(name=item.name, bytes=item.bytes // (machine.gpus if machine.sharding == "fsdp2" else 1))
+    return Item(name=item.name, bytes=item.bytes // (machine.gpus if trained.sharded else 1))
 
 
 def _stages(
     config: Config, machine: DryRunSettings, weights: Weights, peaks: Sequence[Peak], sizes: Sizes
 ) -> tuple[Stage, ...]:
     context = round(machine.context_gb * GIB)
-    items = {item.name: _shared(item, machine).bytes for item in weights.fixed()}
+    items = {item.name: _shared(item, weights.trained, machine).bytes for item in weights.fixed()}
     fixed = sum(items.values()) + context
-    whole = _whole_layers(weights) if machine.sharding == "fsdp2" else 0
+    sharded = weights.trained.sharded
+    whole = _whole_layers(weights) if sharded else 0
     stages = []
     if not machine.server_gpus:
-        replica = sizes.weights_bytes if machine.sharding == "fsdp2" else 0
+        replica = sizes.weights_bytes if sharded else 0
         sampling = _sampling_bytes(config, machine, sizes, weights) + replica
         stages.append(Stage(name="sampling", added=sampling, total=fixed - items["gradients"] + sampling))
     for peak in peaks:
@@ -182,10 +184,12 @@ def _stages(
 
 def _whole_layers(weights: Weights) -> int:
     """Bytes of what FSDP2 gathers at one time: two layers (one ahead) and what stands outside of them, of live weights
-    and of a teacher's copy, and the whole gradients of one layer and of the outside, in 16 bits."""
+    and of a teacher's copy, and whole gradients of one layer, with their copy in fp32, and of the outside, whose copy
+    is made when nothing else is left of the pass."""
     layer, outside = layer_sizes(weights.model)
     copies = 2 if any(item.name == "teacher's copies" for item in weights.fixed()) else 1
-    return 2 * copies * (2 * layer + outside) + 2 * (layer + outside)
+    width = 2 if weights.trained.narrow else 4
+    return width * (copies * (2 * layer + outside) + layer + outside) + 4 * layer
 
 
 def _sampling_bytes(config: Config, machine: DryRunSettings, sizes: Sizes, weights: Weights) -> int:
@@ -236,7 +240,7 @@ def _phases(
 def _optimiser_work(trained: Trained, sizes: Sizes, machine: DryRunSettings) -> Work:
     """Masters, gradients and moments are read and written once."""
     numbers = sizes.layers + sizes.head
-    held = 7 * 4 * numbers / (machine.gpus if machine.sharding == "fsdp2" else 1)
+    held = 7 * 4 * numbers / (machine.gpus if trained.sharded else 1)
     seconds = 0.0 if trained.model.lora else held / (machine.gb_per_s * 1e9)
     return Work(name="optimiser", operations=0, tokens=0, seconds=seconds)
 
