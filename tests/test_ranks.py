@@ -156,6 +156,7 @@ def test_shards_that_cannot_be_read_are_one_line(runs: Runs) -> None:
 @pytest.mark.parametrize("which", ["begun-by-one", "begun-by-two"])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: str, runs: Runs) -> None:
+    """To the same weights, and back to those of the best step, which is the third."""
     whole, other = (runs.folder / f"{name}-{kind}" for name, kind in (("whole", "none"), (which, sharding)))
     wanted, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, other))
     assert wanted.keys() == found.keys()
@@ -167,6 +168,9 @@ def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: st
         for key in wanted_line.keys() - {key for key in wanted_line if key.startswith(OWN)}:
             assert line[key] == pytest.approx(wanted_line[key], rel=1e-6, abs=1e-9), key
     assert (other / "checkpoint-4" / "shards").is_dir() == (sharding == "fsdp2")
+    third, last = (load_file(whole / f"checkpoint-{step}" / "model.safetensors") for step in (3, 4))
+    assert all(torch.equal(wanted[name], third[name]) for name in third)
+    assert not any(torch.equal(last[name], third[name]) for name in third)
     model, _ = load_model(ModelSettings(name_or_path=str(other / "model"), dtype="float64"))
     assert model.config.vocab_size == len(tiny.make_tokenizer())
 

@@ -203,8 +203,10 @@ def run_folder(which: str, sharding: str, steps: int) -> None:
     output = f"{FOLDER}/{which}-{sharding}"
     again = Path(output).exists()
     run = {"output_dir": output, "max_steps": steps, "save_steps": 2, "resume": again, "eval_steps": 0}
-    model = {"model": {"dtype": "float64"}, "optim": {"optimizer": "adamw", "learning_rate": 1e-3}}
-    train(config_of({"name": "vpd", "e_every": 2}, model, sharding, **run), env=Partial(length=4))
+    best = {"metric_for_best_model": "learning_rate", "load_best_model_at_end": True}  # warmed up at step 3
+    optim = {"optimizer": "adamw", "learning_rate": 1e-3, "warmup_steps": 3}
+    model = {"model": {"dtype": "float64"}, "optim": optim}
+    train(config_of({"name": "vpd", "e_every": 2}, model, sharding, **run, **best), env=Partial(length=4))
 
 
 def damaged() -> Any:

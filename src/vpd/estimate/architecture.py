@@ -1,7 +1,6 @@
 """A model's modules without its weights: from its configuration, or from what is known of a published model."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +49,6 @@ class Architecture:
         if kinds:
             text.layer_types = kinds[: count * period]
         return Architecture(config=config, origin=self.origin)
-
-    @property
-    def window(self) -> int | None:
-        """The longest input, None where the configuration sets no limit."""
-        return self._text("max_position_embeddings")
 
     @property
     def kv_bytes(self) -> int:
@@ -149,8 +143,3 @@ def layer_sizes(model: Any) -> tuple[int, int]:
             key = ".".join(words[: number + 1])
             layers[key] = layers.get(key, 0) + parameter.numel()
     return max(layers.values(), default=0), outside
-
-
-def describe(config: Any) -> str:
-    """A configuration as JSON, for the cache's key."""
-    return json.dumps(config.to_dict(), sort_keys=True, default=str)

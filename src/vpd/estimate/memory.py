@@ -63,11 +63,13 @@ class Trained:
         return self.optim.sharding != "none"
 
     def as_gathered(self) -> "Trained":
-        """What a pass computes with: with ``optim.mixed_precision`` shards are gathered in 16 bits, without autocast."""
+        """What a pass computes with: ``optim.mixed_precision`` gathers shards in 16 bits, without autocast."""
         if not self.sharded or not self.narrow:
             return self
         optim = dataclasses.replace(self.optim, mixed_precision="no")
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, dtype="bfloat16"), optim=optim)
+        model = dataclasses.replace(self.model, dtype="bfloat16")
+        teacher = dataclasses.replace(self.teacher, dtype=None)
+        return dataclasses.replace(self, model=model, optim=optim, teacher=teacher)
 
 
 class Weights:

@@ -61,7 +61,6 @@ class Work:
     operations: float
     tokens: int
     seconds: float
-    micro_batches: int = 0
 
 
 def work_of(call: Call, trained: Trained, sizes: Sizes, machine: DryRunSettings) -> Work:
@@ -83,7 +82,7 @@ def work_of(call: Call, trained: Trained, sizes: Sizes, machine: DryRunSettings)
     if trained.sharded and machine.gpus > 1:
         wire = 10.0 if call.train else 2.0  # bytes a weight: gathered for each pass, gradients reduced in fp32
         seconds = max(seconds, len(planned) * wire * (sizes.layers + sizes.head) / (machine.link_gb_per_s * 1e9))
-    return Work(name=call.name, operations=operations, tokens=tokens, seconds=seconds, micro_batches=len(planned))
+    return Work(name=call.name, operations=operations, tokens=tokens, seconds=seconds)
 
 
 def _passes(call: Call, role: str, again: bool) -> tuple[int, int]:

@@ -13,6 +13,11 @@ from typing import Any
 from vpd.types import Metrics
 
 
+def is_greatest_best(metric: str, greater_is_better: bool | None = None) -> bool:
+    """Whether more of a metric is better; None: unless its name ends with ``loss``."""
+    return not metric.endswith("loss") if greater_is_better is None else greater_is_better
+
+
 @dataclass(kw_only=True)
 class BestModel:
     """The best step by ``metric`` (-1: none yet) with its ``value``; ``since``: evaluations after it.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from vpd.errors import StorageError
+from vpd.run_folder.best import is_greatest_best
 from vpd.run_folder.lock import is_locked
 from vpd.run_folder.reading import RunRecord, find_runs, read_run
 
@@ -79,8 +80,8 @@ def _overview(run: RunRecord, metric: str | None, differs: Mapping[str, Any]) ->
     wanted = [metric] if metric else [settings.get("metric_for_best_model"), *METRICS]
     name = next((name for name in wanted if name and run.series(name)), None)
     trained = [(step, value) for step, value in run.series(name or "") if step > 0]
-    greatest = settings.get("greater_is_better")
-    sign = 1 if (not str(name).endswith("loss") if greatest is None else greatest) else -1
+    own = name == settings.get("metric_for_best_model")
+    sign = 1 if is_greatest_best(str(name), settings.get("greater_is_better") if own else None) else -1
     best = max(trained, key=lambda pair: sign * pair[1], default=None)
     return Overview(
         folder=run.folder,
