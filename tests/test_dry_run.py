@@ -277,6 +277,14 @@ def test_a_folder_without_weights_is_enough(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_not_counted_is_named(tmp_path: Path) -> None:
+    model = {"model": {"name_or_path": str(small_folder(tmp_path / "model"))}}
+    settings = model | {"rollout": {"retries": 1}, "optim": {"sharding": "fsdp2", "cpu_offload": True}}
+    notes = {note.partition(":")[0] for note in dry_run(parse(settings), DryRunSettings()).notes if "left out" in note}
+    assert notes == {"rollout.retries", "optim.cpu_offload"}
+    assert not [note for note in dry_run(parse(model), DryRunSettings()).notes if "left out" in note]
+
+
 def test_contexts_that_are_cut_are_counted(tmp_path: Path) -> None:
     model, data = small_folder(tmp_path / "model"), science(tmp_path)
     settings = {

@@ -71,8 +71,7 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
         notes.append(f"data: none read; prompts of about {machine.prompt_tokens} tokens are assumed")
     else:
         announce(env)
-    if config.optim.cpu_offload:
-        notes.append("optim.cpu_offload: left out; shards are counted on the GPUs")
+    notes += _left_out(config)
     shape = _shape(architecture, config, source)
     config = resolve(config, env, shape, tokenizer)
     prompter = make_prompter(config, shape, tokenizer)
@@ -84,6 +83,18 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
     attempts = Attempts(expected=groups, longest=rollouts.longest(), critiques=rollouts.critiques, held_out=held_out)
     found = estimate(config, machine, architecture, prompter, attempts)
     return DryRun(config=config, machine=machine, notes=tuple(notes), budgets=_budgets(groups), estimate=found)
+
+
+def _left_out(config: Config) -> list[str]:
+    """What of the settings the estimate does not count."""
+    needs = config.algorithm.needs
+    left_out = {
+        "optim.cpu_offload: left out; shards are counted on the GPUs": config.optim.cpu_offload,
+        "rollout.retries: left out, in sampling and in training": config.rollout.retries > 0,
+        "algorithm.student_fraction: left out; the student is taken to answer all": needs.student_fraction < 1,
+        "algorithm.teacher_url: left out; a teacher is taken to compute here": needs.remote_teacher is not None,
+    }
+    return [note for note, holds in left_out.items() if holds]
 
 
 def _shape(architecture: Architecture, config: Config, source: str) -> Any:
