@@ -42,8 +42,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.convert.files import is_settings
 
-    if options.config is not None:
-        raise ConfigError("--config is of no use here", expected="the file to convert, and --section.key value over it")
     if options.num_processes < 1:
         raise ConfigError("--num_processes is out of range", got=options.num_processes, expected="at least 1")
     if options.output is not None and options.output.exists():

@@ -90,6 +90,11 @@ def only(harmless: Collection[Any], why: str) -> Rule:
     return lambda value, foreign: ignored(f"as here: {why}") if value in harmless else impossible(why)
 
 
+def only_where(condition: Callable[[Foreign], bool], why: str, rule: Rule) -> Rule:
+    """A rule for a key that has an effect where other keys ask for it; elsewhere it is ignored."""
+    return lambda value, foreign: rule(value, foreign) if condition(foreign) else ignored(why)
+
+
 def absent(key: str, harmless: Collection[Any]) -> Rule:
     """:func:`only`, with the reason that the hint for an unknown key gives."""
     return only(harmless, ABSENT[key])
@@ -177,7 +182,7 @@ def settings_of(dialect: Dialect, foreign: Foreign, lines: Sequence[Line]) -> di
             target = target.setdefault(part, {})
         target[last] = value
     ordered = {section: nested[section] for section in SECTIONS if section in nested}
-    for section in {"env", "algorithm"} & ordered.keys():
+    for section in {"env", "engine", "algorithm"} & ordered.keys():
         ordered[section] = {"name": ordered[section]["name"], **ordered[section]}
     return ordered
 
