@@ -112,6 +112,18 @@ def test_epochs_are_iterations_where_the_records_are_counted() -> None:
     assert fate(converted("trl-grpo", num_train_epochs=2), "num_train_epochs") == "impossible"
 
 
+@pytest.mark.parametrize("word", ["--env.path=$FOLDER/train.jsonl", "--env.path train.jsonl"])
+def test_records_are_counted_wherever_the_path_stands(
+    word: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDER", str(workplace))
+    (workplace / "train.jsonl").write_text(f"{json.dumps(RECORD)}\n" * 40)
+    (workplace / "trl.yaml").write_text("num_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n")
+    words = ["--output", "run.yaml", "--rollout.prompts_per_step", "1", *word.split()]
+    assert main(["convert", "trl.yaml", "--from", "trl-grpo", *words]) == 0
+    assert load("run.yaml").run.max_steps == 80
+
+
 SAME = [
     ("trl-sdpo", {"teacher_model_kind": "base"}, "algorithm", "teacher", "frozen"),
     ("trl-sdpo", {"teacher_update_rate": 0.2}, "algorithm", "teacher_ema_rate", 0.2),

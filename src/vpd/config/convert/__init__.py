@@ -16,7 +16,8 @@ import yaml
 
 from vpd.config import SECTIONS, Config, load_over
 from vpd.config.elsewhere import ABSENT, elsewhere
-from vpd.errors import DataError
+from vpd.errors import ConfigError, DataError
+from vpd.settings import expand_path
 
 Verdict: TypeAlias = Literal["mapped", "ignored", "impossible"]
 
@@ -197,15 +198,16 @@ def convert(dialect: Dialect, foreign: Foreign, overrides: Sequence[str] = ()) -
     return Converted(dialect=dialect.name, config=config, settings=settings, lines=lines)
 
 
-def count_records(path: Any, *, split: str = "train") -> int | None:
+def count_records(path: Any, *, subset: str | None = None, split: str = "train") -> int | None:
     """How many records a file or folder holds; None for one that is not here or cannot be read."""
-    if not isinstance(path, str) or not Path(path).expanduser().exists():
+    if not isinstance(path, str):
         return None
     from vpd.envs import data_files  # which loads pyarrow
 
     try:
-        return sum(1 for _ in data_files.entries(path, subset=None, split=split))
-    except DataError:
+        here = expand_path(path, "env.path")
+        return sum(1 for _ in data_files.entries(here, subset=subset, split=split)) if Path(here).exists() else None
+    except (ConfigError, DataError):
         return None
 
 
