@@ -200,13 +200,13 @@ def convert(dialect: Dialect, foreign: Foreign, overrides: Sequence[str] = ()) -
 
 def count_records(path: Any, *, subset: str | None = None, split: str = "train") -> int | None:
     """How many records a file or folder holds; None for one that is not here or cannot be read."""
-    if not isinstance(path, str):
-        return None
-    from vpd.envs import data_files  # which loads pyarrow
-
     try:
-        here = expand_path(path, "env.path")
-        return sum(1 for _ in data_files.entries(here, subset=subset, split=split)) if Path(here).exists() else None
+        here = expand_path(path, "env.path") if isinstance(path, str) else None
+        if here is None or not Path(here).exists():
+            return None
+        from vpd.envs import data_files  # which loads pyarrow
+
+        return sum(1 for _ in data_files.entries(here, subset=subset, split=split))
     except (ConfigError, DataError):
         return None
 
