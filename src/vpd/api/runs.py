@@ -50,8 +50,8 @@ class Run(os.PathLike[str]):
         return str(self.folder)
 
     def __repr__(self) -> str:
-        record = self.record
-        found = f"{record.phase}, step {record.step}" + ("" if self.best is None else f", {_best_text(self.best)}")
+        record, best = self.record, self.best
+        found = f"{record.phase}, step {record.step}" + ("" if best is None else f", {_best_text(best)}")
         return f"Run({str(self.folder)!r}: {found})"
 
     def _repr_html_(self) -> str:
@@ -105,14 +105,11 @@ class Run(os.PathLike[str]):
         The evaluation before the first step does not count; of equal steps the first does.
         """
         record = self.record
-        settings = record.settings.get("run", {})
-        metric = settings.get("metric_for_best_model") or DEFAULT_METRIC
-        greater = settings.get("greater_is_better")
-        sign = 1.0 if (greater if greater is not None else not metric.endswith("loss")) else -1.0
-        found = [(step, value) for step, value in record.series(metric) if step > 0]
-        if not found:
+        metric = record.settings.get("run", {}).get("metric_for_best_model") or DEFAULT_METRIC
+        found = record.best(metric)
+        if found is None:
             return None
-        step, value = max(found, key=lambda pair: (sign * pair[1], -pair[0]))
+        step, value = found
         checkpoint = self.folder / f"checkpoint-{step}"
         return Best(metric=metric, step=step, value=value, checkpoint=checkpoint if checkpoint.is_dir() else None)
 

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt
 
 from vpd.errors import ConfigError
 from vpd.ranks import TIMEOUT
+from vpd.run_folder.best import greater_is_better
 from vpd.settings import IsPath, Settings
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -117,6 +118,4 @@ class RunSettings(Settings, section="run"):
     @property
     def best_is_greatest(self) -> bool:
         """``greater_is_better``, decided."""
-        if self.greater_is_better is None:
-            return not str(self.metric_for_best_model).endswith("loss")
-        return self.greater_is_better
+        return greater_is_better(str(self.metric_for_best_model), self.greater_is_better)

@@ -44,8 +44,7 @@ def model_card(record: RunRecord, *, step: int | None = None, commit: str | None
     """The card of a run's model after ``step`` (None: the run's last); ``commit`` of vpd's source, if it is known."""
     settings: Mapping[str, Any] = _public({name: _kept(name, part) for name, part in record.settings.items()})
     step = record.step if step is None else step
-    algorithm = settings.get("algorithm", {})
-    name = str(algorithm.get("name") or algorithm.get("object"))
+    name = str(_public(record.method))
     base, env = str(settings.get("model", {}).get("name_or_path")), settings.get("env", {})
     source = str(env.get("path") or env.get("name") or env.get("object"))
     feedback = [str(part.get("name") or part.get("object")) for part in settings.get("feedback", [])]

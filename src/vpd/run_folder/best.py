@@ -13,6 +13,11 @@ from typing import Any
 from vpd.types import Metrics
 
 
+def greater_is_better(metric: str, chosen: bool | None) -> bool:
+    """Which way a metric is better: as it was chosen, else the greater, but the less of a loss."""
+    return not metric.endswith("loss") if chosen is None else chosen
+
+
 @dataclass(kw_only=True)
 class BestModel:
     """The best step by ``metric`` (-1: none yet) with its ``value``; ``since``: evaluations after it.
