@@ -9,8 +9,11 @@ from helpers import vpd_train
 
 from vpd.cli import main
 from vpd.errors import StorageError
+from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import is_locked, locked
 from vpd.run_folder.overview import Overview, overview
+from vpd.run_folder.reading import read_run
+from vpd.run_folder.state import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,11 @@ def test_the_least_is_the_best_of_a_loss_and_a_metric_can_be_chosen(runs: Path) 
     assert chosen.metric == "m_step/divergence" and by_name(runs, "m_step/divergence")["b"].metric is None
     path = runs / "a" / "metrics.jsonl"
     path.write_text("".join(json.dumps(line | {"e_step/loss": line["step"]}) + "\n" for line in lines(runs / "a")))
+    best = by_name(runs, "e_step/loss")["a"].best
+    assert best is not None and best.step == 1
+    settings = dict(read_run(runs / "a").settings)  # which way is better is said of the run's own metric alone
+    settings["run"] = {**settings["run"], "metric_for_best_model": "eval/accuracy", "greater_is_better": True}
+    Recorder(folder=runs / "a", files=FileSystem(), settings=settings).record("done", 2)
     best = by_name(runs, "e_step/loss")["a"].best
     assert best is not None and best.step == 1
 

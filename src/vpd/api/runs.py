@@ -118,12 +118,17 @@ class Run(os.PathLike[str]):
 
         Raises StorageError: the run has not exported one yet; ModelError: its files are damaged.
         """
-        return self._loaded(checkpoint)[0]
+        from vpd.model.settings import ModelSettings
+        from vpd.recipes.assemble import load_model
+
+        return load_model(ModelSettings(name_or_path=str(self._model_folder(checkpoint))))[0]
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer beside the model.  Raises as :meth:`model` does."""
-        return self._loaded(None)[1]
+        from vpd.model.loading import load_tokenizer
+
+        return load_tokenizer(self._model_folder(None))
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write the report, one HTML file, and return its path; default ``report.html`` in the run folder."""
@@ -149,10 +154,7 @@ class Run(os.PathLike[str]):
 
         return push_run(self.folder, hub_model_id, private=private, form=form)
 
-    def _loaded(self, checkpoint: str | os.PathLike[str] | None) -> tuple[Any, Any]:
-        from vpd.model.settings import ModelSettings
-        from vpd.recipes.assemble import load_model
-
+    def _model_folder(self, checkpoint: str | os.PathLike[str] | None) -> Path:
         folder = self.folder / "model" if checkpoint is None else Path(checkpoint)
         if not folder.is_dir():
             raise StorageError(
@@ -160,7 +162,7 @@ class Run(os.PathLike[str]):
                 got=f"a run in phase {self.record.phase}",
                 do='Continue it with run.resume true, or name a folder "checkpoint-N".',
             )
-        return load_model(ModelSettings(name_or_path=str(folder)))
+        return folder
 
 
 def _best_text(best: Best) -> str:
