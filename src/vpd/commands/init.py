@@ -26,8 +26,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.starter import starter
     from vpd.run_folder.files import write_text
 
-    if options.config is not None:
-        raise ConfigError("--config is of no use here", expected="--section.key value for what is known already")
     if options.output.exists():
         raise ConfigError(f"{options.output} exists", do="Choose another --output.")
     if not options.yes and sys.stdin.isatty():
