@@ -411,6 +411,9 @@ def test_a_run_gives_tables_the_best_step_and_the_model() -> None:
     tokens = run.tokenizer("apply rule A", return_tensors="pt")
     assert run.model()(**tokens).logits.shape[-1] == run.model(best.checkpoint).config.vocab_size
     assert repr(run).startswith("Run('out': done, step 2, best eval/accuracy")
+    Path("out/model/model.safetensors").rename("out/weights")  # the tokenizer alone needs no weights
+    assert vpd.Run("out").tokenizer.get_vocab() == run.tokenizer.get_vocab()
+    Path("out/weights").rename("out/model/model.safetensors")
     assert vpd.evaluate(run, TASKS, grade, options={"num_samples": 1}, rollout=SMALL).student["answers"] == 6
 
 
@@ -465,6 +468,5 @@ def test_no_run_and_no_model_are_one_line(folder: Path) -> None:
 def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder: Path) -> None:
     run = small_run(TASKS, grade)
     assert run.report() == Path("out/report.html") and run.report(folder / "mine.html") == folder / "mine.html"
-    assert (
-        "apply rule A" not in (folder / "mine.html").read_text()[:200] and (folder / "mine.html").stat().st_size > 1e5
-    )
+    for path in ("out/report.html", "mine.html"):
+        assert '<h1 id="overview-title">VPD</h1>' in (folder / path).read_text()

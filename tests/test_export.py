@@ -55,7 +55,7 @@ def test_a_checkpoint_is_exported_without_the_optimiser(runs: Path, tmp_path: Pa
     assert main(["export", str(runs / "whole"), str(tmp_path / "one"), "--checkpoint", "1"]) == 0
     assert not equal(weights(tmp_path / "one"), weights(runs / "whole" / "model"))
     assert not (tmp_path / "one" / "state.pt").exists() and not (tmp_path / "one" / "trainer.json").exists()
-    assert ", 1 steps," in (tmp_path / "one" / "README.md").read_text()
+    assert ", 1 step," in (tmp_path / "one" / "README.md").read_text()
 
 
 def test_an_adapter_alone_and_merged_from_a_checkpoint(runs: Path, tmp_path: Path) -> None:
@@ -141,6 +141,20 @@ def test_a_card_says_method_data_settings_results_and_commit(runs: Path) -> None
     settings = yaml.safe_load(block)
     assert settings["optim"]["learning_rate"] == 1e-3 and "output_dir" not in settings["run"]
     assert str(runs) not in text
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "line"),
+    [
+        ({"name": "vpd"}, "Variational Policy Distillation ([arXiv 2605.15113](https://arxiv.org/abs/2605.15113)), 1 "),
+        ({"name": "grpo"}, "GRPO ([arXiv 2402.03300](https://arxiv.org/abs/2402.03300)), 1 step, with vpd"),
+        ({"object": "mine.Imitate"}, "mine.Imitate, 1 step, with vpd"),
+    ],
+)
+def test_a_card_names_the_paper_of_its_method(algorithm: dict[str, Any], line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"algorithm": algorithm}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    assert f"\n\n{line}" in model_card(read_run(tmp_path))
 
 
 def test_a_card_names_no_folder_and_breaks_out_of_nothing(tmp_path: Path) -> None:

@@ -9,17 +9,18 @@ from helpers import vpd_train
 
 from vpd.cli import main
 from vpd.errors import StorageError
+from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import is_locked, locked
 from vpd.run_folder.overview import Overview, overview
+from vpd.run_folder.reading import read_run
+from vpd.run_folder.state import Recorder
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     assert vpd_train(folder / "a", run__max_steps=2, run__eval_steps=1) == 0
-    best = {"run__metric_for_best_model": "reward", "run__greater_is_better": True}
-    other = {"algorithm__name": "grpo", "optim__learning_rate": 1e-4}
-    assert vpd_train(folder / "deep" / "b", run__max_steps=2, **other, **best) == 0
+    assert vpd_train(folder / "deep" / "b", run__max_steps=2, algorithm__name="grpo", optim__learning_rate=1e-4) == 0
     return folder
 
 
@@ -62,11 +63,15 @@ def test_only_settings_that_differ_are_shown(runs: Path) -> None:
 def test_the_least_is_the_best_of_a_loss_and_a_metric_can_be_chosen(runs: Path) -> None:
     chosen = by_name(runs, "m_step/divergence")["a"]
     assert chosen.metric == "m_step/divergence" and by_name(runs, "m_step/divergence")["b"].metric is None
-    for name in ("a", "deep/b"):  # the second run's own metric is another, of which the greatest is best
-        path = runs / name / "metrics.jsonl"
-        path.write_text("".join(json.dumps(line | {"e_step/loss": line["step"]}) + "\n" for line in lines(runs / name)))
-    for run in by_name(runs, "e_step/loss").values():
-        assert run.best is not None and run.best.step == min(line["step"] for line in lines(run.folder) if line["step"])
+    path = runs / "a" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line | {"e_step/loss": line["step"]}) + "\n" for line in lines(runs / "a")))
+    best = by_name(runs, "e_step/loss")["a"].best
+    assert best is not None and best.step == 1
+    settings = dict(read_run(runs / "a").settings)  # which way is better is said of the run's own metric alone
+    settings["run"] = {**settings["run"], "metric_for_best_model": "eval/accuracy", "greater_is_better": True}
+    Recorder(folder=runs / "a", files=FileSystem(), settings=settings).record("done", 2)
+    best = by_name(runs, "e_step/loss")["a"].best
+    assert best is not None and best.step == 1
 
 
 def test_a_run_that_a_process_holds_is_running_and_one_that_it_left_has_stopped(runs: Path) -> None:
@@ -88,7 +93,7 @@ def test_a_damaged_run_is_a_line_and_no_error(runs: Path, capsys: pytest.Capture
 def test_the_table_names_every_run(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["runs", str(runs / "a"), str(runs / "deep")]) == 0
     shown = capsys.readouterr().out
     assert "grpo" in shown and "2/2" in shown and "learning_rate 0.0001" in shown

@@ -21,7 +21,7 @@ from vpd.errors import ConfigError, StorageError
 from vpd.report.console import Terminal
 from vpd.report.html import Options, page, runs_in, watch, write_report
 from vpd.report.html.charts import CHARTS, TIMES, charts_with
-from vpd.report.html.collect import curves, differing, read_runs, seconds_of, thinned
+from vpd.report.html.collect import curves, differing, read_runs, seconds_of, summary, thinned
 from vpd.report.html.rows import candidates, chosen_steps
 from vpd.report.html.sections import parts_of
 from vpd.run_folder.state import Recorder, read
@@ -56,6 +56,20 @@ def test_groups_of_one_method_are_named_by_what_differs(tmp_path: Path) -> None:
     _, groups = read_runs(folders)
     assert [group.label for group in groups] == ["VPD, teacher_beta 0.1", "VPD, teacher_beta 0.5"]
     assert len({group.colour for group in groups}) == 2
+
+
+def test_the_best_step_is_one_after_training_began(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    (tmp_path / "a" / "metrics.jsonl").write_text(
+        '{"step": 0, "eval/accuracy": 0.9}\n{"step": 1, "eval/accuracy": 0.5}\n{"step": 2, "eval/accuracy": 0.4}\n'
+    )
+    [run], _ = read_runs([tmp_path / "a"])
+    assert [summary(run)[key] for key in ("first", "best", "best_step", "last")] == [0.9, 0.5, 1, 0.4]
+
+
+def test_a_method_that_was_passed_as_an_object_has_its_class_s_name(tmp_path: Path) -> None:
+    _, groups = read_runs([write_run(tmp_path / "a", settings={"algorithm": {"object": "mine.Imitate"}})])
+    assert [group.label for group in groups] == ["mine.Imitate"]
 
 
 def test_a_long_curve_is_thinned_to_means_and_keeps_its_end() -> None:
@@ -303,6 +317,21 @@ def test_the_page_shows_its_curves_without_a_fault_and_asks_for_nothing(open_rep
     assert not opened.faults
 
 
+def test_seeds_without_a_step_in_common_are_lines_of_their_own(open_report: Any, tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"seed-{seed}", seed=seed) for seed in (0, 1)]
+    for folder, steps in zip(folders, ((1, 3), (2,)), strict=True):
+        path = folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{k: v for k, v in line.items() if k != "reward" or line["step"] in steps} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    opened = open_report(folders)
+    see_everything(opened.page)
+    drawn = "[...document.querySelectorAll('#any .plot')].flatMap((p) => p.data.map((t) => [t.name, [...t.x]]))"
+    assert opened.page.evaluate(drawn) == [["VPD, seed-0", [1, 3]], ["VPD, seed-1", [2]]] and not opened.faults
+    opened.page.select_option("#metric", "success")
+    assert opened.page.evaluate(drawn)[-1] == ["VPD", [1, 2, 3]]
+
+
 def test_filters_leave_the_rows_that_they_name(open_report: Any, tmp_path: Path) -> None:
     other = {"env": {"name": "numbers"}}
     opened = open_report([write_run(tmp_path / "a", steps=4), write_run(tmp_path / "b", steps=2, settings=other)])
@@ -403,6 +432,11 @@ def test_nothing_is_wider_than_a_telephone(open_report: Any, tmp_path: Path) -> 
     sizes = opened.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert sizes[0] <= sizes[1] and not opened.faults
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    opened.page.emulate_media(reduced_motion="reduce")
+    opened.page.locator("nav a[href='#settings']").click()
+    tops = "['header', '#settings h2'].map((name) => document.querySelector(name).getBoundingClientRect())"
+    header, heading = opened.page.evaluate(tops)
+    assert header["bottom"] <= heading["top"]  # which the header does not hide
 
 
 def test_every_control_has_a_name_and_ids_are_unique(open_report: Any, tmp_path: Path) -> None:

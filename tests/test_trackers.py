@@ -46,7 +46,8 @@ def send(name: str, folder: Path) -> None:
     """Two steps of a run named ``my-run``, the first an evaluation alone."""
     with Trackers([name], folder / "my-run", tokenizer=Words()) as sent:
         sent.on_step(0, {"eval/avg@4": 0.25}, [])
-        sent.on_step(1, {"reward": 0.5, "eval/avg@4": 0.75, "gain": float("nan")}, random_groups(0))
+        own = {"env/tests, passed?": 1.0}  # a grader's own name
+        sent.on_step(1, {"reward": 0.5, "eval/avg@4": 0.75, "gain": float("nan")} | own, random_groups(0))
         assert not sent._failed
 
 
@@ -72,6 +73,7 @@ def test_mlflow_in_a_local_file_store(offline: Path) -> None:
     assert reward.read_text().split()[1:] == ["0.5", "1"]
     [accuracy] = offline.rglob("metrics/eval/avg_at_4")  # MLflow takes no @ in a name
     assert [line.split()[1:] for line in accuracy.read_text().splitlines()] == [["0.25", "0"], ["0.75", "1"]]
+    assert list(offline.rglob("metrics/env/tests_ passed_"))
     [table] = offline.rglob("completions.json")
     assert len(json.loads(table.read_text())["data"]) == 8
     assert "my-run" in next(offline.rglob("tags/mlflow.runName")).read_text()

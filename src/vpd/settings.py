@@ -29,6 +29,18 @@ from vpd.printable import shown
 Share = Interval(ge=0.0, le=1.0)  # a number from 0 to 1, both included
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by ``section.key``.
+
+    >>> flat({"run": {"seed": 0}, "model": {"lora": {"r": 8}}})
+    {'run.seed': 0, 'model.lora.r': 8}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class IsPath:
     """Marks a setting, or a list of them, as a path: ``~`` and ``${VAR}`` are replaced when the object is made.

@@ -31,8 +31,7 @@ NUMBERS = (
 
 def run_html(record: RunRecord) -> str:
     """The run as HTML that holds no text of the model or the environment."""
-    algorithm = record.settings.get("algorithm", {})
-    method = one_line(str(algorithm.get("name") or algorithm.get("object")))
+    method = one_line(record.method)
     title = f"<b>{escape(str(record.folder))}</b>: {escape(method)}, {record.phase}, step {record.step}"
     last = [(name, record.last(name)) for name in NUMBERS if record.series(name)]
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in last)

@@ -50,8 +50,8 @@ class Run(os.PathLike[str]):
         return str(self.folder)
 
     def __repr__(self) -> str:
-        record = self.record
-        found = f"{record.phase}, step {record.step}" + ("" if self.best is None else f", {_best_text(self.best)}")
+        record, best = self.record, self.best
+        found = f"{record.phase}, step {record.step}" + ("" if best is None else f", {_best_text(best)}")
         return f"Run({str(self.folder)!r}: {found})"
 
     def _repr_html_(self) -> str:
@@ -105,14 +105,11 @@ class Run(os.PathLike[str]):
         The evaluation before the first step does not count; of equal steps the first does.
         """
         record = self.record
-        settings = record.settings.get("run", {})
-        metric = settings.get("metric_for_best_model") or DEFAULT_METRIC
-        greater = settings.get("greater_is_better")
-        sign = 1.0 if (greater if greater is not None else not metric.endswith("loss")) else -1.0
-        found = [(step, value) for step, value in record.series(metric) if step > 0]
-        if not found:
+        metric = record.settings.get("run", {}).get("metric_for_best_model") or DEFAULT_METRIC
+        found = record.best(metric)
+        if found is None:
             return None
-        step, value = max(found, key=lambda pair: (sign * pair[1], -pair[0]))
+        step, value = found
         checkpoint = self.folder / f"checkpoint-{step}"
         return Best(metric=metric, step=step, value=value, checkpoint=checkpoint if checkpoint.is_dir() else None)
 
@@ -121,12 +118,17 @@ class Run(os.PathLike[str]):
 
         Raises StorageError: the run has not exported one yet; ModelError: its files are damaged.
         """
-        return self._loaded(checkpoint)[0]
+        from vpd.model.settings import ModelSettings
+        from vpd.recipes.assemble import load_model
+
+        return load_model(ModelSettings(name_or_path=str(self._model_folder(checkpoint))))[0]
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer beside the model.  Raises as :meth:`model` does."""
-        return self._loaded(None)[1]
+        from vpd.model.loading import load_tokenizer
+
+        return load_tokenizer(self._model_folder(None))
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write the report, one HTML file, and return its path; default ``report.html`` in the run folder."""
@@ -152,10 +154,7 @@ class Run(os.PathLike[str]):
 
         return push_run(self.folder, hub_model_id, private=private, form=form)
 
-    def _loaded(self, checkpoint: str | os.PathLike[str] | None) -> tuple[Any, Any]:
-        from vpd.model.settings import ModelSettings
-        from vpd.recipes.assemble import load_model
-
+    def _model_folder(self, checkpoint: str | os.PathLike[str] | None) -> Path:
         folder = self.folder / "model" if checkpoint is None else Path(checkpoint)
         if not folder.is_dir():
             raise StorageError(
@@ -163,7 +162,7 @@ class Run(os.PathLike[str]):
                 got=f"a run in phase {self.record.phase}",
                 do='Continue it with run.resume true, or name a folder "checkpoint-N".',
             )
-        return load_model(ModelSettings(name_or_path=str(folder)))
+        return folder
 
 
 def _best_text(best: Best) -> str:

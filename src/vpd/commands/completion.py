@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,32 +101,42 @@ def _keys(section: str, kind: Any) -> Iterator[tuple[str, tuple[str, list[str]]]
             yield f"--{section}.{key}", (declared.meaning, [*map(str, declared.choices), *switch])
 
 
+def _cases(commands: Mapping[str, Words]) -> list[str]:
+    """Bash and zsh alike: ``choices`` after an option with few values, ``named`` and ``arguments`` of the command."""
+    return [
+        '  case "$command $previous" in',
+        *(
+            f"    {_quoted(f'{name} {option}')}) choices=({_array(values)});;"
+            for name, words in commands.items()
+            for option, values in words.values.items()
+        ),
+        "  esac",
+        '  case "$command" in',
+        *(
+            f"    {name}) named=({_array(words.options)}); arguments=({_array(words.arguments)});;"
+            for name, words in commands.items()
+        ),
+        "  esac",
+    ]
+
+
+def _array(words: Iterable[str]) -> str:
+    return " ".join(map(_quoted, words))
+
+
 def _bash(commands: Mapping[str, Words]) -> str:
-    cases = [
-        f"    {_command_case(name, option)}) choices={_quoted(' '.join(values))};;"
-        for name, words in commands.items()
-        for option, values in words.values.items()
-    ]
-    options = [
-        f"    {name}) options={_quoted(' '.join(words.options))}; arguments={_quoted(' '.join(words.arguments))};;"
-        for name, words in commands.items()
-    ]
     return "\n".join(
         [
             "_vpd() {",
             '  local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}"',
-            '  local command="${COMP_WORDS[1]}" options="" arguments="" choices=""',
-            "  COMPREPLY=()",
-            '  case "$command $previous" in',
-            *cases,
-            "  esac",
-            f"  (( COMP_CWORD == 1 )) && choices={_quoted(' '.join((*commands, '--help', '--version')))}",
-            '  if [[ -n "$choices" ]]; then COMPREPLY=($(compgen -W "$choices" -- "$current")); return; fi',
-            '  case "$command" in',
-            *options,
-            "  esac",
-            '  if [[ "$current" == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$current"))',
-            '  elif [[ -n "$arguments" ]]; then COMPREPLY=($(compgen -W "$arguments" -- "$current")); fi',
+            '  local command="${COMP_WORDS[1]}"',
+            "  local -a choices named arguments",
+            *_cases(commands),
+            f"  (( COMP_CWORD == 1 )) && choices=({_array((*commands, '--help', '--version'))})",
+            "  if (( ! ${#choices[@]} )); then",
+            '    if [[ "$current" == -* ]]; then choices=("${named[@]}"); else choices=("${arguments[@]}"); fi',
+            "  fi",
+            '  COMPREPLY=($(compgen -W "${choices[*]}" -- "$current"))',
             "}",
             "complete -o default -F _vpd vpd",
         ]
@@ -134,28 +144,15 @@ def _bash(commands: Mapping[str, Words]) -> str:
 
 
 def _zsh(commands: Mapping[str, Words]) -> str:
-    cases = [
-        f"    {_command_case(name, option)}) compadd -- {' '.join(map(_quoted, values))}; return;;"
-        for name, words in commands.items()
-        for option, values in words.values.items()
-    ]
-    options = [
-        f"    {name}) named=({' '.join(words.options)}); arguments=({' '.join(map(_quoted, words.arguments))});;"
-        for name, words in commands.items()
-    ]
     return "\n".join(
         [
             "#compdef vpd",
             "_vpd() {",
             '  local previous="${words[CURRENT-1]}" command="${words[2]}"',
-            "  local -a named arguments",
-            f"  if (( CURRENT == 2 )); then compadd -- {' '.join(commands)} --help --version; return; fi",
-            '  case "$command $previous" in',
-            *cases,
-            "  esac",
-            '  case "$command" in',
-            *options,
-            "  esac",
+            "  local -a choices named arguments",
+            *_cases(commands),
+            f"  (( CURRENT == 2 )) && choices=({_array((*commands, '--help', '--version'))})",
+            "  if (( $#choices )); then compadd -- $choices; return; fi",
             '  if [[ "${words[CURRENT]}" == -* ]]; then compadd -- $named',
             "  else",
             "    (( $#arguments )) && compadd -- $arguments",
@@ -179,10 +176,6 @@ def _fish(commands: Mapping[str, Words]) -> str:
             takes = f" -x -a {_quoted(' '.join(values))}" if values else "" if option == "--help" else " -r"
             lines.append(f"complete -c vpd {here} -l {option.removeprefix('--')}{takes} -d {_quoted(_short(meaning))}")
     return "\n".join(lines)
-
-
-def _command_case(name: str, option: str) -> str:
-    return _quoted(f"{name} {option}")
 
 
 def _short(meaning: str) -> str:

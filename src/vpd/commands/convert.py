@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpd.commands import SECTIONS, path
-from vpd.errors import ConfigError, DataError, StorageError
+from vpd.errors import ConfigError, DataError
 from vpd.printable import for_terminal
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import pairs_of
     from vpd.config.convert import Foreign, convert, count_records, lines_of, settings_of
     from vpd.config.convert.files import read
+    from vpd.run_folder.files import write_text
 
     dialect, flat = read(options.file, options.origin)
     foreign = Foreign(given=flat, defaults=dialect.defaults, num_processes=options.num_processes)
@@ -72,7 +73,7 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     converted = convert(dialect, foreign, rest)
     text = converted.to_yaml(options.file.name)
     if options.output is not None:
-        _write(options.output, text)
+        write_text(options.output, text)
     if options.json:
         _print(json.dumps(_as_json(converted), indent=1, default=str))
     elif options.output is None:
@@ -165,21 +166,15 @@ def _show_columns(data: "ConvertedData", title: str) -> None:
 
 
 def _write_records(output: Path, data: "ConvertedData") -> None:
+    from vpd.run_folder.files import write_text
+
     try:
         lines = [json.dumps(record, allow_nan=False) for record in data.records]
     except (TypeError, ValueError) as error:
         raise DataError(
             "a record holds what is no JSON, such as an image", got=str(error), expected="texts and numbers"
         ) from error
-    _write(output, "\n".join(lines) + "\n")
-
-
-def _write(output: Path, text: str) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {output}", got=error.strerror) from error
+    write_text(output, "\n".join(lines) + "\n")
 
 
 def _yaml(value: Any, longest: int = 60) -> str:

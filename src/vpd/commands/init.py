@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vpd.commands import SECTIONS, path
-from vpd.errors import ConfigError, StorageError
+from vpd.errors import ConfigError
 from vpd.printable import for_terminal
 
 NAME = "init"
@@ -24,17 +24,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.starter import starter
+    from vpd.run_folder.files import write_text
 
     if options.output.exists():
         raise ConfigError(f"{options.output} exists", do="Choose another --output.")
     if not options.yes and sys.stdin.isatty():
         rest = [*rest, *asked(rest, input)]
     text = starter(rest)
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {options.output}", got=error.strerror) from error
+    write_text(options.output, text)
     print(for_terminal(f"{options.output} is written. What comes next:"))
     print(for_terminal(f"  vpd eval --config {options.output} --teacher   # can the model make use of the feedback?"))
     print(for_terminal(f"  vpd train --config {options.output}"))

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 
 from vpd.errors import ConfigError
 from vpd.ranks import TIMEOUT
-from vpd.run_folder.best import is_greatest_best
+from vpd.run_folder.best import greater_is_better
 from vpd.settings import IsPath, Settings
 
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "trackio", "mlflow"]
@@ -118,4 +118,4 @@ class RunSettings(Settings, section="run"):
     @property
     def best_is_greatest(self) -> bool:
         """``greater_is_better``, decided."""
-        return is_greatest_best(str(self.metric_for_best_model), self.greater_is_better)
+        return greater_is_better(str(self.metric_for_best_model), self.greater_is_better)

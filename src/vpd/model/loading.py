@@ -83,6 +83,11 @@ def load(source: str, settings: ModelSettings, *, known: Sequence[str] = (), fin
     return model, tokenizer
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, without the model.  Raises ModelError."""
+    return _load_tokenizer(_find(str(folder), f"the model {str(folder)!r}", {}, ()))
+
+
 @torch.no_grad()
 def check(model: Any, tokenizer: Any, what: str, *, finite: bool = True) -> None:
     """Raise ModelError unless these are a whole causal language model and a tokenizer with a chat template for it."""

@@ -107,10 +107,10 @@ def _packages() -> Iterator[Finding]:
             do="pip install -e . in the repository.",
         )
         return
-    faults = [fault for requirement in required if (fault := _fault_of(requirement)) is not None]
+    faults = {requirement: fault for requirement in required if (fault := _fault_of(requirement)) is not None}
     if faults:
-        names = " ".join(f"'{requirement}'" for requirement in required if _fault_of(requirement))
-        yield Finding(part="packages", status="fault", detail="; ".join(faults), do=f"pip install {names}")
+        names = " ".join(f"'{requirement}'" for requirement in faults)
+        yield Finding(part="packages", status="fault", detail="; ".join(faults.values()), do=f"pip install {names}")
     else:
         shown = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "accelerate")]
         yield Finding(part="packages", status="ok", detail=f"{', '.join(shown)} and {len(required) - 3} more")

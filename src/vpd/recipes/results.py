@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vpd.errors import ConfigError, StorageError
+from vpd.errors import ConfigError
+from vpd.run_folder.files import write_text
 from vpd.types import Metrics
 
 
@@ -32,11 +33,7 @@ def as_json(parts: Mapping[str, Metrics]) -> str:
 
 def write_results(path: Path, parts: Mapping[str, Metrics]) -> None:
     """Write the metrics of every part that has some; a number that is not finite is null.  Raises StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_json(parts) + "\n")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror) from error
+    write_text(path, as_json(parts) + "\n")
 
 
 def _finite(value: float) -> float | None:

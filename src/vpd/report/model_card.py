@@ -30,13 +30,14 @@ RESULTS = (
     ("gain from feedback", "eval_teacher/gain"),
     ("reward on training tasks", "reward"),
 )
+#: method -> what it is, and the paper on arXiv
 METHODS = {
-    "vpd": "Variational Policy Distillation",
-    "gated": "evidence-gated Variational Policy Distillation",
-    "sdpo": "SDPO, distillation from a teacher that reads feedback",
-    "gkd": "GKD, on-policy distillation",
-    "grpo": "GRPO",
-    "hybrid": "a hybrid of GRPO and distillation",
+    "vpd": ("Variational Policy Distillation", "2605.15113"),
+    "gated": ("evidence-gated Variational Policy Distillation", "2605.15113"),
+    "sdpo": ("SDPO, distillation from a teacher that reads feedback", "2601.20802"),
+    "gkd": ("GKD, on-policy distillation", "2306.13649"),
+    "grpo": ("GRPO", "2402.03300"),
+    "hybrid": ("a hybrid of GRPO and distillation", "2605.15113"),
 }
 
 
@@ -44,8 +45,7 @@ def model_card(record: RunRecord, *, step: int | None = None, commit: str | None
     """The card of a run's model after ``step`` (None: the run's last); ``commit`` of vpd's source, if it is known."""
     settings: Mapping[str, Any] = _public({name: _kept(name, part) for name, part in record.settings.items()})
     step = record.step if step is None else step
-    algorithm = settings.get("algorithm", {})
-    name = str(algorithm.get("name") or algorithm.get("object"))
+    name = str(_public(record.method))
     base, env = str(settings.get("model", {}).get("name_or_path")), settings.get("env", {})
     source = str(env.get("path") or env.get("name") or env.get("object"))
     feedback = [str(part.get("name") or part.get("object")) for part in settings.get("feedback", [])]
@@ -53,7 +53,7 @@ def model_card(record: RunRecord, *, step: int | None = None, commit: str | None
     lines = [
         f"---\n{yaml.safe_dump(_header(record.settings, name), sort_keys=False)}---",
         f"# {one_line(base)}, trained with {name}",
-        f"{METHODS.get(name, name)} ([arXiv 2605.15113](https://arxiv.org/abs/2605.15113)), {step} steps, with {made}.",
+        f"{_method(name)}, {step} step{'s' * (step != 1)}, with {made}.",
         "## Data",
         f"Tasks: `{_code(source)}`. Feedback: {', '.join(f'`{_code(part)}`' for part in feedback) or 'none'}.",
         "## Results",
@@ -68,6 +68,14 @@ def model_card(record: RunRecord, *, step: int | None = None, commit: str | None
         ),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _method(name: str) -> str:
+    """What a method is, with its paper; a method of the user's has its name alone."""
+    if name not in METHODS:
+        return _code(name)
+    title, paper = METHODS[name]
+    return f"{title} ([arXiv {paper}](https://arxiv.org/abs/{paper}))"
 
 
 def source_commit() -> str | None:

@@ -14,7 +14,7 @@ from vpd.errors import ConfigError, StorageError
 from vpd.printable import cut, for_terminal, printable
 from vpd.report.console import Terminal
 from vpd.report.html.sections import parts_of
-from vpd.run_folder.reading import read_rollouts, read_run, read_tokens, rollout_steps
+from vpd.run_folder.reading import read_rollouts, read_run, recorded_tokens, rollout_steps
 
 SHORT = 1500  # characters of one text
 STYLES = {"header": "italic dim", "demonstration": "green", "feedback": "cyan", "closing": "magenta", "task": ""}
@@ -82,9 +82,7 @@ def _step(folder: Path, wanted: int | None) -> int:
 
 def _rows(folder: Path, step: int) -> list[dict[str, Any]]:
     """The rollouts of a step, each with its recorded tokens under ``by_token`` (None: not recorded)."""
-    recorded = {}
-    if (folder / "tokens" / f"step-{step:06d}.parquet").is_file():
-        recorded = {row["row"]: row for row in read_tokens(folder, [step]).to_pylist()}
+    recorded = recorded_tokens(folder, step)
     rows = read_rollouts(folder, [step]).to_pylist()
     return [{**row, "by_token": recorded.get(number)} for number, row in enumerate(rows)]
 

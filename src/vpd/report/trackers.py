@@ -21,6 +21,7 @@ from accelerate.tracking import get_available_trackers
 from vpd.envs.user_code import errors_named
 from vpd.errors import ConfigError, EnvError
 from vpd.printable import cut, printable
+from vpd.settings import flat
 from vpd.types import Group, Metrics, Rollout
 
 LOG = logging.getLogger("vpd")
@@ -80,7 +81,7 @@ class Trackers:
         finite = {name: value for name, value in metrics.items() if not math.isnan(value)}
         rows = [] if self._tokenizer is None or not self._started else completion_rows(step, groups, self._tokenizer)
         for name, tracker in self._started.items():
-            values = {re.sub("@", "_at_", key): v for key, v in finite.items()} if name == "mlflow" else finite
+            values = {mlflow_name(key): v for key, v in finite.items()} if name == "mlflow" else finite
             self._guarded(name, partial(tracker.log, values, step=step))
             if rows:
                 self._guarded(name, partial(TABLES[name], tracker, step, rows))
@@ -103,6 +104,11 @@ class Trackers:
             self._failed[name] = self._failed.get(name, 0) + 1
             if self._failed[name] == 1:
                 LOG.warning("%s", error)
+
+
+def mlflow_name(metric: str) -> str:
+    """A metric's name in the characters that MLflow takes; it refuses all metrics of a step for one such name."""
+    return re.sub(r"[^\w\-. :/]", "_", metric.replace("@", "_at_"))
 
 
 def completion_rows(step: int, groups: Sequence[Group], tokenizer: Any) -> list[Row]:
@@ -161,12 +167,7 @@ TABLES: Mapping[str, Callable[[Any, int, Sequence[Row]], None]] = {
 }
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings as ``section.key``; what is neither number nor text becomes text."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found
+    plain = (bool, int, float, str)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in flat(data).items()}

@@ -13,9 +13,9 @@ from typing import Any
 from vpd.types import Metrics
 
 
-def is_greatest_best(metric: str, greater_is_better: bool | None = None) -> bool:
-    """Whether more of a metric is better; None: unless its name ends with ``loss``."""
-    return not metric.endswith("loss") if greater_is_better is None else greater_is_better
+def greater_is_better(metric: str, chosen: bool | None) -> bool:
+    """Which way a metric is better: as it was chosen, else the greater, but the less of a loss."""
+    return not metric.endswith("loss") if chosen is None else chosen
 
 
 @dataclass(kw_only=True)

@@ -168,6 +168,15 @@ class FileSystem:
         _sync(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text that somebody asked for, its folder too.  Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}", got=error.strerror) from error
+
+
 def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
     """Keep a file's lines up to ``step`` (each is a JSON object with a ``step``).
 

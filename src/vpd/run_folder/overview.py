@@ -1,14 +1,15 @@
 """Several runs side by side: method, the settings in which they differ, last and best value of a metric, state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from vpd.errors import StorageError
-from vpd.run_folder.best import is_greatest_best
 from vpd.run_folder.lock import is_locked
 from vpd.run_folder.reading import RunRecord, find_runs, read_run
+from vpd.settings import flat
 
 State: TypeAlias = Literal["running", "stopped", "done", "damaged"]
 
@@ -57,11 +58,11 @@ def overview(roots: Sequence[Path], metric: str | None = None) -> list[Overview]
             raise StorageError(f"{root} is no folder", expected="a run folder, or a folder with runs in it")
     folders = dict.fromkeys(run for root in roots for run in find_runs(root))
     read = [(folder, _read(folder)) for folder in folders]
-    flat = {folder: dict(_flat(run.settings)) for folder, run in read if isinstance(run, RunRecord)}
+    flattened = {folder: flat(run.settings) for folder, run in read if isinstance(run, RunRecord)}
     return [
         Overview(folder=folder, state="damaged", fault=run)
         if isinstance(run, str)
-        else _overview(run, metric, _differing(flat[folder], list(flat.values())))
+        else _overview(run, metric, _differing(flattened[folder], list(flattened.values())))
         for folder, run in read
     ]
 
@@ -76,17 +77,14 @@ def _read(folder: Path) -> RunRecord | str:
 
 def _overview(run: RunRecord, metric: str | None, differs: Mapping[str, Any]) -> Overview:
     settings: Mapping[str, Any] = run.settings.get("run", {})
-    algorithm = run.settings.get("algorithm", {})
     wanted = [metric] if metric else [settings.get("metric_for_best_model"), *METRICS]
     name = next((name for name in wanted if name and run.series(name)), None)
     trained = [(step, value) for step, value in run.series(name or "") if step > 0]
-    own = name == settings.get("metric_for_best_model")
-    sign = 1 if is_greatest_best(str(name), settings.get("greater_is_better") if own else None) else -1
-    best = max(trained, key=lambda pair: sign * pair[1], default=None)
+    best = run.best(name or "")
     return Overview(
         folder=run.folder,
         state="done" if run.phase == "done" else "running" if is_locked(run.folder) else "stopped",
-        method=str(algorithm.get("name", algorithm.get("object", ""))),
+        method=run.method,
         step=int(run.metrics[-1]["step"]) if run.metrics else run.step,
         max_steps=settings.get("max_steps"),
         metric=name,
@@ -95,14 +93,6 @@ def _overview(run: RunRecord, metric: str | None, differs: Mapping[str, Any]) ->
         alarms=len(run.alarms),
         differs=differs,
     )
-
-
-def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _differing(own: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -118,16 +108,4 @@ def _differing(own: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dic
 
 def as_json(run: Overview) -> dict[str, Any]:
     """A run as plain JSON."""
-    pair = {"last": run.last, "best": run.best}
-    return {
-        "folder": str(run.folder),
-        "state": run.state,
-        "method": run.method,
-        "step": run.step,
-        "max_steps": run.max_steps,
-        "metric": run.metric,
-        **{key: None if v is None else {"step": v.step, "value": v.value} for key, v in pair.items()},
-        "alarms": run.alarms,
-        "differs": dict(run.differs),
-        "fault": run.fault,
-    }
+    return {**dataclasses.asdict(run), "folder": str(run.folder)}

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vpd.errors import StorageError
 from vpd.run_folder import state
+from vpd.run_folder.best import greater_is_better
 from vpd.run_folder.state import Phase
 from vpd.types import Metrics
 
@@ -54,6 +55,23 @@ class RunRecord:
     def last(self, name: str) -> float:
         """The newest finite value of a metric, NaN without one."""
         return next((value for _, value in reversed(self.series(name))), math.nan)
+
+    def best(self, name: str) -> tuple[int, float] | None:
+        """(step, value) of the best step by a metric, the first of equal ones; None where it was not measured.
+
+        The evaluation before the first step does not count.
+        """
+        run = self.settings.get("run", {})
+        chosen = run.get("greater_is_better") if name == run.get("metric_for_best_model") else None
+        sign = 1 if greater_is_better(name, chosen) else -1
+        trained = [(step, value) for step, value in self.series(name) if step > 0]
+        return max(trained, key=lambda point: sign * point[1], default=None)
+
+    @property
+    def method(self) -> str:
+        """The method's name; of one that was passed as an object its class."""
+        algorithm = self.settings.get("algorithm", {})
+        return str(algorithm.get("name") or algorithm.get("object") or "?")
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -113,6 +131,18 @@ def read_tokens(folder: Path, steps: Iterable[int] | None = None) -> pa.Table:
     return _read(folder / TOKENS, steps, None)
 
 
+def recorded_tokens(folder: Path, step: int) -> dict[int, dict[str, Any]]:
+    """The recorded tokens of a step by the row of its rollouts; empty where none were recorded."""
+    if not step_file(folder / TOKENS, step).is_file():
+        return {}
+    return {row["row"]: row for row in read_tokens(folder, [step]).to_pylist()}
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The file of a step in ``rollouts/`` or ``tokens/``."""
+    return folder / f"step-{step:06d}.parquet"
+
+
 def _steps(folder: Path) -> list[int]:
     names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.parquet")]
     return sorted(int(name) for name in names if name.isdecimal())
@@ -121,7 +151,7 @@ def _steps(folder: Path) -> list[int]:
 def _read(folder: Path, steps: Iterable[int] | None, columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for step in _steps(folder) if steps is None else steps:
-        path = folder / f"step-{step:06d}.parquet"
+        path = step_file(folder, step)
         try:
             with pq.ParquetFile(path) as file:
                 kept = None if columns is None else [name for name in columns if name in file.schema_arrow.names]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from vpd.learners.token_records import TokenRecord
 from vpd.printable import well_formed
 from vpd.run_folder.files import FileSystem, rewind_lines
-from vpd.run_folder.reading import METRICS, ROLLOUTS, TOKENS
+from vpd.run_folder.reading import METRICS, ROLLOUTS, TOKENS, step_file
 from vpd.run_folder.token_tables import token_table
 from vpd.types import Completion, Group, Metrics, Rollout, attempts_and_retries
 
@@ -49,7 +49,7 @@ class RunFolder:
         self._write(TOKENS, step, token_table(step, records, self._tokenizer))
 
     def _write(self, name: str, step: int, table: pa.Table) -> None:
-        path = self.folder / name / f"step-{step:06d}.parquet"
+        path = step_file(self.folder / name, step)
         self._files.write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))
 
     def _transcript(self, completion: Completion) -> str:

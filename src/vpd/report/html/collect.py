@@ -14,6 +14,7 @@ from vpd.printable import one_line
 from vpd.report.colours import METHOD_COLOURS, METHOD_TITLES, PALETTE
 from vpd.report.html.charts import TIMES, TOKENS
 from vpd.run_folder.reading import RunRecord, read_run
+from vpd.settings import flat
 
 Flat: TypeAlias = dict[str, str]
 
@@ -33,8 +34,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        section = self.record.settings.get("algorithm", {})
-        return str(section.get("name", "?")) if isinstance(section, Mapping) else "?"
+        return self.record.method
 
     @property
     def seed(self) -> str:
@@ -77,15 +77,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[RunGroup]]:
     ]
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Flat:
+def flatten(settings: Mapping[str, Any]) -> Flat:
     """Settings as ``section.key`` and text; lists are JSON."""
-    found: Flat = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(_short(value))
-    return found
+    return {
+        key: value if isinstance(value, str) else json.dumps(_short(value)) for key, value in flat(settings).items()
+    }
 
 
 def _short(value: Any) -> Any:
@@ -175,7 +171,7 @@ def tokens_of(run: Run) -> dict[str, float]:
 def summary(run: Run) -> dict[str, Any]:
     """What the overview says of a run: numbers are None where nothing was measured."""
     accuracy = run.record.series("eval/accuracy")
-    best = max(accuracy, key=lambda point: point[1], default=None)
+    best = run.record.best("eval/accuracy")
     measured = {
         "first": accuracy[0][1] if accuracy else None,
         "last": accuracy[-1][1] if accuracy else None,

@@ -73,7 +73,8 @@ def write_report(
 def render(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) -> str:
     """The page."""
     library = plotly()
-    fixed = len(_packed(library)) + 200_000
+    packed_library = _packed_plotly()
+    fixed = len(packed_library) + 200_000
     data = _data(runs, groups, options)
     data["rollouts"], packed = _rollouts(runs, data, int(options.megabytes * MEGABYTE) - fixed)
     script = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
@@ -93,7 +94,7 @@ def render(runs: Sequence[Run], groups: Sequence[RunGroup], options: Options) ->
         style=(STATIC / "report.css").read_text(),
         script=script,
         hashes=[_hash(script), _hash(library)],
-        library=_packed(library),
+        library=packed_library,
         data=packed,
         clean=one_line,
     )
@@ -192,6 +193,10 @@ def plotly() -> str:
 
 
 @cache
+def _packed_plotly() -> str:
+    return _packed(plotly())
+
+
 def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from vpd.printable import cut, printable
 from vpd.report.html.collect import Run
 from vpd.report.html.sections import parts_of
-from vpd.run_folder.reading import read_rollouts, read_tokens, rollout_steps
+from vpd.run_folder.reading import read_rollouts, recorded_tokens, rollout_steps
 
 Row: TypeAlias = dict[str, Any]
 
@@ -72,9 +72,7 @@ def candidates(runs: Sequence[Run]) -> tuple[list[tuple[int, Mapping[str, Any], 
 
 def _of_step(place: int, run: Run, step: int) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any] | None]]:
     rows = read_rollouts(run.record.folder, [step]).to_pylist()
-    recorded = {}
-    if (run.record.folder / "tokens" / f"step-{step:06d}.parquet").is_file():
-        recorded = {found["row"]: found for found in read_tokens(run.record.folder, [step]).to_pylist()}
+    recorded = recorded_tokens(run.record.folder, step)
     for number, row in enumerate(rows):
         row["row"] = number
     groups = {rows[number].get("group") for number in recorded if number < len(rows)}

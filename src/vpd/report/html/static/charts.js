@@ -13,12 +13,11 @@ function smoothed(values, width) {
   });
 }
 
+/* Mean, least and greatest of the seeds at the steps that all of them have. */
 function spread(seeds, width) {
-  const steps = [...new Set(seeds.flatMap((seed) => [...seed.points.keys()]))].sort((a, b) => a - b);
-  const shared = steps.filter((step) => seeds.every((seed) => seed.points.has(step)));
-  const used = shared.length ? shared : steps;
-  const rows = seeds.map((seed) => smoothed(used.map((step) => seed.points.get(step) ?? NaN), width));
-  const at = (i) => rows.map((row) => row[i]).filter((value) => !Number.isNaN(value));
+  const used = [...seeds[0].points.keys()].filter((step) => seeds.every((seed) => seed.points.has(step)));
+  const rows = seeds.map((seed) => smoothed(used.map((step) => seed.points.get(step)), width));
+  const at = (i) => rows.map((row) => row[i]);
   return {
     steps: used,
     mean: used.map((_, i) => at(i).reduce((a, b) => a + b, 0) / at(i).length),
@@ -32,28 +31,39 @@ function rgba(hex, alpha) {
   return `rgba(${r},${g},${b},${alpha})`;
 }
 
+const SINGLE = ["#0072b2", "#d55e00", "#7f7f7f"]; // of one group's lines
+
+/* All seeds as one line, or, where no step was measured in all of them, each as its own: means would change seeds. */
+function linesOf(seeds) {
+  const shared = [...seeds[0].points.keys()].some((step) => seeds.every((seed) => seed.points.has(step)));
+  return shared ? [seeds] : seeds.map((seed) => [seed]);
+}
+
 function curvesOf(data, chart, width, hidden) {
   const curves = [];
   data.groups.forEach((group, place) => {
     if (hidden.has(place)) return;
-    for (const line of chart.lines) {
+    for (const [number, line] of chart.lines.entries()) {
       const seeds = seedsOf(data, line.metric, place);
       if (!seeds.length) continue;
       const several = chart.lines.length > 1;
       const name = data.groups.length === 1 ? (several ? line.label : group.label) : several ? `${group.label}: ${line.label}` : group.label;
-      const errors = line.error && seeds.length === 1 ? seedsOf(data, line.error, place)[0] : null;
-      curves.push({ name, group, line, seeds: seeds.length, errors, ...spread(seeds, width) });
+      const colour = data.groups.length === 1 && several ? SINGLE[number % 3] : group.colour;
+      const parts = linesOf(seeds);
+      for (const part of parts) {
+        const [{ run }] = part;
+        const errors = line.error && part.length === 1 ? seedsOf(data, line.error, place).find((seed) => seed.run === run) : null;
+        curves.push({ name: parts.length > 1 ? `${name}, ${data.runs[run].name}` : name, colour, line, seeds: part.length, errors, ...spread(part, width) });
+      }
     }
   });
   return curves;
 }
 
-const SINGLE = ["#0072b2", "#d55e00", "#7f7f7f"]; // of one group's lines
-
-function tracesOf(curves, single) {
+function tracesOf(curves) {
   const traces = [];
-  curves.forEach((curve, place) => {
-    const colour = single ? SINGLE[place % 3] : curve.group.colour;
+  for (const curve of curves) {
+    const colour = curve.colour;
     if (curve.seeds > 1) {
       const band = { x: curve.steps, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
       traces.push({ ...band, y: curve.low }, { ...band, y: curve.high, fill: "tonexty", fillcolor: rgba(colour, 0.16) });
@@ -66,7 +76,7 @@ function tracesOf(curves, single) {
       hovertemplate: curve.seeds > 1 ? "%{y:.4~g} (%{customdata})<extra>%{fullData.name}</extra>" : "%{y:.4~g}<extra>%{fullData.name}</extra>",
       error_y: curve.errors ? { type: "data", array: curve.steps.map((step) => curve.errors.points.get(step) ?? 0), thickness: 1, width: 2, color: rgba(colour, 0.6) } : undefined,
     });
-  });
+  }
   return traces;
 }
 
@@ -133,9 +143,8 @@ class Charts {
   addCurves(holder, chart) {
     return this.add(holder, chart, (plot, details) => {
       const curves = curvesOf(this.data, chart, this.width, this.hidden);
-      const single = this.data.groups.length === 1 && chart.lines.length > 1;
       plot.setAttribute("aria-label", describe(chart, curves));
-      Plotly.react(plot, tracesOf(curves, single), layoutOf(chart, "step"), PLOT_OPTIONS);
+      Plotly.react(plot, tracesOf(curves), layoutOf(chart, "step"), PLOT_OPTIONS);
       const fill = () => details.open && details.replaceChildren(details.firstChild, curveTable(curves));
       details.ontoggle = fill;
       fill();
