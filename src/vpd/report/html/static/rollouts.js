@@ -207,7 +207,7 @@ class Browser {
   siblingsOf(row) {
     const others = this.rows.filter((other) => other.run === row.run && other.step === row.step && other.group === row.group && other !== row);
     if (!others.length) return [];
-    const buttons = others.map((other) => el("button", { type: "button", class: other.success ? "good" : "bad", onclick: () => this.choose(other) }, `${other.success ? "✓" : "✗"} ${other.role === "teacher" ? "retry" : "attempt"} ${shortNumber(other.reward)}`));
+    const buttons = others.map((other) => el("button", { type: "button", class: other.success ? "good" : "bad", onclick: () => this.choose(other) }, `${other.success ? "✓" : "✗"} ${other.role === "teacher" ? "retry" : "attempt"}, reward ${shortNumber(other.reward)}`));
     return [el("h4", {}, "Others at this task, in this step"), el("div", { class: "siblings" }, ...buttons)];
   }
 }
