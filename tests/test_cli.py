@@ -13,7 +13,7 @@ import yaml
 from helpers import metrics_of
 
 import vpd
-from vpd.cli import main
+from vpd.cli import COMMANDS, main
 from vpd.commands import SECTIONS
 from vpd.config import SECTIONS as KNOWN
 from vpd.config.sections import CHOICES, PLAIN, settings_class
@@ -224,6 +224,7 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),
         ("train --conf x.yaml", "unexpected argument '--conf'"),
+        ("init --config x.yaml", "unexpected argument '--config'"),
         ("eval --output ${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
     ],
 )
@@ -233,6 +234,11 @@ def test_a_mistaken_line_is_answered_with_the_right_one(
     assert main(line.split()) == 2
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1
+
+
+def test_config_is_in_the_help_of_those_that_read_it(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {command.NAME for command in COMMANDS if "--config" in help_of(command.NAME, capsys)}
+    assert found == {"train", "eval", "serve", "check"}
 
 
 def test_where_numbers_go_is_checked_first_and_they_are_finite(

@@ -250,7 +250,8 @@ ELSEWHERE = [
     ("model_name_or_path", "That is model.name_or_path here."),
     ("beta", "beta has no counterpart here: there is no KL penalty"),
     ("num_iterations", "has no counterpart here: a batch is learned from once"),
-    ("vllm_gpu_memory_utilization", "has no counterpart here: a vLLM server is named in engine.url"),
+    ("vllm_mode", "has no counterpart here: a vLLM server is named in engine.url"),
+    ("vllm_gpu_memory_utilization", "That is engine.server_args, [--gpu-memory-utilization=SHARE]"),
 ]
 
 

@@ -23,7 +23,7 @@ from vpd.errors import ConfigError, DataError
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TINY = ["--model.name_or_path", "tiny", "--rollout.prompts_per_step", "2", "--rollout.num_generations", "2",
         "--rollout.max_completion_length", "6", "--run.max_steps", "3", "--optim.mixed_precision", "no",
-        "--run.report_to", "[]", "--prompts.max_prompt_length", "null",
+        "--engine.name", "embedded", "--run.report_to", "[]", "--prompts.max_prompt_length", "null",
         "--algorithm.distillation_topk", "9"]  # fmt: skip
 #: names of the fields of TRL 1.16's classes beside those of transformers
 SDPO_FIELDS = (
@@ -112,6 +112,18 @@ def test_epochs_are_iterations_where_the_records_are_counted() -> None:
     assert fate(converted("trl-grpo", num_train_epochs=2), "num_train_epochs") == "impossible"
 
 
+@pytest.mark.parametrize("word", ["--env.path=$FOLDER/train.jsonl", "--env.path train.jsonl"])
+def test_records_are_counted_wherever_the_path_stands(
+    word: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDER", str(workplace))
+    (workplace / "train.jsonl").write_text(f"{json.dumps(RECORD)}\n" * 40)
+    (workplace / "trl.yaml").write_text("num_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n")
+    words = ["--output", "run.yaml", "--rollout.prompts_per_step", "1", *word.split()]
+    assert main(["convert", "trl.yaml", "--from", "trl-grpo", *words]) == 0
+    assert load("run.yaml").run.max_steps == 80
+
+
 SAME = [
     ("trl-sdpo", {"teacher_model_kind": "base"}, "algorithm", "teacher", "frozen"),
     ("trl-sdpo", {"teacher_update_rate": 0.2}, "algorithm", "teacher_ema_rate", 0.2),
@@ -126,10 +138,20 @@ SAME = [
     ("trl-grpo", {"scale_rewards": False}, "algorithm", "scale_rewards", "none"),
     ("trl-grpo", {}, "optim", "learning_rate", 1e-6),
     ("trl-grpo", {"save_strategy": "no"}, "run", "save_steps", 0),
+    ("trl-grpo", {"use_vllm": True, "vllm_mode": "colocate"}, "engine", "name", "vllm"),
+    ("trl-grpo", {"use_vllm": True}, "algorithm", "importance_reference", "sampler"),
+    ("trl-grpo", {"use_vllm": True, "vllm_importance_sampling_correction": False}, "algorithm", "importance_reference",
+     "own"),
+    ("trl-grpo", {"use_vllm": True, "vllm_server_host": "0.0.0.0"}, "engine", "url", "http://127.0.0.1:8000"),
+    ("trl-grpo", {"use_vllm": True, "vllm_server_base_url": "http://x:1"}, "engine", "url", "http://x:1"),
+    ("trl-grpo", {"use_vllm": True, "vllm_max_model_length": 99}, "engine", "max_model_len", 99),
+    ("trl-grpo", {"use_vllm": True, "vllm_tensor_parallel_size": 2, "vllm_gpu_memory_utilization": 0.3}, "engine",
+     "server_args", ("--gpu-memory-utilization=0.3", "--tensor-parallel-size=2")),
+    ("trl-grpo", {"use_vllm": False, "vllm_max_model_length": 99}, "engine", "name", "embedded"),
     ("trl-gkd", {"teacher_model_name_or_path": "t", "beta": 0.9}, "algorithm", "distillation_alpha", 0.9),
     ("trl-gkd", {"teacher_model_name_or_path": "t", "lmbda": 0.7}, "algorithm", "student_fraction", 0.7),
     ("trl-gkd", {"teacher_model_name_or_path": "t"}, "rollout", "prompts_per_step", 8),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "given", "section", "key", "value"), SAME)
@@ -195,6 +217,25 @@ def test_verls_batches_clips_and_folder() -> None:
     assert result.config.run.max_steps == 20 and result.config.run.output_dir == "checkpoints/p/e"
     assert fate(result, "actor_rollout_ref.actor.clip_ratio_c") == "impossible"
     assert fate(of_verl("verl", {}), "algorithm.adv_estimator") == "impossible"  # verl's default is a critic
+
+
+def test_verls_rollouts_of_vllm_are_on_a_server() -> None:
+    rollout, correction = "actor_rollout_ref.rollout", "algorithm.rollout_correction"
+    given = {
+        f"{rollout}.name": "vllm", f"{rollout}.tensor_model_parallel_size": 2, f"{rollout}.max_model_len": 99,
+        f"{rollout}.dtype": "bfloat16", f"{rollout}.free_cache_engine": True, f"{correction}.rollout_is": "token",
+        "algorithm.adv_estimator": "grpo",
+    }  # fmt: skip
+    result = of_verl("verl", given | {f"{correction}.rollout_is_threshold": 2.0})
+    assert result.settings["engine"] == {
+        "name": "vllm", "server_args": ["--tensor-parallel-size=2"], "max_model_len": 99, "dtype": "bfloat16",
+    }  # fmt: skip
+    assert dataclasses.asdict(result.config.algorithm)["importance_reference"] == "sampler"  # type: ignore[call-overload]
+    assert [line.key for line in result.of("impossible") if not line.default] == [f"{correction}.rollout_is_threshold"]
+    own = of_verl("verl", given | {f"{correction}.rollout_is": None})
+    assert dataclasses.asdict(own.config.algorithm)["importance_reference"] == "own"  # type: ignore[call-overload]
+    embedded = of_verl("verl", given | {f"{rollout}.name": "hf"})
+    assert "engine" not in embedded.settings and fate(embedded, f"{correction}.rollout_is") == "ignored"
 
 
 def test_sdpos_teacher_and_trust_region() -> None:

@@ -231,7 +231,7 @@ def check_settings(options: argparse.Namespace, rest: list[str]) -> None:
     if options.command.NAME == "check":
         load_env(None, ["--env.name", options.env, *rest])
     else:
-        load(options.config, rest)
+        load(vars(options).get("config"), rest)
 
 
 @pytest.mark.parametrize(("document", "line"), of_all_documents(commands))

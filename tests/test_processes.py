@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from vpd.engines.server_side.guard import lives
 from vpd.errors import ModelError, TrainingError
 from vpd.lab.processes import Advance, Call, run_calls
 
@@ -108,19 +109,7 @@ def test_ctrl_c_ends_the_demo_and_its_processes_with_one_line(tmp_path: Path) ->
 def group_is_gone(group: int) -> bool:
     """Whether no process of a group is left, after 20 seconds at most; a zombie, which waits for init, is none."""
     for _ in range(100):
-        if not living(group):
+        if not lives(group):
             return True
         time.sleep(0.2)
     return False
-
-
-def living(group: int) -> list[str]:
-    """State and command of each process of a group that has not ended (``/proc/PID/stat``: the group is field 5)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            name, _, fields = path.read_text().rpartition(")")
-            state, _, own_group = fields.split()[:3]
-            if int(own_group) == group and state not in "ZX":
-                found.append(f"{state} {name}")
-    return found

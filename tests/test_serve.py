@@ -1,6 +1,7 @@
 """``vpd serve`` with a stand-in for vLLM: its command, its token, and that nothing of it is left, however it ends."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,8 +20,9 @@ import pytest
 
 from vpd.cli import main
 from vpd.config import load, parse
+from vpd.engines.server_side.guard import end_group, lives
 from vpd.engines.settings import VLLMSettings
-from vpd.engines.vllm_server import SIDE, known_token
+from vpd.engines.vllm_server import SIDE, VLLMServer, known_token
 from vpd.recipes.serve import plan
 
 COMMAND = Path(__file__).with_name("fake_vllm_command.py")
@@ -92,6 +94,55 @@ def test_nothing_of_the_server_is_left_however_the_command_ends(
     assert wait_for(lambda: not processes(words))
     if number != signal.SIGKILL:
         assert server.returncode == 0 and "no process of it is left" in output and not token.exists()
+
+
+#: Leaves a zombie in its own group: the child's parent is in another one and never looks.
+ZOMBIE = """
+import os, sys, time
+group = os.getpgid(0)
+if os.fork():
+    time.sleep(60)
+os.setpgid(0, 0)
+if os.fork() == 0:
+    os.setpgid(0, group)
+    os._exit(0)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+"""
+
+
+def test_a_process_that_has_ended_and_that_nobody_reaps_does_not_count_as_left(tmp_path: Path) -> None:
+    url, end = "http://127.0.0.1:1", tmp_path / "end"
+    try:
+        with VLLMServer([sys.executable, "-c", ZOMBIE, str(end)], {}, url=url, folder=tmp_path) as server:
+            assert server._server is not None
+            group = server._server.pid
+            assert wait_for(lambda: "Z" in states(group).values())
+        assert set(states(group).values()) == {"Z"} and not lives(group)
+    finally:
+        end.touch()
+    assert wait_for(lambda: not states(group))
+
+
+def test_a_group_lives_while_one_of_its_processes_does() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        assert lives(process.pid)
+        process.kill()
+        assert wait_for(lambda: not lives(process.pid)) and states(process.pid) == {process.pid: "Z"}
+        began = time.monotonic()
+        end_group(process.pid, patience=10)
+        assert time.monotonic() - began < 9
+
+
+def states(group: int) -> dict[int, str]:
+    """The state of each process of a group, zombies included, by its number (``/proc/PID/stat``)."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, own_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(own_group) == group:
+                found[int(path.parent.name)] = state
+    return found
 
 
 def test_a_server_that_ends_is_one_line_with_the_error_of_its_log(

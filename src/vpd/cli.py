@@ -12,7 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 import vpd
 from vpd.commands import (
@@ -39,7 +39,6 @@ from vpd.errors import ConfigError, Interrupted, RankError, VPDError
 from vpd.printable import LogFormatter, for_terminal
 from vpd.ranks import after_the_one_that_failed, end_process, launched, leave_for_launcher
 from vpd.report.streams import FAREWELL, keep_open
-from vpd.settings import expand_path
 
 STOPPED_AND_SAVED = 75
 EXIT_CODES = """\
@@ -179,18 +178,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(command=command)
         sub.sections = command.SETTINGS
-        if command.SETTINGS:
-            about_config = "YAML file of settings; of several (--config A --config B) a later one wins, key by key"
-            sub.add_argument("--config", action=_Paths, help=f"{about_config}, and --section.key value over all")
         command.options(sub)
     return parser
-
-
-class _Paths(argparse.Action):
-    """Takes a path, and further ones after it."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, [*(vars(namespace)[self.dest] or ()), expand_path(values, str(option))])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -56,7 +56,6 @@ class RolloutSettings(Settings, section="rollout"):
     max_retries_per_task: Annotated[
         int | None, Ge(1), "most retries at one task, those of its first failures; null: no bound"
     ] = None
-
     retry_demonstrations: Annotated[
         bool, "a retry that succeeded becomes the demonstration of its group's failed attempts that have none"
     ] = False

@@ -5,7 +5,7 @@ A command is a module.  It loads without torch: what its ``run`` needs is import
 
 import argparse
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vpd.settings import expand_path
 
@@ -17,7 +17,7 @@ class Command(Protocol):
 
     NAME: str
     ABOUT: str  # what it does, for --help
-    SETTINGS: tuple[str, ...]  # the sections that it takes as --section.key value, with --config; none: no settings
+    SETTINGS: tuple[str, ...]  # the sections that it takes as --section.key value; none: no settings
 
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Declare its own options."""
@@ -26,6 +26,19 @@ class Command(Protocol):
     def run(self, options: argparse.Namespace, rest: list[str]) -> None:
         """Do it; ``rest`` are the settings.  Raises VPDError for what the user can mend."""
         ...
+
+
+class _Paths(argparse.Action):
+    """Takes a path, and further ones after it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, [*(vars(namespace)[self.dest] or ()), expand_path(values, str(option))])
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--config``, for a command that reads files of settings."""
+    about = "YAML file of settings; of several (--config A --config B) a later one wins, key by key"
+    parser.add_argument("--config", action=_Paths, help=f"{about}, and --section.key value over all")
 
 
 def path(text: str) -> Path:

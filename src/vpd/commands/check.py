@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from vpd.commands import add_config
 from vpd.printable import for_terminal
 
 NAME = "check"
@@ -11,6 +12,7 @@ SETTINGS: tuple[str, ...] = ("env",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
     parser.add_argument(
         "env", help="a shipped environment's name or my_env.py:MyEnv; settings follow as --env.key value"
     )

@@ -68,7 +68,6 @@ def words_of(command: Command) -> Words:
         if not action.option_strings and action.choices:
             arguments += list(map(str, action.choices))
     if command.SETTINGS:
-        named["--config"] = "YAML file of settings"
         for option, (meaning, choices) in _settings(command.SETTINGS):
             named[option] = meaning
             if choices:

@@ -42,8 +42,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.convert.files import is_settings
 
-    if options.config is not None:
-        raise ConfigError("--config is of no use here", expected="the file to convert, and --section.key value over it")
     if options.num_processes < 1:
         raise ConfigError("--num_processes is out of range", got=options.num_processes, expected="at least 1")
     if options.output is not None and options.output.exists():
@@ -59,14 +57,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.config import pairs_of
     from vpd.config.convert import Foreign, convert, count_records, lines_of, settings_of
     from vpd.config.convert.files import read
 
     dialect, flat = read(options.file, options.origin)
     foreign = Foreign(given=flat, defaults=dialect.defaults, num_processes=options.num_processes)
     env = settings_of(dialect, foreign, lines_of(dialect, foreign)).get("env", {})
-    given = [word for word, before in zip(rest, ["", *rest], strict=False) if before == "--env.path"]
-    tasks = count_records(given[-1] if given else env.get("path"), split=env.get("split", "train"))
+    env |= {key.removeprefix("env."): value for key, value in pairs_of(rest) if key.startswith("env.")}
+    tasks = count_records(env.get("path"), subset=env.get("subset"), split=env.get("split", "train"))
     foreign = Foreign(given=flat, defaults=dialect.defaults, num_processes=options.num_processes, tasks=tasks)
     if not options.json:
         _show_lines(lines_of(dialect, foreign), f"{options.file}: {dialect.name}")
@@ -184,11 +183,10 @@ def _write(output: Path, text: str) -> None:
 
 
 def _yaml(value: Any, longest: int = 60) -> str:
-    """A value on one line, as YAML spells it."""
-    import yaml
+    """A value on one line, as YAML spells it, cut where it is longer."""
+    from vpd.config.reading import inline
 
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
-    text = text.removesuffix("\n").removesuffix("\n...")
+    text = inline(value)
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from vpd.commands import SECTIONS, path
+from vpd.commands import SECTIONS, add_config, path
 from vpd.printable import for_terminal
 
 NAME = "eval"
@@ -12,6 +12,7 @@ SETTINGS: tuple[str, ...] = SECTIONS
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
     parser.add_argument("--num_samples", type=int, default=8, help="k, answers per task, at least 1 (default 8)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="sampling temperature, at least 0; 0 is greedy (default 1)"

@@ -25,8 +25,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.starter import starter
 
-    if options.config is not None:
-        raise ConfigError("--config is of no use here", expected="--section.key value for what is known already")
     if options.output.exists():
         raise ConfigError(f"{options.output} exists", do="Choose another --output.")
     if not options.yes and sys.stdin.isatty():

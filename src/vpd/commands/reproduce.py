@@ -30,7 +30,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--all", action="store_true", help="all claims but those about retries, at most 90 minutes on two cores"
     )
-    size.add_argument("--retries", action="store_true", help="the claims about retries of the teacher, over an hour")
+    size.add_argument(
+        "--retries",
+        action="store_true",
+        help="the claims about retries of the teacher; by its plan about an hour of one core with --seeds 5",
+    )
     parser.add_argument(
         "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
     )

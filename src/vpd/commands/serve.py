@@ -2,7 +2,7 @@
 
 import argparse
 
-from vpd.commands import SECTIONS
+from vpd.commands import SECTIONS, add_config
 
 NAME = "serve"
 ABOUT = (
@@ -13,7 +13,7 @@ SETTINGS: tuple[str, ...] = SECTIONS
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """None beside the settings."""
+    add_config(parser)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:

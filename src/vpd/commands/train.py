@@ -2,7 +2,7 @@
 
 import argparse
 
-from vpd.commands import SECTIONS
+from vpd.commands import SECTIONS, add_config
 
 NAME = "train"
 ABOUT = (
@@ -13,6 +13,7 @@ SETTINGS: tuple[str, ...] = (*SECTIONS, "dry_run")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
     parser.add_argument(
         "--dry_run",
         action="store_true",

@@ -75,8 +75,13 @@ RENAMED: Mapping[str, str] = {
     "torch_dtype": "model.dtype",
     "total_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
     "train_batch_size": "rollout.prompts_per_step",
+    "tensor_model_parallel_size": "engine.server_args, [--tensor-parallel-size=N], of engine.name: vllm",
     "use_vllm": "engine.name: vllm",
-    "vllm_server_base_url": "engine.url",
+    "vllm_gpu_memory_utilization": "engine.server_args, [--gpu-memory-utilization=SHARE], of engine.name: vllm",
+    "vllm_importance_sampling_correction": "algorithm.importance_reference (sampler, with engine.name: vllm)",
+    "vllm_max_model_length": "engine.max_model_len, of engine.name: vllm",
+    "vllm_server_base_url": "engine.url, of engine.name: vllm",
+    "vllm_tensor_parallel_size": "engine.server_args, [--tensor-parallel-size=N], of engine.name: vllm",
     "use_peft": "model.lora: {}",
     "use_successful_as_teacher": "feedback: [sibling]",
     "num_train_epochs": "run.max_steps, which counts iterations: an epoch of n tasks is n / rollout.prompts_per_step",
@@ -86,7 +91,7 @@ RENAMED: Mapping[str, str] = {
 
 _LAUNCHER = "the launcher says how many processes there are: torchrun --nproc_per_node N -m vpd train ..."
 _SHARDING = "optim.sharding is the one choice: none or fsdp2"
-_EMBEDDED = "answers are sampled in the training process"
+_CACHE = "an engine keeps its cache by itself (engine.name embedded or vllm)"
 _SERVER = "a vLLM server is named in engine.url, and vpd serve starts one with engine.server_args"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
 _HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
@@ -104,7 +109,7 @@ ABSENT: Mapping[str, str] = {
     " algorithm.teacher_beta is the scale of the implicit reward, another thing)",
     "chat_template_path": "the tokenizer's own template is used",
     "cispo_epsilon_max": "there is no such loss",
-    "cache_implementation": _EMBEDDED,
+    "cache_implementation": _CACHE,
     "data": "a section of verl's; its keys are in env, rollout and prompts",
     "data_seed": "run.seed fixes tasks and samples",
     "dataloader_num_workers": "tasks are drawn in the training process",
@@ -159,7 +164,7 @@ ABSENT: Mapping[str, str] = {
     "top_p": f"{_NUCLEUS} (vpd eval has --top_p)",
     "torch_compile": _TRAINER,
     "trainer": "a section of verl's; its keys are in run",
-    "use_cache": _EMBEDDED,
+    "use_cache": _CACHE,
     "use_kl_in_reward": "there is no KL penalty to a reference model",
     "use_kl_loss": "there is no KL penalty to a reference model",
     "use_liger_kernel": "the head is computed in chunks by itself (optim.chunk_tokens)",

@@ -102,6 +102,12 @@ def read_value(text: str, key: str) -> Any:
     return text if plain else data
 
 
+def inline(value: Any) -> str:
+    """A value on one line, as YAML spells it."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _read(content: str | bytes, what: str, do: str | None = None) -> Any:
     try:
         loader = _Loader(content)

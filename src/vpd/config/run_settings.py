@@ -3,13 +3,15 @@
 import os
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt
 
 from vpd.errors import ConfigError
 from vpd.ranks import TIMEOUT
 from vpd.settings import IsPath, Settings
+
+Tracker: TypeAlias = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -57,9 +59,7 @@ class RunSettings(Settings, section="run"):
     ] = 0.0
     seed: Annotated[int, "fixes tasks and samples"] = 0
     output_dir: Annotated[str, IsPath(read=False), "the run folder"] = "out"
-    report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], "where metrics go besides output_dir"
-    ] = ()
+    report_to: Annotated[tuple[Tracker, ...], "where metrics go besides output_dir"] = ()
     log_completions: Annotated[
         bool, "with report_to: also send a table of 8 attempts a step, with feedback and teacher's prompt"
     ] = False

@@ -9,11 +9,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from vpd.bundled import BUNDLED
 from vpd.config import SECTIONS, load_over, pairs_of, parse
-from vpd.config.reading import read_sections
+from vpd.config.reading import inline, read_sections
 from vpd.config.sections import CHOICES, PLAIN, is_place, known_keys, settings_class
 from vpd.settings import declarations
 
@@ -120,7 +118,7 @@ def _lines(settings: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from _comment(ABOUT.get(section) or _first_sentence(settings_class(PLAIN[section])), "")
         if not isinstance(value, Mapping):
-            yield f"{section}: {_inline(value)}"
+            yield f"{section}: {inline(value)}"
             continue
         yield f"{section}:"
         yield from _keys(value, _class_of(section, value))
@@ -134,7 +132,7 @@ def _keys(settings: Mapping[str, Any], kind: Any) -> Iterator[str]:
         if declaration is not None and declaration.meaning:
             limits = f" ({declaration.range})" if declaration.range else ""
             yield from _comment(f"{declaration.meaning}{limits}", "  ")
-        yield f"  {key}: {_inline(value)}"
+        yield f"  {key}: {inline(value)}"
 
 
 def _class_of(section: str, settings: Mapping[str, Any]) -> Any:
@@ -152,8 +150,3 @@ def _first_sentence(kind: Any) -> str:
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
-
-
-def _inline(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt
 
 from vpd.engines import Engine
 from vpd.errors import ConfigError
+from vpd.ranks import launched
 from vpd.settings import IsPath, Settings
 
 
@@ -84,8 +85,8 @@ class VLLMSettings(Settings, section="engine"):
     start_timeout: Annotated[float, Gt(0), "seconds until the server must answer"] = 900.0
 
     def build(self, parts: EngineParts) -> Engine:
-        world = os.environ.get("WORLD_SIZE", "1")  # torchrun's and Accelerate's number of processes
-        if world not in ("", "1"):
+        world = launched()[1]
+        if world > 1:
             raise ConfigError(
                 "engine vllm works with one training process: each would send its weights to the one server",
                 got=f"{world} processes",

@@ -84,13 +84,12 @@ class VLLMClient:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-            except BaseException:
+            finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):  # a request may begin while others are ended
                     self._hang_up()
                     time.sleep(0.02)
-                raise
         return [future.result() for future in futures]
 
     def _repeated(self, method: str, path: str, question: Question[Result], stop: threading.Event) -> Result:

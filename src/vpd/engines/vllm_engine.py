@@ -213,9 +213,7 @@ class VLLMEngine:
         return self._client.ask(COMPLETIONS, Question(body, self._read_canary))
 
     def _read_canary(self, answer: Any) -> Floats:
-        places = choice_of(answer).get("prompt_logprobs")
-        if not isinstance(places, list) or len(places) != len(self._tokens):
-            raise HalfAnswerError("prompt_logprobs are not one for each token of the prompt")
+        places = prompt_logprobs_of(answer, len(self._tokens))
         try:
             values = tuple(
                 float(place[str(token)]["logprob"]) for place, token in zip(places[1:], self._tokens[1:], strict=True)
@@ -260,6 +258,14 @@ def choice_of(answer: Any) -> Any:
     if not isinstance(choice, dict):
         raise HalfAnswerError("a choice that is no object")
     return choice
+
+
+def prompt_logprobs_of(answer: Any, length: int) -> list[Any]:
+    """What stands for each of the prompt's tokens.  Raises HalfAnswerError."""
+    places = choice_of(answer).get("prompt_logprobs")
+    if not isinstance(places, list) or len(places) != length:
+        raise HalfAnswerError("prompt_logprobs are not one for each token of the prompt")
+    return places
 
 
 def _finite(values: Floats) -> Floats:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from vpd.engines.server_side.guard import lives
 from vpd.engines.vllm_client import VLLMClient
 from vpd.errors import EngineError, StorageError
 
@@ -96,15 +97,12 @@ class VLLMServer:
         self._guard.stdin.close()
         deadline = time.monotonic() + GONE
         while self._guard.poll() is None and time.monotonic() < deadline:
-            self._server.poll()  # an ended process stays in its group until its parent has looked
             time.sleep(0.05)
         self._forget()
-        try:
-            os.killpg(self._server.pid, 0)
-        except ProcessLookupError:
-            self._guard = None
-            return
-        raise EngineError("a process of the vLLM server does not end", got=f"process group {self._server.pid}")
+        self._server.poll()
+        if lives(self._server.pid):
+            raise EngineError("a process of the vLLM server does not end", got=f"process group {self._server.pid}")
+        self._guard = None
 
     def _start(self, log: IO[bytes]) -> None:
         paths = os.pathsep.join([str(SIDE), *filter(None, [os.environ.get("PYTHONPATH")])])

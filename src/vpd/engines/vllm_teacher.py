@@ -9,7 +9,7 @@ from typing import Any
 
 from vpd.engines.canary import TEXT
 from vpd.engines.vllm_client import HalfAnswerError, Question, VLLMClient
-from vpd.engines.vllm_engine import COMPLETIONS, choice_of
+from vpd.engines.vllm_engine import COMPLETIONS, prompt_logprobs_of
 from vpd.engines.vllm_server_facts import card_of
 from vpd.errors import EngineError
 from vpd.types import Tokens, TopKLogprobs
@@ -49,9 +49,7 @@ class VLLMTeacher:
         return Question(body, lambda answer: self._read(answer, len(prompt), len(tokens)))
 
     def _read(self, answer: Any, start: int, length: int) -> TopKLogprobs:
-        places = choice_of(answer).get("prompt_logprobs")
-        if not isinstance(places, list) or len(places) != length:
-            raise HalfAnswerError("prompt_logprobs are not one for each token of the prompt")
+        places = prompt_logprobs_of(answer, length)
         try:
             found = [
                 sorted(((float(entry["logprob"]), int(token)) for token, entry in place.items()), reverse=True)

@@ -16,7 +16,8 @@ import yaml
 
 from vpd.config import SECTIONS, Config, load_over
 from vpd.config.elsewhere import ABSENT, elsewhere
-from vpd.errors import DataError
+from vpd.errors import ConfigError, DataError
+from vpd.settings import expand_path
 
 Verdict: TypeAlias = Literal["mapped", "ignored", "impossible"]
 
@@ -88,6 +89,11 @@ def always_ignored(why: str) -> Rule:
 def only(harmless: Collection[Any], why: str) -> Rule:
     """Impossible, but for the values that ask for what is done here anyway."""
     return lambda value, foreign: ignored(f"as here: {why}") if value in harmless else impossible(why)
+
+
+def only_where(condition: Callable[[Foreign], bool], why: str, rule: Rule) -> Rule:
+    """A rule for a key that has an effect where other keys ask for it; elsewhere it is ignored."""
+    return lambda value, foreign: rule(value, foreign) if condition(foreign) else ignored(why)
 
 
 def absent(key: str, harmless: Collection[Any]) -> Rule:
@@ -177,7 +183,7 @@ def settings_of(dialect: Dialect, foreign: Foreign, lines: Sequence[Line]) -> di
             target = target.setdefault(part, {})
         target[last] = value
     ordered = {section: nested[section] for section in SECTIONS if section in nested}
-    for section in {"env", "algorithm"} & ordered.keys():
+    for section in {"env", "engine", "algorithm"} & ordered.keys():
         ordered[section] = {"name": ordered[section]["name"], **ordered[section]}
     return ordered
 
@@ -192,15 +198,16 @@ def convert(dialect: Dialect, foreign: Foreign, overrides: Sequence[str] = ()) -
     return Converted(dialect=dialect.name, config=config, settings=settings, lines=lines)
 
 
-def count_records(path: Any, *, split: str = "train") -> int | None:
+def count_records(path: Any, *, subset: str | None = None, split: str = "train") -> int | None:
     """How many records a file or folder holds; None for one that is not here or cannot be read."""
-    if not isinstance(path, str) or not Path(path).expanduser().exists():
-        return None
-    from vpd.envs import data_files  # which loads pyarrow
-
     try:
-        return sum(1 for _ in data_files.entries(path, subset=None, split=split))
-    except DataError:
+        here = expand_path(path, "env.path") if isinstance(path, str) else None
+        if here is None or not Path(here).exists():
+            return None
+        from vpd.envs import data_files  # which loads pyarrow
+
+        return sum(1 for _ in data_files.entries(here, subset=subset, split=split))
+    except (ConfigError, DataError):
         return None
 
 

@@ -14,16 +14,19 @@ from vpd.config.convert import (
     impossible,
     mapped,
     only,
+    only_where,
     same,
     templates,
 )
-from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SAMPLER, SHARED
+from vpd.config.convert.common import of_vllm
+from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, uses_vllm
 from vpd.config.elsewhere import ABSENT
 
 SCALES = {True: "group", "group": "group", "batch": "batch", False: "none", "none": "none"}
 KINDS = {"base": "frozen", "live": "live", "ema": "ema"}
 NO_FEEDBACK = "SDPO without demonstrations and feedback has nothing to read; sibling is taken"
 GRADERS_TEXT = "the environment's is what a grader writes about an attempt; TRL reads the column privileged_context"
+NO_DISTILLATION = "distillation_weight is 0"
 UNUSED = "of the policy gradient, which distillation_weight 1 leaves out"
 
 #: of transformers' TrainingArguments, as far as they are settings here
@@ -47,7 +50,7 @@ ONLINE: dict[str, Any] = TRAINING | {"num_generations": 8, "temperature": 1.0, "
 
 def _policy_only(rule: Rule) -> Rule:
     """A key of the policy gradient, which SDPO has only where the distillation's weight is below 1."""
-    return lambda value, f: ignored(UNUSED) if _is_distillation(f) else rule(value, f)
+    return only_where(lambda f: not _is_distillation(f), UNUSED, rule)
 
 
 def _is_distillation(f: Foreign) -> bool:
@@ -86,16 +89,10 @@ def _weight(value: Any, f: Foreign) -> Outcome:
 
 def _distills(place: str) -> Rule:
     """A setting of the distillation, left out where its weight is 0."""
-    return lambda value, f: (
-        Outcome(verdict="mapped", settings={place: value})
-        if _is_distillation(f)
-        else ignored("distillation_weight is 0")
-    )
+    return only_where(_is_distillation, NO_DISTILLATION, same(place))
 
 
 def _mode(value: Any, f: Foreign) -> Outcome:
-    if not _is_distillation(f):
-        return ignored("distillation_weight is 0")
     estimator = "sampled" if value == "sampled_token" else "exact"
     if value not in ("sampled_token", "full_logits", "topk_logits"):
         return impossible("the estimators are sampled and exact")
@@ -104,8 +101,6 @@ def _mode(value: Any, f: Foreign) -> Outcome:
 
 
 def _kind(value: Any, f: Foreign) -> Outcome:
-    if not _is_distillation(f):
-        return ignored("distillation_weight is 0")
     return mapped(algorithm__teacher=KINDS[value]) if value in KINDS else impossible(f"one of {', '.join(KINDS)}")
 
 
@@ -136,7 +131,7 @@ PREFIXES: Mapping[str, Rule] = {
     "test_split_size": only(NOTHING, "set env.eval_share, the share that is held out"),
     "trackio_": always_ignored("a tracker's own settings are its environment variables"),
     "use_bnb_nested_quant": always_ignored("of quantised weights (load_in_4bit)"),
-    "vllm_": always_ignored(SAMPLER),
+    **of_vllm(uses_vllm, {"vllm_": always_ignored("vpd serve sets the server up for the run")}),
 }
 
 SDPO = Dialect(
@@ -163,11 +158,11 @@ SDPO = Dialect(
         **SHARED,
         "distillation_weight": _weight,
         "distillation_alpha": _distills("algorithm.distillation_alpha"),
-        "distillation_mode": _mode,
+        "distillation_mode": only_where(_is_distillation, NO_DISTILLATION, _mode),
         "distillation_topk": always_ignored("taken over with distillation_mode"),
         "distillation_is_clip": _distills("algorithm.importance_clip"),
         "distillation_add_tail": _distills("algorithm.distillation_tail"),
-        "teacher_model_kind": _kind,
+        "teacher_model_kind": only_where(_is_distillation, NO_DISTILLATION, _kind),
         "teacher_update_rate": _distills("algorithm.teacher_ema_rate"),
         "use_successful_as_teacher": _sources,
         "include_environment_feedback": _sources,

@@ -18,9 +18,12 @@ from vpd.config.convert import (
     Rule,
     absent,
     always_ignored,
+    common,
     ignored,
     impossible,
     mapped,
+    only,
+    only_where,
     same,
 )
 from vpd.config.elsewhere import ABSENT
@@ -28,12 +31,11 @@ from vpd.learners.settings import Schedule
 
 NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
 AVERAGES = {"grpo": "seq_mean", "dapo": "token_mean", "bnpo": "token_mean"}
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 OWN_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 MEMORY = "how much is held in memory, not what is learned"
 LOGGING = "every iteration and every completion is recorded"
 PROCESSES = "how the work is divided, not what is learned"
-SAMPLER = "answers are sampled by the engine of this library"
+FULL = "use_peft is false: all weights are trained"
 
 
 def _per_generation(f: Foreign) -> float:
@@ -152,16 +154,11 @@ def _dtype(value: Any, f: Foreign) -> Outcome:
 
 
 def _lora(key: str) -> Rule:
-    def rule(value: Any, f: Foreign) -> Outcome:
-        if not f["use_peft"]:
-            return ignored("use_peft is false: all weights are trained")
-        return Outcome(verdict="mapped", settings={f"model.lora.{key}": value})
-
-    return rule
+    return only_where(_uses_peft, FULL, same(f"model.lora.{key}"))
 
 
-def _only_with(switch: str, rule: Rule) -> Rule:
-    return lambda value, f: rule(value, f) if f[switch] else ignored(f"{switch} is off")
+def _uses_peft(f: Foreign) -> bool:
+    return bool(f["use_peft"])
 
 
 def _peft(value: Any, f: Foreign) -> Outcome:
@@ -170,19 +167,8 @@ def _peft(value: Any, f: Foreign) -> Outcome:
 
 
 def _targets(value: Any, f: Foreign) -> Outcome:
-    if not f["use_peft"]:
-        return ignored("use_peft is false: all weights are trained")
     whole = value in (["all-linear"], "all-linear")
     return mapped(model__lora__target_modules="all-linear" if whole else value)
-
-
-def _report_to(value: Any, f: Foreign) -> Outcome:
-    names = [value] if isinstance(value, str) else list(value or ())
-    known = [name for name in names if name in TRACKERS]
-    other = [name for name in names if name not in (*TRACKERS, "none")]
-    if other:
-        return impossible(f"the trackers are {', '.join(TRACKERS)}", run__report_to=known)
-    return mapped(run__report_to=known)
 
 
 def _rewards(value: Any, f: Foreign) -> Outcome:
@@ -257,14 +243,6 @@ def _resume(value: Any, f: Foreign) -> Outcome:
     )
 
 
-def _thinking(value: Any, f: Foreign) -> Outcome:
-    if not value:
-        return ignored("none")
-    if isinstance(value, Mapping) and set(value) == {"enable_thinking"}:
-        return mapped(prompts__enable_thinking=bool(value["enable_thinking"]))
-    return impossible("of a template's arguments enable_thinking alone can be given")
-
-
 def _prompt_length(value: Any, f: Foreign) -> Outcome:
     return ignored(
         "TRL cuts a longer prompt from the left; here it is never cut (prompts.max_prompt_length refuses it)"
@@ -278,6 +256,17 @@ def _steps_share(key: str) -> Rule:
 
 def _model(value: Any, f: Foreign) -> Outcome:
     return mapped(model__name_or_path=value) if value else impossible("set model.name_or_path")
+
+
+def uses_vllm(f: Foreign) -> bool:
+    return bool(f["use_vllm"])
+
+
+def _server(value: Any, f: Foreign) -> Outcome:
+    """TRL's client asks at 0.0.0.0 where its server is on the same machine."""
+    host = f["vllm_server_host"] if f["vllm_server_host"] not in (None, "0.0.0.0") else "127.0.0.1"
+    url = f["vllm_server_base_url"] or f"http://{host}:{f['vllm_server_port'] or 8000}"
+    return mapped("of a server that vpd serve starts, or another of vLLM's; trl vllm-serve is none", engine__url=url)
 
 
 def _ignored_keys(why: str, *keys: str) -> dict[str, Rule]:
@@ -328,6 +317,24 @@ HARMLESS: Mapping[str, Sequence[Any]] = {
     "teacher_model_init_kwargs": (*NOTHING, {}),
 }
 
+#: what vLLM alone reads
+VLLM: Mapping[str, Rule] = {
+    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host", "vllm_server_port"), _server),
+    **common.server_arguments(
+        {
+            "vllm_gpu_memory_utilization": "gpu-memory-utilization",
+            "vllm_tensor_parallel_size": "tensor-parallel-size",
+            "vllm_model_impl": "model-impl",
+        }
+    ),
+    "vllm_max_model_length": common.context,
+    "vllm_importance_sampling_correction": common.correction,
+    "vllm_importance_sampling_mode": only(("token_truncate",), "the ratio is each token's, and truncated"),
+    "vllm_importance_sampling_cap": only((None,), common.BOUND),
+    "vllm_structured_outputs_regex": absent("min_p", NOTHING),
+    "vllm_guided_decoding_regex": absent("min_p", NOTHING),
+}
+
 SHARED: Mapping[str, Rule] = {
     **{key: absent(key, values) for key, values in HARMLESS.items()},
     **_ignored_keys(
@@ -359,16 +366,17 @@ SHARED: Mapping[str, Rule] = {
         "gradient_checkpointing_use_reentrant", "lora_task_type", "label_names", "prediction_loss_only",
         "remove_unused_columns", "do_train", "do_eval", "do_predict", "eval_delay", "eval_do_concat_batches",
         "eval_use_gather_object", "batch_eval_metrics", "num_generations_eval_batch", "disable_dropout",
+        "use_teacher_server",
     ),
     **_ignored_keys(
-        SAMPLER,
-        "use_vllm", "cache_implementation", "use_transformers_paged", "use_transformers_continuous_batching",
-        "transformers_continuous_batching_config", "use_teacher_server",
+        common.SAMPLER,
+        "cache_implementation", "use_transformers_paged", "use_transformers_continuous_batching",
+        "transformers_continuous_batching_config",
     ),
     "adam_beta1": same("optim.adam_beta1"),
     "adam_beta2": same("optim.adam_beta2"),
     "bf16": _bf16,
-    "chat_template_kwargs": _thinking,
+    "chat_template_kwargs": common.template_arguments,
     "dataset_config": same("env.subset"),
     "dataset_name": same("env.path"),
     "dataset_test_split": _test_split,
@@ -388,9 +396,9 @@ SHARED: Mapping[str, Rule] = {
     "learning_rate": same("optim.learning_rate"),
     "load_best_model_at_end": same("run.load_best_model_at_end"),
     "lora_alpha": _lora("lora_alpha"),
-    "lora_dropout": _only_with("use_peft", absent("lora_dropout", NOTHING)),
+    "lora_dropout": only_where(_uses_peft, FULL, absent("lora_dropout", NOTHING)),
     "lora_r": _lora("r"),
-    "lora_target_modules": _targets,
+    "lora_target_modules": only_where(_uses_peft, FULL, _targets),
     "lr_scheduler_type": _schedule,
     "max_completion_length": same("rollout.max_completion_length"),
     "max_grad_norm": lambda value, f: mapped(optim__max_grad_norm=value or None),
@@ -405,7 +413,7 @@ SHARED: Mapping[str, Rule] = {
     "output_dir": same("run.output_dir"),
     "overwrite_output_dir": always_ignored("a folder that holds a run is never written over"),
     "per_device_train_batch_size": _steps_share("per_device_train_batch_size"),
-    "report_to": _report_to,
+    "report_to": common.trackers("none"),
     "resume_from_checkpoint": _resume,
     "reward_funcs": _rewards,
     "reward_weights": _weights,
@@ -418,6 +426,8 @@ SHARED: Mapping[str, Rule] = {
     "torch_dtype": _dtype,
     "trust_remote_code": same("model.trust_remote_code"),
     "use_peft": _peft,
+    "use_vllm": lambda value, f: common.vllm() if value else ignored("as here: engine.name is embedded"),
+    **common.of_vllm(uses_vllm, VLLM),
     "warmup_ratio": _warmup,
     "warmup_steps": _warmup,
     "weight_decay": same("optim.weight_decay"),

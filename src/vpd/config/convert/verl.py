@@ -11,26 +11,30 @@ from vpd.config.convert import (
     Rule,
     absent,
     always_ignored,
+    common,
     ignored,
     mapped,
     only,
+    only_where,
     same,
     templates,
 )
 from vpd.config.convert import verl_rules as rules
 from vpd.config.convert.verl_rules import (
     ACTOR,
+    CORRECTION,
     DEFAULTS,
     EVALUATED,
     MODEL,
     NOTHING,
     REPLIES,
     ROLLOUT,
-    SAMPLER,
     SELF,
     SYSTEM,
 )
 from vpd.config.elsewhere import ABSENT
+
+SAME_WEIGHTS = "answers are sampled with the weights that learn: the ratio is 1"
 
 RULES: Mapping[str, Rule] = {
     "data.train_files": rules.train_files,
@@ -44,7 +48,7 @@ RULES: Mapping[str, Rule] = {
     "data.train_max_samples": only((-1, None), "all records are read"),
     "data.val_max_samples": lambda value, f: mapped(run__eval_limit=value if value and value > 0 else None),
     "data.trust_remote_code": always_ignored("model.trust_remote_code decides"),
-    "data.apply_chat_template_kwargs": rules.template,
+    "data.apply_chat_template_kwargs": common.template_arguments,
     f"{MODEL}.path": same("model.name_or_path"),
     f"{MODEL}.trust_remote_code": same("model.trust_remote_code"),
     f"{MODEL}.lora_rank": rules.lora_rank,
@@ -78,6 +82,20 @@ RULES: Mapping[str, Rule] = {
     f"{ACTOR}.entropy_coeff": absent("entropy_coeff", NOTHING),
     f"{ACTOR}.use_kl_loss": absent("use_kl_loss", NOTHING),
     f"{ACTOR}.freeze_vision_tower": only(NOTHING, "images are not read"),
+    f"{ROLLOUT}.name": rules.sampler,
+    **common.of_vllm(
+        rules.uses_vllm,
+        {
+            **common.server_arguments(
+                {
+                    f"{ROLLOUT}.gpu_memory_utilization": "gpu-memory-utilization",
+                    f"{ROLLOUT}.tensor_model_parallel_size": "tensor-parallel-size",
+                }
+            ),
+            f"{ROLLOUT}.max_model_len": common.context,
+            f"{ROLLOUT}.dtype": rules.server_type,
+        },
+    ),
     f"{ROLLOUT}.n": same("rollout.num_generations"),
     f"{ROLLOUT}.temperature": same("rollout.temperature"),
     f"{ROLLOUT}.top_p": absent("top_p", (1, 1.0)),
@@ -88,6 +106,9 @@ RULES: Mapping[str, Rule] = {
     f"{ROLLOUT}.multi_turn.enable": only(NOTHING, REPLIES),
     "algorithm.adv_estimator": rules.estimator,
     "algorithm.norm_adv_by_std_in_grpo": rules.scale,
+    f"{CORRECTION}.rollout_is": only_where(rules.uses_vllm, SAME_WEIGHTS, rules.correction),
+    f"{CORRECTION}.rollout_is_threshold": only_where(rules.uses_vllm, SAME_WEIGHTS, rules.correction_bound),
+    f"{CORRECTION}.rollout_rs": only_where(rules.uses_vllm, SAME_WEIGHTS, absent("off_policy_mask_threshold", NOTHING)),
     "algorithm.use_kl_in_reward": absent("use_kl_in_reward", NOTHING),
     "algorithm.filter_groups.enable": only(NOTHING, "no group is drawn again; one of equal rewards has no advantage"),
     "algorithm.use_pf_ppo": only(NOTHING, "there is no such weighting"),
@@ -103,7 +124,7 @@ RULES: Mapping[str, Rule] = {
     "trainer.save_freq": rules.freq("run.save_steps"),
     "trainer.test_freq": rules.freq("run.eval_steps"),
     "trainer.val_before_train": always_ignored("step 0 is always evaluated where run.eval_steps is above 0"),
-    "trainer.logger": rules.logger,
+    "trainer.logger": common.trackers("console", "file", why="the console always"),
     "trainer.default_local_dir": rules.folder,
     "trainer.experiment_name": rules.experiment,
     "trainer.max_actor_ckpt_to_keep": same("run.save_total_limit"),
@@ -139,13 +160,13 @@ PREFIXES: Mapping[str, Rule] = {
     "actor_rollout_ref.actor.kl_loss": always_ignored("of use_kl_loss"),
     "actor_rollout_ref.actor.": always_ignored(SYSTEM),
     "actor_rollout_ref.ref.": always_ignored("of a reference model, which is used for a KL penalty alone"),
-    "actor_rollout_ref.rollout.": always_ignored(SAMPLER),
+    "actor_rollout_ref.rollout.": always_ignored(common.SAMPLER),
     "actor_rollout_ref.model.": always_ignored(SYSTEM),
     "actor_rollout_ref.hybrid_engine": always_ignored(SYSTEM),
     "actor_rollout_ref.nccl_timeout": always_ignored(SYSTEM),
     "model_engine": always_ignored(SYSTEM),
     "critic.": always_ignored("there is no critic"),
-    "algorithm.rollout_correction.": always_ignored("answers are sampled with the weights that learn: the ratio is 1"),
+    f"{CORRECTION}.": only_where(rules.uses_vllm, SAME_WEIGHTS, always_ignored("of rollout_is and rollout_rs")),
     "algorithm.kl_": always_ignored("of the KL penalty (use_kl_in_reward)"),
     "algorithm.gamma": always_ignored("of an estimator with a critic"),
     "algorithm.lam": always_ignored("of an estimator with a critic"),

@@ -7,22 +7,26 @@ from vpd.config.convert import (
     Foreign,
     Outcome,
     Rule,
+    common,
     ignored,
     impossible,
     mapped,
+    only_where,
+    same,
     templates,
 )
 from vpd.config.elsewhere import ABSENT
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 SELF = f"{ACTOR}.self_distillation"
+CORRECTION = "algorithm.rollout_correction"
 NOTHING = (None, False, 0, 0.0, "", "null")
 AVERAGES = {"token-mean": "token_mean", "seq-mean-token-mean": "seq_mean"}
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SCORES = "verl scores a record by its data_source; this environment follows from the path, or is math: see env.name"
 DATA = {"sciknoweval": "science", "tooluse": "tooluse", "lcb": "code", "livecodebench": "code"}
 SYSTEM = "how the work is divided and held in memory, not what is learned"
-SAMPLER = "answers are sampled by the engine of this library"
+NO_POLICY_GRADIENT = "sdpo has no policy gradient"
+FULL = "all weights are trained"
 EVALUATED = "the evaluation of a run samples as the training does (vpd eval has --temperature and --top_p)"
 REPLIES = "an environment replies through a method respond (docs/environments.md)"
 
@@ -142,9 +146,7 @@ def scale(value: Any, f: Foreign) -> Outcome:
 
 
 def policy_only(place: str) -> Rule:
-    return lambda value, f: (
-        ignored("sdpo has no policy gradient") if _distills(f) else Outcome(verdict="mapped", settings={place: value})
-    )
+    return only_where(lambda f: not _distills(f), NO_POLICY_GRADIENT, same(place))
 
 
 def clip(value: Any, f: Foreign) -> Outcome:
@@ -160,6 +162,31 @@ def second_clip(value: Any, f: Foreign) -> Outcome:
     return impossible(ABSENT["delta"])
 
 
+def sampler(value: Any, f: Foreign) -> Outcome:
+    """``rollout.name``."""
+    return common.vllm() if value == "vllm" else ignored(common.SAMPLER)
+
+
+def uses_vllm(f: Foreign) -> bool:
+    return bool(f[f"{ROLLOUT}.name"] == "vllm")
+
+
+def server_type(value: Any, f: Foreign) -> Outcome:
+    """``rollout.dtype``: the number type of the server's weights."""
+    if value in ("float32", "bfloat16", "float16"):
+        return mapped(engine__dtype=value)
+    return ignored("model.dtype is taken")
+
+
+def correction(value: Any, f: Foreign) -> Outcome:
+    """``rollout_correction.rollout_is``: whether, and how, the ratio is against the sampler's log-probs."""
+    return impossible(ABSENT["importance_sampling_level"]) if value == "sequence" else common.correction(value, f)
+
+
+def correction_bound(value: Any, f: Foreign) -> Outcome:
+    return impossible(common.BOUND) if value is not None and f[f"{CORRECTION}.rollout_is"] else ignored("of rollout_is")
+
+
 def average(value: Any, f: Foreign) -> Outcome:
     if value in AVERAGES:
         return mapped("over the whole batch", algorithm__average=AVERAGES[value])
@@ -167,16 +194,11 @@ def average(value: Any, f: Foreign) -> Outcome:
 
 
 def lora_rank(value: Any, f: Foreign) -> Outcome:
-    return mapped(model__lora__r=value) if value else ignored("all weights are trained")
+    return mapped(model__lora__r=value) if value else ignored(FULL)
 
 
 def lora(place: str) -> Rule:
-    def rule(value: Any, f: Foreign) -> Outcome:
-        if not f.number(f"{MODEL}.lora_rank"):
-            return ignored("all weights are trained")
-        return Outcome(verdict="mapped", settings={place: value})
-
-    return rule
+    return only_where(lambda f: f.number(f"{MODEL}.lora_rank") > 0, FULL, same(place))
 
 
 def micro_batch(value: Any, f: Foreign) -> Outcome:
@@ -229,14 +251,6 @@ def prompt_key(value: Any, f: Foreign) -> Outcome:
     return mapped(env__prompt=value) if _has_reward(f) else impossible("the column is prompt")
 
 
-def logger(value: Any, f: Foreign) -> Outcome:
-    names = [value] if isinstance(value, str) else list(value or ())
-    known = [name for name in names if name in TRACKERS]
-    if set(names) - {*TRACKERS, "console", "file"}:
-        return impossible(f"the trackers are {', '.join(TRACKERS)}", run__report_to=known)
-    return mapped("the console always", run__report_to=known)
-
-
 def folder(value: Any, f: Foreign) -> Outcome:
     return mapped(run__output_dir=value) if value else ignored("none")
 
@@ -247,14 +261,6 @@ def experiment(value: Any, f: Foreign) -> Outcome:
     return mapped(
         "the folder is its name", run__output_dir=f"checkpoints/{f['trainer.project_name'] or 'verl'}/{value}"
     )
-
-
-def template(value: Any, f: Foreign) -> Outcome:
-    if not value:
-        return ignored("none")
-    if isinstance(value, Mapping) and set(value) == {"enable_thinking"}:
-        return mapped(prompts__enable_thinking=bool(value["enable_thinking"]))
-    return impossible("of a template's arguments enable_thinking alone can be given")
 
 
 def prompt_length(value: Any, f: Foreign) -> Outcome:
@@ -286,11 +292,8 @@ def sources(value: Any, f: Foreign) -> Outcome:
 
 def of_sdpo(rules: Mapping[str, Rule]) -> dict[str, Rule]:
     """Keys of ``self_distillation``, which nothing but sdpo reads."""
-
-    def guarded(rule: Rule) -> Rule:
-        return lambda value, f: rule(value, f) if _distills(f) else ignored("of sdpo (policy_loss.loss_mode)")
-
-    return {f"{SELF}.{key}": guarded(rule) for key, rule in rules.items()}
+    why = "of sdpo (policy_loss.loss_mode)"
+    return {f"{SELF}.{key}": only_where(_distills, why, rule) for key, rule in rules.items()}
 
 
 def implied(f: Foreign) -> Mapping[str, Any]:

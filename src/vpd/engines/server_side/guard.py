@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 
@@ -17,11 +18,33 @@ def end_group(group: int, patience: float = PATIENCE) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(group, number)
             deadline = time.monotonic() + patience
-            while time.monotonic() < deadline:
-                os.killpg(group, 0)  # nobody is left: ProcessLookupError
+            while lives(group) and time.monotonic() < deadline:
                 time.sleep(0.05)
     except ProcessLookupError:
         return
+
+
+def lives(group: int) -> bool:
+    """Whether a process of the group has not ended.
+
+    One that has ended stays in its group until its parent has looked, and in a container without an init for good: such
+    a zombie does not count.  Without ``/proc`` it does.
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    processes = list(Path("/proc").glob("[0-9]*/stat"))
+    return not processes or any(_is_of(group, process) for process in processes)
+
+
+def _is_of(group: int, process: Path) -> bool:
+    """By ``/proc/PID/stat``: the state is field 3 and the group field 5, after a name that may hold anything."""
+    try:
+        state, _, own_group = process.read_bytes().rpartition(b")")[2].split()[:3]
+    except OSError:  # it ended meanwhile
+        return False
+    return int(own_group) == group and state not in (b"Z", b"X")
 
 
 if __name__ == "__main__":

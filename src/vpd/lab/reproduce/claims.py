@@ -85,7 +85,8 @@ class Comparison:
 class Claim:
     """A statement, its source, and the comparisons that decide it in one setting.
 
-    ``suite``: the smallest suite that tests it.  ``main``: tested on all requested seeds; others on at most three.
+    ``suite``: the smallest suite that tests it (retries: that one alone).  ``main``: tested on all requested seeds;
+    others on at most three.
     """
 
     name: str
