@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-WIDTH, HEIGHT = 1180, 800
+WIDTH, HEIGHT = 1180, 920
 STRONGEST = """() => {
   const strength = (token) => Number(/, ([\\d.]+)\\)$/.exec(token.style.background)?.[1] || 0);
   const tokens = [...document.querySelectorAll("#rollout .token")].map(strength);

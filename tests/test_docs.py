@@ -311,13 +311,13 @@ SMALL = {
 }
 
 
-def test_the_readme_s_environment_passes_its_check(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_environment_of_the_guide_passes_its_check(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "my_env.py:Capitals"]) == 0
     assert "one was asked for, a city's name" in capsys.readouterr().out
 
 
-def test_the_readme_s_source_method_and_engine_train(workplace: Path) -> None:
-    line = next(line for line in shell(TEXTS["README.md"]) if "my_algorithm.py" in line)
+def test_the_guide_s_source_method_and_engine_train(workplace: Path) -> None:
+    line = next(line for line in shell(TEXTS["docs/extending.md"]) if "my_algorithm.py" in line)
     small = [f"--{section}.{key}={value}" for section, part in SMALL.items() for key, value in part.items()]
     assert cli.main([*shlex.split(line)[1:], *small]) == 0
     last = (workplace / "out" / "metrics.jsonl").read_text().splitlines()[-1]

@@ -369,6 +369,7 @@ def test_a_rollout_shows_prompts_tokens_and_probabilities_by_mouse_and_by_keyboa
     detail = page.locator("#rollout")
     assert detail.locator(".part.feedback").last.inner_text() == "You wrote two words; one was asked for."
     assert detail.locator(".part.closing").count() >= 1
+    assert re.fullmatch(r"[✓✗] (attempt|retry), reward [\d.]+", detail.locator(".siblings button").first.inner_text())
     tokens = detail.locator(".token")
     assert "".join(tokens.all_inner_texts()) == "wrong word"
     colours = [tokens.nth(n).evaluate("(e) => e.style.background") for n in (1, 4)]
