@@ -96,18 +96,20 @@ def test_nothing_of_the_server_is_left_however_the_command_ends(
         assert server.returncode == 0 and "no process of it is left" in output and not token.exists()
 
 
-#: Leaves a zombie in its own group: the child's parent is in another one and never looks.
+#: Leaves a zombie in its own group: the child's parent is in another one, and looks only in the end.
 ZOMBIE = """
 import os, sys, time
 group = os.getpgid(0)
 if os.fork():
     time.sleep(60)
 os.setpgid(0, 0)
-if os.fork() == 0:
+child = os.fork()
+if not child:
     os.setpgid(0, group)
     os._exit(0)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.05)
+os.waitpid(child, 0)
 """
 
 
