@@ -1,11 +1,12 @@
 """What holds ranks together, in threads: failures and requests to stop travel, and data that differ are found."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,48 @@ def test_a_request_that_reaches_one_rank_stops_all_after_the_same_step() -> None
         return made.loop.step, made.loop.stop.signal, len(made.algorithm.seen)
 
     assert ThreadRanks.run(2, program) == [(2, signal.SIGTERM, 2)] * 2
+
+
+class AsksBefore(Asks):
+    """The same, and the rank gives up before it begins, as :class:`StopSignals` does."""
+
+    @contextlib.contextmanager
+    def abandonable(self) -> Iterator[None]:
+        with super().abandonable():
+            if self.signal is not None:
+                raise Abandoned
+            yield
+
+
+def test_a_rank_that_gives_up_before_it_begins_meets_the_others_in_their_work() -> None:
+    def program(ranks: Ranks) -> tuple[int, int | None]:
+        made = looped(ranks, ScriptedEnv(judge), max_steps=5)
+        made.loop.stop = AsksBefore(ranks.rank, at=3)
+        made.run()
+        return made.loop.step, made.loop.stop.signal
+
+    assert ThreadRanks.run(2, program) == [(2, signal.SIGTERM)] * 2
+
+
+def test_an_exception_of_a_signal_leaves_the_depth_right() -> None:
+    class Interrupted(OneProcess):
+        """Its first way out of the work is interrupted, as a signal's handler can do it."""
+
+        world, interrupt = 2, True
+
+        def __setattr__(self, name: str, value: int) -> None:
+            if name == "depth" and value == 1 and self.depth == 2 and self.interrupt:
+                object.__setattr__(self, "interrupt", False)
+                raise Abandoned
+            object.__setattr__(self, name, value)
+
+        def all_gather(self, value: Any) -> list[Any]:
+            return [value, value]
+
+    ranks = Interrupted()
+    with pytest.raises(Abandoned):
+        together(ranks, "outside", lambda: together(ranks, "inside", lambda: 1))
+    assert ranks.depth == 0 and not ranks.interrupt
 
 
 def test_every_rank_trains_on_all_groups_and_the_first_alone_has_observers() -> None:

@@ -21,7 +21,7 @@ from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
 from vpd.learners.journal import Fault, Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
-from vpd.ranks import OneProcess, Ranks, gather, largest, on_first
+from vpd.ranks import OneProcess, Ranks, gather, largest, on_first, together
 from vpd.rollout import Source
 from vpd.run_folder.best import BestModel
 from vpd.types import Group, Metrics
@@ -157,16 +157,24 @@ class Loop:
                 self.save_checkpoint()
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
-        """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile."""
-        done: list[Result] = []
-        with contextlib.suppress(Abandoned), self.stop.abandonable():
-            result = work()
-            if self.stop.signal is None:
-                done.append(result)
-        if not all(gather(self.ranks, "after work that may be given up", bool(done))):
+        """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile.
+
+        A request may be an exception anywhere in the work, so all of it is inside :func:`together`, where that is a
+        failure like another.
+        """
+
+        def abandonable() -> Result:
+            with self.stop.abandonable():
+                result = work()
+            if self.stop.signal is not None:
+                raise Abandoned
+            return result
+
+        try:
+            return together(self.ranks, "work that may be given up", abandonable)
+        except Abandoned:
             self._is_stopping()
-            raise Abandoned
-        return done[0]
+            raise
 
     def _is_stopping(self) -> bool:
         """Whether any rank was asked to stop; all then have its signal."""

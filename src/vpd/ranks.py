@@ -304,14 +304,15 @@ def _exchange(
         return result, [sent(result)]
     fault: VPDError | Abandoned | None = None
     value: Any = None
-    ranks.depth += 1
+    depth = ranks.depth
     try:
+        ranks.depth = depth + 1
         result = work()
         value = sent(result)
     except (VPDError, Abandoned) as error:
         fault, value = error, _Fault(error)
     finally:
-        ranks.depth -= 1
+        ranks.depth = depth  # as it was: a signal's exception may have skipped this line further in
     try:
         gathered = gather(ranks, place, value)
     except RankError:
