@@ -36,39 +36,6 @@ from vpd.types import Grade, Task
 
 QUOTES = "\"'“”‘’«»`*_"
 JOB_WORDS = ("word", "words", "sentence", "sentences", "client", "text", "texts")  # of the job, not of a topic
-LITTLE_WORDS = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "for",
-        "with",
-        "as",
-        "by",
-        "from",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "can",
-        "it",
-        "that",
-        "this",
-        "i",
-        "you",
-        "we",
-        "they",
-    )
-)
 MOST_OF_ONE_WORD = 3  # times that an answer may use a word that is not little
 LONGEST_REPEAT = 4  # words of a note in a row, beyond the task's own, that an answer may repeat
 
@@ -412,3 +379,6 @@ TOPICS = _listed(
     " history children markets ships stars doctors farms games letters bridges birds shoes clocks rivers maps windows"
 )
 HELD_OUT = _listed("cats cheese airports libraries snow films baking villages lakes teachers chairs tea")
+LITTLE_WORDS = _listed(
+    "a an the and or but of to in on at for with as by from is are was were be can it that this i you we they"
+)
