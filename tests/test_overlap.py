@@ -20,11 +20,14 @@ from test_source import Counting, source
 from transformers import AutoModelForCausalLM
 
 from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples
+from vpd.cli import main
 from vpd.config import Config, parse
 from vpd.engines import ScriptedEngine
 from vpd.errors import EngineError, EnvError, Interrupted, RankError, StorageError
+from vpd.estimate.settings import DryRunSettings
 from vpd.overlap import OverlappedSource
 from vpd.ranks import Ranks, ThreadRanks
+from vpd.recipes.dry_run import dry_run
 from vpd.recipes.train import train
 from vpd.run_folder import groups_file
 from vpd.types import Grade, Group, Metrics, Section, Task, TopKLogprobs
@@ -436,6 +439,19 @@ def test_the_ratio_is_against_the_version_that_sampled(rollout: Any, given: Any,
         assert made.algorithm.importance_reference == expected
 
 
+def test_the_dry_run_counts_the_longer_of_sampling_and_update_and_scores_stale_rows(tmp_path: Path) -> None:
+    settings = {"model": {"name_or_path": str(BASE)}, "engine": {"name": "vllm"}, "run": {"max_steps": 2}}
+    plain, ahead = (
+        dry_run(parse({**settings, "rollout": {"overlap": overlap}}), DryRunSettings(server_gpus=1)).estimate
+        for overlap in (False, True)
+    )
+    assert plain.seconds == pytest.approx(sum(phase.seconds for phase in plain.phases))
+    spent = {part: sum(p.seconds for p in ahead.phases if p.part == part) for part in ("sampling", "update", "sync")}
+    assert ahead.seconds == pytest.approx(max(spent["sampling"], spent["update"]) + spent["sync"])
+    scored = [sum(p.work.tokens for p in found.phases if p.work.name == "score") for found in (plain, ahead)]
+    assert min(spent.values()) > 0 and scored[1] > scored[0]
+
+
 def test_log_probs_of_older_weights_are_not_taken_for_the_students_own() -> None:
     learner = tiny_learner(tiny_model())
     examples = to_examples(random_groups(1, groups=8, size=4))
@@ -446,3 +462,16 @@ def test_log_probs_of_older_weights_are_not_taken_for_the_students_own() -> None
     found, metrics = own_logprobs(behind, learner)
     assert metrics["rows_scored"] == len(examples)
     assert all(row == pytest.approx(own, abs=1e-9) for row, own in zip(found, now, strict=True))
+
+
+def test_an_iteration_that_stops_the_run_is_replayed(
+    server: tuple[FakeVLLM, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, object] = {"engine.name": "vllm", "engine.url": server[1], "engine.sync_dir": tmp_path / "sync"}
+    huge = {"optim.learning_rate": 1e29, "optim.optimizer": "sgd", "rollout.overlap": "true", "run.eval_steps": 0}
+    assert vpd_train(tmp_path / "out", **settings, **huge, model__name_or_path=BASE) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not finite" in error
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("step")]
+    assert main(["replay", str(tmp_path / "out" / "nonfinite-step-000001")]) == 0
+    assert "  first " in capsys.readouterr().out
