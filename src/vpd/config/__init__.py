@@ -43,7 +43,7 @@ from vpd.config.sections import (
     named,
     settings_class,
 )
-from vpd.engines.settings import check_url
+from vpd.engines.settings import EmbeddedEngineSettings, check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -192,6 +192,12 @@ def check_together(config: Config) -> None:
             f"{config.method} does not learn from retries",
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
+        )
+    if config.rollout.overlap and isinstance(config.engine, EmbeddedEngineSettings):
+        raise ConfigError(
+            "rollout.overlap: the embedded engine samples on the very weights that the learner is changing",
+            expected="an engine with weights of its own",
+            do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
         )
     if config.model.lora is not None and config.optim.sharding != "none":
         raise ConfigError(

@@ -210,12 +210,14 @@ def named(section: str, data: Data, prefix: str) -> Any:
 
 
 def defaults_for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
+    """What it changes of a shipped method's defaults that the sampler's log-probs are not the learner's.
 
-    They are of another precision, so the importance ratio is taken against them where the method has that choice.
+    They are of another precision (an engine in another process) or of older weights (``rollout.overlap``), so the
+    importance ratio is taken against them where the method has that choice.
     """
     name = given["algorithm"].get("name", CHOICES["algorithm"].default)
-    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
+    alike = given["engine"].get("name") != "vllm" and given["rollout"].get("overlap") is not True
+    if alike or name not in CHOICES["algorithm"].table:
         return {}
     declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
     return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}

@@ -14,7 +14,7 @@ from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
-from vpd.engines import Engine
+from vpd.engines import Abandonable, Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts, VLLMSettings, key_of
 from vpd.engines.vllm_client import VLLMClient
@@ -108,6 +108,12 @@ def assemble(
         )
     learner = make_learner(config, model, tokenizer, ranks)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    if config.rollout.overlap and not isinstance(engine, Abandonable):
+        raise ConfigError(
+            "rollout.overlap: this engine does not say that it samples on weights of its own",
+            got=type(engine).__name__,
+            expected="a method abandon() (vpd.engines.Abandonable)",
+        )
     return Parts(
         config=config,
         env=env,
