@@ -193,14 +193,9 @@ def check_together(config: Config) -> None:
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
-    if config.model.lora is not None and config.optim.sharding != "none":
-        raise ConfigError(
-            "adapters are not trained in shards",
-            got=f"model.lora and optim.sharding {config.optim.sharding}",
-            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
-        )
-    teacher = None if needs.teacher is None else needs.teacher.dtype
-    config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
+    if config.model.lora is None:
+        teacher = None if needs.teacher is None else needs.teacher.dtype
+        config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
 
 
 def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:

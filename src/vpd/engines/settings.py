@@ -3,7 +3,7 @@
 import os
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 
 from vpd.engines import Engine
 from vpd.errors import ConfigError
-from vpd.ranks import launched
+from vpd.ranks import OneProcess, Ranks
 from vpd.settings import IsPath, Settings
 
 
@@ -20,13 +20,15 @@ class EngineParts:
     """What an engine may need of a run.
 
     ``eos_ids`` end an answer and are part of it; ``max_rows`` (``rollout.max_rows``) bounds the answers that decode at
-    once; ``longest()`` is the length in tokens of the longest known prompt with an answer of full length.
+    once; ``longest()`` is the length in tokens of the longest known prompt with an answer of full length.  ``ranks``
+    are the processes of the run: each builds an engine; all load a policy together, and generate at their own pace.
     """
 
     tokenizer: Any
     eos_ids: tuple[int, ...]
     max_rows: int
     longest: Callable[[], int] = lambda: 0
+    ranks: Ranks = field(default_factory=OneProcess)
 
 
 class EngineSettings(Protocol):
@@ -85,13 +87,6 @@ class VLLMSettings(Settings, section="engine"):
     start_timeout: Annotated[float, Gt(0), "seconds until the server must answer"] = 900.0
 
     def build(self, parts: EngineParts) -> Engine:
-        world = launched()[1]
-        if world > 1:
-            raise ConfigError(
-                "engine vllm works with one training process: each would send its weights to the one server",
-                got=f"{world} processes",
-                do="Start vpd train once, or set engine.name to embedded.",
-            )
         from vpd.engines.vllm_client import VLLMClient
         from vpd.engines.vllm_engine import VLLMEngine
 

@@ -295,7 +295,7 @@ def make_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
 ) -> Engine:
     """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
-    parts = _engine_parts(config, tokenizer, model)
+    parts = _engine_parts(config, tokenizer, model, learner.ranks)
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
@@ -314,7 +314,7 @@ def make_training_engine(
             got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
             do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
         )
-    teacher = config.engine.build(_engine_parts(config, tokenizer, model))
+    teacher = config.engine.build(_engine_parts(config, tokenizer, model, learner.ranks))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
 
@@ -332,10 +332,10 @@ def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     return teacher
 
 
-def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
     eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
-    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows, ranks=ranks)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:
