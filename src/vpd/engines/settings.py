@@ -2,10 +2,10 @@
 
 import os
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt
 
@@ -39,6 +39,17 @@ class EngineSettings(Protocol):
         ...
 
 
+@runtime_checkable
+class ChangesDefaults(Protocol):
+    """A class of engines, or of their settings, with which other defaults of a method are right.
+
+    ``algorithm_defaults`` holds values by the names of settings in the section ``algorithm``; a method that has no such
+    setting, or not that choice, keeps its own, and so does a setting that is given.
+    """
+
+    algorithm_defaults: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedEngineSettings(Settings, section="engine"):
     """Samples in this process on the learner's own model."""
@@ -55,8 +66,11 @@ class EmbeddedEngineSettings(Settings, section="engine"):
 class VLLMSettings(Settings, section="engine"):
     """Samples on a vLLM server over HTTP: one that vpd serve starts, or one that runs already.
 
-    ``python``, ``max_model_len``, ``server_args`` and ``start_timeout`` are read by ``vpd serve`` alone.
+    ``python``, ``max_model_len``, ``server_args`` and ``start_timeout`` are read by ``vpd serve`` alone.  Its log-probs
+    are not the learner's, so the importance ratio is taken against them.
     """
+
+    algorithm_defaults: ClassVar[Mapping[str, Any]] = {"importance_reference": "sampler"}
 
     name: Literal["vllm"] = "vllm"
     url: Annotated[str, "where the server is, or where vpd serve starts it"] = "http://127.0.0.1:8000"
