@@ -43,7 +43,7 @@ from vpd.config.sections import (
     named,
     settings_class,
 )
-from vpd.engines.settings import check_url
+from vpd.engines.settings import VLLMSettings, check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -181,6 +181,13 @@ def check_together(config: Config) -> None:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
     if needs.remote_teacher is not None:
         check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        same = isinstance(config.engine, VLLMSettings) and config.engine.is_at(needs.remote_teacher.url)
+        if same and config.model.lora is None:
+            raise ConfigError(
+                "algorithm.teacher_url: the server at engine.url gets the student's weights, a teacher keeps its own",
+                got=needs.remote_teacher.url,
+                do="Start another server for the teacher, or train adapters (model.lora): the base then never changes.",
+            )
         if config.rollout.temperature != 1:
             raise ConfigError(
                 "a remote teacher's log-probs are at temperature 1",

@@ -121,6 +121,10 @@ class VLLMSettings(Settings, section="engine"):
 
         return known_token(Path(self.sync_dir), self.url)
 
+    def is_at(self, url: str) -> bool:
+        """Whether a teacher's server is this one."""
+        return url.rstrip("/") == self.url.rstrip("/")
+
     def tolerance(self, dtype: str) -> float:
         """``canary_tolerance`` where one of the two computes in ``dtype`` and the other in no narrower one."""
         if self.canary_tolerance is not None:

@@ -108,6 +108,7 @@ def assemble(
         )
     learner = make_learner(config, model, tokenizer, ranks)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    needs = config.algorithm.needs
     return Parts(
         config=config,
         env=env,
@@ -124,6 +125,7 @@ def assemble(
             seed=config.run.seed,
             training_engine=make_training_engine(config, tokenizer, model, learner, engine),
             teacher=make_remote_teacher(config, tokenizer),
+            teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
             ranks=ranks,
         ),
         learner=learner,
@@ -324,9 +326,11 @@ def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     needs = config.algorithm.needs
     if needs.remote_teacher is None or needs.top_k is None:
         return None
-    key = needs.remote_teacher.api_key_env
+    key, url = needs.remote_teacher.api_key_env, needs.remote_teacher.url
     token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
-    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    if key is None and isinstance(config.engine, VLLMSettings) and config.engine.is_at(url):
+        token = config.engine.api_key()
+    client = VLLMClient(url, api_key=token)
     teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
     teacher.check(tokenizer)
     return teacher
