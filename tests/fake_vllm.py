@@ -42,6 +42,7 @@ class FakeVLLM:
     alter: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
     encode: Callable[[str], list[int]] = lambda text: []
     latency: float = 0.0
+    most_logprobs: int = 100_000
     faults: dict[str, list[Any]] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     loaded: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +105,8 @@ class FakeVLLM:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         model = self.loaded.get(body["model"], self.model)
         tokens = list(body["prompt"])
+        if body.get("prompt_logprobs", 0) > self.most_logprobs:
+            return 400, {"error": {"message": f"greater than max allowed: {self.most_logprobs}"}}
         if "prompt_logprobs" in body:
             return 200, {"choices": [{"prompt_logprobs": self.score(model, tokens, body["prompt_logprobs"])}]}
         if not 0 <= body["seed"] < 2**63:

@@ -142,7 +142,8 @@ class RolloutSource:
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
     there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.  A remote
-    ``teacher`` scores the training tasks' answers after the student's own prompt.
+    ``teacher`` scores the training tasks' answers after the student's own prompt, or with ``teacher_reads_context``
+    after the teacher's, where there is one.
     """
 
     env: Env
@@ -153,6 +154,7 @@ class RolloutSource:
     seed: int = 0
     training_engine: Engine | None = None
     teacher: TopKTeacher | None = None
+    teacher_reads_context: bool = False
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
@@ -276,19 +278,20 @@ class RolloutSource:
     def _scored(self, groups: Sequence[Group], teacher: TopKTeacher, metrics: Metrics) -> list[Group]:
         """The rollouts with what the teacher says of their tokens."""
         started = time.perf_counter()
-        rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.tokens]
-        answers = iter(teacher.top_k([(rollout.prompt, rollout.completion.tokens) for rollout in rollouts]))
-        scored = [
-            Group(
-                rollouts=tuple(
-                    dataclasses.replace(r, teacher_logprobs=next(answers)) if r.completion.tokens else r
-                    for r in group.rollouts
-                )
-            )
-            for group in groups
-        ]
+        read = [(rollout, self._read_by_teacher(rollout)) for group in groups for rollout in group.rollouts]
+        rows = [(prompt, rollout.completion.tokens) for rollout, prompt in read if prompt is not None]
+        answers = iter(teacher.top_k(rows))
+        scored = iter([r if p is None else dataclasses.replace(r, teacher_logprobs=next(answers)) for r, p in read])
         metrics["time/teacher"] = time.perf_counter() - started
-        return scored
+        return [Group(rollouts=tuple(next(scored) for _ in group.rollouts)) for group in groups]
+
+    def _read_by_teacher(self, rollout: Rollout) -> Tokens | None:
+        """The prompt that a remote teacher reads before a rollout's answer; None: it does not score this one."""
+        if not rollout.completion.tokens:
+            return None
+        if not self.teacher_reads_context:
+            return rollout.prompt
+        return None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens
 
     def _retry_requests(self, group: Group) -> list[Request]:
         """The teacher's attempts at a group's task, those of its first failures first."""
