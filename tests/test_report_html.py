@@ -72,6 +72,24 @@ def test_a_method_that_was_passed_as_an_object_has_its_class_s_name(tmp_path: Pa
     assert [group.label for group in groups] == ["mine.Imitate"]
 
 
+def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    home = "/home/someone/secret"
+    settings = {
+        "model": {"name_or_path": f"{home}/base"},
+        "algorithm": {"name": f"{home}/mine.py:Mine", "closing": "/no_think"},
+        "env": {"name": "code", "path": f"{home}/one/train.jsonl", "folders": [f"{home}/lib", "~/lib"]},
+    }
+    other = settings | {"env": {**settings["env"], "path": f"{home}/two/train.jsonl"}}
+    folders = [write_run(tmp_path / "a", settings=settings), write_run(tmp_path / "b", settings=other)]
+    runs, groups = read_runs(folders)
+    assert runs[0].settings["env.path"] == "one/train.jsonl" and runs[0].settings["algorithm.closing"] == "/no_think"
+    assert [group.label for group in groups] == ["mine.py:Mine, path one/train.jsonl", "mine.py:Mine, path two/train.jsonl"]
+    assert runs[0].settings["env.folders"] == '["secret/lib", "lib"]'
+    write_report(folders, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "someone" not in text and str(tmp_path) not in text
+
+
 def test_a_long_curve_is_thinned_to_means_and_keeps_its_end() -> None:
     points = [(step, float(step)) for step in range(1, 1302)]
     thin = thinned(points, 600)

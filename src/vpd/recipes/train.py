@@ -18,6 +18,7 @@ from vpd.feedback import Feedback, Remote
 from vpd.learners.journal import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
+from vpd.model.threads import threads_for
 from vpd.monitor import Monitor
 from vpd.overlap import OverlappedSource
 from vpd.prompts.settings import save_settings
@@ -86,7 +87,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     if config.algorithm.needs.feedback:
         on_first(ranks, "external critics", lambda: _contact(parts.feedback))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
-    with contextlib.ExitStack() as held, StopSignals(ranks=ranks) as stop:
+    with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
         loop = _prepared(parts, recorder, past)
         loop.stop = stop
