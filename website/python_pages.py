@@ -7,7 +7,18 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "run": (
         "Train, evaluate, runs",
         "[From Python](../python.md) shows them at work.",
-        ("train", "evaluate", "Run", "EvalOptions", "Evaluation", "load_config", "parse_config", "Config", "assemble", "Parts"),
+        (
+            "train",
+            "evaluate",
+            "Run",
+            "EvalOptions",
+            "Evaluation",
+            "load_config",
+            "parse_config",
+            "Config",
+            "assemble",
+            "Parts",
+        ),
     ),
     "data": (
         "Tasks, attempts, groups",
@@ -16,7 +27,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "parts": (
         "Parts of your own",
-        "What an environment, a feedback source, a method, an engine or an observer has. [Your own task](../own_task.md)"
+        "What an environment, a feedback source, a method, an engine, an observer has. [Your own task](../own_task.md)"
         " and [other parts of your own](../extending.md) have examples in full.",
         (
             *("Env", "per_row", "check_env", "Feedback", "Writer", "extend", "Algorithm", "Needs", "Settings"),

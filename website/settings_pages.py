@@ -70,9 +70,9 @@ def _index() -> str:
     rules = "\n".join(f"* {rule}" for rule in _rules_of(check_together))
     return f"""# Settings
 
-A file has these sections; each setting may also stand on the command line, as `--section.key value`, and wins there over
-the file. In Python a section is an argument of `vpd.train`. [Runs](../running.md#settings) says how values are read. What
-is listed here is made from the code when this site is built; `vpd train --help` shows the same.
+A file has these sections; each setting may also stand on the command line, as `--section.key value`, and wins there
+over the file. In Python a section is an argument of `vpd.train`. [Runs](../running.md#settings) says how values are
+read. What is listed here is made from the code when this site is built; `vpd train --help` shows the same.
 
 | section | |
 |---|---|
@@ -117,7 +117,9 @@ def _choice(section: str) -> str:
     names = ", ".join(f"[{name}](#{section}.{name})" for name in choice.table)
     first = f"`{section}.name` is one of {names}; default `{choice.default}`."
     if section == "feedback":
-        first = f"An entry is a name or a mapping `{{name: ..., key: value}}`; names are {names}. Default `[environment]`."
+        first = (
+            f"An entry is a name or a mapping `{{name: ..., key: value}}`; names are {names}. Default `[environment]`."
+        )
     return f"{first} Your own {choice.kind} is {choice.contract}: `--{choice.example}`; further keys are passed to it."
 
 
