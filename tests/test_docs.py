@@ -53,6 +53,7 @@ NOT_IN_THE_REPOSITORY = {
     "trainer.json",
     "vpd_prompts.json",
     "server.json",
+    "groups.json",
     "generation_config.json",
 }
 #: What the documents call an object of these protocols.

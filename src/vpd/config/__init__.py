@@ -43,7 +43,7 @@ from vpd.config.sections import (
     named,
     settings_class,
 )
-from vpd.engines.settings import check_url
+from vpd.engines.settings import EmbeddedEngineSettings, VLLMSettings, check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -192,6 +192,13 @@ def check_together(config: Config) -> None:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
     if needs.remote_teacher is not None:
         check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        same = isinstance(config.engine, VLLMSettings) and config.engine.is_at(needs.remote_teacher.url)
+        if same and config.model.lora is None:
+            raise ConfigError(
+                "algorithm.teacher_url: the server at engine.url gets the student's weights, a teacher keeps its own",
+                got=needs.remote_teacher.url,
+                do="Start another server for the teacher, or train adapters (model.lora): the base then never changes.",
+            )
         if config.rollout.temperature != 1:
             raise ConfigError(
                 "a remote teacher's log-probs are at temperature 1",
@@ -204,14 +211,15 @@ def check_together(config: Config) -> None:
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
-    if config.model.lora is not None and config.optim.sharding != "none":
+    if config.rollout.overlap and isinstance(config.engine, EmbeddedEngineSettings):
         raise ConfigError(
-            "adapters are not trained in shards",
-            got=f"model.lora and optim.sharding {config.optim.sharding}",
-            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
+            "rollout.overlap: the embedded engine samples on the very weights that the learner is changing",
+            expected="an engine with weights of its own",
+            do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
         )
-    teacher = None if needs.teacher is None else needs.teacher.dtype
-    config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
+    if config.model.lora is None:
+        teacher = None if needs.teacher is None else needs.teacher.dtype
+        config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
 
 
 def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
-from vpd.engines import Engine
+from vpd.engines import Abandonable, Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts, VLLMSettings, key_of
 from vpd.engines.vllm_client import VLLMClient
@@ -108,6 +108,13 @@ def assemble(
         )
     learner = make_learner(config, model, tokenizer, ranks)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    if config.rollout.overlap and not isinstance(engine, Abandonable):
+        raise ConfigError(
+            "rollout.overlap: this engine does not say that it samples on weights of its own",
+            got=type(engine).__name__,
+            expected="a method abandon() (vpd.engines.Abandonable)",
+        )
+    needs = config.algorithm.needs
     return Parts(
         config=config,
         env=env,
@@ -124,6 +131,7 @@ def assemble(
             seed=config.run.seed,
             training_engine=make_training_engine(config, tokenizer, model, learner, engine),
             teacher=make_remote_teacher(config, tokenizer),
+            teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
             ranks=ranks,
         ),
         learner=learner,
@@ -295,7 +303,7 @@ def make_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
 ) -> Engine:
     """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
-    parts = _engine_parts(config, tokenizer, model)
+    parts = _engine_parts(config, tokenizer, model, learner.ranks)
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
@@ -314,7 +322,7 @@ def make_training_engine(
             got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
             do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
         )
-    teacher = config.engine.build(_engine_parts(config, tokenizer, model))
+    teacher = config.engine.build(_engine_parts(config, tokenizer, model, learner.ranks))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
 
@@ -324,18 +332,20 @@ def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     needs = config.algorithm.needs
     if needs.remote_teacher is None or needs.top_k is None:
         return None
-    key = needs.remote_teacher.api_key_env
+    key, url = needs.remote_teacher.api_key_env, needs.remote_teacher.url
     token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
-    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    if key is None and isinstance(config.engine, VLLMSettings) and config.engine.is_at(url):
+        token = config.engine.api_key()
+    client = VLLMClient(url, api_key=token)
     teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
     teacher.check(tokenizer)
     return teacher
 
 
-def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
     eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
-    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows, ranks=ranks)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -150,6 +150,8 @@ def alarms(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def seconds_of(run: Run) -> dict[str, float]:
     """Seconds of a run by what they went to (``charts.TIMES``)."""
     sums = {name: sum(value for _, value in run.record.series(name)) for name in TIMES}
+    if run.record.series("time/rollout_wait"):  # rollouts were made beside the update: only the wait for them counts
+        sums |= dict.fromkeys(("time/rollout", "time/feedback", "time/retries"), 0.0)
     sums["time/update"] = max(sums["time/update"] - sums["time/e_step"], 0.0)
     return {name: value for name, value in sums.items() if value}
 
