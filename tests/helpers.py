@@ -20,6 +20,7 @@ from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
+from vpd.algorithms.sft import SFT, SFTSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -129,6 +130,7 @@ ALGORITHMS: dict[str, tuple[Make, TeacherSettings]] = {
     "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
     "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
     "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
+    "sft": (lambda: SFT(SFTSettings()), TeacherSettings(kind="live")),
     "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
 }
 

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo, uneven": ({"name": "grpo"}, {"rollout": UNEVEN, "optim": {"share_prefixes": False}}),
     "gkd": ({"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5}, {}),
     "hybrid": ({"name": "hybrid"}, {}),
+    "sft": ({"name": "sft"}, {"rollout": {"retries": 1}}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }
 

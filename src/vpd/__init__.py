@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
     from vpd.api.entry import evaluate, train
     from vpd.api.runs import Run
+    from vpd.api.sft import sft
     from vpd.config import Config
     from vpd.config import load as load_config
     from vpd.config import parse as parse_config
@@ -83,6 +84,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "per_row",
+    "sft",
     "train",
 ]
 
@@ -90,6 +92,7 @@ _MODULES = {
     "vpd.algorithms": ("Algorithm", "Needs"),
     "vpd.api.entry": ("evaluate", "train"),
     "vpd.api.runs": ("Run",),
+    "vpd.api.sft": ("sft",),
     "vpd.config": ("Config", "load_config", "parse_config"),
     "vpd.engines": ("Engine",),
     "vpd.engines.settings": ("EngineParts",),

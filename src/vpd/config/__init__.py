@@ -110,7 +110,7 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, pairs_of(overrides))
+    data = merged_data(path, pairs_of(overrides))
     run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
@@ -133,7 +133,7 @@ def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] =
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(merged_data(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -235,7 +235,7 @@ def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
     return data
 
 
-def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def merged_data(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The files' data with the pairs in their places, without the sections that are no part of a run."""
     data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
     return _with_pairs(data, pairs)

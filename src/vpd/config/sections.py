@@ -27,7 +27,7 @@ from vpd.config.passed import (
     needs_of,
     require,
 )
-from vpd.envs import Env
+from vpd.envs import BesideAnother, Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
@@ -53,6 +53,7 @@ ALGORITHMS: Mapping[str, str] = {
     "gkd": "vpd.algorithms.distill:GKDSettings",
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
+    "sft": "vpd.algorithms.sft:SFTSettings",
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
@@ -65,6 +66,7 @@ ENVS: Mapping[str, str] = {
     "reasoning_gym": "vpd.envs.reasoning_gym:ReasoningGym",
     "dataset": "vpd.envs.dataset:Dataset",
     "verifiers": "vpd.envs.adapters.verifiers:Verifiers",
+    "recorded": "vpd.envs.recorded:RecordedAnswers",
 }
 SOURCES: Mapping[str, str] = {
     "environment": "vpd.feedback:GraderFeedback",
@@ -282,9 +284,14 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
 
 
 def make_env(spec: Any) -> Env:
-    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
+    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name.
+
+    One that names another beside it gets that, of the same table.
+    """
     if isinstance(spec, Passed):
         raise missing("the environment", spec.object, "env= (or tasks= and grader=)")
+    if isinstance(spec, BesideAnother) and spec.fresh is not None:
+        return spec.beside(make_env(named("env", spec.fresh, "env.fresh")))
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 

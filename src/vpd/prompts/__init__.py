@@ -146,6 +146,24 @@ class Prompter:
             return ()
         return tuple(self._encode(text.partition(answer)[2]))
 
+    def answer(self, text: str) -> Tokens:
+        """An answer that was not sampled, as tokens, with the special token that the chat template ends answers with.
+
+        Special tokens that it spells become plain text; ``<think>`` and its kind stay.
+        """
+        return (*self._encode(self._control.neutralise(text, "special")[0]), *self._special_end)
+
+    def spells(self, tokens: Tokens, text: str) -> bool:
+        """Whether these are tokens of the tokenizer that read as an answer's text."""
+        if max(tokens, default=0) >= len(self.tokenizer):
+            return False
+        return bool(self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip() == text.strip())
+
+    @functools.cached_property
+    def _special_end(self) -> Tokens:
+        added = self.tokenizer.added_tokens_decoder
+        return tuple(token for token in self.answer_end()[:1] if token in added and added[token].special)
+
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
         if self.window is None:
