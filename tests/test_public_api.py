@@ -46,6 +46,7 @@ NAMES = [
     "Writer",
     "assemble",
     "check_env",
+    "collect",
     "evaluate",
     "extend",
     "load_config",
@@ -58,6 +59,7 @@ NAMES = [
 PARAMETERS = {
     "train": "model, tasks, grader, *, tokenizer, algorithm, feedback, callbacks, more",
     "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
+    "collect": "path, model, tasks, grader, *, options, tokenizer, more",
     "sft": "model, data, *, tokenizer, algorithm, callbacks, more",
     "evaluate": "model, tasks, grader, *, options, tokenizer, algorithm, feedback, more",
     "Run": "folder",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
+    from vpd.api.collect import collect
     from vpd.api.entry import evaluate, train
     from vpd.api.runs import Run
     from vpd.api.sft import sft
@@ -79,6 +80,7 @@ __all__ = [
     "Writer",
     "assemble",
     "check_env",
+    "collect",
     "evaluate",
     "extend",
     "load_config",
@@ -90,6 +92,7 @@ __all__ = [
 
 _MODULES = {
     "vpd.algorithms": ("Algorithm", "Needs"),
+    "vpd.api.collect": ("collect",),
     "vpd.api.entry": ("evaluate", "train"),
     "vpd.api.runs": ("Run",),
     "vpd.api.sft": ("sft",),

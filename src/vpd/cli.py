@@ -18,6 +18,7 @@ import vpd
 from vpd.commands import (
     Command,
     check,
+    collect,
     completion,
     convert,
     demo,
@@ -55,6 +56,7 @@ COMMANDS: tuple[Command, ...] = (
     init,
     train,
     sft,
+    collect,
     eval,
     serve,
     report,

@@ -335,7 +335,8 @@ class Example:
     ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
     top-k log-probs are of another length than the completion.  ``key`` says which rollout it was made of (None: of
     none), ``failed_grade`` whether its grader failed, ``graded`` whether anybody judged it, ``left_out`` why it takes
-    no part in an update (empty: it does).
+    no part in an update (empty: it does).  ``of_environment``: the completion is the attempt with the environment's
+    text behind it, and only tokens of the environment count.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -362,6 +363,7 @@ class Example:
     key: SampleKey | None = None
     failed_grade: bool = False
     graded: bool = True
+    of_environment: bool = False
     left_out: str = ""
 
     def __post_init__(self) -> None:

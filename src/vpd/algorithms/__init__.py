@@ -7,7 +7,10 @@ hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
 gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
 sft      ``update("sft")``: maximum likelihood on successes and demonstrations, recorded or fresh
+ldd      ``update("ldd")``: maximum likelihood on the environment's text, recorded or fresh; no outcome is read
 ======== ============================================================================================
+
+:mod:`~vpd.algorithms.dynamics` puts an auxiliary term beside any of them.
 
 An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """

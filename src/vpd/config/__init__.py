@@ -53,13 +53,15 @@ from vpd.rollout import RolloutSettings
 from vpd.settings import expand_path
 
 if TYPE_CHECKING:
-    from vpd.algorithms import AlgorithmSettings
+    from vpd.algorithms import Algorithm, AlgorithmSettings, Needs
+    from vpd.algorithms.dynamics import DynamicsSettings
     from vpd.engines.settings import EngineSettings
     from vpd.learners.settings import OptimSettings
+    from vpd.prompts import Prompter
 
 LOG = logging.getLogger("vpd")
 
-SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "dynamics", "optim", "run")
 
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
@@ -79,6 +81,7 @@ class Config:
     rollout: RolloutSettings
     engine: "EngineSettings"
     algorithm: "AlgorithmSettings"
+    dynamics: "DynamicsSettings"
     optim: "OptimSettings"
     run: RunSettings
     for_shipped_base: tuple[str, ...] = field(default=(), compare=False)
@@ -88,6 +91,19 @@ class Config:
         """The name of the algorithm, or the place or class of the user's own."""
         section = _plain_section(self.algorithm)
         return str(section.get("name") or section["object"])
+
+    @property
+    def needs(self) -> "Needs":
+        """What the method needs, with what the auxiliary term does."""
+        needs = self.algorithm.needs
+        return dataclasses.replace(needs, initial_copy=True) if self.dynamics.weight else needs
+
+    def build_algorithm(self, prompter: "Prompter") -> "Algorithm":
+        """The method, with the auxiliary term where it has weight."""
+        from vpd.algorithms.dynamics import Tied
+
+        method = self.algorithm.build(prompter)
+        return Tied(method, self.dynamics, prompter) if self.dynamics.weight else method
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""

@@ -54,6 +54,7 @@ ALGORITHMS: Mapping[str, str] = {
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
     "sft": "vpd.algorithms.sft:SFTSettings",
+    "ldd": "vpd.algorithms.ldd:LDDSettings",
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
@@ -83,6 +84,7 @@ PLAIN: Mapping[str, str] = {
     "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
+    "dynamics": "vpd.algorithms.dynamics:DynamicsSettings",
     "run": "vpd.config.run_settings:RunSettings",
 }
 #: Sections that a file may hold beside a run's settings, and that are no part of them.

@@ -131,7 +131,7 @@ class Journal:
         self.call = call
         for example in call.examples:
             _check_numbers(example)
-            if example.key in self._rollouts:
+            if example.key in self._rollouts and not example.of_environment:
                 _check_tokens(example, self._rollouts[example.key])
 
     def _end(self, result: Result) -> None:

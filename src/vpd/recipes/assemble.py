@@ -130,7 +130,7 @@ def assemble(
             ranks=ranks,
         ),
         learner=learner,
-        algorithm=config.algorithm.build(loaded.prompter),
+        algorithm=config.build_algorithm(loaded.prompter),
         observers=tuple(observers),
         given=tuple(passed),
         ranks=ranks,
@@ -157,7 +157,7 @@ def _loaded(
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
-    if isinstance(env, RecordedTasks) and config.algorithm.needs.on_policy:
+    if isinstance(env, RecordedTasks) and config.needs.on_policy:
         raise ConfigError(f"{config.method} learns from its own samples, not from recorded answers", do="Take sft.")
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
@@ -169,7 +169,7 @@ def _loaded(
         tasks,
         vocabulary=model.get_input_embeddings().weight.shape[0],
         replies=replies,
-        feedback=sources if config.algorithm.needs.feedback else (),
+        feedback=sources if config.needs.feedback else (),
     )
     if replies:
         check_round_trip(prompter, tasks)
@@ -231,7 +231,7 @@ def _length_that_fits(config: Config, env: Env, probe: Prompter) -> int:
     if probe.window is None:
         return max(wanted, 1)
     room = probe.window - longest
-    return max(min(wanted, room if recorded and not config.algorithm.needs.feedback else room // 2), 1)
+    return max(min(wanted, room if recorded and not config.needs.feedback else room // 2), 1)
 
 
 def known_tasks(env: Env, config: Config) -> list[Task]:
@@ -286,7 +286,7 @@ def window_of(model: Any) -> int | None:
 
 def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None) -> AccelerateLearner:
     """The learner of what the algorithm needs."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
@@ -323,7 +323,7 @@ def make_training_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, student: Engine
 ) -> Engine | None:
     """What answers the training tasks where it is not the student alone: GKD's mixture with the external teacher."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if needs.external_model is None or needs.student_fraction == 1:
         return None
     if isinstance(config.engine, VLLMSettings):
@@ -339,7 +339,7 @@ def make_training_engine(
 
 def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if needs.remote_teacher is None or needs.top_k is None:
         return None
     key = needs.remote_teacher.api_key_env

@@ -1,11 +1,13 @@
 """Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
 
+import contextlib
 import hashlib
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +21,8 @@ from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.methods import find_method
 from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, find_setting
 from vpd.lab.reproduce.versions import code_version
+from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
+from vpd.lab.reproduce.warmups import Warmup, warm_up
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
@@ -55,6 +59,7 @@ MEASURES = {
     "mean": ("student", "mean"),
     "teacher_start": ("eval_teacher/accuracy", "first"),
     "teacher_peak": ("eval_teacher/accuracy", "peak"),
+    "gain_start": ("eval_teacher/gain", "first"),
     "e_accuracy": ("e_step/accuracy", "later half"),
     "drift": ("e_step/student_drift_kl", "mean"),
     "trust": ("gate/trust", "later half"),
@@ -102,6 +107,7 @@ class Job:
                 **method.rollout,
             },
             "algorithm": algorithm,
+            **({"dynamics": dict(method.dynamics)} if method.dynamics else {}),
             "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0, "micro_batch_size": 128},
             "run": {
                 "max_steps": setting.steps,
@@ -112,14 +118,24 @@ class Job:
             },
         }
 
+    def warmup(self) -> Warmup | None:
+        """How the base is trained before."""
+        name = find_method(self.method).warmup
+        setting = find_setting(self.setting)
+        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=setting.env)
+
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
-        whole = json.dumps([self.config_data(), self.code()], sort_keys=True)
+        warmup = self.warmup()
+        before = [] if warmup is None else [warmup.as_data()]
+        whole = json.dumps([self.config_data(), self.code(), *before], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def code(self) -> str:
         """The version of the code that determines the results."""
-        return f"{code_version(find_method(self.method).algorithm['name'])}-{tiny.recipe_hash(self.base()[0])}"
+        method = find_method(self.method)
+        names = [method.algorithm["name"], *([method.warmup] if method.warmup else [])]
+        return "-".join([*map(code_version, names), tiny.recipe_hash(self.base()[0])])
 
     def file(self, folder: Path) -> Path:
         return folder / f"{find_setting(self.setting).base}-{self.method}-{self.seed}-{self.key()}.json"
@@ -128,7 +144,8 @@ class Job:
         """Estimated time on one idle core."""
         setting = find_setting(self.setting)
         rate = SECONDS["grpo"] if self.method == "grpo" else SECONDS["other"]
-        return rate * setting.steps * setting.length / LENGTH
+        warming = WARMING_SECONDS if find_method(self.method).warmup else 0.0
+        return rate * setting.steps * setting.length / LENGTH + warming
 
 
 class CurveRecorder:
@@ -161,9 +178,9 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
     if file.is_file():
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
-    parts = assemble(_config(job))
     recorder = CurveRecorder(KEPT, advance)
-    make_loop(parts, [recorder], output=None).run()
+    with _started(job) as config:
+        make_loop(assemble(config), [recorder], output=None).run()
     run = {
         "job": asdict(job),
         "settings": job.config_data(),
@@ -224,10 +241,20 @@ def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes:
     )
 
 
-def _config(job: Job) -> Config:
-    """The configuration with the folders of bases."""
+@contextlib.contextmanager
+def _started(job: Job) -> Iterator[Config]:
+    """The configuration with the folders of bases, while a base that was warmed up is there."""
+    base, warmup = bases.ensure(*job.base()), job.warmup()
+    if warmup is None:
+        yield _config(job, base)
+        return
+    with tempfile.TemporaryDirectory(prefix="vpd-warm-") as folder:
+        yield _config(job, warm_up(warmup, base, Path(folder)))
+
+
+def _config(job: Job, base: Path) -> Config:
     data = job.config_data()
-    data["model"]["name_or_path"] = str(bases.ensure(*job.base()))
+    data["model"]["name_or_path"] = str(base)
     if "teacher_model" in data["algorithm"]:
         data["algorithm"]["teacher_model"] = str(bases.ensure(*EXPERT))
     return parse(data)
