@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import LetterTokenizer, scripted_prompter
-from helpers import ALGORITHMS, flat, metrics_of, random_groups, tiny_learner, tiny_model, vpd_train
+from helpers import ALGORITHMS, TokenPrompter, flat, metrics_of, random_groups, tiny_learner, tiny_model, vpd_train
 
 import vpd
 from vpd.algorithms.dynamics import DynamicsSettings, Tied, likeliest
@@ -22,16 +22,8 @@ from vpd.prompts import Prompter
 from vpd.types import Group, Rollout
 
 
-class IdPrompter:
-    """An environment's text holds token ids; its header is the one token 1."""
-
-    def environment_text(self, text: str, before: Any) -> Any:
-        ids = tuple(int(word) for word in text.split())
-        return (1, *ids), (False, *(True for _ in ids))
-
-
 def spoken(groups: list[Group]) -> list[Group]:
-    """The groups with the text of their contexts as what the grader said."""
+    """The groups with the text of their contexts, where there is one, as what the grader said."""
 
     def said(r: Rollout) -> Rollout:
         text = r.context[0].text if r.context else None
@@ -41,7 +33,7 @@ def spoken(groups: list[Group]) -> list[Group]:
 
 
 def ldd(**settings: Any) -> LDD:
-    return LDD(LDDSettings(**settings), IdPrompter())  # type: ignore[arg-type]
+    return LDD(LDDSettings(**settings), TokenPrompter())  # type: ignore[arg-type]
 
 
 def text_losses(model: Any, groups: list[Group]) -> list[torch.Tensor]:
@@ -57,7 +49,7 @@ def text_losses(model: Any, groups: list[Group]) -> list[torch.Tensor]:
 
 def test_only_the_environments_own_words_count() -> None:
     (group,) = spoken(random_groups(0, groups=1))
-    rows = environment_examples([group], IdPrompter())  # type: ignore[arg-type]
+    rows = environment_examples([group], TokenPrompter())  # type: ignore[arg-type]
     for row, r in zip(rows, group.rollouts, strict=True):
         if r.grade.feedback is None:
             assert row.left_out == "no_feedback" and row.completion == r.completion.tokens
@@ -68,7 +60,7 @@ def test_only_the_environments_own_words_count() -> None:
     verdict = dataclasses.replace(group.rollouts[1].grade, feedback="3 4", informative=False)
     (row,) = environment_examples(
         [Group(rollouts=(dataclasses.replace(group.rollouts[1], grade=verdict),))],
-        IdPrompter(),  # type: ignore[arg-type]
+        TokenPrompter(),  # type: ignore[arg-type]
     )
     assert row.left_out == "no_feedback"
 
@@ -145,7 +137,7 @@ def test_the_end_of_a_turn_is_not_repeated() -> None:
 
 
 def tied(name: str, weight: float, top_k: int = 23) -> Tied:
-    return Tied(ALGORITHMS[name][0](), DynamicsSettings(weight=weight, top_k=top_k), IdPrompter())  # type: ignore[arg-type]
+    return Tied(ALGORITHMS[name][0](), DynamicsSettings(weight=weight, top_k=top_k), TokenPrompter())  # type: ignore[arg-type]
 
 
 def learner_of(name: str, **changes: Any) -> Any:
@@ -196,7 +188,7 @@ def test_the_term_is_the_kl_to_the_initial_weights_and_zero_at_the_start() -> No
 
 def test_of_a_large_vocabulary_the_rest_is_one_bucket() -> None:
     groups = spoken(random_groups(4))
-    rows = [r for r in environment_examples(groups, IdPrompter()) if not r.left_out]  # type: ignore[arg-type]
+    rows = [r for r in environment_examples(groups, TokenPrompter()) if not r.left_out]  # type: ignore[arg-type]
     learner = tiny_learner(tiny_model(), keep_initial=True)
     for row in likeliest(rows, 5, learner):
         assert row.teacher.k == 5 and len(row.teacher.ids) == len(row.completion)  # type: ignore[union-attr]

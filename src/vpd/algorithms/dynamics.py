@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vpd.model.scorer import Role, Scorer
     from vpd.policy import Policy
 
-NOTHING = -30.0  # log-prob of the tokens of a place that does not count
+NOTHING = -30.0  # log-prob of a token that p_0 rules out, and at a place that does not count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _teacher(values_TC: Sequence[Sequence[float]], mask: Sequence[bool]) -> TopK
     places = [values if counts else empty for values, counts in zip(values_TC, mask, strict=True)]
     return TopKLogprobs(
         ids=tuple(tuple(map(int, place[:width])) for place in places),
-        logprobs=tuple(tuple(place[width:]) for place in places),
+        logprobs=tuple(tuple(max(value, NOTHING) for value in place[width:]) for place in places),
     )
 
 
