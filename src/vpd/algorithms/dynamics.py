@@ -59,7 +59,7 @@ class Tied:
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         """One iteration of the method; what p_0 says of the environment's text is scored once before."""
         rows = [row for row in environment_examples(groups, self._prompter) if not row.left_out]
-        if not rows:
+        if not rows or not self._settings.weight:
             return self._method.step(groups, learner)
         rows = [dataclasses.replace(row, key=None) for row in rows]  # the method accounts for the attempts
         rows = likeliest(rows, self._settings.top_k, learner)
