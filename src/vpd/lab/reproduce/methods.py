@@ -148,6 +148,13 @@ METHODS: dict[str, Method] = {
             retries=True,
             tuned_as="gated",
         ),
+        Method(
+            name="gated_retries_f1",
+            title="evidence-gated VPD with retries, F = 1",
+            algorithm={"name": "gated", "e_every": 1},
+            retries=True,
+            tuned_as="gated",
+        ),
     )
 }
 
