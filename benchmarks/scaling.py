@@ -23,9 +23,10 @@ def config_of(
 ) -> Config:
     prompt, answer = LENGTHS[lengths]
     optim = {"gradient_checkpointing": checkpointing, "max_tokens_per_microbatch": prompt + answer}
-    dtype = "float32" if shards else "bfloat16"
-    if shards:
-        optim |= {"sharding": "fsdp2", "mixed_precision": "bf16"}
+    dtype = "float32" if shards and not adapter else "bfloat16"
+    optim |= {"sharding": "fsdp2"} if shards else {}
+    if shards and not adapter:
+        optim |= {"mixed_precision": "bf16"}
     settings: dict[str, Any] = {
         "model": {"name_or_path": model, "dtype": dtype, "lora": LORA if adapter else None},
         "env": {"name": "digits"},
@@ -56,7 +57,7 @@ def one_gpu() -> list[str]:
     return lines
 
 
-def many_gpus() -> list[str]:
+def many_gpus(*, adapter: bool) -> list[str]:
     lines = [
         "| model | GPUs that train | checkpointing | fixed | e_step | m_step | all, GiB of 80 | fits |",
         "|---|---|---|---|---|---|---|---|",
@@ -64,7 +65,7 @@ def many_gpus() -> list[str]:
     for model, gpus in MANY:
         for checkpointing in ("selective", "full"):
             machine = DryRunSettings(gpus=gpus, server_gpus=max(gpus // 4, 1), prompt_tokens=2048)
-            config = config_of(model, "paper", adapter=False, checkpointing=checkpointing, shards=gpus > 1)
+            config = config_of(model, "paper", adapter=adapter, checkpointing=checkpointing, shards=gpus > 1)
             found = dry_run(config, machine).estimate
             fixed = sum(item.bytes for item in found.fixed) / GIB
             added = {stage.name: stage.added / GIB for stage in found.stages}
@@ -77,4 +78,6 @@ def many_gpus() -> list[str]:
 if __name__ == "__main__":
     print("\n".join(one_gpu()), flush=True)
     print()
-    print("\n".join(many_gpus()))
+    print("\n".join(many_gpus(adapter=False)), flush=True)
+    print()
+    print("\n".join(many_gpus(adapter=True)))
