@@ -291,7 +291,7 @@ def test_a_checkpoint_holds_what_every_rank_wrote_and_its_hashes(tmp_path: Path)
             7,
             Part(ranks.rank),  # type: ignore[arg-type]
             {"algorithm": {}},
-            save_tokenizer=lambda folder: written.append([path.name for path in folder.iterdir()]),
+            save_rest=lambda folder: written.append([path.name for path in folder.iterdir()]),
             keep=None,
             files=FileSystem(),
             ranks=ranks,

@@ -62,7 +62,8 @@ class DistillSettings(Settings, section="algorithm"):
     ] = 2.0
     importance_reference: Annotated[
         ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+        " unless set",
     ] = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
@@ -183,7 +184,7 @@ class SDPOSettings(SelfTeacher, RetrySettings, ServedTeacher):
         )
 
     def build(self, prompter: Prompter) -> Algorithm:
-        return Distill(self, imitation=Imitation(self, self.importance_clip))
+        return Distill(self, imitation=Imitation(self, self.importance_clip, self.importance_reference))
 
     def check(self) -> None:
         super().check()

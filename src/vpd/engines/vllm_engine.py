@@ -129,6 +129,10 @@ class VLLMEngine:
         self._check_served()
         return completions
 
+    def abandon(self) -> None:
+        """See :class:`~vpd.engines.Abandonable`: the weights are the server's own."""
+        self._client.abandon()
+
     def metrics(self) -> Metrics:
         """Of the last sync: what the canary showed (nats), and seconds."""
         return dict(self._metrics)

@@ -53,6 +53,10 @@ class VLLMTeacher:
         """
         return self.client.ask_all(COMPLETIONS, [self._question(*row) for row in rows], at_once=self.at_once)
 
+    def abandon(self) -> None:
+        """End the requests of another thread, which then raise EngineError."""
+        self.client.abandon()
+
     def _question(self, prompt: Tokens, completion: Tokens) -> Question[TopKLogprobs]:
         tokens = [*prompt, *completion]
         body = {"model": self.model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.k}
