@@ -16,6 +16,7 @@ LENGTHS = {"short": (512, 1024), "paper": (2048, 8192)}  # prompt, longest answe
 ONE_GPU = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", "Qwen/Qwen3-8B")
 MANY = (("Qwen/Qwen3-8B", 1), ("Qwen/Qwen3-8B", 8), ("Qwen/Qwen3-8B", 64), ("meta-llama/Llama-3.3-70B-Instruct", 8),
         ("meta-llama/Llama-3.3-70B-Instruct", 64))  # fmt: skip
+MANY_ADAPTERS = (("Qwen/Qwen3-8B", 8), ("meta-llama/Llama-3.3-70B-Instruct", 8))
 
 
 def config_of(
@@ -62,7 +63,7 @@ def many_gpus(*, adapter: bool) -> list[str]:
         "| model | GPUs that train | checkpointing | fixed | e_step | m_step | all, GiB of 80 | fits |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for model, gpus in MANY:
+    for model, gpus in MANY_ADAPTERS if adapter else MANY:
         for checkpointing in ("selective", "full"):
             machine = DryRunSettings(gpus=gpus, server_gpus=max(gpus // 4, 1), prompt_tokens=2048)
             config = config_of(model, "paper", adapter=adapter, checkpointing=checkpointing, shards=gpus > 1)
