@@ -43,6 +43,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
 }
+#: Where a docstring alone does not say what there is.
+MORE = {"Env": "inherited_members: true", "Message": "show_if_no_docstring: true"}
 #: Modules that a method of your own is built from: all that is public in them.
 MODULES = {
     "losses": ("Losses", "vpd.losses"),
@@ -67,5 +69,9 @@ def anchors() -> dict[str, str]:
 
 
 def _page(title: str, about: str, names: tuple[str, ...]) -> str:
-    blocks = "\n\n".join(f"::: vpd.{name}\n    options:\n      heading_level: 2" for name in names)
-    return f"# {title}\n\n{about}\n\n{blocks}\n"
+    return "\n\n".join([f"# {title}", about, *map(_block, names)]) + "\n"
+
+
+def _block(name: str) -> str:
+    options = ["heading_level: 2", *([MORE[name]] if name in MORE else [])]
+    return "\n      ".join([f"::: vpd.{name}\n    options:", *options])
