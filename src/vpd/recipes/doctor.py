@@ -263,7 +263,9 @@ def _smoke_run() -> Iterator[Finding]:
         do = "Run it and see: vpd train --run.max_steps 2 --run.output_dir /tmp/smoke"
         yield Finding(part="smoke run", status="fault", detail=fault, do=do)
     else:
-        detail = f"two iterations of the shipped model in {seconds:.0f} s, start included; {spent:.0f} s of them computing"
+        detail = (
+            f"two iterations of the shipped model in {seconds:.0f} s, start included; {spent:.0f} s of them computing"
+        )
         slow = seconds > SLOW_SMOKE_RUN
         busy = "Most of it was waiting: other programs keep the cores or the disk busy."
         advice = busy if spent < seconds / 2 else "This machine is slow: expect the same of every run."

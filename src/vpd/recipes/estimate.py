@@ -141,7 +141,7 @@ def estimate(
 
 def trained_of(config: Config, architecture: Architecture) -> Trained:
     """What is trained, from a configuration."""
-    needs = config.algorithm.needs
+    needs = config.needs
     external = None if needs.external_model is None else find_architecture(needs.external_model)
     return Trained(
         architecture=architecture,
@@ -155,7 +155,7 @@ def trained_of(config: Config, architecture: Architecture) -> Trained:
 
 def _calls(config: Config, prompter: Prompter, groups: Sequence[Group], iterations: int) -> list[list[Call]]:
     """What the method asks of the learner in each of these iterations."""
-    algorithm = config.algorithm.build(prompter)
+    algorithm = config.build_algorithm(prompter)
     found = []
     for _ in range(iterations):
         rehearsal = Rehearsal(version=int(config.rollout.overlap))

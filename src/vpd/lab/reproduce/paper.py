@@ -358,7 +358,53 @@ PRETRAINED = (
         )
     ),
 )
+LDD = "LDD, arXiv 2210.00066"
+WARMUPS = (
+    Claim(
+        name="ldd_reads",
+        setting="cold",
+        statement="After LDD a base that could not read feedback can: its teacher is right on more of the failed"
+        " attempts than without the feedback.",
+        source=LDD,
+        comparisons=(_above("ldd_vpd", 0.0, "gain_start"), _above("ldd_vpd", "vpd", "teacher_start")),
+        suite="warmups",
+        main=True,
+    ),
+    *(
+        Claim(
+            name=f"ldd_{name}",
+            setting="cold",
+            statement=f"{words} learns more from as many rewards after LDD: at the end, and over the run.",
+            source=LDD,
+            comparisons=(_above(f"ldd_{name}", name), _above(f"ldd_{name}", name, "mean")),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    *(
+        Claim(
+            name=f"ldd_over_sft_{name}",
+            setting="cold",
+            statement=f"LDD, which sees no outcome, serves {words} better than a supervised warm-up of the same cost.",
+            source=OURS,
+            comparisons=(_above(f"ldd_{name}", f"sft_{name}", "mean"),),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    Claim(
+        name="ldd_tied",
+        setting="cold",
+        statement="The auxiliary term that ties VPD to the dynamics model helps (mean over the run).",
+        source=LDD,
+        comparisons=(_above("ldd_vpd_tied", "ldd_vpd", "mean"),),
+        suite="warmups",
+        main=True,
+    ),
+)
 
 CLAIMS: dict[str, Claim] = {
-    claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES, *PRETRAINED)
+    claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES, *PRETRAINED, *WARMUPS)
 }
