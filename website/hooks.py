@@ -33,6 +33,14 @@ DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*)\.svg" ?/?>')
 CODE = re.compile(r"(?<!<pre>)(<a [^>]*>)?<code>(?:--)?([\w.]+)(?:\([^<]*\)|:? [^<]*)?</code>")
 
 
+def on_config(config: Any) -> Any:
+    """The navigation of the reference is that of its pages."""
+    reference = next(section["Reference"] for section in config.nav if "Reference" in section)
+    reference[:0] = [{"Settings": settings_pages.navigation()}]
+    reference[2:2] = [{"Python": python_pages.navigation()}]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are generated and those from elsewhere."""
     generated = {**settings_pages.pages(), **command_pages.pages(), **python_pages.pages()}

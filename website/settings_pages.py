@@ -9,13 +9,14 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vpd.commands import SECTIONS
 from vpd.commands.settings_help import about, default_text
 from vpd.config import OPTIM_OF_SHIPPED_BASES, check_together
 from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 from vpd.settings import declarations
 
 LORA = "vpd.model.settings:LoraSettings"
-ORDER = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run", "dry_run")
+ORDER = (*SECTIONS, *BESIDE)
 WORDS = {
     bool: "true or false",
     int: "whole number",
@@ -37,6 +38,11 @@ CHOSEN = {
 def pages() -> dict[str, str]:
     """Markdown of every page, by its path in the site."""
     return {"settings/index.md": _index()} | {f"settings/{section}.md": _section(section) for section in ORDER}
+
+
+def navigation() -> list[str | dict[str, str]]:
+    """The entries of the navigation."""
+    return ["settings/index.md", *({section: f"settings/{section}.md"} for section in ORDER)]
 
 
 def anchors() -> dict[str, str]:
