@@ -196,9 +196,7 @@ def _name(node: ast.Call) -> str | None:
     return node.func.id if isinstance(node.func, ast.Name) else None
 
 
-def _arguments(
-    name: str, node: ast.Call, names: Mapping[str, Any], imported: Mapping[str, str]
-) -> dict[str, Any]:
+def _arguments(name: str, node: ast.Call, names: Mapping[str, Any], imported: Mapping[str, str]) -> dict[str, Any]:
     kind = "Trainer" if name.endswith("Trainer") else name
     known = ARGUMENTS.get(kind, {})
     given = {word.arg: word.value for word in node.keywords if word.arg}
