@@ -316,7 +316,7 @@ def test_a_script_that_imports_its_rewards_is_read_and_shown(
     dialect, flat = read(tmp_path / "train.py", None)
     assert isinstance(flat["learning_rate"], Unread) and isinstance(flat["reward_funcs"], Unread)
     (tmp_path / "train.py").write_text(IMPORTING.replace(", made()", ""))
-    dialect, flat = read(tmp_path / "train.py", None)
+    _, flat = read(tmp_path / "train.py", None)
     assert flat["reward_funcs"] == ["my_rewards:right", "shaping:short"] and flat["dataset_name"] == "train.jsonl"
     assert main(["convert", str(tmp_path / "train.py"), "--output", str(tmp_path / "run.yaml")]) == 0
     shown = " ".join(capsys.readouterr().out.split())

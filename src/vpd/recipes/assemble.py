@@ -40,6 +40,7 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
+from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
@@ -110,6 +111,7 @@ def assemble(
             *(config.rollout.prompts_per_step, ranks.world),
         )
     learner = make_learner(config, model, tokenizer, ranks)
+    check_speed(config, learner.accelerator.device.type)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
     if config.rollout.overlap and not isinstance(engine, Abandonable):
         raise ConfigError(
@@ -309,6 +311,17 @@ def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None
         total_iterations=config.run.max_steps,
         ranks=ranks,
     )
+
+
+def check_speed(config: Config, device: str, ratio: Callable[[str], float] = bfloat16_ratio) -> None:
+    """Warn where a run computes in bfloat16 on a CPU that takes much longer for it than for float32."""
+    chosen = {
+        "optim.mixed_precision bf16": config.optim.mixed_precision == "bf16",
+        "model.dtype bfloat16": config.model.dtype == "bfloat16",
+    }
+    asked = " and ".join(setting for setting, is_set in chosen.items() if is_set)
+    if asked and device == "cpu" and (times := ratio(device)) > SLOW:
+        log.warning("%s: this CPU takes %.1f times as long for products in bfloat16 as in float32", asked, times)
 
 
 def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:

@@ -26,6 +26,7 @@ from vpd.config.convert import (
     only_where,
     same,
 )
+from vpd.config.convert.trl_best import best, greater, metric, upload
 from vpd.learners.settings import Schedule
 
 NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
@@ -222,49 +223,6 @@ def _test_split(value: Any, f: Foreign) -> Outcome:
     return impossible("one split is read: a tenth of it is held out (env.eval_share), or give env.eval_path")
 
 
-METRICS = {"reward": "eval/reward", "rewards/mean": "eval/reward", "accuracy": "eval/accuracy"}
-
-
-def _metric_of(f: Foreign) -> str | None:
-    """The metric here that steps are compared by, None where TRL takes the loss or one that is not here."""
-    return METRICS.get(str(f["metric_for_best_model"]).removeprefix("eval_"))
-
-
-def _metric(value: Any, f: Foreign) -> Outcome:
-    if value in (None, "loss", "eval_loss"):
-        return ignored("there is no loss of evaluation: run.metric_for_best_model has eval/accuracy, eval/reward, ...")
-    found = _metric_of(f)
-    if found is None:
-        return impossible("the metrics are those of metrics.jsonl; set run.metric_for_best_model")
-    return mapped(run__metric_for_best_model=found)
-
-
-def _best(value: Any, f: Foreign) -> Outcome:
-    if not value:
-        return mapped(run__load_best_model_at_end=False)
-    if f["eval_strategy"] == "no":
-        return impossible("nothing is evaluated: give run.eval_steps, and run.metric_for_best_model eval/accuracy")
-    why = "" if _metric_of(f) else "there is no loss of evaluation to compare steps by"
-    metric = _metric_of(f) or "eval/accuracy"
-    return mapped(why, run__load_best_model_at_end=True, run__metric_for_best_model=metric)
-
-
-def _greater(value: Any, f: Foreign) -> Outcome:
-    if _metric_of(f) is None:
-        return ignored("of a metric that is not here")
-    return mapped(run__greater_is_better=value)
-
-
-def _upload(value: Any, f: Foreign) -> Outcome:
-    if not value:
-        return ignored("nothing is uploaded unless asked")
-    if "/" not in str(f["hub_model_id"]):
-        return impossible("the owner is not in the file: give run.push_to_hub true and run.hub_model_id owner/name")
-    private = f["hub_private_repo"]
-    chosen = {} if private is None else {"run__hub_private_repo": private}
-    return mapped(run__push_to_hub=True, run__hub_model_id=f["hub_model_id"], **chosen)
-
-
 def _resume(value: Any, f: Foreign) -> Outcome:
     return (
         ignored("a checkpoint of TRL's cannot be continued; its model can be model.name_or_path")
@@ -422,9 +380,9 @@ SHARED: Mapping[str, Rule] = {
     "generation_batch_size": _steps_share("generation_batch_size"),
     "gradient_accumulation_steps": _steps_share("gradient_accumulation_steps"),
     "gradient_checkpointing": _checkpointing,
-    "greater_is_better": _greater,
+    "greater_is_better": greater,
     "learning_rate": same("optim.learning_rate"),
-    "load_best_model_at_end": _best,
+    "load_best_model_at_end": best,
     "lora_alpha": _lora("lora_alpha"),
     "lora_dropout": only_where(_uses_peft, FULL, absent("lora_dropout", NOTHING)),
     "lora_r": _lora("r"),
@@ -434,12 +392,12 @@ SHARED: Mapping[str, Rule] = {
     "max_grad_norm": lambda value, f: mapped(optim__max_grad_norm=value or None),
     "max_prompt_length": _prompt_length,
     "max_steps": _max_steps,
-    "metric_for_best_model": _metric,
+    "metric_for_best_model": metric,
     "model_name_or_path": _model,
     "num_generations": same("rollout.num_generations"),
     "num_generations_eval": same("run.eval_samples"),
     "num_train_epochs": _epochs,
-    "push_to_hub": _upload,
+    "push_to_hub": upload,
     "optim": _optimiser,
     "output_dir": same("run.output_dir"),
     "overwrite_output_dir": always_ignored("a folder that holds a run is never written over"),
