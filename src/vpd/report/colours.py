@@ -1,6 +1,13 @@
 """Names and colours of the methods in pictures and reports; distinct to colour-blind eyes too (Okabe and Ito)."""
 
-METHOD_COLOURS = {"grpo": "#7f7f7f", "sdpo": "#e69f00", "vpd": "#0072b2", "gated": "#009e73"}
+METHOD_COLOURS = {
+    "grpo": "#7f7f7f",
+    "sdpo": "#e69f00",
+    "vpd": "#0072b2",
+    "gated": "#009e73",
+    "vpd_retries_f1": "#d55e00",
+    "gated_retries_f1": "#cc79a7",
+}
 METHOD_TITLES = {
     "grpo": "GRPO",
     "sdpo": "SDPO",

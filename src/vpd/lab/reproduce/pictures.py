@@ -27,7 +27,13 @@ PANELS = (
 STOPPED = 30  # steps without an E-step before the end that mean that there are no more
 DRAWN = ("grpo", "sdpo", "vpd", "gated")
 DRAWN_PRETRAINED = ("grpo", "sdpo", "vpd_f1", "imitate", "vpd_retries")
-DASHES = {"sdpo": (0, (7, 1.2)), "gated": (0, (5, 1, 1, 1))}  # so that lines that meet are both seen
+OVERVIEW = ("grpo", "sdpo", "vpd", "gated", "vpd_retries_f1", "gated_retries_f1")
+ACROSS = 4  # panels in a row
+DASHES = {
+    "gated_retries_f1": (0, (4, 1)),
+    "sdpo": (0, (7, 1.2)),
+    "gated": (0, (5, 1, 1, 1)),
+}  # so that lines that meet are both seen
 
 
 def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]) -> None:
@@ -68,6 +74,32 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     figure.suptitle(f"{setting.name.replace('_', '-')}: {setting.title}", fontsize=12.5, x=0.01, ha="left")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
+    """Write a PNG with the student's curve in every setting, each method's mean over its seeds."""
+    shown = [name for name in OVERVIEW if any(name in runs[setting.name] for setting in settings)]
+    rows = -(-len(settings) // ACROSS)
+    figure, grid = plt.subplots(
+        rows, ACROSS, figsize=(3.1 * ACROSS, 2.7 * rows), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, setting in zip(grid.flat, settings, strict=False):
+        for method in shown:
+            curves = [curve(run, "student") for run in runs[setting.name].get(method, ())]
+            _draw(panel, _by_rollouts(curves, setting.family.rollouts), method, 0)
+        panel.set_title(setting.name.replace("_", "-"), fontsize=11, loc="left")
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylim(-0.02, 1.02)
+    for panel in list(grid.flat)[len(settings) :]:
+        panel.set_visible(False)
+    grid[-1][0].set_xlabel("answers sampled")
+    grid[0][0].set_ylabel("share of right answers")
+    lines = {line.get_label(): line for panel in grid.flat for line in panel.lines if line.get_linewidth() > 1}
+    titles = [METHODS[name].title for name in shown if METHODS[name].title in lines]
+    figure.legend([lines[title] for title in titles], titles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

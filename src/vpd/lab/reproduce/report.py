@@ -12,7 +12,7 @@ import transformers
 from vpd.errors import StorageError
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS
-from vpd.lab.reproduce.pictures import draw_setting
+from vpd.lab.reproduce.pictures import draw_setting, draw_students
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
 from vpd.report.model_card import source_commit
@@ -45,7 +45,9 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """Write ``claims.json``, ``reproduction.md`` and a picture of each setting; returns the paths."""
+    """Write ``claims.json``, ``reproduction.md`` and a picture of each setting, of several settings one of
+    the student in all; returns the paths.
+    """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
     written = [output / "claims.json", output / "reproduction.md"]
     try:
@@ -55,6 +57,11 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
             picture = output / "images" / f"reproduce-{name}.png"
             draw_setting(picture, SETTINGS[name], _runs_in(name, runs))
             written.append(picture)
+        if len(shown) > 1:
+            written.append(output / "images" / "reproduce-students.png")
+            draw_students(
+                written[-1], [SETTINGS[name] for name in shown], {name: _runs_in(name, runs) for name in shown}
+            )
         written[1].write_text(markdown(findings, runs, rates=rates))
     except OSError as error:
         raise StorageError(
@@ -105,6 +112,8 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
     ]
     for finding in findings:
         lines += _rows_of(finding)
+    if sum(bool(_runs_in(name, runs)) for name in SETTINGS) > 1:
+        lines += ["", "![The student's curves in all settings](images/reproduce-students.png)"]
     for name, setting in SETTINGS.items():
         if here := _runs_in(name, runs):
             lines += ["", f"## {name}", "", _sentence(setting.title), "", *_method_table(here)]
