@@ -83,7 +83,10 @@ def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a", settings=settings), write_run(tmp_path / "b", settings=other)]
     runs, groups = read_runs(folders)
     assert runs[0].settings["env.path"] == "one/train.jsonl" and runs[0].settings["algorithm.closing"] == "/no_think"
-    assert [group.label for group in groups] == ["mine.py:Mine, path one/train.jsonl", "mine.py:Mine, path two/train.jsonl"]
+    assert [group.label for group in groups] == [
+        "mine.py:Mine, path one/train.jsonl",
+        "mine.py:Mine, path two/train.jsonl",
+    ]
     assert runs[0].settings["env.folders"] == '["secret/lib", "lib"]'
     write_report(folders, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()

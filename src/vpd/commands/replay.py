@@ -1,6 +1,7 @@
 """Run an iteration again that stopped at a number that is not finite."""
 
 import argparse
+
 from vpd.commands import path
 from vpd.errors import StorageError
 

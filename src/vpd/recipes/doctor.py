@@ -27,6 +27,7 @@ import vpd
 from vpd.bundled import load_bundled
 from vpd.errors import ConfigError, ModelError, SandboxError, VPDError
 from vpd.model.loading import hub_answers
+from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.sandbox import Limits, Program, strongest
 
 Status: TypeAlias = Literal["ok", "note", "warning", "fault"]
@@ -184,22 +185,11 @@ def _memory() -> Iterator[Finding]:
 def _number_types() -> Iterator[Finding]:
     """How long bfloat16 products take beside float32 ones, where the training runs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ratio = _seconds_of_products(torch.bfloat16, device) / _seconds_of_products(torch.float32, device)
+    ratio = bfloat16_ratio(device)
     detail = f"products take {ratio:.1f} times as long as in float32 on this {device.upper().replace('CUDA', 'GPU')}"
-    slow = ratio > 1.5
+    slow = ratio > SLOW
     do = "Leave model.dtype float32 and optim.mixed_precision no." if slow else None
     yield Finding(part="bfloat16", status="note" if slow else "ok", detail=detail, do=do)
-
-
-def _seconds_of_products(dtype: torch.dtype, device: str, size: int = 512, count: int = 8) -> float:
-    """The shortest of ``count`` measured times."""
-    left = torch.ones(size, size, dtype=dtype, device=device)
-    times = []
-    for _ in range(count):
-        started = time.perf_counter()
-        float((left @ left).sum())  # to the CPU, so that a GPU has done it
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
@@ -263,7 +253,9 @@ def _smoke_run() -> Iterator[Finding]:
         do = "Run it and see: vpd train --run.max_steps 2 --run.output_dir /tmp/smoke"
         yield Finding(part="smoke run", status="fault", detail=fault, do=do)
     else:
-        detail = f"two iterations of the shipped model in {seconds:.0f} s, start included; {spent:.0f} s of them computing"
+        detail = (
+            f"two iterations of the shipped model in {seconds:.0f} s, start included; {spent:.0f} s of them computing"
+        )
         slow = seconds > SLOW_SMOKE_RUN
         busy = "Most of it was waiting: other programs keep the cores or the disk busy."
         advice = busy if spent < seconds / 2 else "This machine is slow: expect the same of every run."

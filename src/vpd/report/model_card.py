@@ -4,7 +4,7 @@ It names no folder of the machine it was trained on: of an absolute path only th
 """
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
