@@ -85,7 +85,7 @@ def test_the_teacher_is_doubted_on_evidence_alone(gain: float, error: float, tas
 
 
 def test_a_sampler_with_older_weights_is_not_taken_for_a_wrong_one() -> None:
-    apart = {"m_step/sampler_mismatch": 0.5}
+    apart = {"m_step/sampler_mismatch": 0.5, "m_step/sampling_logp_difference": 0.0}
     assert [alarm.rule for alarm in raised(6, apart)] == ["sampler_differs", "sampler_drifts"]
     assert raised(6, apart | {"rollout/staleness": 1.0}) == []
 

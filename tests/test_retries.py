@@ -252,6 +252,16 @@ def test_policy_gradient_has_the_advantage_of_the_group_with_its_retries_and_the
     assert close(trained(sdpo(retry_loss="policy_gradient"), [group]), gradient_step(loss))
 
 
+@pytest.mark.parametrize(("reference", "known"), [("own", False), ("sampler", True)])
+def test_the_ratio_of_the_attempts_beside_retries_is_against_the_named_reference(reference: Any, known: bool) -> None:
+    groups = with_retries(random_groups(0))
+    rows = Imitation(sdpo(retry_loss="policy_gradient"), 2.0, reference).examples(groups)
+    attempts = [row for row in rows if row.key is not None and row.key.phase == "train"]
+    retries = [row for row in rows if row not in attempts]
+    assert attempts and retries and all(row.reference == row.behaviour for row in retries)
+    assert all(row.reference == (row.behaviour if known else None) for row in attempts)
+
+
 def test_both_terms_stand_in_one_update_and_none_without_retries() -> None:
     bare, groups = random_groups(0), with_retries(random_groups(0))
     both = trained(sdpo(distillation_weight=1.0), groups)

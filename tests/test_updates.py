@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid
 from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.algorithms.e_step import BCO, EStep, ShiftedBCO
 from vpd.algorithms.examples import student_logprobs, teacher_logprobs, to_examples, with_loss_weights
+from vpd.algorithms.grpo import GRPO, GRPOSettings
+from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.learners import Learner, Loss, TokenLoss, Update, combine
 from vpd.learners.teachers import TeacherSettings
@@ -224,6 +226,16 @@ def test_the_ratio_is_taken_against_the_named_reference(reference: Any, ratio: f
     groups = with_behaviour(random_groups(0), learner, offset)
     update = Distill(SDPOSettings(importance_reference=reference)).step(groups, learner)
     assert update.metrics["m_step/importance_ratio"] == pytest.approx(ratio, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [GRPO(GRPOSettings(importance_reference="sampler")), Hybrid(HybridSettings(importance_reference="sampler"))],
+)
+def test_a_policy_gradient_reports_the_ratio_to_the_sampler(method: Any) -> None:
+    learner = tiny_learner(tiny_model())
+    groups = with_behaviour(random_groups(0), learner, -torch.tensor(1.25, dtype=torch.float64).log().item())
+    assert method.step(groups, learner).metrics["policy/importance_ratio"] == pytest.approx(1.25, abs=1e-9)
 
 
 def test_the_correction_is_truncated() -> None:
