@@ -1,6 +1,6 @@
 """The drawings of the documentation, as SVG that follows the colours of the page it stands in.
 
-    python benchmarks/drawings.py docs/images
+python benchmarks/drawings.py docs/images
 """
 
 import sys
@@ -22,8 +22,8 @@ STYLE = """\
 .drawing .m { stroke: #3b82c4; marker-end: url(#head-m) }
 @media (prefers-color-scheme: dark) { .drawing text { fill: var(--md-default-fg-color, #ddd) } }"""
 HEADS = "".join(
-    f'<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="{width}" markerHeight="{width}" '
-    f'orient="auto-start-reverse"><path d="M0 0L10 5L0 10z" style="fill:{colour};stroke:none;marker-end:none"/></marker>'
+    f'<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="{width}" markerHeight="{width}"'
+    f' orient="auto"><path d="M0 0L10 5L0 10z" style="fill:{colour};stroke:none;marker-end:none"/></marker>'
     for name, colour, width in (("head", "#888", 7), ("head-e", "#d9731a", 4.5), ("head-m", "#3b82c4", 4.5))
 )
 

@@ -20,6 +20,8 @@ from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
+from vpd.algorithms.ldd import LDD, LDDSettings
+from vpd.algorithms.sft import SFT, SFTSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -77,6 +79,11 @@ class TokenPrompter:
     def attach(self, groups: Sequence[Group]) -> list[Group]:
         return [Group(rollouts=tuple(self._attach(r) for r in group.rollouts)) for group in groups]
 
+    def environment_text(self, text: str, before: Sequence[int]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Token ids as text, behind a header of the one token 1."""
+        ids = tuple(int(word) for word in text.split())
+        return (1, *ids), (False, *(True for _ in ids))
+
     def _attach(self, rollout: Rollout) -> Rollout:
         if not rollout.context:
             return dataclasses.replace(rollout, teacher_prompt=None)
@@ -114,7 +121,7 @@ def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
                         text="",
                         finish="stop",
                     ),
-                    grade=Grade(reward=float(success) + draw.random() / 4, success=success),
+                    grade=Grade(reward=float(success) + draw.random() / 4, success=success, feedback=text),
                     context=() if success and draw.random() < 0.6 else context,
                 )
             )
@@ -134,6 +141,8 @@ ALGORITHMS: dict[str, tuple[Make, TeacherSettings]] = {
     "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
     "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
     "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
+    "sft": (lambda: SFT(SFTSettings()), TeacherSettings(kind="live")),
+    "ldd": (lambda: LDD(LDDSettings(), TokenPrompter()), TeacherSettings(kind="live")),  # type: ignore[arg-type]
     "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
 }
 

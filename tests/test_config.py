@@ -32,7 +32,10 @@ def test_every_algorithm_says_what_it_needs_and_survives_a_round_trip(name: str)
     needs = config.algorithm.needs
     assert needs.group == (name in ("gated", "grpo", "hybrid"))
     assert needs.feedback == (name in ("vpd", "gated", "sdpo", "hybrid"))
-    assert (needs.external_model, needs.teacher is None) == ("tiny" if name == "gkd" else None, name == "grpo")
+    assert (needs.external_model, needs.teacher is None) == (
+        "tiny" if name == "gkd" else None,
+        name in ("grpo", "sft", "ldd"),
+    )
 
 
 @pytest.mark.parametrize("name", ["gated", "grpo", "hybrid"])

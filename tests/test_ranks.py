@@ -29,7 +29,7 @@ SHARDINGS = ("none", "fsdp2")
 CASES = (
     "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "vpd, lora", "vpd, server", "gated",
     "gated, uneven", "sdpo", "sdpo, lora", "sdpo, lora, server", "sdpo, trust region", "grpo", "grpo, uneven", "gkd",
-    "hybrid", "hybrid, reweight",
+    "hybrid", "hybrid, reweight", "sft", "ldd", "vpd, tied",
 )  # fmt: skip
 OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches
 pytestmark = pytest.mark.timeout(600)
@@ -267,9 +267,16 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(number: int, tmp_pat
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [f"checkpoint-{steps[-1]}"]
 
 
-def test_under_torchrun_the_message_comes_last_and_other_commands_are_refused(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vpd"]
-    wrong = Launch([*torchrun, "demo"], 1, tmp_path)
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_under_a_launcher_the_message_comes_last_and_other_commands_are_refused(launcher: str, tmp_path: Path) -> None:
+    wrong = Launch(["-m", *LAUNCHERS[launcher], "-m", "vpd", "demo"], 1, tmp_path)
     assert wrong.end(90) == [1]
     *_, last, rule = wrong.outputs[0].strip().splitlines()
     assert "vpd: error: vpd demo runs in one process; got 2 processes" in last and set(rule) == {"="}

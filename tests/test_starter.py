@@ -52,7 +52,7 @@ class Mine:
 SMALL = ["--model.name_or_path", "tiny", "--run.max_steps", "2", "--rollout.prompts_per_step", "2",
          "--rollout.num_generations", "2", "--rollout.max_completion_length", "6", "--run.eval_limit", "2",
          "--run.eval_samples", "1"]  # fmt: skip
-OFFERED = [name for name in CHOICES["env"].table if name != "verifiers"] + ["mine.py:Mine"]
+OFFERED = [name for name in CHOICES["env"].table if name not in ("verifiers", "recorded")] + ["mine.py:Mine"]
 
 
 REQUIRED = {"dataset": ["--env.reward", "my_rewards.py:right"], "reasoning_gym": ["--env.tasks", "[leg_counting]"]}

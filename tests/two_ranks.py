@@ -65,6 +65,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo, uneven": ({"name": "grpo"}, {"rollout": UNEVEN, "optim": {"share_prefixes": False}}),
     "gkd": ({"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5}, {}),
     "hybrid": ({"name": "hybrid"}, {}),
+    "ldd": ({"name": "ldd"}, {}),
+    "vpd, tied": ({"name": "vpd", "e_every": 2}, {"dynamics": {"weight": 0.5}}),
+    "sft": ({"name": "sft"}, {"rollout": {"retries": 1}}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }
 

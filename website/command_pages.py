@@ -1,6 +1,7 @@
 """The page about the command line, written from the parsers each time the site is built."""
 
 import argparse
+import textwrap
 
 from vpd import cli
 
@@ -21,9 +22,9 @@ def pages() -> dict[str, str]:
 
 
 def _command(command: cli.Command, parser: argparse.ArgumentParser) -> str:
-    usage = parser.format_usage().removeprefix("usage: ")
-    settings = " [--section.key value ...]" if command.SETTINGS else ""
-    parts = [f"## {command.NAME}", _prose(command.ABOUT), f"```text\n{usage.rstrip()}{settings}\n```"]
+    usage = parser.format_usage().removeprefix("usage: ") + (" [--section.key value ...]" if command.SETTINGS else "")
+    usage = "\n".join(textwrap.wrap(" ".join(usage.split()), 72, subsequent_indent="    ", break_on_hyphens=False))
+    parts = [f"## {command.NAME}", _prose(command.ABOUT), f"```text\n{usage}\n```"]
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     if shown:
         parts += ["\n".join(["| | |", "|---|---|", *map(_row, shown)])]
@@ -39,7 +40,9 @@ def _row(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     value = ""
     if action.option_strings and action.nargs != 0:
-        value = " " + ("|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest).upper())
+        value = " " + (
+            "|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest).upper()
+        )
     elif action.choices:
         value = ": " + ", ".join(map(str, action.choices))
     names = f"{names}{value}".replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What the site is made of besides docs/: generated pages, files from elsewhere in the repository, links between them."""
+"""What the site is made of besides docs/: generated pages, files from elsewhere, links between them."""
 
 import html
 import json
@@ -27,10 +27,18 @@ ELSEWHERE = {
     "notebooks/own_grader_and_feedback.ipynb": "notebooks/own_grader_and_feedback.md",
     "notebooks/comparing_methods.ipynb": "notebooks/comparing_methods.md",
 }
-LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+LINK = re.compile(r"\[([^]\[]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 BLOCK = re.compile(r"^(?:```.*?^```|(?:    [^\n]*\n?)+)", re.DOTALL | re.MULTILINE)
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*)\.svg" ?/?>')
-CODE = re.compile(r"(?<!<pre>)(<a [^>]*>)?<code>([\w.]+)(\([^<]*\))?</code>")
+CODE = re.compile(r"(?<!<pre>)(<a [^>]*>)?<code>(?:--)?([\w.]+)(?:\([^<]*\)|:? [^<]*)?</code>")
+
+
+def on_config(config: Any) -> Any:
+    """The navigation of the reference is that of its pages."""
+    reference = next(section["Reference"] for section in config.nav if "Reference" in section)
+    reference[:0] = [{"Settings": settings_pages.navigation()}]
+    reference[2:2] = [{"Python": python_pages.navigation()}]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -68,9 +76,16 @@ def _with_links(source: str, path: str, markdown: str) -> str:
     def moved(found: re.Match[str]) -> str:
         if any(start <= found.start() < end for start, end in blocks):
             return found[0]
-        return f"{found[1]}{_target(source, path, found[2])}{found[3] or ''}{found[4]}"
+        text = _title(source, found[2]) if found[1] == found[2] else found[1]
+        return f"[{text}]({_target(source, path, found[2])}{found[3] or ''})"
 
     return LINK.sub(moved, markdown)
+
+
+def _title(source: str, link: str) -> str:
+    """The title of a page, in the place of its file's name."""
+    head = (ROOT / source).parent.joinpath(link).read_text().partition("\n")[0]
+    return head.removeprefix("# ") if head.startswith("# ") else link
 
 
 def _target(source: str, path: str, link: str) -> str:

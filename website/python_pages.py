@@ -2,12 +2,25 @@
 
 import vpd
 
-#: Pages with their title, an introduction and the names on them; together they hold all of ``vpd.__all__``.
+#: Pages with their title, an introduction and the names on them, in the order of a reader.
 PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "run": (
         "Train, evaluate, runs",
         "[From Python](../python.md) shows them at work.",
-        ("train", "evaluate", "Run", "EvalOptions", "Evaluation", "load_config", "parse_config", "Config", "assemble", "Parts"),
+        (
+            "train",
+            "evaluate",
+            "sft",
+            "collect",
+            "Run",
+            "EvalOptions",
+            "Evaluation",
+            "load_config",
+            "parse_config",
+            "Config",
+            "assemble",
+            "Parts",
+        ),
     ),
     "data": (
         "Tasks, attempts, groups",
@@ -16,7 +29,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "parts": (
         "Parts of your own",
-        "What an environment, a feedback source, a method, an engine or an observer has. [Your own task](../own_task.md)"
+        "What an environment, a feedback source, a method, an engine, an observer has. [Your own task](../own_task.md)"
         " and [other parts of your own](../extending.md) have examples in full.",
         (
             *("Env", "per_row", "check_env", "Feedback", "Writer", "extend", "Algorithm", "Needs", "Settings"),
@@ -32,6 +45,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
 }
+#: Where a docstring alone does not say what there is.
+MORE = {"Env": "inherited_members: true", "Message": "show_if_no_docstring: true"}
 #: Modules that a method of your own is built from: all that is public in them.
 MODULES = {
     "losses": ("Losses", "vpd.losses"),
@@ -43,18 +58,31 @@ MODULES = {
 
 def pages() -> dict[str, str]:
     """Markdown of every page, by its path in the site."""
-    named = {name for _, _, names in PAGES.values() for name in names}
-    if named != set(vpd.__all__):
-        raise ValueError(f"website/python_pages.py does not list vpd.__all__: {sorted(named ^ set(vpd.__all__))}")
-    found = {f"api/{page}.md": _page(*content) for page, content in PAGES.items()}
+    found = {f"api/{page}.md": _page(title, about, _names(page)) for page, (title, about, _) in PAGES.items()}
     return found | {f"api/{page}.md": f"# {title}\n\n::: {module}\n" for page, (title, module) in MODULES.items()}
+
+
+def navigation() -> list[str]:
+    """The entries of the navigation."""
+    return [f"api/{page}.md" for page in (*PAGES, *MODULES)]
 
 
 def anchors() -> dict[str, str]:
     """The place ``page#anchor`` of every public name."""
-    return {f"vpd.{name}": f"api/{page}.html#vpd.{name}" for page, (_, _, names) in PAGES.items() for name in names}
+    return {f"vpd.{name}": f"api/{page}.html#vpd.{name}" for page in PAGES for name in _names(page)}
+
+
+def _names(page: str) -> tuple[str, ...]:
+    """The names on a page; the first one also has those that no page lists."""
+    listed = {name for _, _, names in PAGES.values() for name in names}
+    others = [name for name in vpd.__all__ if name not in listed] if page == next(iter(PAGES)) else []
+    return (*PAGES[page][2], *others)
 
 
 def _page(title: str, about: str, names: tuple[str, ...]) -> str:
-    blocks = "\n\n".join(f"::: vpd.{name}\n    options:\n      heading_level: 2" for name in names)
-    return f"# {title}\n\n{about}\n\n{blocks}\n"
+    return "\n\n".join([f"# {title}", about, *map(_block, names)]) + "\n"
+
+
+def _block(name: str) -> str:
+    options = ["heading_level: 2", *([MORE[name]] if name in MORE else [])]
+    return "\n      ".join([f"::: vpd.{name}\n    options:", *options])

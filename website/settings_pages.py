@@ -9,13 +9,14 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vpd.commands import SECTIONS
 from vpd.commands.settings_help import about, default_text
 from vpd.config import OPTIM_OF_SHIPPED_BASES, check_together
 from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 from vpd.settings import declarations
 
 LORA = "vpd.model.settings:LoraSettings"
-ORDER = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run", "dry_run")
+ORDER = (*SECTIONS, *BESIDE)
 WORDS = {
     bool: "true or false",
     int: "whole number",
@@ -37,6 +38,11 @@ CHOSEN = {
 def pages() -> dict[str, str]:
     """Markdown of every page, by its path in the site."""
     return {"settings/index.md": _index()} | {f"settings/{section}.md": _section(section) for section in ORDER}
+
+
+def navigation() -> list[str | dict[str, str]]:
+    """The entries of the navigation."""
+    return ["settings/index.md", *({section: f"settings/{section}.md"} for section in ORDER)]
 
 
 def anchors() -> dict[str, str]:
@@ -70,9 +76,9 @@ def _index() -> str:
     rules = "\n".join(f"* {rule}" for rule in _rules_of(check_together))
     return f"""# Settings
 
-A file has these sections; each setting may also stand on the command line, as `--section.key value`, and wins there over
-the file. In Python a section is an argument of `vpd.train`. [Runs](../running.md#settings) says how values are read. What
-is listed here is made from the code when this site is built; `vpd train --help` shows the same.
+A file has these sections; each setting may also stand on the command line, as `--section.key value`, and wins there
+over the file. In Python a section is an argument of `vpd.train`. [Runs](../running.md#settings) says how values are
+read. What is listed here is made from the code when this site is built; `vpd train --help` shows the same.
 
 | section | |
 |---|---|
@@ -117,7 +123,9 @@ def _choice(section: str) -> str:
     names = ", ".join(f"[{name}](#{section}.{name})" for name in choice.table)
     first = f"`{section}.name` is one of {names}; default `{choice.default}`."
     if section == "feedback":
-        first = f"An entry is a name or a mapping `{{name: ..., key: value}}`; names are {names}. Default `[environment]`."
+        first = (
+            f"An entry is a name or a mapping `{{name: ..., key: value}}`; names are {names}. Default `[environment]`."
+        )
     return f"{first} Your own {choice.kind} is {choice.contract}: `--{choice.example}`; further keys are passed to it."
 
 

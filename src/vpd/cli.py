@@ -18,6 +18,7 @@ import vpd
 from vpd.commands import (
     Command,
     check,
+    collect,
     completion,
     convert,
     demo,
@@ -32,6 +33,7 @@ from vpd.commands import (
     rollouts,
     runs,
     serve,
+    sft,
     train,
 )
 from vpd.commands.settings_help import settings_help
@@ -53,6 +55,8 @@ exit codes
 COMMANDS: tuple[Command, ...] = (
     init,
     train,
+    sft,
+    collect,
     eval,
     serve,
     report,
@@ -110,7 +114,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _check_processes(command: Command) -> None:
     """Raise ConfigError where a launcher has started several processes of a command that runs in one."""
-    several = [one.NAME for one in COMMANDS if one in (train, eval)]
+    several = [one.NAME for one in COMMANDS if one in (train, sft, eval)]
     if launched()[1] > 1 and command.NAME not in several:
         raise ConfigError(
             f"vpd {command.NAME} runs in one process",

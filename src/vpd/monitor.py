@@ -189,7 +189,7 @@ def _no_context(history: History) -> str | None:
     reads = "m_step/rows" in history[-1]
     rows = _series(history, "teacher/rows_with_context")[-5:]
     failing = [1 - value for value in _series(history, "success")[-5:]]
-    if not reads or len(rows) < 5 or max(rows) > 0 or max(failing) == 0:
+    if not reads or len(rows) < 5 or max(rows) > 0 or max(failing, default=1) == 0:
         return None
     return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
 

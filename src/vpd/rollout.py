@@ -9,14 +9,25 @@ from typing import Annotated, Protocol, TypeAlias
 from annotated_types import Ge, Gt
 
 from vpd.engines import Abandonable, Engine, MeasuredEngine
-from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
+from vpd.envs import Conversational, Env, RecordedTasks, draw_tasks, grade_texts, recorded_answers, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback, demonstrate_retries
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
+from vpd.prompts.recorded import recorded_group
 from vpd.ranks import OneProcess, Ranks, divide, share_of
 from vpd.settings import Settings
-from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens, TopKLogprobs
+from vpd.types import (
+    Completion,
+    Group,
+    Message,
+    Metrics,
+    Rollout,
+    SampleKey,
+    Task,
+    Tokens,
+    TopKLogprobs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +200,7 @@ class RolloutSource:
     def make(self, step: int) -> Made:
         """This rank's share of the groups of a step; no other rank is waited for."""
         settings, count = self.settings, self.settings.prompts_per_step
-        engine = self.engine if self.training_engine is None else self.training_engine
-        drawn = float(count * settings.num_generations)
+        drawn = float(self._rows(range(step * count, (step + 1) * count)))
         metrics: Metrics = {"rows/drawn": drawn, "time/rollout": 0.0, "time/feedback": 0.0}
         if isinstance(self.engine, MeasuredEngine):
             metrics |= self.engine.metrics()
@@ -199,8 +209,7 @@ class RolloutSource:
             return [], metrics
         started = time.perf_counter()
         keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in places]
-        tasks = draw_tasks(self.env, places, seed=self.seed)
-        groups = self._generate_groups(engine, keys, tasks, settings.sampling, settings.num_generations)
+        groups = self._train_groups(keys, draw_tasks(self.env, places, seed=self.seed))
         sampled = time.perf_counter()
         groups = self.add_feedback(groups)
         with_feedback = time.perf_counter()
@@ -218,6 +227,33 @@ class RolloutSource:
         for part in (self.engine, self.training_engine, self.teacher):
             if isinstance(part, Abandonable):
                 part.abandon()
+
+    def _rows(self, places: Sequence[int]) -> int:
+        """How many attempts these training tasks are to have: G each, or as many as there are recorded answers."""
+        count = self.settings.num_generations
+        if not isinstance(self.env, RecordedTasks):
+            return len(places) * count
+        tasks = draw_tasks(self.env, places, seed=self.seed)
+        return sum(len(recorded_answers(self.env, task)) or count for task in tasks)
+
+    def _train_groups(self, keys: Sequence[SampleKey], tasks: Sequence[Task]) -> list[Group]:
+        """A group for each training task: its recorded answers where it has any, else G attempts."""
+        answers = [recorded_answers(self.env, task) for task in tasks]
+        fresh = [place for place, recorded in enumerate(answers) if not recorded]
+        engine = self.engine if self.training_engine is None else self.training_engine
+        made = iter(
+            self._generate_groups(
+                engine,
+                [keys[place] for place in fresh],
+                [tasks[place] for place in fresh],
+                self.settings.sampling,
+                self.settings.num_generations,
+            )
+        )
+        return [
+            recorded_group(self.prompter, key, task, recorded) if recorded else next(made)
+            for key, task, recorded in zip(keys, tasks, answers, strict=True)
+        ]
 
     def generate_groups(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
@@ -303,7 +339,7 @@ class RolloutSource:
                 prompt=rollout.teacher_prompt.tokens,
             )
             for rollout in group.rollouts
-            if not rollout.success and rollout.teacher_prompt is not None
+            if not rollout.success and rollout.teacher_prompt is not None and not rollout.completion.recorded
             for number in range(count)
         ]
         return requests[: self.settings.max_retries_per_task]

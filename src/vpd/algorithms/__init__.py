@@ -6,7 +6,11 @@ distill  ``update("m_step")`` towards a teacher: SDPO, and GKD with an external 
 hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
 gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
+sft      ``update("sft")``: maximum likelihood on successes and demonstrations, recorded or fresh
+ldd      ``update("ldd")``: maximum likelihood on the environment's text, recorded or fresh; no outcome is read
 ======== ============================================================================================
+
+:mod:`~vpd.algorithms.dynamics` puts an auxiliary term beside any of them.
 
 An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """
@@ -61,6 +65,7 @@ class Needs:
     ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
+    ``on_policy``: its rows are the student's samples, up to an importance ratio; False: it learns from any answer.
     ``remote_teacher``: a frozen teacher behind a server, asked for its ``top_k`` likeliest tokens at every token.
     ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
@@ -76,6 +81,7 @@ class Needs:
     top_k: int | None = None
     learns_from_retries: bool = False
     remote_teacher: RemoteTeacher | None = None
+    on_policy: bool = True
 
 
 @runtime_checkable

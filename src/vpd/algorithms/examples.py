@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vpd.learners import Learner
+from vpd.learners import Learner, TokenLoss
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics
 
@@ -44,19 +44,23 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             group=number,
             key=rollout.key,
             failed_grade=rollout.grade.metrics.get("grader_failed", 0.0) > 0,
+            graded=rollout.grade.graded,
         )
         for number, group in enumerate(groups)
         for rollout in group.rollouts
     ]
 
 
-def choose_rows(examples: Sequence[Example], *, context: bool = False, advantage: bool = False) -> list[Example]:
+def choose_rows(
+    examples: Sequence[Example], *, context: bool = False, advantage: bool = False, answers: bool = False
+) -> list[Example]:
     """The examples with the reason, if there is one, why they take no part in an update (``Example.left_out``).
 
     This is the one place that decides it.  A row takes part if the model sampled a token in it and, where the method
-    learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0.  Reasons:
-    ``no_tokens``; ``failed_grade`` (its grader failed, and nothing can be learned from it); ``no_context``;
-    ``no_group`` (the only attempt at its task, so that its advantage is 0); ``zero_advantage``.
+    learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0, or, where
+    it learns ``answers``, it is a success or nobody has graded it.  Reasons: ``no_tokens``; ``failed_grade`` (its
+    grader failed, and nothing can be learned from it); ``no_context``; ``failure``; ``no_group`` (the only attempt at
+    its task, so that its advantage is 0); ``zero_advantage``.
     """
     sizes = Counter(example.group for example in examples)
 
@@ -65,8 +69,12 @@ def choose_rows(examples: Sequence[Example], *, context: bool = False, advantage
             return "no_tokens"
         if (context and example.teacher is not None) or (advantage and example.advantage):
             return ""
+        if answers and (example.success or not example.graded):
+            return ""
         if example.failed_grade:
             return "failed_grade"
+        if answers:
+            return "failure"
         if not advantage:
             return "no_context"
         return "no_group" if sizes[example.group] == 1 else "zero_advantage"
@@ -158,6 +166,11 @@ def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> di
     It takes the place of ``sampling_logp_difference``, which compares the sampler with pi_0 and is then 0.
     """
     return {"sampler_mismatch": (own_BT.detach() - batch.behaviour_BT).abs()} if reference == "sampler" else {}
+
+
+def cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """-log pi(y|x) of each token [B,T], and the signal ``entropy``."""
+    return TokenLoss(-scorer.logprobs("student"), signals={"entropy": scorer.entropy("student")})
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

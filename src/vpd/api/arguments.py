@@ -32,7 +32,7 @@ Tasks: TypeAlias = Iterable[Any] | str | Path
 #: A function (text, task), a reward function of TRL or verl, the place of one, or a list of such.
 GraderLike: TypeAlias = Callable[..., Any] | str | Sequence[Any]
 FeedbackLike: TypeAlias = str | Mapping[str, Any] | Feedback
-KEYWORDS = ("eval_tasks", "config", "env", "prompts", "rollout", "engine", "optim", "run")
+KEYWORDS = ("eval_tasks", "config", "env", "prompts", "rollout", "engine", "dynamics", "optim", "run")
 RENAMED = {"observers": "callbacks", "reward_funcs": "grader", "train_dataset": "tasks", "eval_dataset": "eval_tasks"}
 
 
@@ -42,7 +42,7 @@ class More(TypedDict, total=False):
     ``eval_tasks``: tasks to evaluate on, or a share of ``tasks`` that is held out; ``config``: settings from
     ``load_config`` or ``parse_config``, over which the other arguments are laid; ``env``: an environment in the place
     of tasks and grader (an object, a name, or a mapping); ``engine`` an object, a name or a mapping; ``prompts``,
-    ``rollout``, ``optim`` and ``run`` mappings, or their settings objects.
+    ``rollout``, ``dynamics``, ``optim`` and ``run`` mappings, or their settings objects.
     """
 
     eval_tasks: Tasks | float
@@ -51,6 +51,7 @@ class More(TypedDict, total=False):
     prompts: Section
     rollout: Section
     engine: Any
+    dynamics: Section
     optim: Section
     run: Section
 
@@ -84,7 +85,7 @@ def read_arguments(
     data = {} if base is None else base.as_given()
     objects: dict[str, Any] = {"tokenizer": tokenizer}
     _add_model(data, objects, model)
-    for name in ("prompts", "rollout", "optim", "run"):
+    for name in ("prompts", "rollout", "dynamics", "optim", "run"):
         if more.get(name) is not None:
             data[name] = over(data.get(name), _plain(more[name], name))
     parts = {

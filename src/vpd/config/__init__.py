@@ -53,13 +53,15 @@ from vpd.rollout import RolloutSettings
 from vpd.settings import expand_path
 
 if TYPE_CHECKING:
-    from vpd.algorithms import AlgorithmSettings
+    from vpd.algorithms import Algorithm, AlgorithmSettings, Needs
+    from vpd.algorithms.dynamics import DynamicsSettings
     from vpd.engines.settings import EngineSettings
     from vpd.learners.settings import OptimSettings
+    from vpd.prompts import Prompter
 
 LOG = logging.getLogger("vpd")
 
-SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "dynamics", "optim", "run")
 
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
@@ -80,6 +82,7 @@ class Config:
     rollout: RolloutSettings
     engine: "EngineSettings"
     algorithm: "AlgorithmSettings"
+    dynamics: "DynamicsSettings"
     optim: "OptimSettings"
     run: RunSettings
     for_shipped_base: tuple[str, ...] = field(default=(), compare=False)
@@ -90,6 +93,19 @@ class Config:
         """The name of the algorithm, or the place or class of the user's own."""
         section = _plain_section(self.algorithm)
         return str(section.get("name") or section["object"])
+
+    @property
+    def needs(self) -> "Needs":
+        """What the method needs, with what the auxiliary term does."""
+        needs = self.algorithm.needs
+        return dataclasses.replace(needs, initial_copy=True) if self.dynamics.weight else needs
+
+    def build_algorithm(self, prompter: "Prompter") -> "Algorithm":
+        """The method, with the auxiliary term where it has weight."""
+        from vpd.algorithms.dynamics import Tied
+
+        method = self.algorithm.build(prompter)
+        return Tied(method, self.dynamics, prompter) if self.dynamics.weight else method
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""
@@ -120,7 +136,7 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, pairs_of(overrides))
+    data = merged_data(path, pairs_of(overrides))
     run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
@@ -143,7 +159,7 @@ def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] =
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(merged_data(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -254,7 +270,7 @@ def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
     return data
 
 
-def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def merged_data(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The files' data with the pairs in their places, without the sections that are no part of a run."""
     data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
     return _with_pairs(data, pairs)

@@ -28,7 +28,7 @@ from vpd.config.passed import (
     require,
 )
 from vpd.engines.settings import ChangesDefaults
-from vpd.envs import Env
+from vpd.envs import BesideAnother, Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
@@ -54,6 +54,8 @@ ALGORITHMS: Mapping[str, str] = {
     "gkd": "vpd.algorithms.distill:GKDSettings",
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
+    "sft": "vpd.algorithms.sft:SFTSettings",
+    "ldd": "vpd.algorithms.ldd:LDDSettings",
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
@@ -66,6 +68,7 @@ ENVS: Mapping[str, str] = {
     "reasoning_gym": "vpd.envs.reasoning_gym:ReasoningGym",
     "dataset": "vpd.envs.dataset:Dataset",
     "verifiers": "vpd.envs.adapters.verifiers:Verifiers",
+    "recorded": "vpd.envs.recorded:RecordedAnswers",
 }
 SOURCES: Mapping[str, str] = {
     "environment": "vpd.feedback:GraderFeedback",
@@ -82,6 +85,7 @@ PLAIN: Mapping[str, str] = {
     "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
+    "dynamics": "vpd.algorithms.dynamics:DynamicsSettings",
     "run": "vpd.config.run_settings:RunSettings",
 }
 #: Sections that a file may hold beside a run's settings, and that are no part of them.
@@ -304,9 +308,14 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
 
 
 def make_env(spec: Any) -> Env:
-    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
+    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name.
+
+    One that names another beside it gets that, of the same table.
+    """
     if isinstance(spec, Passed):
         raise missing("the environment", spec.object, "env= (or tasks= and grader=)")
+    if isinstance(spec, BesideAnother) and spec.fresh is not None:
+        return spec.beside(make_env(named("env", spec.fresh, "env.fresh")))
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 

@@ -25,11 +25,14 @@ from vpd.envs import (
     Env,
     Finite,
     FixedLength,
+    RecordedTasks,
     all_train_tasks,
     draw_tasks,
     held_out_tasks,
+    recorded_answers,
     required_held_out_tasks,
 )
+from vpd.envs.recorded import RecordedAndFresh
 from vpd.errors import ConfigError, ModelError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner
@@ -137,7 +140,7 @@ def assemble(
             ranks=ranks,
         ),
         learner=learner,
-        algorithm=config.algorithm.build(loaded.prompter),
+        algorithm=config.build_algorithm(loaded.prompter),
         observers=tuple(observers),
         given=tuple(passed),
         ranks=ranks,
@@ -164,6 +167,8 @@ def _loaded(
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
+    if isinstance(env, RecordedTasks) and config.needs.on_policy:
+        raise ConfigError(f"{config.method} learns from its own samples, not from recorded answers", do="Take sft.")
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
@@ -174,7 +179,7 @@ def _loaded(
         tasks,
         vocabulary=model.get_input_embeddings().weight.shape[0],
         replies=replies,
-        feedback=sources if config.algorithm.needs.feedback else (),
+        feedback=sources if config.needs.feedback else (),
     )
     if replies:
         check_round_trip(prompter, tasks)
@@ -210,20 +215,33 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
 
     ``rollout.max_completion_length`` null is the length of the environment's answers if it has one, else 256 tokens or
     half of what the longest known prompt leaves of the model's window, whichever is less; the other half is for the
-    context in the teacher's prompt.
+    context in the teacher's prompt.  RecordedTasks answers have room for the longest.
     """
     prompts = prompt_settings(config, model)
     config = dataclasses.replace(config, prompts=prompts)
     if config.rollout.max_completion_length is not None:
         return config
-    if isinstance(env, AnswerLength):
-        length = env.answer_length
+    answering = env.fresh if isinstance(env, RecordedAndFresh) else env
+    if isinstance(answering, AnswerLength):
+        length = answering.answer_length
     else:
         probe = Prompter(tokenizer, prompts, window=window_of(model), max_completion_length=1)
-        longest = max((len(probe.build_student_prompt(task)) for task in known_tasks(env, config)), default=0)
-        window = window_of(model)
-        length = LONGEST_COMPLETION if window is None else min(LONGEST_COMPLETION, max((window - longest) // 2, 1))
+        length = _length_that_fits(config, env, probe)
     return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=length))
+
+
+def _length_that_fits(config: Config, env: Env, probe: Prompter) -> int:
+    """Tokens of an answer: those of the longest recorded one, or 256, as far as the model's window has room."""
+    tasks = known_tasks(env, config)
+    longest = max((len(probe.build_student_prompt(task)) for task in tasks), default=0)
+    recorded = [answer for task in tasks for answer in recorded_answers(env, task)]
+    wanted = max((len(probe.answer(answer.text)) for answer in recorded), default=0)
+    if not recorded or isinstance(env, RecordedAndFresh):
+        wanted = max(wanted, LONGEST_COMPLETION)
+    if probe.window is None:
+        return max(wanted, 1)
+    room = probe.window - longest
+    return max(min(wanted, room if recorded and not config.needs.feedback else room // 2), 1)
 
 
 def known_tasks(env: Env, config: Config) -> list[Task]:
@@ -278,7 +296,7 @@ def window_of(model: Any) -> int | None:
 
 def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None) -> AccelerateLearner:
     """The learner of what the algorithm needs."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
@@ -326,7 +344,7 @@ def make_training_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, student: Engine
 ) -> Engine | None:
     """What answers the training tasks where it is not the student alone: GKD's mixture with the external teacher."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if needs.external_model is None or needs.student_fraction == 1:
         return None
     if isinstance(config.engine, VLLMSettings):
@@ -342,7 +360,7 @@ def make_training_engine(
 
 def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if needs.remote_teacher is None or needs.top_k is None:
         return None
     key, url = needs.remote_teacher.api_key_env, needs.remote_teacher.url

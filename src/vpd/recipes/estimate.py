@@ -141,7 +141,7 @@ def estimate(
 
 def trained_of(config: Config, architecture: Architecture) -> Trained:
     """What is trained, from a configuration."""
-    needs = config.algorithm.needs
+    needs = config.needs
     external = None if needs.external_model is None else find_architecture(needs.external_model)
     return Trained(
         architecture=architecture,
@@ -155,7 +155,7 @@ def trained_of(config: Config, architecture: Architecture) -> Trained:
 
 def _calls(config: Config, prompter: Prompter, groups: Sequence[Group], iterations: int) -> list[list[Call]]:
     """What the method asks of the learner in each of these iterations."""
-    algorithm = config.algorithm.build(prompter)
+    algorithm = config.build_algorithm(prompter)
     found = []
     for _ in range(iterations):
         rehearsal = Rehearsal(version=int(config.rollout.overlap))
@@ -196,9 +196,10 @@ def _whole_layers(weights: Weights) -> int:
     and of a teacher's copy, and whole gradients of one layer, with their copy in fp32, and of the outside, whose copy
     is made when nothing else is left of the pass."""
     layer, outside = layer_sizes(weights.model)
+    moved, moved_outside = layer_sizes(weights.model, trained=True)
     copies = 2 if any(item.name == "teacher's copies" for item in weights.fixed()) else 1
     width = 2 if weights.trained.narrow else 4
-    return width * (copies * (2 * layer + outside) + layer + outside) + 4 * layer
+    return width * (copies * (2 * layer + outside) + moved + moved_outside) + 4 * moved
 
 
 def _sampling_bytes(config: Config, machine: DryRunSettings, sizes: Sizes, weights: Weights) -> int:

@@ -31,7 +31,7 @@ def replay(folder: Path, console: Terminal | None = None) -> list[str]:
     config = _config(settings, folder)
     model, tokenizer = load_model(config.model, finite=False)
     learner = make_learner(config, model, tokenizer)
-    algorithm = config.algorithm.build(make_prompter(config, model, tokenizer))
+    algorithm = config.build_algorithm(make_prompter(config, model, tokenizer))
     learner.load(folder)
     console.print(f"step {fault.step}: {fault.error}", markup=False, highlight=False, soft_wrap=True)
     found = find(fault, learner, algorithm)

@@ -127,7 +127,7 @@ def _changes(past: RunState, config: Config, contents: Mapping[str, str]) -> lis
     """The settings, and the files that they name, that differ from those of the run in the folder."""
     before = {section: _completed(value, config, section) for section, value in past.settings.items()}
     resolved = settings_of(config)
-    for section in ("prompts", "engine"):
+    for section in ("prompts", "engine", "dynamics"):
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
     found = run_state.changes(before, resolved)
     named = {change.key for change in found}

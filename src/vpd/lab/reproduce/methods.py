@@ -6,7 +6,7 @@ the method without retries.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ RATES = Path(__file__).with_name("rates.yaml")
 class Method:
     """``reads_feedback``: False for a method that learns without it, from the reward or from an external teacher.
 
-    ``retries``: half of its answers are the teacher's retries.
+    ``retries``: half of its answers are the teacher's retries.  ``warmup``: what the base is trained with before
+    (:mod:`vpd.lab.reproduce.warmups`), ``dynamics``: that section of the run that follows.
     ``tuned_as``: the method whose learning rate an ablation uses where it has none of its own.
     """
 
@@ -30,13 +31,43 @@ class Method:
     title: str
     algorithm: Mapping[str, Any]
     retries: bool = False
+    warmup: str | None = None
+    dynamics: Mapping[str, Any] = field(default_factory=dict)
     reads_feedback: bool = True
     tuned_as: str | None = None
+
+
+WARMED = {"grpo": "GRPO", "vpd": "VPD"}
+
+
+def _after(warmup: str, title: str) -> tuple[Method, ...]:
+    """Each method from a base that was warmed up, at the method's own rate."""
+    return tuple(
+        Method(
+            name=f"{warmup}_{name}",
+            title=f"{title}, then {method}",
+            algorithm={"name": name},
+            reads_feedback=name != "grpo",
+            warmup=warmup,
+            tuned_as=name,
+        )
+        for name, method in WARMED.items()
+    )
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        *_after("ldd", "LDD"),
+        *_after("sft", "supervised warm-up"),
+        Method(
+            name="ldd_vpd_tied",
+            title="LDD, then VPD with the auxiliary term",
+            algorithm={"name": "vpd"},
+            warmup="ldd",
+            dynamics={"weight": 0.1},
+            tuned_as="vpd",
+        ),
         Method(name="grpo", title="GRPO", algorithm={"name": "grpo"}, reads_feedback=False),
         Method(name="sdpo", title="SDPO (EMA teacher)", algorithm={"name": "sdpo"}),
         Method(
@@ -114,6 +145,13 @@ METHODS: dict[str, Method] = {
             name="gated_retries",
             title="evidence-gated VPD with retries",
             algorithm={"name": "gated"},
+            retries=True,
+            tuned_as="gated",
+        ),
+        Method(
+            name="gated_retries_f1",
+            title="evidence-gated VPD with retries, F = 1",
+            algorithm={"name": "gated", "e_every": 1},
             retries=True,
             tuned_as="gated",
         ),

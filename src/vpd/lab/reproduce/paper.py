@@ -260,6 +260,7 @@ def _retries(setting: str) -> tuple[Claim, ...]:
             source=OURS,
             comparisons=tuple(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
             suite="retries",
+            main=True,
         ),
         Claim(
             name=f"retries_loss_{setting}",
@@ -268,6 +269,33 @@ def _retries(setting: str) -> tuple[Claim, ...]:
             source=OURS,
             comparisons=(_above("imitate", "retries_pg"), _above("imitate", "retries_kl")),
             suite="retries",
+        ),
+        Claim(
+            name=f"retries_gated_every_{setting}",
+            setting=setting,
+            statement="With an E-step in each iteration, evidence-gated VPD with retries is not worse than the best of"
+            " these and of VPD with retries, F = 1: at the end, and over the run.",
+            source=OURS,
+            comparisons=tuple(
+                Comparison(
+                    measure=measure, left="gated_retries_f1", right=(*RETRIES_RIVALS, "vpd_retries_f1"), least=0.0
+                )
+                for measure in ("final", "mean")
+            ),
+            suite="retries",
+            main=True,
+        ),
+        Claim(
+            name=f"gated_every_{setting}",
+            setting=setting,
+            statement="Evidence-gated VPD is not worse with an E-step in each iteration than with one in every fifth.",
+            source=OURS,
+            comparisons=tuple(
+                Comparison(measure=measure, left="gated_f1", right=("gated",), least=0.0)
+                for measure in ("final", "mean")
+            ),
+            suite="retries",
+            main=True,
         ),
         Claim(
             name=f"retries_gated_{setting}",
@@ -358,7 +386,53 @@ PRETRAINED = (
         )
     ),
 )
+LDD = "LDD, arXiv 2210.00066"
+WARMUPS = (
+    Claim(
+        name="ldd_reads",
+        setting="cold",
+        statement="After LDD a base that could not read feedback can: its teacher is right on more of the failed"
+        " attempts than without the feedback.",
+        source=LDD,
+        comparisons=(_above("ldd_vpd", 0.0, "gain_start"), _above("ldd_vpd", "vpd", "teacher_start")),
+        suite="warmups",
+        main=True,
+    ),
+    *(
+        Claim(
+            name=f"ldd_{name}",
+            setting="cold",
+            statement=f"{words} learns more from as many rewards after LDD: at the end, and over the run.",
+            source=LDD,
+            comparisons=(_above(f"ldd_{name}", name), _above(f"ldd_{name}", name, "mean")),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    *(
+        Claim(
+            name=f"ldd_over_sft_{name}",
+            setting="cold",
+            statement=f"LDD, which sees no outcome, serves {words} better than a supervised warm-up of the same cost.",
+            source=OURS,
+            comparisons=(_above(f"ldd_{name}", f"sft_{name}", "mean"),),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    Claim(
+        name="ldd_tied",
+        setting="cold",
+        statement="The auxiliary term that ties VPD to the dynamics model helps (mean over the run).",
+        source=LDD,
+        comparisons=(_above("ldd_vpd_tied", "ldd_vpd", "mean"),),
+        suite="warmups",
+        main=True,
+    ),
+)
 
 CLAIMS: dict[str, Claim] = {
-    claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES, *PRETRAINED)
+    claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES, *PRETRAINED, *WARMUPS)
 }

@@ -31,6 +31,7 @@ COLUMNS = (
     "held_out",
     "teacher_start",
     "teacher_peak",
+    "gain_start",
     "e_accuracy",
     "drift",
     "trust",

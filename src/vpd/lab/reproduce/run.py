@@ -1,11 +1,13 @@
 """Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
 
+import contextlib
 import hashlib
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +20,8 @@ from vpd.lab.reproduce.forgetting import abilities
 from vpd.lab.reproduce.methods import find_method
 from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.versions import code_version
+from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
+from vpd.lab.reproduce.warmups import Warmup, warm_up
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
@@ -57,6 +61,7 @@ MEASURES = {
     "mean": ("student", "mean"),
     "teacher_start": ("eval_teacher/accuracy", "first"),
     "teacher_peak": ("eval_teacher/accuracy", "peak"),
+    "gain_start": ("eval_teacher/gain", "first"),
     "e_accuracy": ("e_step/accuracy", "later half"),
     "drift": ("e_step/student_drift_kl", "mean"),
     "trust": ("gate/trust", "later half"),
@@ -111,6 +116,7 @@ class Job:
                 **({"retries": 1} if method.retries else {}),
             },
             "algorithm": algorithm,
+            **({"dynamics": dict(method.dynamics)} if method.dynamics else {}),
             "optim": {"learning_rate": self.learning_rate, **family.optim},
             "run": {
                 "max_steps": setting.steps,
@@ -121,15 +127,25 @@ class Job:
             },
         }
 
+    def warmup(self) -> Warmup | None:
+        """How the base is trained before."""
+        name = find_method(self.method).warmup
+        setting = find_setting(self.setting)
+        env = {**setting.env, **setting.text}
+        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=env)
+
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
-        whole = json.dumps([self.config_data(), self.code()], sort_keys=True)
+        warmup = self.warmup()
+        before = [] if warmup is None else [warmup.as_data()]
+        whole = json.dumps([self.config_data(), self.code(), *before], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def code(self) -> str:
         """The version of the code that determines the results."""
-        name, env = find_method(self.method).algorithm["name"], find_setting(self.setting).family.env
-        return f"{code_version(name, env)}-{bases.recipe_hash(self.base()[0])}"
+        method, env = find_method(self.method), find_setting(self.setting).family.env
+        names = [method.algorithm["name"], *([method.warmup] if method.warmup else [])]
+        return "-".join([*(code_version(name, env) for name in names), bases.recipe_hash(self.base()[0])])
 
     def file(self, folder: Path) -> Path:
         return folder / f"{find_setting(self.setting).base}-{self.method}-{self.seed}-{self.key()}.json"
@@ -139,7 +155,8 @@ class Job:
         setting = find_setting(self.setting)
         without, with_feedback = setting.family.seconds
         rate = with_feedback if find_method(self.method).reads_feedback else without
-        return rate * setting.steps * setting.length / setting.family.length
+        warming = WARMING_SECONDS if find_method(self.method).warmup else 0.0
+        return rate * setting.steps * setting.length / setting.family.length + warming
 
 
 class CurveRecorder:
@@ -172,11 +189,12 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
     if file.is_file():
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
-    parts = assemble(_config(job))
     recorder = CurveRecorder(KEPT, advance)
     forgetting = find_setting(job.setting).family.forgetting
-    before = abilities(parts) if forgetting else {}
-    make_loop(parts, [recorder], output=None).run()
+    with _started(job) as config:
+        parts = assemble(config)
+        before = abilities(parts) if forgetting else {}
+        make_loop(parts, [recorder], output=None).run()
     parts.engine.load(parts.learner.policy())
     after = abilities(parts) if forgetting else {}
     run = {
@@ -240,10 +258,20 @@ def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes:
     )
 
 
-def _config(job: Job) -> Config:
-    """The configuration with the folders of bases."""
+@contextlib.contextmanager
+def _started(job: Job) -> Iterator[Config]:
+    """The configuration with the folders of bases, while a base that was warmed up is there."""
+    base, warmup = bases.ensure(*job.base()), job.warmup()
+    if warmup is None:
+        yield _config(job, base)
+        return
+    with tempfile.TemporaryDirectory(prefix="vpd-warm-") as folder:
+        yield _config(job, warm_up(warmup, base, Path(folder)))
+
+
+def _config(job: Job, base: Path) -> Config:
     data = job.config_data()
-    data["model"]["name_or_path"] = str(bases.ensure(*job.base()))
+    data["model"]["name_or_path"] = str(base)
     if "teacher_model" in data["algorithm"]:
         data["algorithm"]["teacher_model"] = str(bases.ensure(*EXPERT))
     return parse(data)
