@@ -313,7 +313,7 @@ def test_a_script_that_imports_its_rewards_is_read_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train.py").write_text(IMPORTING)
-    dialect, flat = read(tmp_path / "train.py", None)
+    _, flat = read(tmp_path / "train.py", None)
     assert isinstance(flat["learning_rate"], Unread) and isinstance(flat["reward_funcs"], Unread)
     (tmp_path / "train.py").write_text(IMPORTING.replace(", made()", ""))
     _, flat = read(tmp_path / "train.py", None)
