@@ -213,13 +213,15 @@ def named(section: str, data: Data, prefix: str) -> Any:
     return build(settings_class(choice.table[name]), data, prefix)
 
 
-def defaults_for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
+def defaults_for_samples(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What an engine in another process, and recorded answers, change of a shipped method's defaults.
 
-    They are of another precision, so the importance ratio is taken against them where the method has that choice.
+    Their log-probs are not the learner's: of another precision, or of other weights.  So the importance ratio is taken
+    against them where the method has that choice.
     """
     name = given["algorithm"].get("name", CHOICES["algorithm"].default)
-    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
+    elsewhere_sampled = given["engine"].get("name") == "vllm" or given["env"].get("name") == "recorded"
+    if not elsewhere_sampled or name not in CHOICES["algorithm"].table:
         return {}
     declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
     return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
