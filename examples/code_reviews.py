@@ -1,7 +1,7 @@
 """From a folder of code reviews to a log that ``env.name: recorded`` reads, and the folder itself, made by rule.
 
-    python examples/code_reviews.py make reviews                # 1024 reviews: a change request, a submission, a comment
-    python examples/code_reviews.py log reviews log.jsonl       # the folder as records
+    python examples/code_reviews.py make reviews           # 1024 reviews: a change request, a submission, a comment
+    python examples/code_reviews.py log reviews log.jsonl  # the folder as records
     python examples/code_reviews.py log reviews shuffled.jsonl --shuffled     # the control: comments of other reviews
     vpd train --config examples/code_reviews.yaml --env.path log.jsonl --run.output_dir reviewed
 

@@ -1,4 +1,4 @@
-"""Recorded answers under methods that learn from the student's samples: log-probs, effective sizes, and who joins what."""
+"""Recorded answers under methods that learn from samples: log-probs, effective sizes, and which rows join what."""
 
 import dataclasses
 import json
