@@ -68,6 +68,11 @@ def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
     return AccelerateLearner(model, OptimSettings(**optim), **changes)
 
 
+def norm_in_its_own_precision(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Llama's norm; transformers' own computes in fp32 even in an fp64 model, and another batch flips a rounding."""
+    return norm.weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))  # type: ignore[no-any-return]
+
+
 class TokenPrompter:
     """A prompter whose sections hold token ids as text: teacher's prompt = those ids, then the task's prompt."""
 

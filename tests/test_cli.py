@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import metrics_of
+from report_runs import write_run
 
 import vpd
 from vpd.cli import COMMANDS, main
@@ -150,6 +151,9 @@ MISTYPED = [
     "eval --nope",
     "eval --output .",
     "check nothing",
+    "export nothing there",
+    "replay nothing",
+    "train --run.output_dir RUN",
     "--version",
 ]
 WITHOUT_TORCH = """
@@ -165,9 +169,10 @@ for line in sys.argv[1:]:
 """
 
 
-def test_help_and_mistakes_are_shown_before_torch_is_loaded() -> None:
+def test_help_and_mistakes_are_shown_before_torch_is_loaded(tmp_path: Path) -> None:
     """Settings of a method, of the optimiser and of an engine load without it; else each takes seconds."""
-    done = run_python(WITHOUT_TORCH, *MISTYPED)
+    write_run(tmp_path / "run")
+    done = run_python(WITHOUT_TORCH, *(line.replace("RUN", str(tmp_path / "run")) for line in MISTYPED))
     assert done.returncode == 0, done.stderr[-500:]
 
 

@@ -73,7 +73,7 @@ PARAMETERS = {
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k, learns_from_retries, "
     "remote_teacher, on_policy",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",
 }
 
 

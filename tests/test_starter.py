@@ -121,6 +121,13 @@ def test_what_is_missing_or_wrong_is_one_error_and_no_file(
     assert not Path("run.yaml").exists()
 
 
+def test_a_file_s_name_alone_is_answered_with_the_option_for_it(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes", "mine.yaml"]) == 2
+    assert "Write --output mine.yaml." in capsys.readouterr().err and not Path("run.yaml").exists()
+
+
 def test_a_file_that_is_there_stays(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("mine")
     assert main(["init", "--yes"]) == 2

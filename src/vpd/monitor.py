@@ -204,7 +204,11 @@ def _dead_gradient(history: History) -> str | None:
 
 
 def _sampler_gaps(history: History, name: str) -> list[float]:
-    """A gap of sampler and learner; ``sampler_mismatch`` only of steps in which no E-step moved the student first."""
+    """A gap of sampler and learner, of steps in which both had the same weights.
+
+    So those are left out with rollouts of older weights, and ``sampler_mismatch`` where an E-step moved the student.
+    """
+    history = [metrics for metrics in history if not metrics.get("rollout/staleness")]
     if name.endswith("sampler_mismatch"):
         history = [metrics for metrics in history if not metrics.get("e_step/rows")]
     return _series(history, name)

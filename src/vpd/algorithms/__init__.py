@@ -48,12 +48,13 @@ class Algorithm(Protocol):
 class RemoteTeacher:
     """A teacher's server: its address, the model's name there, and the variable that holds its token, if there is one.
 
-    It reads the student's own prompt.
+    It reads the student's own prompt, or with ``reads_context`` the teacher's, where there is one.
     """
 
     url: str
     model: str
     api_key_env: str | None = None
+    reads_context: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

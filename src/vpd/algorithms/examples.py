@@ -113,9 +113,9 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
 def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Floats], Metrics]:
     """log pi, the learner's log-probs of every example now, before any update on them, and what was measured for it.
 
-    The sampler's own log-probs are taken where it shares the learner's weights and precision: the rows of
-    :func:`probe_rows` are scored, and no token of theirs may differ by more than ``Learner.logprob_tolerance``, nor all
-    tokens by a tenth of it on average.  Else all rows are scored.
+    The sampler's own log-probs are taken where it shares the learner's weights and precision: no row is of another
+    version than the learner's, the rows of :func:`probe_rows` are scored, and no token of theirs may differ by more
+    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.
     """
     probe = probe_rows(examples)
     scores = dict(zip(probe, learner.score([examples[row] for row in probe], student_logprobs), strict=True))
@@ -128,7 +128,9 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
     largest = max(differences, default=0.0)
     metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
     tolerance = learner.logprob_tolerance
-    if largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
+    version = learner.policy().version
+    stale = any(example.version != version for example in examples)
+    if not stale and largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
         return [e.behaviour for e in examples], metrics
     others = [row for row in range(len(examples)) if row not in scores]
     scores |= zip(others, learner.score([examples[row] for row in others], student_logprobs), strict=True)

@@ -69,7 +69,7 @@ class LDD:
 def environment_examples(groups: Sequence[Group], prompter: Prompter) -> list[Example]:
     """Every rollout as a row of which the environment's text alone counts, without weights.
 
-    Its prompt is the student's, its completion the attempt and the text behind it.  A row on which the environment words
+    Its prompt is the student's, its completion the attempt and the text behind it.  A row on which the environment said
     nothing that it could learn is left out for ``no_feedback``, one whose text finds no room in the window for
     ``no_room``.
     """

@@ -82,7 +82,7 @@ def read_arguments(
         if base is not None:
             raise ConfigError("two configs were passed", got="one in the first place and config=", expected="one")
         model, base = None, model
-    data = _data_of(base)
+    data = {} if base is None else base.as_given()
     objects: dict[str, Any] = {"tokenizer": tokenizer}
     _add_model(data, objects, model)
     for name in ("prompts", "rollout", "dynamics", "optim", "run"):
@@ -125,16 +125,6 @@ def _check_names(more: Mapping[str, Any]) -> None:
                 expected='sections of the settings, such as optim={"learning_rate": 1e-5}',
                 do=found,
             )
-
-
-def _data_of(base: Config | None) -> dict[str, Any]:
-    """A config as plain data, without the defaults that belong to a shipped base."""
-    if base is None:
-        return {}
-    data = base.as_dict()
-    for key in base.for_shipped_base:
-        del data["optim"][key]
-    return data
 
 
 def _plain(value: Any, name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from vpd.config.sections import (
     named,
     settings_class,
 )
-from vpd.engines.settings import check_url
+from vpd.engines.settings import EmbeddedEngineSettings, VLLMSettings, check_url
 from vpd.envs import BesideAnother
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
@@ -72,7 +72,8 @@ OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch
 class Config:
     """The whole of a run's settings, resolved.
 
-    ``for_shipped_base`` names the settings of ``optim`` that nobody gave and that are a shipped base's defaults.
+    ``for_shipped_base`` names the settings of ``optim`` that nobody gave and that are a shipped base's defaults;
+    ``given`` has for each section the plain data that it was made of, and what was made.
     """
 
     model: ModelSettings
@@ -86,6 +87,7 @@ class Config:
     optim: "OptimSettings"
     run: RunSettings
     for_shipped_base: tuple[str, ...] = field(default=(), compare=False)
+    given: Mapping[str, tuple[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def method(self) -> str:
@@ -119,6 +121,14 @@ class Config:
             elif value is not None:
                 data[section] = _plain_section(value)
         return data
+
+    def as_given(self) -> dict[str, Any]:
+        """As :meth:`as_dict`, without what nobody gave; a section that was replaced since is there whole."""
+        data = self.as_dict()
+        for section, (given, made) in self.given.items():
+            if made is getattr(self, section):
+                data[section] = copy.deepcopy(given)
+        return {section: part for section, part in data.items() if part is not None}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
@@ -178,8 +188,9 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     if data.get("prompts") is None:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
-    feedback = _feedback(data.get("feedback", ["environment"]))
-    return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
+    sections["feedback"] = _feedback(data.get("feedback", ["environment"]))
+    originals = {name: (copy.deepcopy(data.get(name)), made) for name, made in sections.items()}
+    return Config(for_shipped_base=tuple(for_base), given=originals, **sections)
 
 
 def check_together(config: Config) -> None:
@@ -201,6 +212,13 @@ def check_together(config: Config) -> None:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
     if needs.remote_teacher is not None:
         check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        same = isinstance(config.engine, VLLMSettings) and config.engine.is_at(needs.remote_teacher.url)
+        if same and config.model.lora is None:
+            raise ConfigError(
+                "algorithm.teacher_url: the server at engine.url gets the student's weights, a teacher keeps its own",
+                got=needs.remote_teacher.url,
+                do="Start another server for the teacher, or train adapters (model.lora): the base then never changes.",
+            )
         if config.rollout.temperature != 1:
             raise ConfigError(
                 "a remote teacher's log-probs are at temperature 1",
@@ -213,14 +231,15 @@ def check_together(config: Config) -> None:
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
-    if config.model.lora is not None and config.optim.sharding != "none":
+    if config.rollout.overlap and isinstance(config.engine, EmbeddedEngineSettings):
         raise ConfigError(
-            "adapters are not trained in shards",
-            got=f"model.lora and optim.sharding {config.optim.sharding}",
-            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
+            "rollout.overlap: the embedded engine samples on the very weights that the learner is changing",
+            expected="an engine with weights of its own",
+            do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
         )
-    teacher = None if needs.teacher is None else needs.teacher.dtype
-    config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
+    if config.model.lora is None:
+        teacher = None if needs.teacher is None else needs.teacher.dtype
+        config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
 
 
 def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -273,7 +292,7 @@ def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[
 
 
 def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A file's settings of one part, for another that was named instead: what both have stays, the rest is logged."""
+    """The settings given of one part, for another that was named instead: what both have stays, the rest is logged."""
     old = settings.get("name", CHOICES[section].default)
     known = known_keys(section, name)
     options = {key: value for key, value in settings.items() if key != "name"}
@@ -282,7 +301,7 @@ def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, A
     kept = {key: value for key, value in options.items() if key in known}
     if options:
         LOG.warning(
-            "%s.name is %s instead of the file's %s: its settings %s stay; %s has no %s, left out",
+            "%s.name is %s instead of %s: of the settings given, %s stay; %s has no %s, left out",
             *(section, name, old, _listed(kept), name, _listed(options.keys() - kept.keys())),
         )
     return kept

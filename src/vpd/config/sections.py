@@ -27,11 +27,12 @@ from vpd.config.passed import (
     needs_of,
     require,
 )
+from vpd.engines.settings import ChangesDefaults
 from vpd.envs import BesideAnother, Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
-from vpd.settings import declarations
+from vpd.settings import Settings, declarations
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
@@ -214,17 +215,37 @@ def named(section: str, data: Data, prefix: str) -> Any:
 
 
 def defaults_for_samples(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What an engine in another process, and recorded answers, change of a shipped method's defaults.
+    """What the engine that is named declares of the defaults of the method that is named, where this has the choice.
 
-    Their log-probs are not the learner's: of another precision, or of other weights.  So the importance ratio is taken
-    against them where the method has that choice.
+    With ``rollout.overlap`` any engine's samples are of older weights, and recorded answers are of others: the
+    importance ratio is then taken against their log-probs.
     """
-    name = given["algorithm"].get("name", CHOICES["algorithm"].default)
-    elsewhere_sampled = given["engine"].get("name") == "vllm" or given["env"].get("name") == "recorded"
-    if not elsewhere_sampled or name not in CHOICES["algorithm"].table:
+    engine, algorithm = _class_of("engine", given["engine"]), _class_of("algorithm", given["algorithm"])
+    changes = dict(engine.algorithm_defaults) if isinstance(engine, ChangesDefaults) else {}
+    if given["rollout"].get("overlap") is True or given["env"].get("name") == "recorded":
+        changes["importance_reference"] = "sampler"
+    if not changes or not _has_declarations(algorithm):
         return {}
-    declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
-    return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
+    declared = declarations(algorithm)
+    return {
+        key: value
+        for key, value in changes.items()
+        if key in declared and (not declared[key].choices or value in declared[key].choices)
+    }
+
+
+def _class_of(section: str, data: Data) -> Any:
+    """The class that a section names, a user's own too; None for an object that was passed, and for an unknown name."""
+    name = data.get("name", CHOICES[section].default)
+    if "object" in data or not isinstance(name, str):
+        return None
+    if is_place(name):
+        return load_object(name, f"{section}.name")
+    return settings_class(CHOICES[section].table[name]) if name in CHOICES[section].table else None
+
+
+def _has_declarations(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Settings) and dataclasses.is_dataclass(kind)
 
 
 def known_keys(section: str, name: Any) -> set[str] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpd.engines.canary import TEXT
-from vpd.engines.vllm_client import HalfAnswerError, Question, VLLMClient
+from vpd.engines.vllm_client import HalfAnswerError, Question, RefusedError, VLLMClient
 from vpd.engines.vllm_engine import COMPLETIONS, prompt_logprobs_of
 from vpd.engines.vllm_server_facts import card_of
 from vpd.errors import EngineError
@@ -25,7 +25,7 @@ class VLLMTeacher:
     at_once: int
 
     def check(self, tokenizer: Any) -> None:
-        """Raise EngineError unless the server has this model, and reads text with the student's tokenizer."""
+        """Raise EngineError unless the server has this model, gives so many tokens, and has the student's tokenizer."""
         card_of(self.client, self.model)
         body = {"model": self.model, "prompt": TEXT, "add_special_tokens": False}
         theirs = self.client.ask("/tokenize", Question(body, _tokens))
@@ -35,6 +35,16 @@ class VLLMTeacher:
                 "distributions over tokens are compared: teacher and student need one tokenizer",
                 got=f"{len(theirs)} tokens from the server at {self.client.url} and {len(ours)} here, of one text",
             )
+        try:
+            self.top_k([(ours[:1], ours[1:2])])
+        except RefusedError as error:
+            if error.status != 400:
+                raise
+            raise EngineError(
+                f"the teacher's server at {self.client.url} does not give its {self.k} likeliest tokens",
+                got=str(error),
+                do=f"Start it with --max-logprobs={self.k}, or lower algorithm.distillation_topk.",
+            ) from error
 
     def top_k(self, rows: Sequence[tuple[Tokens, Tokens]]) -> list[TopKLogprobs]:
         """What the teacher would say next at each token of a row's completion, after its prompt.  Raises EngineError.
@@ -42,6 +52,10 @@ class VLLMTeacher:
         Rows are (prompt [P], completion [T]) with T at least 1; log-probs are at temperature 1.
         """
         return self.client.ask_all(COMPLETIONS, [self._question(*row) for row in rows], at_once=self.at_once)
+
+    def abandon(self) -> None:
+        """End the requests of another thread, which then raise EngineError."""
+        self.client.abandon()
 
     def _question(self, prompt: Tokens, completion: Tokens) -> Question[TopKLogprobs]:
         tokens = [*prompt, *completion]

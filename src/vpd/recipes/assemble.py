@@ -14,7 +14,7 @@ from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
-from vpd.engines import Engine
+from vpd.engines import Abandonable, Engine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.settings import EngineParts, VLLMSettings, key_of
 from vpd.engines.vllm_client import VLLMClient
@@ -40,6 +40,7 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
+from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
@@ -111,7 +112,15 @@ def assemble(
         )
     recorded = isinstance(env, RecordedTasks) and config.needs.on_policy
     learner = make_learner(config, model, tokenizer, ranks, keep_initial=recorded)
+    check_speed(config, learner.accelerator.device.type)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    if config.rollout.overlap and not isinstance(engine, Abandonable):
+        raise ConfigError(
+            "rollout.overlap: this engine does not say that it samples on weights of its own",
+            got=type(engine).__name__,
+            expected="a method abandon() (vpd.engines.Abandonable)",
+        )
+    needs = config.algorithm.needs
     return Parts(
         config=config,
         env=env,
@@ -128,6 +137,7 @@ def assemble(
             seed=config.run.seed,
             training_engine=make_training_engine(config, tokenizer, model, learner, engine),
             teacher=make_remote_teacher(config, tokenizer),
+            teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
             ranks=ranks,
         ),
         learner=learner,
@@ -304,6 +314,17 @@ def make_learner(
     )
 
 
+def check_speed(config: Config, device: str, ratio: Callable[[str], float] = bfloat16_ratio) -> None:
+    """Warn where a run computes in bfloat16 on a CPU that takes much longer for it than for float32."""
+    chosen = {
+        "optim.mixed_precision bf16": config.optim.mixed_precision == "bf16",
+        "model.dtype bfloat16": config.model.dtype == "bfloat16",
+    }
+    asked = " and ".join(setting for setting, is_set in chosen.items() if is_set)
+    if asked and device == "cpu" and (times := ratio(device)) > SLOW:
+        log.warning("%s: this CPU takes %.1f times as long for products in bfloat16 as in float32", asked, times)
+
+
 def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
     """Tokens of the longest of the tasks' prompts, with an answer of full length."""
     prompts = (len(prompter.build_student_prompt(task)) for task in tasks)
@@ -314,7 +335,7 @@ def make_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
 ) -> Engine:
     """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
-    parts = _engine_parts(config, tokenizer, model)
+    parts = _engine_parts(config, tokenizer, model, learner.ranks)
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
@@ -333,7 +354,7 @@ def make_training_engine(
             got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
             do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
         )
-    teacher = config.engine.build(_engine_parts(config, tokenizer, model))
+    teacher = config.engine.build(_engine_parts(config, tokenizer, model, learner.ranks))
     teacher.load(learner.policy("teacher"))
     return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
 
@@ -343,18 +364,20 @@ def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
     needs = config.needs
     if needs.remote_teacher is None or needs.top_k is None:
         return None
-    key = needs.remote_teacher.api_key_env
+    key, url = needs.remote_teacher.api_key_env, needs.remote_teacher.url
     token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
-    client = VLLMClient(needs.remote_teacher.url, api_key=token)
+    if key is None and isinstance(config.engine, VLLMSettings) and config.engine.is_at(url):
+        token = config.engine.api_key()
+    client = VLLMClient(url, api_key=token)
     teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
     teacher.check(tokenizer)
     return teacher
 
 
-def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
     eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
-    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows, ranks=ranks)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:

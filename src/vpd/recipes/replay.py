@@ -139,7 +139,7 @@ def _run(call: Call, examples: Sequence[Example], asked: _Asked, learner: Accele
 def _config(settings: Mapping[str, Any], folder: Path) -> Config:
     """The run's settings, without environment and feedback, which a replay does not need."""
     kept = {name: section for name, section in settings.items() if name not in ("env", "feedback", "engine")}
-    config = parse(kept)
+    config = parse(kept | {"rollout": {**kept["rollout"], "overlap": False}})
     if config.model.lora is not None:
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, name_or_path=str(folder.resolve())))

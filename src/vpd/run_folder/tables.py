@@ -73,6 +73,7 @@ class RunFolder:
                 "prompt": self._tokenizer.decode(r.prompt),
                 "teacher_prompt": None if r.teacher_prompt is None else self._tokenizer.decode(r.teacher_prompt.tokens),
                 "completion": self._transcript(r.completion),
+                "version": r.completion.version,
                 "turns": r.completion.turns,
                 "tokens": len(r.completion.tokens),
                 "finish": r.completion.finish,
@@ -95,6 +96,7 @@ class RunFolder:
         kinds = {
             "step": number,
             "group": number,
+            "version": number,
             "turns": number,
             "tokens": number,
             "teacher_cut": number,

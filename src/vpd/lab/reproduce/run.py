@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vpd.config import Config, parse
-from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError
-from vpd.lab import tiny
 from vpd.lab.processes import Advance, Call, run_calls
 from vpd.lab.reproduce import bases
+from vpd.lab.reproduce.forgetting import abilities
 from vpd.lab.reproduce.methods import find_method
-from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, find_setting
+from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
 from vpd.lab.reproduce.warmups import Warmup, warm_up
@@ -30,11 +29,10 @@ from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
 
-EVAL_EVERY = 20
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
-SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # on one core: a base; an iteration with answers of six digits
+BASE_SECONDS = 45.0  # to make a base, on one core
 KEPT = (
     "reward",
     "frac_reward_zero_std",
@@ -49,6 +47,10 @@ KEPT = (
     "gate/auc",
     "gate/groups",
     "retries/success",
+    "retries/quoted_run",
+    "completions/quoted_run",
+    "completions/mean_length",
+    "m_step/entropy",
 )
 #: summary number -> (curve, which part of it)
 MEASURES = {
@@ -63,7 +65,12 @@ MEASURES = {
     "e_accuracy": ("e_step/accuracy", "later half"),
     "drift": ("e_step/student_drift_kl", "mean"),
     "trust": ("gate/trust", "later half"),
+    "length": ("completions/mean_length", "last two"),
+    "quoted": ("completions/quoted_run", "last two"),
+    "entropy": ("m_step/entropy", "last two"),
 }
+#: summary number -> ability, whose change by training it is
+ABILITIES = {"instructions": "instructions/accuracy", "text_nll": "text/nll"}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -77,7 +84,8 @@ class Job:
 
     def base(self) -> tuple[str, int]:
         """Name and seed of the base it starts from."""
-        return find_setting(self.setting).base, self.seed
+        base = find_setting(self.setting).base
+        return base, bases.seed_of(base, self.seed)
 
     def bases(self) -> list[tuple[str, int]]:
         """Name and seed of every base it needs."""
@@ -89,29 +97,30 @@ class Job:
         A method that reads no feedback gets none, so that settings which differ in feedback alone share its runs.
         """
         setting, method = find_setting(self.setting), find_method(self.method)
-        env = setting.env if method.reads_feedback else {k: v for k, v in setting.env.items() if k == "length"}
+        family = setting.family
         algorithm = dict(method.algorithm)
-        samples = setting.eval_samples if method.reads_feedback else 1
+        samples = setting.eval_samples if method.reads_feedback or family.same_evaluation else 1
         if self.method == "gkd":
             algorithm["teacher_model"] = _label(EXPERT)
+        attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
             "model": {"name_or_path": _label(self.base())},
-            "env": {"name": "digits", **env},
+            "env": {"name": family.env, **setting.env, **(setting.text if method.reads_feedback else {})},
             "feedback": list(setting.feedback) if method.reads_feedback else [],
-            "prompts": asdict(tiny.TEMPLATE),
+            "prompts": dict(family.prompts),
             "rollout": {
-                "prompts_per_step": PROMPTS_PER_STEP,
-                "num_generations": GENERATIONS,
+                "prompts_per_step": family.prompts_per_step,
+                "num_generations": attempts,
                 "max_completion_length": setting.length,
-                "max_rows": 512,
-                **method.rollout,
+                **family.rollout,
+                **({"retries": 1} if method.retries else {}),
             },
             "algorithm": algorithm,
             **({"dynamics": dict(method.dynamics)} if method.dynamics else {}),
-            "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0, "micro_batch_size": 128},
+            "optim": {"learning_rate": self.learning_rate, **family.optim},
             "run": {
                 "max_steps": setting.steps,
-                "eval_steps": EVAL_EVERY,
+                "eval_steps": family.eval_steps,
                 "eval_limit": EVAL_ANSWERS // samples,
                 "eval_samples": samples,
                 "seed": self.seed,
@@ -122,7 +131,8 @@ class Job:
         """How the base is trained before."""
         name = find_method(self.method).warmup
         setting = find_setting(self.setting)
-        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=setting.env)
+        env = {**setting.env, **setting.text}
+        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=env)
 
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
@@ -133,9 +143,9 @@ class Job:
 
     def code(self) -> str:
         """The version of the code that determines the results."""
-        method = find_method(self.method)
+        method, env = find_method(self.method), find_setting(self.setting).family.env
         names = [method.algorithm["name"], *([method.warmup] if method.warmup else [])]
-        return "-".join([*map(code_version, names), tiny.recipe_hash(self.base()[0])])
+        return "-".join([*(code_version(name, env) for name in names), bases.recipe_hash(self.base()[0])])
 
     def file(self, folder: Path) -> Path:
         return folder / f"{find_setting(self.setting).base}-{self.method}-{self.seed}-{self.key()}.json"
@@ -143,9 +153,10 @@ class Job:
     def seconds(self) -> float:
         """Estimated time on one idle core."""
         setting = find_setting(self.setting)
-        rate = SECONDS["grpo"] if self.method == "grpo" else SECONDS["other"]
+        without, with_feedback = setting.family.seconds
+        rate = with_feedback if find_method(self.method).reads_feedback else without
         warming = WARMING_SECONDS if find_method(self.method).warmup else 0.0
-        return rate * setting.steps * setting.length / LENGTH + warming
+        return rate * setting.steps * setting.length / setting.family.length + warming
 
 
 class CurveRecorder:
@@ -179,13 +190,19 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
     recorder = CurveRecorder(KEPT, advance)
+    forgetting = find_setting(job.setting).family.forgetting
     with _started(job) as config:
-        make_loop(assemble(config), [recorder], output=None).run()
+        parts = assemble(config)
+        before = abilities(parts) if forgetting else {}
+        make_loop(parts, [recorder], output=None).run()
+    parts.engine.load(parts.learner.policy())
+    after = abilities(parts) if forgetting else {}
     run = {
         "job": asdict(job),
         "settings": job.config_data(),
         "code": job.code(),
         "curves": recorder.curves,
+        "abilities": {name: (before[name], after[name]) for name in after},
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
@@ -234,7 +251,7 @@ def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Term
 
 def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int) -> str:
     """The plan in one line."""
-    seconds = sum(job.seconds() for job in todo) + SECONDS["base"] * len(missing)
+    seconds = sum(job.seconds() for job in todo) + BASE_SECONDS * len(missing)
     return (
         f"{asked} runs in the plan, {len(todo)} to make, {len(missing)} bases to make: "
         f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / processes:.0f} with --jobs {processes}."
@@ -283,10 +300,13 @@ def measure(run: Run, name: str) -> float | None:
     Student: ``start`` (held out, before training), ``final`` (the last two blocks of its rollouts), ``peak``
     (the best block), ``mean`` (of all), ``held_out`` (the last evaluation).  Teacher: ``teacher_start``,
     ``teacher_peak``.  ``e_accuracy`` (the later half of the E-steps), ``drift``, ``trust`` (the later half), ``cpu``
-    seconds.
+    seconds.  Change by training: ``instructions`` (share followed), ``text_nll`` (nats a token).
     """
     if name == "cpu":
         return float(run["cpu_seconds"])
+    if name in ABILITIES:
+        pair = run.get("abilities", {}).get(ABILITIES[name])
+        return None if pair is None else float(pair[1]) - float(pair[0])
     source, part = MEASURES[name]
     values = [value for _, value in curve(run, source)]
     if not values:

@@ -22,9 +22,10 @@ SUITES: Mapping[Suite, tuple[Suite, ...]] = {  # whose claims each suite tests
     "default": ("quick", "default"),
     "all": ("quick", "default", "all"),
     "retries": ("retries",),
+    "pretrained": ("pretrained",),
     "warmups": ("warmups",),
 }
-SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3, "retries": 3, "warmups": 3}
+SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3, "retries": 3, "pretrained": 3, "warmups": 3}
 SIDE_SEEDS = 3  # the most seeds of a claim that is not a main claim
 
 
