@@ -207,6 +207,15 @@ def sampled_divergence(student_logprobs_BT: Tensor, teacher_logprobs_BT: Tensor)
     return log_ratio_BT + log_ratio_BT * (student_logprobs_BT - student_logprobs_BT.detach())
 
 
+def effective_share(log_weight_N: Tensor) -> Tensor:
+    """(sum w)^2 / (N sum w^2): the effective sample size of importance weights w, as a share of their number N [].
+
+    From 1 / N, where one weight has it all, to 1, where all are equal.
+    """
+    log_share = 2 * log_weight_N.logsumexp(0) - (2 * log_weight_N).logsumexp(0)
+    return log_share.exp() / len(log_weight_N)
+
+
 def importance_ratio(logprobs_BT: Tensor, reference_BT: Tensor, *, clip: float | None) -> Tensor:
     """Ratio pi / pi_0 of each token [B,T], at most ``clip`` (None: no bound), without gradient."""
     _same_shape("importance_ratio", logprobs=logprobs_BT, reference=reference_BT)

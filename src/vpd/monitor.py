@@ -28,6 +28,7 @@ NEGLIGIBLE = 0.02  # a gain that is not worth having
 #: Metrics that say how far the sampler is from the learner.
 GAPS = [f"{step}/{name}" for step in ("m_step", "policy") for name in ("sampler_mismatch", "sampling_logp_difference")]
 NOTICEABLE = 0.005  # nats a token that a sampler may move away from the learner
+LEAST_EFFECTIVE, LARGEST_MOVE = 0.5, 1.0  # of recorded answers: effective share of tokens, nats a token
 QUOTED_WORDS = 2.0  # more words in a row of the feedback than at the beginning
 
 
@@ -241,6 +242,13 @@ def _stale_rollouts(history: History) -> str | None:
     return f"answers were sampled by weights {lag:.3g} iterations old, and the importance ratio does not correct for it"
 
 
+def _recorded_too_old(history: History) -> str | None:
+    share, moved = history[-1].get("recorded/effective_tokens", 1.0), history[-1]["recorded/staleness"]
+    if share >= LEAST_EFFECTIVE and moved <= LARGEST_MOVE:
+        return None
+    return f"recorded answers: {share:.0%} of their tokens count by the importance ratio, {moved:.2g} nats a token away"
+
+
 def _quotes_feedback(history: History) -> str | None:
     values = _series(history, "completions/quoted_run")
     if "completions/quoted_run" not in history[-1] or len(values) <= START:
@@ -309,6 +317,13 @@ RULES = (
         "Look at rollouts/: the model has learned to write feedback in place of answers. Lower"
         " algorithm.retry_max_quote, and let the grader refuse answers that quote it.",
         needs="completions/quoted_run",
+    ),
+    Rule(
+        "recorded_too_old",
+        _recorded_too_old,
+        "The student has left those who gave the recorded answers: stop here, mix in fresh attempts (env.fresh_share),"
+        " or record anew.",
+        needs="recorded/staleness",
     ),
     Rule("dead_gradient", _dead_gradient, "Something cuts the graph or underflows: check dtype and frozen parameters."),
     Rule("stale_rollouts", _stale_rollouts, "Set algorithm.importance_reference to sampler."),

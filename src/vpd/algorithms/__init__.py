@@ -10,7 +10,8 @@ sft      ``update("sft")``: maximum likelihood on successes and demonstrations, 
 ldd      ``update("ldd")``: maximum likelihood on the environment's text, recorded or fresh; no outcome is read
 ======== ============================================================================================
 
-:mod:`~vpd.algorithms.dynamics` puts an auxiliary term beside any of them.
+:mod:`~vpd.algorithms.off_policy` lets any of them learn from recorded answers, :mod:`~vpd.algorithms.dynamics` puts an
+auxiliary term beside any of them.
 
 An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """

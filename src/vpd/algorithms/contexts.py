@@ -21,9 +21,10 @@ def e_step_contexts(groups: Sequence[Group], mode: SuccessContext) -> list[Group
     ``matched``: a success that lacks a kind (a source) its failed siblings have takes that section from its first
     failed sibling, never one that quotes the success itself; a kind that only one class then has is dropped.
     ``own``: every row keeps its own.  ``failed_sibling``: a success takes the whole context of its first failed
-    sibling.  ``drop``: successes take no part.
+    sibling.  ``drop``: successes take no part.  A row that nobody graded has no outcome to learn from and takes none.
     """
-    return [Group(rollouts=tuple(_contexts(group.rollouts, mode))) for group in groups]
+    graded = [[r if r.grade.graded else dataclasses.replace(r, context=()) for r in group.rollouts] for group in groups]
+    return [Group(rollouts=tuple(_contexts(rollouts, mode))) for rollouts in graded]
 
 
 def kind_predicts_success(groups: Sequence[Group]) -> float:
@@ -50,7 +51,7 @@ def _contexts(rollouts: Sequence[Rollout], mode: SuccessContext) -> list[Rollout
         return list(rollouts)
     if mode == "drop":
         return [dataclasses.replace(r, context=() if r.success else r.context) for r in rollouts]
-    failures = [r for r in rollouts if not r.success]
+    failures = [r for r in rollouts if not r.success and r.grade.graded]
     if mode == "failed_sibling":
         return [
             r if not r.success else dataclasses.replace(r, context=_borrowed((), failures, index))
@@ -64,7 +65,7 @@ def _contexts(rollouts: Sequence[Rollout], mode: SuccessContext) -> list[Rollout
         {s.source for r, context in zip(rollouts, contexts, strict=True) if r.success == success for s in context}
         for success in (True, False)
     ]
-    if failures and len(failures) < len(rollouts):
+    if failures and any(r.success for r in rollouts):
         shared = kinds[0] & kinds[1]
         contexts = [tuple(s for s in context if s.source in shared) for context in contexts]
     return [dataclasses.replace(r, context=context) for r, context in zip(rollouts, contexts, strict=True)]

@@ -60,7 +60,7 @@ def choose_rows(
     learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0, or, where
     it learns ``answers``, it is a success or nobody has graded it.  Reasons: ``no_tokens``; ``failed_grade`` (its
     grader failed, and nothing can be learned from it); ``no_context``; ``failure``; ``no_group`` (the only attempt at
-    its task, so that its advantage is 0); ``zero_advantage``.
+    its task, so that its advantage is 0); ``no_outcome`` (nobody has graded it); ``zero_advantage``.
     """
     sizes = Counter(example.group for example in examples)
 
@@ -77,6 +77,8 @@ def choose_rows(
             return "failure"
         if not advantage:
             return "no_context"
+        if not example.graded:
+            return "no_outcome"
         return "no_group" if sizes[example.group] == 1 else "zero_advantage"
 
     return [dataclasses.replace(example, left_out=reason(example)) for example in examples]

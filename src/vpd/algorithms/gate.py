@@ -112,12 +112,17 @@ def shared_context(groups: Sequence[Group]) -> dict[int, tuple[tuple[int, ...], 
     """
     found = {}
     for number, group in enumerate(groups):
-        failure = next((r for r in group.rollouts if not r.success and r.teacher_prompt is not None), None)
+        failure = next((r for r in group.rollouts if is_failure(r) and r.teacher_prompt is not None), None)
         if failure is None or failure.teacher_prompt is None or not any(r.success for r in group.rollouts):
             continue
         quoted = tuple(s.quotes for s in failure.context if s.quotes is not None)
         found[number] = (failure.teacher_prompt.tokens, quoted)
     return found
+
+
+def is_failure(rollout: Rollout) -> bool:
+    """Whether somebody graded the attempt, and it failed."""
+    return rollout.grade.graded and not rollout.success
 
 
 def pair_evidence(preferences: Sequence[Sequence[tuple[float, bool]]]) -> Evidence:
@@ -151,7 +156,7 @@ def retry_evidence(groups: Sequence[Group], counts: Callable[[Rollout, Rollout],
             for retry in attempt.retries
             if counts(attempt, retry)
             for other in group.rollouts
-            if other is not attempt and other.success != retry.success
+            if other is not attempt and other.grade.graded and other.success != retry.success
         ]
         if outcomes:
             wins.append(float(sum(outcomes)))

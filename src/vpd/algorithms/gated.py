@@ -129,7 +129,7 @@ class GatedVPD:
         for group, own in enumerate(_by_group(to_examples(groups))):
             if group in contexts:
                 prompt, quoted = contexts[group]
-                kept = (e for index, e in enumerate(own) if index not in quoted)
+                kept = (e for index, e in enumerate(own) if index not in quoted and e.graded)
                 chosen += [dataclasses.replace(e, teacher=prompt) for e in kept]
         if not chosen:
             return Evidence(), {}

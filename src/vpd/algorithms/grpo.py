@@ -122,21 +122,31 @@ def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "
     """A = (r - group mean) / (std + 1e-4) of every rollout, in order (GRPO, arXiv 2402.03300, section 4.1.2).
 
     ``scale``: std is the group's, the batch's (both Bessel-corrected), or 1 without the 1e-4 (``none``).  The
-    advantages of a group sum to 0; a group of equal rewards gives zeros.
+    advantages of a group sum to 0; a group of equal rewards gives zeros.  An attempt that nobody graded has advantage
+    0 and counts nowhere.
     """
-    all_rewards = [rollout.grade.reward for group in groups for rollout in group.rollouts]
+    all_rewards = [reward for group in groups for reward in _rewards(group)]
     advantages = []
     for group in groups:
-        rewards = [rollout.grade.reward for rollout in group.rollouts]
+        rewards = _rewards(group)
+        if not rewards:
+            advantages += [0.0] * len(group.rollouts)
+            continue
         mean = statistics.fmean(rewards)
         scaled_by = {"group": rewards, "batch": all_rewards, "none": []}[scale]
         divisor = 1.0 if scale == "none" else (statistics.stdev(scaled_by) if len(scaled_by) > 1 else 0.0) + 1e-4
         equal = min(rewards) == max(rewards)
-        advantages += [0.0 if equal else (reward - mean) / divisor for reward in rewards]
+        advantages += [
+            0.0 if equal or not r.grade.graded else (r.grade.reward - mean) / divisor for r in group.rollouts
+        ]
     return advantages
+
+
+def _rewards(group: Group) -> list[float]:
+    return [rollout.grade.reward for rollout in group.rollouts if rollout.grade.graded]
 
 
 def _share_of_equal_groups(groups: Sequence[Group]) -> float:
     """Share of groups whose rewards are all equal: their advantages are 0."""
-    equal = sum(len({rollout.grade.reward for rollout in group.rollouts}) == 1 for group in groups)
+    equal = sum(len(set(_rewards(group))) <= 1 for group in groups)
     return equal / len(groups)

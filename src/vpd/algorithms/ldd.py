@@ -78,14 +78,14 @@ def environment_examples(groups: Sequence[Group], prompter: Prompter) -> list[Ex
 
 
 def _row(example: Example, rollout: Rollout, prompter: Prompter) -> Example:
-    said: Tokens = ()
+    words: Tokens = ()
     counts: tuple[bool, ...] = ()
     text, left_out = rollout.grade.feedback, "no_feedback"
     if text and rollout.grade.informative:
-        said, counts = prompter.environment_text(text, rollout.prompt + rollout.completion.tokens)
+        words, counts = prompter.environment_text(text, rollout.prompt + rollout.completion.tokens)
         left_out = "no_room"
     mask = (*(not own for own in rollout.completion.sampled), *counts)
-    completion = (*rollout.completion.tokens, *said)
+    completion = (*rollout.completion.tokens, *words)
     return dataclasses.replace(
         example,
         completion=completion,

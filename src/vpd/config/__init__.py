@@ -38,12 +38,13 @@ from vpd.config.sections import (
     Custom,
     advice,
     build,
-    defaults_for_engine,
+    defaults_for_samples,
     known_keys,
     named,
     settings_class,
 )
 from vpd.engines.settings import EmbeddedEngineSettings, VLLMSettings, check_url
+from vpd.envs import BesideAnother
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.model.settings import ModelSettings
@@ -96,15 +97,18 @@ class Config:
 
     @property
     def needs(self) -> "Needs":
-        """What the method needs, with what the auxiliary term does."""
+        """What the method needs, with what the auxiliary term and recorded answers do: the initial weights."""
         needs = self.algorithm.needs
-        return dataclasses.replace(needs, initial_copy=True) if self.dynamics.weight else needs
+        off_policy = needs.on_policy and isinstance(self.env, BesideAnother)
+        return dataclasses.replace(needs, initial_copy=True) if self.dynamics.weight or off_policy else needs
 
     def build_algorithm(self, prompter: "Prompter") -> "Algorithm":
-        """The method, with the auxiliary term where it has weight."""
+        """The method, with what recorded answers need, and with the auxiliary term where it has weight."""
         from vpd.algorithms.dynamics import Tied
+        from vpd.algorithms.off_policy import OffPolicy
 
         method = self.algorithm.build(prompter)
+        method = OffPolicy(method) if self.algorithm.needs.on_policy else method
         return Tied(method, self.dynamics, prompter) if self.dynamics.weight else method
 
     def as_dict(self) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
-    given["algorithm"] = {**defaults_for_engine(given), **given["algorithm"]}
+    given["algorithm"] = {**defaults_for_samples(given), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
         sections["prompts"] = None

@@ -214,14 +214,15 @@ def named(section: str, data: Data, prefix: str) -> Any:
     return build(settings_class(choice.table[name]), data, prefix)
 
 
-def defaults_for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+def defaults_for_samples(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """What the engine that is named declares of the defaults of the method that is named, where this has the choice.
 
-    With ``rollout.overlap`` any engine's samples are of older weights, and the importance ratio is taken against them.
+    With ``rollout.overlap`` any engine's samples are of older weights, and recorded answers are of others: the
+    importance ratio is then taken against their log-probs.
     """
     engine, algorithm = _class_of("engine", given["engine"]), _class_of("algorithm", given["algorithm"])
     changes = dict(engine.algorithm_defaults) if isinstance(engine, ChangesDefaults) else {}
-    if given["rollout"].get("overlap") is True:
+    if given["rollout"].get("overlap") is True or given["env"].get("name") == "recorded":
         changes["importance_reference"] = "sampler"
     if not changes or not _has_declarations(algorithm):
         return {}

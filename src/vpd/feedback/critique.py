@@ -69,7 +69,9 @@ class _Critique(Settings, section="feedback"):
             (number, index)
             for number, group in enumerate(groups)
             for index, rollout in enumerate(group.rollouts)
-            if (self.critique_successes or not rollout.success) and (self.when == "always" or not rollout.context)
+            if rollout.grade.graded
+            and (self.critique_successes or not rollout.success)
+            and (self.when == "always" or not rollout.context)
         ]
         rollouts = [groups[number].rollouts[index] for number, index in chosen]
         read = [self._fitting_fields(rollout, writer) for rollout in rollouts]

@@ -217,17 +217,17 @@ class Prompter:
         ``before`` are the tokens of task and attempt.  Control tokens become plain text; the middle of a text that is
         longer than ``max_feedback_length`` or than what the window has left makes way.  Without any room: no tokens.
         """
-        answer, said = "\N{OBJECT REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}"
+        answer, spoken = "\N{OBJECT REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}"
         conversation = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": answer},
-            {"role": "user", "content": said},
+            {"role": "user", "content": spoken},
         ]
         try:
             rendered: str = self._apply_template(conversation, tokenize=False)
         except (TemplateError, TypeError, ValueError) as error:
             raise _refusal("what an environment says", conversation[2:], error) from error
-        header = rendered.partition(answer)[2].partition(said)[0]
+        header = rendered.partition(answer)[2].partition(spoken)[0]
         head = self._encode(self._without_end(header, before[-1] if before else None))
         room = self.settings.max_feedback_length
         if self.window is not None:

@@ -110,7 +110,8 @@ def assemble(
             "rollout.prompts_per_step %d is less than the %d processes: the others wait while answers are made",
             *(config.rollout.prompts_per_step, ranks.world),
         )
-    learner = make_learner(config, model, tokenizer, ranks)
+    recorded = isinstance(env, RecordedTasks) and config.needs.on_policy
+    learner = make_learner(config, model, tokenizer, ranks, keep_initial=recorded)
     check_speed(config, learner.accelerator.device.type)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
     if config.rollout.overlap and not isinstance(engine, Abandonable):
@@ -167,8 +168,6 @@ def _loaded(
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
-    if isinstance(env, RecordedTasks) and config.needs.on_policy:
-        raise ConfigError(f"{config.method} learns from its own samples, not from recorded answers", do="Take sft.")
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
@@ -294,8 +293,10 @@ def window_of(model: Any) -> int | None:
     return longest_input(model)
 
 
-def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None) -> AccelerateLearner:
-    """The learner of what the algorithm needs."""
+def make_learner(
+    config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None, *, keep_initial: bool = False
+) -> AccelerateLearner:
+    """The learner of what the algorithm needs; ``keep_initial`` keeps the initial weights in any case."""
     needs = config.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
@@ -307,7 +308,7 @@ def make_learner(config: Config, model: Any, tokenizer: Any, ranks: Ranks | None
         temperature=config.rollout.temperature,
         teacher=needs.teacher or TeacherSettings(kind="live"),
         external=external,
-        keep_initial=needs.initial_copy,
+        keep_initial=needs.initial_copy or keep_initial,
         total_iterations=config.run.max_steps,
         ranks=ranks,
     )
