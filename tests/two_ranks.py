@@ -57,6 +57,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"name": "grpo", "updates_per_batch": 2}, {"optim": {"gradient_checkpointing": "full"}}),
     "grpo, uneven": ({"name": "grpo"}, {"rollout": UNEVEN, "optim": {"share_prefixes": False}}),
     "gkd": ({"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5}, {}),
+    "gkd, data": (
+        {"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5, "other_answers": "data"},
+        {},
+    ),
     "hybrid": ({"name": "hybrid"}, {}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -16,7 +16,7 @@ from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
 from vpd.ranks import OneProcess, Ranks, divide
 from vpd.settings import Settings
-from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens, TopKLogprobs
+from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, TeacherPrompt, Tokens, TopKLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,9 @@ class RolloutSource:
     are gathered; the result is the same for any number of ranks.
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
-    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.  A remote
-    ``teacher`` scores the training tasks' answers after the student's own prompt.
+    there is a ``training_engine`` (a mixture with an external teacher or the data), which answers these and nothing
+    else.  ``own_prompt`` is a task as an external teacher's own chat template writes it (None: the teacher reads the
+    student's prompt).  A remote ``teacher`` scores the training tasks' answers after the prompt that it reads.
     """
 
     env: Env
@@ -132,6 +133,7 @@ class RolloutSource:
     seed: int = 0
     training_engine: Engine | None = None
     teacher: TopKTeacher | None = None
+    own_prompt: Callable[[Task], Tokens] | None = None
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
@@ -161,6 +163,8 @@ class RolloutSource:
             metrics["time/feedback"] = with_feedback - sampled
             if self.settings.retries:
                 metrics["time/retries"] = time.perf_counter() - with_feedback
+            if self.own_prompt is not None:
+                groups = with_own_prompts(groups, self.own_prompt)
             return groups if self.teacher is None else self._scored(groups, self.teacher, metrics)
 
         return divide(self.ranks, places, work), metrics
@@ -225,7 +229,7 @@ class RolloutSource:
         """The rollouts with what the teacher says of their tokens."""
         started = time.perf_counter()
         rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.tokens]
-        answers = iter(teacher.top_k([(rollout.prompt, rollout.completion.tokens) for rollout in rollouts]))
+        answers = iter(teacher.top_k([(rollout.external_prompt, rollout.completion.tokens) for rollout in rollouts]))
         scored = [
             Group(
                 rollouts=tuple(
@@ -252,6 +256,24 @@ class RolloutSource:
             for number in range(count)
         ]
         return requests[: self.settings.max_retries_per_task]
+
+
+def with_own_prompts(groups: Sequence[Group], own_prompt: Callable[[Task], Tokens]) -> list[Group]:
+    """The rollouts with the task as the teacher's own chat template writes it, where that is not the student's prompt.
+
+    A teacher's prompt with feedback gives way: an external teacher reads none.
+    """
+
+    def of_group(group: Group) -> Group:
+        tokens = own_prompt(group.rollouts[0].task)
+        made = TeacherPrompt(tokens=tokens, sources=())
+        return Group(
+            rollouts=tuple(
+                r if tokens == r.prompt else dataclasses.replace(r, teacher_prompt=made) for r in group.rollouts
+            )
+        )
+
+    return [of_group(group) for group in groups]
 
 
 def generate_turns(

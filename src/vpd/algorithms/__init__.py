@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from vpd.learners import Learner, Update
 from vpd.learners.settings import TeacherSettings
@@ -43,7 +43,7 @@ class Algorithm(Protocol):
 class RemoteTeacher:
     """A teacher's server: its address, the model's name there, and the variable that holds its token, if there is one.
 
-    It reads the student's own prompt.
+    It reads the task alone, without feedback.
     """
 
     url: str
@@ -61,7 +61,9 @@ class Needs:
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
     ``remote_teacher``: a frozen teacher behind a server, asked for its ``top_k`` likeliest tokens at every token.
-    ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
+    ``student_fraction``: share of the prompts that the student answers; the rest is answered as ``other_answers`` says:
+    by the external model, or by the data (the environment's solution).
+    ``own_chat_template``: the external or remote teacher reads the task as its own chat template writes it.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
     ``learns_from_retries``: it uses the teacher's own attempts; for another, ``rollout.retries`` would be for nothing.
     """
@@ -72,6 +74,8 @@ class Needs:
     initial_copy: bool = False
     external_model: str | None = None
     student_fraction: float = 1.0
+    other_answers: Literal["teacher", "data"] = "teacher"
+    own_chat_template: bool = False
     top_k: int | None = None
     learns_from_retries: bool = False
     remote_teacher: RemoteTeacher | None = None

@@ -40,6 +40,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             teacher=rollout.teacher_logprobs or (rollout.teacher_prompt.tokens if rollout.teacher_prompt else None),
             version=rollout.completion.version,
             by_teacher=rollout.completion.by_teacher,
+            by_data=rollout.completion.by_data,
             success=rollout.success,
             group=number,
             key=rollout.key,

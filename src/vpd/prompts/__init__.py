@@ -146,6 +146,19 @@ class Prompter:
             return ()
         return tuple(self._encode(text.partition(answer)[2]))
 
+    def shown(self, task: Task) -> tuple[list[Any], list[Any]]:
+        """A task's messages and tools as the chat template gets them."""
+        return self._clean(list(task.messages)), self._clean(list(task.tools))
+
+    def answer(self, text: str, ends: Sequence[int]) -> Tokens:
+        """An answer as a model would have sampled it: its text, and the token that ends a turn (one of ``ends``).
+
+        Control tokens in the text are those that a task may spell (``control_tokens_in_tasks``).
+        """
+        template = self.answer_end()[:1]
+        end = template if template and template[0] in ends else tuple(ends[:1])
+        return (*self._encode(self._clean_text(text)[0]), *end)
+
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
         if self.window is None:
@@ -295,7 +308,7 @@ class Prompter:
         return self.build_teacher_prompt(rollout.task, rollout.context)
 
     def _render_task(self, task: Task) -> Tokens:
-        return self._render(self._clean(list(task.messages)), self._clean(list(task.tools)), what=f"task {task.id!r}")
+        return self._render(*self.shown(task), what=f"task {task.id!r}")
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, what: str) -> Tokens:
         try:
