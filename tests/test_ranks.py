@@ -25,7 +25,7 @@ SCRIPT = str(HERE / "two_ranks.py")
 SHARDINGS = ("none", "fsdp2")
 CASES = (
     "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "gated", "gated, uneven", "sdpo",
-    "sdpo, trust region", "grpo", "grpo, uneven", "gkd", "gkd, data", "hybrid", "hybrid, reweight",
+    "sdpo, trust region", "grpo", "grpo, uneven", "gkd", "gkd, data", "plare", "hybrid", "hybrid, reweight",
 )  # fmt: skip
 WITH_LORA = ("vpd, lora", "sdpo, lora")
 OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches

@@ -61,6 +61,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5, "other_answers": "data"},
         {},
     ),
+    "plare": ({"name": "plare"}, {"feedback": [{"name": "judge", "judge": "reward", "max_pairs": 5}]}),
     "hybrid": ({"name": "hybrid"}, {}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }

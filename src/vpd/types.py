@@ -214,12 +214,32 @@ class TeacherPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a judge said of an attempt beside another one of its group, asked in both orders.
+
+    ``other`` is the other's index in the group; ``preferred`` True: this attempt, False: the other, None: unsure, as
+    where the two orders disagree (``disagree``).  ``unreadable`` counts answers of the judge without a verdict, and
+    ``tokens`` what it generated.
+
+    >>> Comparison(other=2, preferred=True).disagree
+    False
+    """
+
+    other: int
+    preferred: bool | None
+    disagree: bool = False
+    unreadable: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One attempt, with everything that is known about it; ``key`` says which one it is.
 
     ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
     weights that sampled this one: the teacher's own samples, where the student failed.  ``teacher_logprobs`` is what a
-    remote teacher said of the completion's tokens.
+    remote teacher said of the completion's tokens.  ``comparisons`` are a judge's with attempts of the group; each pair
+    stands at one of its two attempts.
 
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
@@ -241,6 +261,7 @@ class Rollout:
     teacher_prompt: TeacherPrompt | None = None
     retries: tuple["Rollout", ...] = ()
     teacher_logprobs: "TopKLogprobs | None" = None
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def success(self) -> bool:

@@ -5,6 +5,7 @@ grpo     ``update("policy")``: the outcome alone
 distill  ``update("m_step")`` towards a teacher: SDPO, and GKD with an external one
 hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
+plare    ``update("preference")``: which of two attempts a judge prefers
 gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
 ======== ============================================================================================
 
@@ -57,6 +58,7 @@ class Needs:
 
     ``group``: it compares the answers to one task, so ``rollout.num_generations`` must be at least 2.
     ``feedback``: it learns from text, so at least one feedback source must be there.
+    ``preferences``: it learns from comparisons, so a feedback source must make some (``judge``).
     ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
@@ -79,6 +81,7 @@ class Needs:
     top_k: int | None = None
     learns_from_retries: bool = False
     remote_teacher: RemoteTeacher | None = None
+    preferences: bool = False
 
 
 @runtime_checkable

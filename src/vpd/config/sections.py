@@ -53,6 +53,7 @@ ALGORITHMS: Mapping[str, str] = {
     "gkd": "vpd.algorithms.distill:GKDSettings",
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
+    "plare": "vpd.algorithms.plare:PLARESettings",
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
@@ -71,6 +72,7 @@ SOURCES: Mapping[str, str] = {
     "sibling": "vpd.feedback:SiblingDemonstration",
     "self_critique": "vpd.feedback.critique:SelfCritique",
     "critic": "vpd.feedback.critique:Critic",
+    "judge": "vpd.feedback.judge:Judge",
 }
 ENGINES: Mapping[str, str] = {
     "embedded": "vpd.engines.settings:EmbeddedEngineSettings",

@@ -159,13 +159,14 @@ def _loaded(
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
     tasks = known_tasks(env, config)
-    replies = isinstance(env, Conversational)
+    replies, needs = isinstance(env, Conversational), config.algorithm.needs
     check_prompts(
         prompter,
         tasks,
         vocabulary=model.get_input_embeddings().weight.shape[0],
         replies=replies,
-        feedback=sources if config.algorithm.needs.feedback else (),
+        feedback=sources if needs.feedback or needs.preferences else (),
+        context=needs.feedback,
     )
     if replies:
         check_round_trip(prompter, tasks)

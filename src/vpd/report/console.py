@@ -34,6 +34,8 @@ COLUMNS = (
     Column("M rows", "m_step/rows", "answers the M-step learned from", ".0f"),
     Column("diverg.", "m_step/divergence", "of student and teacher, nats a token"),
     Column("policy", "policy/loss", "the policy gradient's loss"),
+    Column("unsure", "judge/unsure", "share of the pairs of attempts that the judge does not decide"),
+    Column("pref acc", "preference/accuracy", "share of the decided pairs whose better attempt is the likelier one"),
     Column("student", "eval/accuracy", "held-out tasks: right without feedback"),
     Column("teacher", "eval_teacher/accuracy", "failed held-out attempts again, with feedback"),
     Column("control", "eval_teacher/student_accuracy", "the same again without"),

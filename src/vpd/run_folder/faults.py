@@ -15,7 +15,19 @@ from vpd.learners import Learner, Update
 from vpd.learners.journal import Call, Fault, Result
 from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem
-from vpd.types import Completion, Example, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt, TopKLogprobs
+from vpd.types import (
+    Comparison,
+    Completion,
+    Example,
+    Grade,
+    Group,
+    Rollout,
+    SampleKey,
+    Section,
+    Task,
+    TeacherPrompt,
+    TopKLogprobs,
+)
 
 FILE = "fault.json"
 
@@ -110,6 +122,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: _tuple(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
+        comparisons=tuple(Comparison(**one) for one in data.get("comparisons", ())),
         teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: _tuple(v) for n, v in top_k.items()}),
     )
 

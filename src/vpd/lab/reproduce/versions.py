@@ -14,6 +14,7 @@ COMMON = (
     "vpd.envs.digits",
     "vpd.evaluation",
     "vpd.feedback.critique",
+    "vpd.feedback.judge",
     "vpd.learners.accelerate_learner",
     "vpd.loop",
 )
