@@ -238,7 +238,7 @@ def test_a_mistaken_line_is_answered_with_the_right_one(
 
 def test_config_is_in_the_help_of_those_that_read_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = {command.NAME for command in COMMANDS if "--config" in help_of(command.NAME, capsys)}
-    assert found == {"train", "eval", "serve", "check"}
+    assert found == {"train", "eval", "solve", "serve", "check"}
 
 
 def test_where_numbers_go_is_checked_first_and_they_are_finite(

@@ -32,6 +32,7 @@ from vpd.commands import (
     rollouts,
     runs,
     serve,
+    solve,
     train,
 )
 from vpd.commands.settings_help import settings_help
@@ -54,6 +55,7 @@ COMMANDS: tuple[Command, ...] = (
     init,
     train,
     eval,
+    solve,
     serve,
     report,
     rollouts,
