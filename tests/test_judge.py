@@ -129,15 +129,15 @@ def test_the_reward_can_be_the_judge_and_writes_nothing() -> None:
 
 
 def test_the_reward_as_judge_gives_the_graders_text_as_context() -> None:
-    told = dataclasses.replace(group_of("a", "b"))
+    told = group_of("a", "b", "c")
     graded = Group(
         rollouts=tuple(
             dataclasses.replace(r, grade=dataclasses.replace(r.grade, feedback=f"about {r.completion.text}"))
             for r in told.rollouts
         )
     )
-    (made,) = Judge(judge="reward", use="context")([graded], ScriptedWriter(fair))
-    assert [[s.text for s in r.context] for r in made.rollouts] == [["about a"], ["about b"]]
+    (made,) = Judge(judge="reward", use="context", max_pairs=3)([graded], ScriptedWriter(fair))
+    assert [[s.text for s in r.context] for r in made.rollouts] == [["about a"], ["about b"], ["about c"]]  # once each
 
 
 def test_metrics_say_how_sure_the_judge_is_and_how_often_it_is_right() -> None:

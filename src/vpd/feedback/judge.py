@@ -100,7 +100,7 @@ class Judge(Endpoint, section="feedback"):
         for (number, first, second), found in zip(pairs, judged, strict=True):
             comparisons[number][first].append(found.comparison(second))
             for index, section in zip((first, second), found.sections(self.name), strict=True):
-                sections[number][index] += section
+                sections[number][index] += [one for one in section if one not in sections[number][index]]
         if self.use != "context":
             groups = [_labelled(group, found) for group, found in zip(groups, comparisons, strict=True)]
         if self.use == "label":

@@ -17,6 +17,7 @@ from vpd.lab.reproduce.settings_table import GENERATIONS, SETTINGS
 
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = Path(__file__).with_name("rates.yaml")
+JUDGE = {"name": "judge", "judge": "reward", "max_pairs": 3 * GENERATIONS}
 RETRIES = {"num_generations": GENERATIONS // 2, "retries": 1}
 
 
@@ -24,7 +25,8 @@ RETRIES = {"num_generations": GENERATIONS // 2, "retries": 1}
 class Method:
     """``reads_feedback``: False for a method that learns without it, from the reward or from an external teacher.
 
-    ``rollout``: settings of that section that differ from the other methods'.
+    ``rollout``: settings of that section that differ from the other methods'.  ``feedback``: its own sources in the
+    place of the setting's.
     ``tuned_as``: the method whose learning rate an ablation uses (None: its own).
     """
 
@@ -32,6 +34,7 @@ class Method:
     title: str
     algorithm: Mapping[str, Any]
     rollout: Mapping[str, Any] = field(default_factory=dict)
+    feedback: tuple[Any, ...] | None = None
     reads_feedback: bool = True
     tuned_as: str | None = None
 
@@ -52,6 +55,20 @@ METHODS: dict[str, Method] = {
             tuned_as="vpd",
         ),
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads_feedback=False),
+        Method(
+            name="gkd_data",
+            title="GKD, right answers of the data",
+            algorithm={"name": "gkd", "student_fraction": 0.0, "other_answers": "data"},
+            reads_feedback=False,
+            tuned_as="gkd",
+        ),
+        Method(
+            name="plare",
+            title="PLARE (the reward as judge)",
+            algorithm={"name": "plare"},
+            feedback=(JUDGE,),
+            reads_feedback=False,
+        ),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
         Method(name="gated", title="evidence-gated VPD", algorithm={"name": "gated"}),
@@ -117,6 +134,23 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+#: The rows of the table of all methods: each method once, in the form that we recommend; ablations are not in it.
+COMPARED = (
+    "grpo",
+    "plare",
+    "gkd",
+    "gkd_data",
+    "sdpo",
+    "vpd",
+    "gated",
+    "reshape",
+    "reweight",
+    "imitate",
+    "vpd_retries",
+    "gated_retries",
+)
 
 
 def find_method(name: str) -> Method:

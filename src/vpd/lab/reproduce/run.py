@@ -45,6 +45,7 @@ KEPT = (
     "gate/auc",
     "gate/groups",
     "retries/success",
+    "judge/unsure",
 )
 #: summary number -> (curve, which part of it)
 MEASURES = {
@@ -76,7 +77,7 @@ class Job:
 
     def bases(self) -> list[tuple[str, int]]:
         """Name and seed of every base it needs."""
-        return [self.base(), *([EXPERT] if self.method == "gkd" else [])]
+        return [self.base(), *([EXPERT] if self._has_expert else [])]
 
     def config_data(self) -> dict[str, Any]:
         """The whole configuration, with the names of bases in place of their folders.
@@ -87,12 +88,12 @@ class Job:
         env = setting.env if method.reads_feedback else {k: v for k, v in setting.env.items() if k == "length"}
         algorithm = dict(method.algorithm)
         samples = setting.eval_samples if method.reads_feedback else 1
-        if self.method == "gkd":
+        if self._has_expert:
             algorithm["teacher_model"] = _label(EXPERT)
         return {
             "model": {"name_or_path": _label(self.base())},
             "env": {"name": "digits", **env},
-            "feedback": list(setting.feedback) if method.reads_feedback else [],
+            "feedback": self._feedback(),
             "prompts": asdict(tiny.TEMPLATE),
             "rollout": {
                 "prompts_per_step": PROMPTS_PER_STEP,
@@ -111,6 +112,17 @@ class Job:
                 "seed": self.seed,
             },
         }
+
+    @property
+    def _has_expert(self) -> bool:
+        return bool(find_method(self.method).algorithm["name"] == "gkd")
+
+    def _feedback(self) -> list[Any]:
+        """The method's own sources, else the setting's, which a method that reads no feedback does not get."""
+        method = find_method(self.method)
+        if method.feedback is not None:
+            return list(method.feedback)
+        return list(find_setting(self.setting).feedback) if method.reads_feedback else []
 
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
