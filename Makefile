@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 CHOICE_oldest := lowest-direct
 CHOICE_newest := highest
 
-.PHONY: demo test test-oldest test-newest test-vllm lint quick slow health fuzz torture models bench clean
+.PHONY: docs demo test test-oldest test-newest test-vllm lint quick slow health fuzz torture models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -37,6 +37,11 @@ test-oldest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/python -m pip install --quiet $(TORCH)
 	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(CHOICE_$*) $(TORCH) -e '.[dev]'
 	touch $@
+
+# The documentation as one site, site/index.html: it is read from the disk, without server or network.
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo Written: site/index.html
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -102,4 +107,4 @@ smollm2/model.safetensors: $(VENV)/ready
 	$(BIN)/vpd model smollm2-135m smollm2
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(TRL) $(VLLM) demo-out reproduce-out smollm2 out torture-out
+	rm -rf $(VENV) .venv-oldest .venv-newest $(TRL) $(VLLM) demo-out reproduce-out smollm2 out torture-out site

@@ -13,10 +13,11 @@ from vpd.bundled import load_bundled
 from vpd.config import ModelSettings
 from vpd.engines.torch_engine import TorchEngine
 from vpd.lab import tiny
+from vpd.policy import FixedPolicy
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
-from vpd.types import Completion, Grade, Group, Rollout, Section, Task
+from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def prompter_of(name: str, tokenizer: Any, shape: Shape) -> Prompter:
     return Prompter(tokenizer, settings, window=None, max_completion_length=shape.completion)
 
 
+def key_of(task: int, sample: int) -> SampleKey:
+    return SampleKey(phase="train", step=0, task=task, sample=sample)
+
+
 def draw(tokenizer: Any, prompter: Prompter, shape: Shape, seed: int) -> list[Group]:
     """Groups whose completions are still empty: tasks, grades, feedback and teacher's prompts."""
     words = Words(tokenizer, seed)
@@ -63,6 +68,7 @@ def draw(tokenizer: Any, prompter: Prompter, shape: Shape, seed: int) -> list[Gr
         task = words.task(prompter, str(number), length)
         rollouts = [
             Rollout(
+                key=key_of(number, index),
                 task=task,
                 prompt=prompter.build_student_prompt(task),
                 completion=Completion(tokens=(), sampled=(), logprobs=(), text="", finish="length"),
@@ -81,9 +87,9 @@ def record(name: str, shape: Shape, seed: int = 0) -> dict[str, Any]:
     prompter = prompter_of(name, tokenizer, shape)
     rollouts = [r for group in draw(tokenizer, prompter, shape, seed) for r in group.rollouts]
     engine = TorchEngine(tokenizer, eos_ids=())
-    engine.load(model, 0)
-    seeds = [seed + index for index in range(len(rollouts))]
-    completions = engine.generate([r.prompt for r in rollouts], seeds=seeds, max_tokens=shape.completion)
+    engine.load(FixedPolicy(model))
+    keys = [rollout.key for rollout in rollouts]
+    completions = engine.generate([r.prompt for r in rollouts], keys=keys, seed=seed, max_tokens=shape.completion)
     settings = prompter.settings
     rows = [
         {
@@ -119,6 +125,7 @@ def groups_of(recorded: dict[str, Any], prompter: Prompter) -> list[Group]:
         tokens = tuple(row["completion"])
         rollouts.append(
             Rollout(
+                key=key_of(index // size, index % size),
                 task=Task(id=str(index // size), messages=({"role": "user", "content": row["content"]},)),
                 prompt=tuple(row["prompt"]),
                 completion=Completion(

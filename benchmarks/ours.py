@@ -32,8 +32,8 @@ class Clocked:
     def update(self, *given: Any, **named: Any) -> Any:
         return self._clock("update_s", self._learner.update, given, named)
 
-    def in_one_pass(self, examples: Any) -> bool:
-        return self._learner.in_one_pass(examples)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
 
     def _clock(self, name: str, verb: Any, given: Any, named: Any) -> Any:
         started = cpu_seconds()
@@ -87,7 +87,7 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     learner = AccelerateLearner(model, optim, teacher=teacher)
     result: dict[str, Any] = {"fixed": fixed_bytes(model, teacher_copy=method != "grpo"), "steps": []}
     prompts = [r.prompt for group in groups for r in group.rollouts]
-    engine = TorchEngine(tokenizer, eos_ids=(), autocast=learner.accelerator.autocast)
+    engine = TorchEngine(tokenizer, eos_ids=())
     kinds = 3 if method == "vpd" else 2  # with an E-step, without, with; the optimiser's moments are there after one
     for _ in range(kinds):
         reset_peak()
@@ -105,10 +105,11 @@ def measure(recorded: dict[str, Any], options: argparse.Namespace) -> dict[str, 
                 "grad_norm": metrics[f"{name}/grad_norm"],
             }
         )
-    engine.load(learner.model, 0)
+    engine.load(learner.policy())
     reset_peak()
     started = cpu_seconds()
-    engine.generate(prompts, seeds=list(range(len(prompts))), max_tokens=shape.completion)
+    keys = [rollout.key for group in groups for rollout in group.rollouts]
+    engine.generate(prompts, keys=keys, seed=0, max_tokens=shape.completion)
     result |= {"rollout_s": cpu_seconds() - started, "rollout_peak": peak()}
     reset_peak()
     started = cpu_seconds()

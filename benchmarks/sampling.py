@@ -14,11 +14,12 @@ import statistics
 from typing import Any
 
 import torch
-from material import SHAPES, load, prompter_of
+from material import SHAPES, key_of, load, prompter_of
 from meters import commit, cpu_seconds, progress, spread
 
 from vpd.engines.torch_engine import TorchEngine
 from vpd.losses import token_logprobs
+from vpd.policy import FixedPolicy
 from vpd.types import Completion, Task, Tokens
 
 TOPICS = ("rivers", "prime numbers", "bread", "the moon")
@@ -41,15 +42,15 @@ def main() -> None:
     plain = copy.deepcopy(model)  # an engine may switch the attention of the model it loads
     prompts = student_prompts(options, tokenizer)
     engine = TorchEngine(tokenizer, eos_ids=())
-    engine.load(model, 0)
+    engine.load(FixedPolicy(model))
     rates: dict[str, list[float]] = {"generate": [], "engine": []}
     apart: list[float] = []
     for repeat in range(options.repeats):
         started = cpu_seconds()
         lengths = generate(plain, tokenizer, prompts, options.max_tokens, seed=options.seed + repeat)
         middle = cpu_seconds()
-        seeds = [options.seed + 1000 * repeat + row for row in range(len(prompts))]
-        completions = engine.generate(prompts, seeds=seeds, max_tokens=lengths)
+        keys = [key_of(repeat, row) for row in range(len(prompts))]
+        completions = engine.generate(prompts, keys=keys, seed=options.seed, max_tokens=lengths)
         ended = cpu_seconds()
         useful = sum(lengths)
         assert [len(c.tokens) for c in completions] == lengths

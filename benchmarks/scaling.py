@@ -16,6 +16,7 @@ LENGTHS = {"short": (512, 1024), "paper": (2048, 8192)}  # prompt, longest answe
 ONE_GPU = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", "Qwen/Qwen3-8B")
 MANY = (("Qwen/Qwen3-8B", 1), ("Qwen/Qwen3-8B", 8), ("Qwen/Qwen3-8B", 64), ("meta-llama/Llama-3.3-70B-Instruct", 8),
         ("meta-llama/Llama-3.3-70B-Instruct", 64))  # fmt: skip
+MANY_ADAPTERS = (("Qwen/Qwen3-8B", 8), ("meta-llama/Llama-3.3-70B-Instruct", 8))
 
 
 def config_of(
@@ -23,9 +24,10 @@ def config_of(
 ) -> Config:
     prompt, answer = LENGTHS[lengths]
     optim = {"gradient_checkpointing": checkpointing, "max_tokens_per_microbatch": prompt + answer}
-    dtype = "float32" if shards else "bfloat16"
-    if shards:
-        optim |= {"sharding": "fsdp2", "mixed_precision": "bf16"}
+    dtype = "float32" if shards and not adapter else "bfloat16"
+    optim |= {"sharding": "fsdp2"} if shards else {}
+    if shards and not adapter:
+        optim |= {"mixed_precision": "bf16"}
     settings: dict[str, Any] = {
         "model": {"name_or_path": model, "dtype": dtype, "lora": LORA if adapter else None},
         "env": {"name": "digits"},
@@ -56,15 +58,15 @@ def one_gpu() -> list[str]:
     return lines
 
 
-def many_gpus() -> list[str]:
+def many_gpus(*, adapter: bool) -> list[str]:
     lines = [
         "| model | GPUs that train | checkpointing | fixed | e_step | m_step | all, GiB of 80 | fits |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for model, gpus in MANY:
+    for model, gpus in MANY_ADAPTERS if adapter else MANY:
         for checkpointing in ("selective", "full"):
             machine = DryRunSettings(gpus=gpus, server_gpus=max(gpus // 4, 1), prompt_tokens=2048)
-            config = config_of(model, "paper", adapter=False, checkpointing=checkpointing, shards=gpus > 1)
+            config = config_of(model, "paper", adapter=adapter, checkpointing=checkpointing, shards=gpus > 1)
             found = dry_run(config, machine).estimate
             fixed = sum(item.bytes for item in found.fixed) / GIB
             added = {stage.name: stage.added / GIB for stage in found.stages}
@@ -77,4 +79,6 @@ def many_gpus() -> list[str]:
 if __name__ == "__main__":
     print("\n".join(one_gpu()), flush=True)
     print()
-    print("\n".join(many_gpus()))
+    print("\n".join(many_gpus(adapter=False)), flush=True)
+    print()
+    print("\n".join(many_gpus(adapter=True)))

@@ -9,6 +9,7 @@ import copy
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ class FakeVLLM:
 
     ``keep(name)`` says which tensors a reload leaves as they were, ``alter`` changes an answer before it is sent.
     A fault is "drop" (the link ends without an answer), "half" (it ends in the middle of one), "wait" (no answer while
-    the test runs), or (status, text).
+    the test runs), or (status, text).  A sample waits ``latency`` seconds, beside the others.
     """
 
     model: Any
@@ -41,6 +42,8 @@ class FakeVLLM:
     alter: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
     encode: Callable[[str], list[int]] = lambda text: []
     template: Callable[[list[Any]], list[int]] = lambda messages: []
+    latency: float = 0.0
+    most_logprobs: int = 100_000
     faults: dict[str, list[Any]] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     loaded: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class FakeVLLM:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         model = self.loaded.get(body["model"], self.model)
         tokens = list(body["prompt"])
+        if body.get("prompt_logprobs", 0) > self.most_logprobs:
+            return 400, {"error": {"message": f"greater than max allowed: {self.most_logprobs}"}}
         if "prompt_logprobs" in body:
             return 200, {"choices": [{"prompt_logprobs": self.score(model, tokens, body["prompt_logprobs"])}]}
         if not 0 <= body["seed"] < 2**63:
@@ -166,6 +171,8 @@ def _handler(server: FakeVLLM) -> type[http.server.BaseHTTPRequestHandler]:
                 return 200, ""
             if isinstance(fault, tuple):
                 return fault[0], json.dumps({"error": {"message": fault[1]}})
+            if isinstance(body, dict) and "seed" in body:
+                time.sleep(server.latency)
             with server.lock:
                 status, found = server.answer(self.path, body)
             return status, found if isinstance(found, str) else json.dumps(found)  # a command's may be a sentence
@@ -183,10 +190,14 @@ def _handler(server: FakeVLLM) -> type[http.server.BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Listening(http.server.ThreadingHTTPServer):
+    request_queue_size = 256  # links that wait to be taken; more are refused
+
+
 @contextlib.contextmanager
 def serving(server: FakeVLLM) -> Iterator[str]:
     """The address of the fake while it answers."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(server)) as listening:
+    with _Listening(("127.0.0.1", 0), _handler(server)) as listening:
         thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:

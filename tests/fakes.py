@@ -173,6 +173,10 @@ class OneStepAhead:
         self.log.append(f"take {step}")
         return self.ready.pop(step)
 
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
 
 def asking(question: str) -> Task:
     return Task(id=question, messages=({"role": "user", "content": question},))

@@ -20,7 +20,9 @@ from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
+from vpd.algorithms.ldd import LDD, LDDSettings
 from vpd.algorithms.plare import PLARE, PLARESettings
+from vpd.algorithms.sft import SFT, SFTSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
@@ -67,11 +69,21 @@ def tiny_learner(model: Any, **changes: Any) -> AccelerateLearner:
     return AccelerateLearner(model, OptimSettings(**optim), **changes)
 
 
+def norm_in_its_own_precision(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Llama's norm; transformers' own computes in fp32 even in an fp64 model, and another batch flips a rounding."""
+    return norm.weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))  # type: ignore[no-any-return]
+
+
 class TokenPrompter:
     """A prompter whose sections hold token ids as text: teacher's prompt = those ids, then the task's prompt."""
 
     def attach(self, groups: Sequence[Group]) -> list[Group]:
         return [Group(rollouts=tuple(self._attach(r) for r in group.rollouts)) for group in groups]
+
+    def environment_text(self, text: str, before: Sequence[int]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Token ids as text, behind a header of the one token 1."""
+        ids = tuple(int(word) for word in text.split())
+        return (1, *ids), (False, *(True for _ in ids))
 
     def _attach(self, rollout: Rollout) -> Rollout:
         if not rollout.context:
@@ -110,7 +122,7 @@ def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
                         text="",
                         finish="stop",
                     ),
-                    grade=Grade(reward=float(success) + draw.random() / 4, success=success),
+                    grade=Grade(reward=float(success) + draw.random() / 4, success=success, feedback=text),
                     context=() if success and draw.random() < 0.6 else context,
                 )
             )
@@ -142,6 +154,8 @@ ALGORITHMS: dict[str, tuple[Make, TeacherSettings]] = {
     "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
     "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
     "plare": (lambda: PLARE(PLARESettings(preference_alpha=0.5)), TeacherSettings(kind="live")),
+    "sft": (lambda: SFT(SFTSettings()), TeacherSettings(kind="live")),
+    "ldd": (lambda: LDD(LDDSettings(), TokenPrompter()), TeacherSettings(kind="live")),  # type: ignore[arg-type]
     "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),
 }
 

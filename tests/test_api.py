@@ -1,6 +1,7 @@
 """``vpd.train`` and ``vpd.evaluate`` with objects of Python, and ``vpd.Run``."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import datasets
 import pandas
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from helpers import tiny_model
 from transformers import TrainerCallback
@@ -192,17 +194,40 @@ def test_sections_are_the_file_s_and_what_was_passed_is_recorded() -> None:
     assert "digits" not in json.dumps(kept)
 
 
-def test_a_config_goes_below_the_other_arguments() -> None:
+def test_a_config_goes_below_the_other_arguments(caplog: pytest.LogCaptureFixture) -> None:
     config = vpd.parse_config(
         {"algorithm": {"name": "vpd", "e_every": 3, "distillation_alpha": 0.25}, "rollout": SMALL}
     )
-    run = vpd.train(config, TASKS, grade, algorithm="sdpo", run={"max_steps": 1, "output_dir": "first"})
+    with caplog.at_level(logging.WARNING, "vpd"):
+        run = vpd.train(config, TASKS, grade, algorithm="sdpo", run={"max_steps": 1, "output_dir": "first"})
+    assert [message for message in caplog.messages if "left out" in message] == [
+        "algorithm.name is sdpo instead of vpd: of the settings given, distillation_alpha stay; sdpo has no e_every,"
+        " left out"
+    ]
     assert run.settings["algorithm"]["name"] == "sdpo" and run.settings["algorithm"]["distillation_alpha"] == 0.25
     assert run.settings["optim"]["learning_rate"] == 2e-4  # the shipped base's
     run = vpd.train(config=config, env="digits", run={"max_steps": 1, "output_dir": "second"})
     assert run.settings["env"]["name"] == "digits" and run.settings["algorithm"]["e_every"] == 3
     with pytest.raises(vpd.ConfigError, match="two configs"):
         vpd.train(config, config=config)
+
+
+def test_a_tiny_model_is_trained_and_evaluated_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+
+    def counting(text: str, task: Any) -> float:
+        threads.append(torch.get_num_threads())
+        return 0.0
+
+    try:
+        vpd.train("tiny", TASKS, counting, rollout=SMALL, run={"max_steps": 1})
+        vpd.evaluate("tiny", TASKS[:1], counting, options={"num_samples": 1}, rollout={"max_completion_length": 2})
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -41,6 +41,14 @@ def test_engine_and_generate_make_the_same_number_of_tokens() -> None:
     assert "engine / generate" in said and largest < 1e-4
 
 
+def test_overlap_is_compared_with_none_at_two_latencies() -> None:
+    said = bench(
+        "overlap.py", "--base", "tiny", "--steps", "4", "--prompts", "2", "--generations", "2", "--latency", "0.3"
+    )
+    rows = [line.split("|") for line in said.splitlines() if line.startswith("| 0.")]
+    assert [row[1].strip() for row in rows] == ["0.00", "0.30"] and all(float(row[4]) > 0 for row in rows)
+
+
 @pytest.mark.skipif(not TRL_PYTHON, reason="set TRL_PYTHON to an interpreter that has trl")
 @pytest.mark.parametrize("micro_batch_size", ["2", "4"])
 def test_both_sides_of_the_comparison_do_the_same_work(tmp_path: Path, micro_batch_size: str) -> None:

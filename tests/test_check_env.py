@@ -270,7 +270,7 @@ def test_the_command_shows_a_table_and_an_example(capsys: pytest.CaptureFixture[
 
 
 def test_the_readme_environment_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.search(r"```python\n# my_env.py\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    code = re.search(r"```python\n# my_env.py\n(.*?)```", (ROOT / "docs/own_task.md").read_text(), re.DOTALL)
     assert code is not None
     (tmp_path / "my_env.py").write_text(code[1])
     assert main(["check", f"{tmp_path}/my_env.py:Capitals"]) == 0

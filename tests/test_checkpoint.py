@@ -36,7 +36,7 @@ def save(folder: Path, step: int, *, keep: int | None = None, tokenizer: str | N
         step,
         tiny_learner(tiny_model(step)),
         {"algorithm": {}},
-        save_tokenizer=save_tokenizer,
+        save_rest=save_tokenizer,
         keep=keep,
         files=FileSystem(),
     )

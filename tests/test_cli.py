@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import metrics_of
+from report_runs import write_run
 
 import vpd
 from vpd.cli import COMMANDS, main
@@ -62,7 +63,7 @@ def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture
         "shift_momentum share of the old reward shift delta that each E-step keeps (from 0.0 to below 1.0) [0.9]",
         "r rank (at least 1) [16]",
         "preset paper: 1 unless set (from 0.0 to 1.0) [0.5]",
-        "algorithm.name: one of vpd, gated, sdpo, gkd, grpo, hybrid, plare (default vpd).",
+        "algorithm.name: one of vpd, gated, sdpo, gkd, grpo, hybrid, plare, sft, ldd (default vpd).",
         "engine.name: one of embedded, vllm (default embedded).",
         "(where model.name_or_path is a shipped base such as tiny, the defaults are: learning_rate 0.0002",
         "half of what the longest known prompt leaves of the model's window",
@@ -150,6 +151,9 @@ MISTYPED = [
     "eval --nope",
     "eval --output .",
     "check nothing",
+    "export nothing there",
+    "replay nothing",
+    "train --run.output_dir RUN",
     "--version",
 ]
 WITHOUT_TORCH = """
@@ -165,9 +169,10 @@ for line in sys.argv[1:]:
 """
 
 
-def test_help_and_mistakes_are_shown_before_torch_is_loaded() -> None:
+def test_help_and_mistakes_are_shown_before_torch_is_loaded(tmp_path: Path) -> None:
     """Settings of a method, of the optimiser and of an engine load without it; else each takes seconds."""
-    done = run_python(WITHOUT_TORCH, *MISTYPED)
+    write_run(tmp_path / "run")
+    done = run_python(WITHOUT_TORCH, *(line.replace("RUN", str(tmp_path / "run")) for line in MISTYPED))
     assert done.returncode == 0, done.stderr[-500:]
 
 
@@ -238,7 +243,7 @@ def test_a_mistaken_line_is_answered_with_the_right_one(
 
 def test_config_is_in_the_help_of_those_that_read_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = {command.NAME for command in COMMANDS if "--config" in help_of(command.NAME, capsys)}
-    assert found == {"train", "eval", "solve", "serve", "check"}
+    assert found == {"train", "sft", "collect", "eval", "solve", "serve", "check"}
 
 
 def test_where_numbers_go_is_checked_first_and_they_are_finite(

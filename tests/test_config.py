@@ -12,7 +12,7 @@ import yaml
 from vpd.algorithms import AlgorithmSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.vpd import VPDSettings
-from vpd.config import Config, RunSettings, load, load_env, parse
+from vpd.config import Config, RunSettings, load, load_env, of_another, parse
 from vpd.config.elsewhere import ABSENT, RENAMED
 from vpd.config.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
 from vpd.errors import ConfigError
@@ -35,7 +35,7 @@ def test_every_algorithm_says_what_it_needs_and_survives_a_round_trip(name: str)
     assert needs.feedback == (name in ("vpd", "gated", "sdpo", "hybrid"))
     assert (needs.external_model, needs.teacher is None) == (
         "tiny" if name == "gkd" else None,
-        name in ("grpo", "plare"),
+        name in ("grpo", "plare", "sft", "ldd"),
     )
     assert needs.preferences == (name == "plare")
 
@@ -97,6 +97,19 @@ def test_another_environment_over_a_file_names_what_it_drops(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING, "vpd"):
         config = load(str(tmp_path / "run.yaml"), ["--env.name", f"{tmp_path}/mine.py:Mine"])
     assert config.env.options == {"length": 5} and "has no hint, left out" in caplog.messages[0]
+
+
+def test_a_config_lays_only_what_was_given_under_other_parts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vpd"):
+        plain = parse({"env": {"name": "digits"}}).as_given()
+        for name in ("sdpo", "grpo", "hybrid"):
+            assert parse({**plain, "algorithm": of_another("algorithm", plain.get("algorithm", {}), name)})
+    assert plain == {"env": {"name": "digits"}} and not caplog.messages
+    written = {"algorithm": {"e_every": 5}, "model": {"name_or_path": "tiny"}, "feedback": "sibling"}
+    config = parse(written)
+    assert config.as_given() == written and parse(config.as_given()) == config
+    replaced = dataclasses.replace(config, algorithm=parse({"algorithm": {"name": "grpo"}}).algorithm)
+    assert replaced.as_given() == written | {"algorithm": replaced.as_dict()["algorithm"]}
 
 
 OUT_OF_RANGE = [

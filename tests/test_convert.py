@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from vpd.cli import main
 from vpd.config import load, parse
-from vpd.config.convert import Converted, Foreign, convert, trl, verl
+from vpd.config.convert import Converted, Foreign, Unread, convert, trl, verl
 from vpd.config.convert.files import DIALECTS, read
 from vpd.envs.data_conversion import convert_data
 from vpd.errors import ConfigError, DataError
@@ -296,6 +296,47 @@ def test_a_python_script_is_read_and_not_run(tmp_path: Path) -> None:
     assert result.config.optim.learning_rate == 3e-6 and result.config.env.reward == f"{tmp_path}/train.py:right"
     assert result.config.model.lora is not None and result.config.model.lora.r == 2
     assert fate(result, "max_steps") == "impossible"  # its value is an expression
+
+
+IMPORTING = """
+import shaping, torch
+from datasets import load_dataset
+from my_rewards import right as correct, LR
+from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+args = SDPOConfig(output_dir="o", learning_rate=LR, beta=0.04, optim=compute(), max_steps=2, num_generations=4)
+data = load_dataset("json", data_files=["train.jsonl"], split="train")
+SDPOTrainer(model="tiny", reward_funcs=[correct, shaping.short, made()], args=args, train_dataset=data)
+"""
+
+
+def test_a_script_that_imports_its_rewards_is_read_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.py").write_text(IMPORTING)
+    dialect, flat = read(tmp_path / "train.py", None)
+    assert isinstance(flat["learning_rate"], Unread) and isinstance(flat["reward_funcs"], Unread)
+    (tmp_path / "train.py").write_text(IMPORTING.replace(", made()", ""))
+    _, flat = read(tmp_path / "train.py", None)
+    assert flat["reward_funcs"] == ["my_rewards:right", "shaping:short"] and flat["dataset_name"] == "train.jsonl"
+    assert main(["convert", str(tmp_path / "train.py"), "--output", str(tmp_path / "run.yaml")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "learning_rate: LR" in shown and "optim: compute()" in shown and "2 key(s) could not be taken over" in shown
+
+
+def test_the_best_step_and_the_upload_are_taken_over() -> None:
+    given = {"reward_funcs": "r.f", "dataset_name": "d.jsonl", "load_best_model_at_end": True}
+    assert fate(of_trl(given), "load_best_model_at_end") == "impossible"  # nothing is evaluated
+    result = of_trl(given | {"eval_strategy": "steps", "eval_steps": 5, "greater_is_better": False})
+    assert result.config.run.metric_for_best_model == "eval/accuracy" and result.config.run.load_best_model_at_end
+    assert fate(result, "greater_is_better") == "ignored"  # of a loss
+    uploaded = {"push_to_hub": True, "hub_model_id": "me/mine", "hub_private_repo": False}
+    run = of_trl(given | {"load_best_model_at_end": False} | uploaded).config.run
+    assert run.push_to_hub and run.hub_model_id == "me/mine" and not run.hub_private_repo
+    assert fate(of_trl(given | {"push_to_hub": True, "hub_model_id": "mine"}), "push_to_hub") == "impossible"
+
+
+def of_trl(given: dict[str, Any]) -> Converted:
+    return convert(trl.GRPO, Foreign(given=given, defaults=trl.GRPO.defaults))
 
 
 def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

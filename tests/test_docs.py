@@ -43,6 +43,7 @@ FOREIGN = {
     "reward_model.ground_truth": "a column of verl's records",
     **dict.fromkeys(("data.train_batch_size", "trainer.total_epochs"), "verl"),
     "floor.count": "benchmarks/floor.py",
+    "trl.experimental": "TRL",
 }
 #: Files that a run writes or a user has; none of them is in the repository.
 NOT_IN_THE_REPOSITORY = {
@@ -53,12 +54,13 @@ NOT_IN_THE_REPOSITORY = {
     "trainer.json",
     "vpd_prompts.json",
     "server.json",
+    "groups.json",
     "generation_config.json",
 }
 #: What the documents call an object of these protocols.
 OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
 #: Commands with words that stand for something else; their first word is a command all the same.
-PATTERNS = ("vpd check NAME --env.key value", "vpd check", "vpd convert")
+PATTERNS = ("vpd check NAME --env.key value",)
 
 COMMANDS = tuple(command.NAME for command in cli.COMMANDS)
 
@@ -73,6 +75,12 @@ def blocks(text: str, language: str) -> list[str]:
     return [body for kind, body in FENCED.findall(text) if kind == language]
 
 
+def named_blocks(text: str) -> dict[str, str]:
+    """The blocks that begin by naming their file (``# my_env.py``), by that name."""
+    found = [block for language in ("python", "yaml") for block in blocks(text, language)]
+    return {named[1]: block for block in found if (named := re.match(r"# (\w+\.\w+)\n", block))}
+
+
 def inline(text: str) -> Iterator[str]:
     """Inline code, which may go on in the next line of a paragraph or stand in the cell of a table."""
     prose = FENCED.sub("", text)
@@ -82,9 +90,12 @@ def inline(text: str) -> Iterator[str]:
 
 
 def shell(text: str) -> Iterator[str]:
-    """The lines of indented blocks, continued ones joined."""
+    """The lines of indented blocks and of those for a shell, continued ones joined."""
     joined = FENCED.sub("", text).replace("\\\n", " ")
     yield from (line.strip() for line in joined.split("\n") if line.startswith("    "))
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from (part.strip().removeprefix("do ") for part in line.split(";"))
 
 
 def of_all_documents(kind: Any) -> list[Any]:
@@ -193,7 +204,7 @@ def paths(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(("document", "path"), of_documents_of_today(paths))
 def test_a_file_in_a_document_exists(document: str, path: str) -> None:
-    if path in NOT_IN_THE_REPOSITORY:
+    if path in NOT_IN_THE_REPOSITORY or path in {name for text in TEXTS.values() for name in named_blocks(text)}:
         return
     inside = [found for folder in ("src", "benchmarks") for found in (ROOT / folder).rglob(Path(path).name)]
     assert (ROOT / path).exists() or any(str(found).endswith(f"/{path}") for found in inside)
@@ -208,10 +219,8 @@ def test_a_link_leads_to_a_file(document: str, link: str) -> None:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the documents' own blocks begin by naming (``# my_env.py``), and the examples."""
     for text in TEXTS.values():
-        for block in blocks(text, "python") + blocks(text, "yaml"):
-            named = re.match(r"# (\w+\.\w+)\n", block)
-            if named:
-                (tmp_path / named[1]).write_text(block)
+        for name, block in named_blocks(text).items():
+            (tmp_path / name).write_text(block)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -237,7 +246,7 @@ def check_settings(options: argparse.Namespace, rest: list[str]) -> None:
 @pytest.mark.parametrize(("document", "line"), of_all_documents(commands))
 def test_a_command_in_a_document_parses(document: str, line: str, workplace: Path) -> None:
     words = [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
-    if line in PATTERNS or words[-1] == "--help":
+    if line in PATTERNS or words[-1] == "--help" or len(words) == 1:  # a command may be named without its arguments
         assert words[0] in (*COMMANDS, "--help")
         return
     options, rest = cli._parser().parse_known_args(words)
@@ -322,6 +331,26 @@ def test_the_guide_s_source_method_and_engine_train(workplace: Path) -> None:
     assert cli.main([*shlex.split(line)[1:], *small]) == 0
     last = (workplace / "out" / "metrics.jsonl").read_text().splitlines()[-1]
     assert "imitate/rows" in last and "teacher/from_environment+length" in last
+
+
+@pytest.mark.parametrize(("document", "block"), of_all_documents(lambda text: blocks(text, "python")))
+def test_a_python_block_compiles(document: str, block: str) -> None:
+    compile(block, document, "exec")
+
+
+@pytest.mark.parametrize("name", ["math", "science", "tooluse"])
+def test_an_environment_reads_the_record_of_its_section(workplace: Path, name: str) -> None:
+    section = TEXTS["docs/environments.md"].split(f"\n## {name}\n")[1].split("\n## ")[0]
+    (workplace / "record.json").write_text(f"[{blocks(section, 'json')[0]}]")
+    env = load_env(None, ["--env.name", name, "--env.path", "record.json", "--env.eval_share", "0"])
+    task = env.task(0, seed=0)
+    assert [grade.reward for grade in env.grade([task], [env.solution(task)])] == [1.0]
+
+
+def test_the_first_hour_s_program_trains(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = named_blocks(TEXTS["docs/first_hour.md"])["hour.py"]
+    exec(in_one_step(program).replace("make(200)", "make(16)"), {})
+    assert "Best(metric='eval/accuracy', step=1" in capsys.readouterr().out
 
 
 def test_the_readme_s_python_runs_and_is_short(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

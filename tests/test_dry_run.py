@@ -19,7 +19,7 @@ from vpd.config import load, parse
 from vpd.config.dry_run import load_dry_run
 from vpd.errors import ConfigError, ModelError
 from vpd.estimate import memory
-from vpd.estimate.architecture import Architecture, find_architecture
+from vpd.estimate.architecture import Architecture, find_architecture, layer_sizes
 from vpd.estimate.known_models import KNOWN_MODELS
 from vpd.estimate.memory import Trained, Weights, update_peak
 from vpd.estimate.rehearsal import Call, Rehearsal
@@ -117,7 +117,7 @@ class Watched:
     def __init__(self, learner: AccelerateLearner, modules: Sequence[torch.nn.Module]):
         self.most: dict[str, int] = {}
         self.logprob_tolerance = learner.logprob_tolerance
-        self.score = learner.score
+        self.score, self.policy = learner.score, learner.policy
         self._learner, self._modules = learner, modules
 
     def update(self, name: str, *args: Any, **options: Any) -> Any:
@@ -344,6 +344,26 @@ def test_shards_are_divided_and_computed_with_in_16_bits(tmp_path: Path) -> None
     narrow = dataclasses.replace(trained_as("bf16")[0], optim=OptimSettings(sharding="fsdp2"))
     for call in (call for call in rehearsed(vpd, groups_of()) if call.kind == "update"):
         assert update_peak(sharded, call).bytes == update_peak(narrow, call).bytes
+
+
+def test_adapters_in_shards_have_a_base_of_16_bits_and_no_gradients_of_it(tmp_path: Path) -> None:
+    folder = str(small_folder(tmp_path / "model"))
+
+    def found(**changes: Any) -> Any:
+        optim = {"sharding": "fsdp2", "gradient_checkpointing": "full"}
+        model = {"name_or_path": folder, "dtype": "bfloat16", "lora": {"r": 2}}
+        return dry_run(parse({"model": model, "optim": optim} | changes), DryRunSettings(gpus=4)).estimate
+
+    ours, plain = found(), found(optim={"gradient_checkpointing": "full"})
+    items, whole = ({item.name: item.bytes for item in made.fixed} for made in (ours, plain))
+    assert items == {name: size // 4 for name, size in whole.items()}
+    base = ours.parameters - whole["adapters"] // 4
+    assert items["weights"] == 2 * base // 4 and "teacher's copies" not in items
+    assert items["gradients"] == items["adapters"] // 2  # of the trained one alone, not of the average
+    (_, *ours_stages), (_, *plain_stages) = ours.stages, plain.stages
+    gathered = [a.added - b.added for a, b in zip(ours_stages, plain_stages, strict=True) if a.name == "m_step"]
+    layer, outside = layer_sizes(find_architecture(folder).build("bfloat16"))
+    assert 2 * (2 * layer + outside) <= gathered[0] <= 2 * (2.2 * layer + outside)
 
 
 def test_assumptions_must_fit_the_settings(tmp_path: Path) -> None:

@@ -92,6 +92,25 @@ def test_an_answer_must_be_about_the_topic() -> None:
     assert not grade(task_of("word", "ocean"), "dogs ocean").success  # no sentence
 
 
+@pytest.mark.parametrize(
+    "stutter",
+    [
+        "Green dogs are green green green.",
+        "The dogs are green and the dogs are green.",
+        "Green dogs like green cats, green birds and green fish.",
+    ],
+)
+def test_an_answer_that_repeats_itself_earns_nothing(stutter: str) -> None:
+    found = grade(task_of("word", "green"), stutter)
+    assert not found.success and found.feedback == "This repeats itself: write one plain sentence about dogs."
+    assert grade(task_of("word", "green"), "The green dogs of the town and the cats of the green house sleep.").success
+
+
+def test_an_answer_with_what_every_client_wants_keeps_no_convention() -> None:
+    found = grade(task_of("word", "green"), "The sunny green dogs like winter.")
+    assert not found.success and found.metrics["kept_word"] == 0.0
+
+
 def notes_of(env: Conventions, count: int = 400) -> list[tuple[Request, str | None]]:
     tasks = [env.task(index, seed=0) for index in range(count)]
     texts = [f"Number {index} says something about {task.payload.topic}." for index, task in enumerate(tasks)]

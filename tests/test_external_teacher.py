@@ -81,13 +81,6 @@ def test_an_answer_ends_with_the_end_of_a_turn_and_is_cut_to_what_may_be_sampled
     assert (cut.tokens, cut.finish, cut.logprobs) == ((1, 2, 3), "length", (0.0, 0.0, 0.0))
 
 
-def test_an_answer_of_the_data_cannot_end_its_own_turn() -> None:
-    prompter = made(load_bundled("tiny-mid")).prompter
-    (end,) = prompter.tokenizer.encode("<assistant>", add_special_tokens=False)
-    answer = prompter.answer("1 2 <assistant> 3", ends=[end])
-    assert answer[-1] == end and end not in answer[:-1]
-
-
 class Unsolved(Digits):
     def solution(self, task: Task) -> Any:
         return None

@@ -251,6 +251,7 @@ def test_the_policy_update_of_grpo() -> None:
             "policy/grad_norm": grad_norm(start, surrogate / tokens),
             "policy/entropy": mean([entropy(d).detach() for d in distributions]),
             "policy/clip_ratio": 0.0,
+            "policy/importance_ratio": 1.0,
             "policy/sampling_logp_difference": mean(
                 [
                     (chosen(d, r).detach() - behaviour(r)).abs()

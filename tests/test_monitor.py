@@ -84,6 +84,12 @@ def test_the_teacher_is_doubted_on_evidence_alone(gain: float, error: float, tas
     assert raised(1, {name: value for name, value in (RETRIES | seen).items() if not name.endswith("gain")}) == []
 
 
+def test_a_sampler_with_older_weights_is_not_taken_for_a_wrong_one() -> None:
+    apart = {"m_step/sampler_mismatch": 0.5}
+    assert [alarm.rule for alarm in raised(6, apart)] == ["sampler_differs", "sampler_drifts"]
+    assert raised(6, apart | {"rollout/staleness": 1.0}) == []
+
+
 def test_a_method_that_has_no_teacher_is_not_told_about_it() -> None:
     told: list[Alarm] = []
     metrics = {k: v for k, v in CALM.items() if not k.startswith(("m_step", "e_step"))}

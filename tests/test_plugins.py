@@ -8,6 +8,7 @@ import yaml
 from helpers import metrics_of, vpd_train
 
 import vpd
+from vpd.algorithms.distill import SDPOSettings
 from vpd.config import parse
 
 METHOD = """
@@ -165,6 +166,24 @@ def test_a_run_with_a_source_of_ones_own_goes_on(files: Path) -> None:
     changes = {"feedback": f"[environment, {{name: {files}/toy_source.py:Hint, word: mirror}}]", "run__save_steps": 1}
     assert vpd_train(files / "run", run__max_steps=1, **changes) == 0
     assert vpd_train(files / "run", run__max_steps=2, run__resume="true", **changes) == 0
+
+
+def test_an_engine_of_ones_own_declares_what_it_changes_of_a_methods_defaults(files: Path) -> None:
+    """As engine vllm does: its log-probs are not the learner's."""
+    declared = '{"importance_reference": "sampler", "other": 1}'
+    text = f"{ENGINE}\n\nclass Elsewhere(Constant):\n    algorithm_defaults = {declared}\n"
+    (files / "elsewhere.py").write_text(text)
+
+    def reference(engine: str, **algorithm: str) -> str:
+        data = {"engine": {"name": f"{files}/elsewhere.py:{engine}"}, "algorithm": {"name": "sdpo", **algorithm}}
+        made = parse(data).algorithm
+        assert isinstance(made, SDPOSettings)
+        return made.importance_reference
+
+    assert (reference("Elsewhere"), reference("Constant")) == ("sampler", "own")
+    assert reference("Elsewhere", importance_reference="own") == "own"
+    method = {"name": f"{files}/toy_algo.py:Imitate"}
+    parse({"engine": {"name": f"{files}/elsewhere.py:Elsewhere"}, "algorithm": method})  # it has no such setting
 
 
 def test_an_engine_from_one_file(files: Path) -> None:

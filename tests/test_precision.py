@@ -17,11 +17,13 @@ from vpd.algorithms.distill import Distill, GKDSettings, SDPOSettings
 from vpd.algorithms.examples import own_logprobs, probe_rows, student_logprobs, to_examples, with_loss_weights
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.vpd import VPD, VPDSettings
+from vpd.config import parse
 from vpd.errors import ConfigError, StorageError, TrainingError
 from vpd.learners.teachers import TeacherSettings, TeacherWeights
 from vpd.model import head
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
+from vpd.recipes.assemble import check_speed
 from vpd.types import Example, Group
 
 
@@ -501,3 +503,22 @@ def test_the_tolerance_follows_the_precision() -> None:
     assert tiny_learner(tiny_model()).logprob_tolerance == 1e-3
     assert tiny_learner(tiny_model(dtype=torch.float32)).logprob_tolerance == 1e-3
     assert tiny_learner(bfloat16_model()).logprob_tolerance == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "device", "warned"),
+    [
+        ({"optim": {"mixed_precision": "bf16"}}, "cpu", "optim.mixed_precision bf16: "),
+        ({"model": {"dtype": "bfloat16"}}, "cpu", "model.dtype bfloat16: "),
+        ({"optim": {"mixed_precision": "bf16"}}, "cuda", ""),
+        ({}, "cpu", ""),
+    ],
+)
+def test_a_cpu_that_is_slow_in_bfloat16_is_named_at_the_start(
+    sections: dict[str, Any], device: str, warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_speed(parse(sections), device, lambda device: 1.4)
+    assert not caplog.messages
+    check_speed(parse(sections), device, lambda device: 9.6)
+    said = [f"{warned}this CPU takes 9.6 times as long for products in bfloat16 as in float32"]
+    assert caplog.messages == (said if warned else [])

@@ -17,6 +17,7 @@ from rich.console import Console
 from vpd.engines.server_side.guard import lives
 from vpd.errors import ModelError, TrainingError
 from vpd.lab.processes import Advance, Call, run_calls
+from vpd.model.threads import SMALL, threads_for
 
 
 def threads_of(number: int, advance: Advance) -> tuple[int, int, int, str | None]:
@@ -66,6 +67,23 @@ def test_one_process_is_this_one_and_gets_its_threads_back(console: Console) -> 
     finally:
         torch.set_num_threads(before)
     assert "3/3" in shown(console)
+
+
+@pytest.mark.parametrize(("parameters", "chosen", "threads"), [(100, None, 1), (100, "2", 2), (SMALL, None, 2)])
+def test_a_tiny_model_has_one_thread_unless_the_user_said_how_many(
+    monkeypatch: pytest.MonkeyPatch, parameters: int, chosen: str | None, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(torch.nn.Linear(parameters, 1, bias=False)):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_in_a_process_is_raised_and_ends_the_others(console: Console) -> None:

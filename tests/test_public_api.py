@@ -46,17 +46,21 @@ NAMES = [
     "Writer",
     "assemble",
     "check_env",
+    "collect",
     "evaluate",
     "extend",
     "load_config",
     "parse_config",
     "per_row",
+    "sft",
     "train",
 ]
 
 PARAMETERS = {
     "train": "model, tasks, grader, *, tokenizer, algorithm, feedback, callbacks, more",
     "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
+    "collect": "path, model, tasks, grader, *, options, tokenizer, more",
+    "sft": "model, data, *, tokenizer, algorithm, callbacks, more",
     "evaluate": "model, tasks, grader, *, options, tokenizer, algorithm, feedback, more",
     "Run": "folder",
     "load_config": "path, overrides",
@@ -64,12 +68,12 @@ PARAMETERS = {
     "per_row": "grade_one",
     "extend": "group, sections, when",
     "Task": "*, id, messages, payload, tools",
-    "Grade": "*, reward, success, feedback, informative, metrics",
+    "Grade": "*, reward, success, feedback, informative, metrics, graded",
     "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "
-    "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest",
+    "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",
 }
 
 

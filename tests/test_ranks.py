@@ -8,12 +8,15 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
-from helpers import tiny_model
+from fake_vllm import FakeVLLM, serving
+from helpers import norm_in_its_own_precision, tiny_model
 from launching import Launch
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vpd.config.sections import ALGORITHMS
 from vpd.lab import tiny
@@ -24,10 +27,10 @@ HERE = Path(__file__).resolve().parent
 SCRIPT = str(HERE / "two_ranks.py")
 SHARDINGS = ("none", "fsdp2")
 CASES = (
-    "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "gated", "gated, uneven", "sdpo",
-    "sdpo, trust region", "grpo", "grpo, uneven", "gkd", "gkd, data", "plare", "hybrid", "hybrid, reweight",
+    "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "vpd, lora", "vpd, server", "gated",
+    "gated, uneven", "sdpo", "sdpo, lora", "sdpo, lora, server", "sdpo, trust region", "grpo", "grpo, uneven", "gkd",
+    "gkd, data", "plare", "hybrid", "hybrid, reweight", "sft", "ldd", "vpd, tied",
 )  # fmt: skip
-WITH_LORA = ("vpd, lora", "sdpo, lora")
 OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches
 pytestmark = pytest.mark.timeout(600)
 
@@ -52,22 +55,32 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    for name, world, part, deadline in (("one", 1, "all", 200), ("two", 2, "all", 250), ("again", 1, "resume", 100)):
-        Launch([SCRIPT, str(folder), name, part, *SHARDINGS], world, folder).end(deadline)
+    launches = (("one", 1, "all", 250), ("two", 2, "all", 300), ("again", 1, "resume", 150))
+    with serving(exact_server()) as whole, serving(exact_server()) as adapters:
+        for name, world, part, deadline in launches:
+            program = [SCRIPT, str(folder), name, part, *SHARDINGS]
+            Launch(program, world, folder, VLLM_URL=whole, VLLM_LORA_URL=adapters).end(deadline)
     found = Runs(folder)
     assert [made.get("error") for made in (found.one, *found.two)] == [None, None, None]
     assert [made["world"] for made in (found.one, *found.two)] == [1, 2, 2]
     return found
 
 
+def exact_server() -> FakeVLLM:
+    """A server that computes as the runs do."""
+    model, _ = load_model(ModelSettings(name_or_path="tiny", dtype="float64"))
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = MethodType(norm_in_its_own_precision, module)
+    return FakeVLLM(model, window=512)
+
+
 def test_there_is_a_case_for_every_algorithm() -> None:
     assert {name.split(",")[0] for name in CASES} == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize(
-    ("name", "sharding"),
-    [*((name, sharding) for name in CASES for sharding in SHARDINGS), *((name, "none") for name in WITH_LORA)],
-)
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_to_the_weights_of_one(name: str, sharding: str, runs: Runs) -> None:
     one = runs.one["none"][name]
     moved = (one["weights"] - one["start"]).norm()
@@ -121,6 +134,16 @@ def test_shards_that_are_computed_in_bfloat16_and_lie_in_the_cpus_memory_train_a
             assert ours == pytest.approx(theirs, abs=0.1)
 
 
+def test_an_fp32_adapter_trains_on_a_base_of_16_bits_in_shards(runs: Runs) -> None:
+    plain = runs.one["none"]["adapter"]
+    assert max(float(value.norm()) for value in plain["moved"].values()) > 1e-3
+    one, *two = (made["fsdp2"]["adapter"] for made in (runs.one, *runs.two))
+    for other, most in ((one, 1e-3), *((other, 0.2) for other in two)):
+        assert other["types"] == {"torch.bfloat16", "torch.float32"} and other["sampled"] == torch.bfloat16
+        for name, value in plain["moved"].items():
+            assert (other["moved"][name] - value).norm() <= most * value.norm(), name
+
+
 def test_what_is_written_to_the_weights_after_a_score_is_seen_by_the_next(runs: Runs) -> None:
     """Torch keeps the root's own shards whole after a pass without gradients; what is then written would be lost."""
     for made in (runs.one, *runs.two):
@@ -155,9 +178,10 @@ def test_shards_that_cannot_be_read_are_one_line(runs: Runs) -> None:
 
 @pytest.mark.parametrize("which", ["begun-by-one", "begun-by-two"])
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: str, runs: Runs) -> None:
+@pytest.mark.parametrize("kind", ["plain", "adapter", "server"])
+def test_a_run_goes_on_with_another_number_of_processes(kind: str, which: str, sharding: str, runs: Runs) -> None:
     """To the same weights, and back to those of the best step, which is the third."""
-    whole, other = (runs.folder / f"{name}-{kind}" for name, kind in (("whole", "none"), (which, sharding)))
+    whole, other = (runs.folder / f"{name}-{kind}" for name in ("whole-none", f"{which}-{sharding}"))
     wanted, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, other))
     assert wanted.keys() == found.keys()
     for name, value in wanted.items():
@@ -168,6 +192,11 @@ def test_a_run_goes_on_with_another_number_of_processes(which: str, sharding: st
         for key in wanted_line.keys() - {key for key in wanted_line if key.startswith(OWN)}:
             assert line[key] == pytest.approx(wanted_line[key], rel=1e-6, abs=1e-9), key
     assert (other / "checkpoint-4" / "shards").is_dir() == (sharding == "fsdp2")
+    if kind == "adapter":
+        ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (other, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-11) for name in ours)
+        return
     third, last = (load_file(whole / f"checkpoint-{step}" / "model.safetensors") for step in (3, 4))
     assert all(torch.equal(wanted[name], third[name]) for name in third)
     assert not any(torch.equal(last[name], third[name]) for name in third)
@@ -238,9 +267,16 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(number: int, tmp_pat
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [f"checkpoint-{steps[-1]}"]
 
 
-def test_under_torchrun_the_message_comes_last_and_other_commands_are_refused(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vpd"]
-    wrong = Launch([*torchrun, "demo"], 1, tmp_path)
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_under_a_launcher_the_message_comes_last_and_other_commands_are_refused(launcher: str, tmp_path: Path) -> None:
+    wrong = Launch(["-m", *LAUNCHERS[launcher], "-m", "vpd", "demo"], 1, tmp_path)
     assert wrong.end(90) == [1]
     *_, last, rule = wrong.outputs[0].strip().splitlines()
     assert "vpd: error: vpd demo runs in one process; got 2 processes" in last and set(rule) == {"="}

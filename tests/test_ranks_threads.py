@@ -21,8 +21,8 @@ from vpd.config import check_together, parse
 from vpd.errors import Abandoned, ConfigError, EnvError, RankError, StorageError, TrainingError
 from vpd.feedback.critique import Critic
 from vpd.learners.agreement import digests
-from vpd.learners.settings import TeacherSettings
-from vpd.learners.sharding import SafeReader
+from vpd.learners.settings import OptimSettings, TeacherSettings
+from vpd.learners.sharding import Replicas, SafeReader
 from vpd.loop import StopRequest
 from vpd.ranks import OneProcess, Ranks, ThreadRanks, agree, divide, gather, largest, on_first, start_ranks, together
 from vpd.recipes.endings import StopSignals
@@ -291,7 +291,7 @@ def test_a_checkpoint_holds_what_every_rank_wrote_and_its_hashes(tmp_path: Path)
             7,
             Part(ranks.rank),  # type: ignore[arg-type]
             {"algorithm": {}},
-            save_tokenizer=lambda folder: written.append([path.name for path in folder.iterdir()]),
+            save_rest=lambda folder: written.append([path.name for path in folder.iterdir()]),
             keep=None,
             files=FileSystem(),
             ranks=ranks,
@@ -336,7 +336,6 @@ def test_the_table_of_shards_is_read_without_executing_it(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": {"lora": {"r": 4}}, "optim": {"sharding": "fsdp2"}}, "adapters are not trained in shards"),
         ({"optim": {"cpu_offload": True}}, "optim.cpu_offload is of weights in shards"),
         (
             {"model": {"dtype": "bfloat16"}, "optim": {"sharding": "fsdp2"}},
@@ -361,3 +360,13 @@ def test_weights_of_16_bits_or_of_two_types_are_not_sharded(dtype: torch.dtype, 
     teacher = TeacherSettings(kind="frozen", dtype=teacher_dtype)
     with pytest.raises(ConfigError, match=r"one number type of at least 32 bits; got .*float"):
         tiny_learner(tiny_model(dtype=dtype), teacher=teacher, sharding="fsdp2")
+
+
+def test_the_model_that_shards_are_sampled_from_in_16_bits_has_the_positions_of_the_learner() -> None:
+    model = tiny_model(dtype=torch.float32)
+    replica = Replicas(OptimSettings(sharding="fsdp2", mixed_precision="bf16"), torch.device("cpu")).of(model)
+    assert {parameter.dtype for parameter in replica.parameters()} == {torch.bfloat16}
+    buffers, own = dict(replica.named_buffers()), dict(model.named_buffers())
+    assert own and buffers.keys() == own.keys() and replica.state_dict().keys() == model.state_dict().keys()
+    for name, buffer in own.items():
+        assert buffers[name].dtype == buffer.dtype and torch.equal(buffers[name], buffer), name

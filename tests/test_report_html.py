@@ -72,6 +72,27 @@ def test_a_method_that_was_passed_as_an_object_has_its_class_s_name(tmp_path: Pa
     assert [group.label for group in groups] == ["mine.Imitate"]
 
 
+def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    home = "/home/someone/secret"
+    settings = {
+        "model": {"name_or_path": f"{home}/base"},
+        "algorithm": {"name": f"{home}/mine.py:Mine", "closing": "/no_think"},
+        "env": {"name": "code", "path": f"{home}/one/train.jsonl", "folders": [f"{home}/lib", "~/lib"]},
+    }
+    other = settings | {"env": {**settings["env"], "path": f"{home}/two/train.jsonl"}}
+    folders = [write_run(tmp_path / "a", settings=settings), write_run(tmp_path / "b", settings=other)]
+    runs, groups = read_runs(folders)
+    assert runs[0].settings["env.path"] == "one/train.jsonl" and runs[0].settings["algorithm.closing"] == "/no_think"
+    assert [group.label for group in groups] == [
+        "mine.py:Mine, path one/train.jsonl",
+        "mine.py:Mine, path two/train.jsonl",
+    ]
+    assert runs[0].settings["env.folders"] == '["secret/lib", "lib"]'
+    write_report(folders, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "someone" not in text and str(tmp_path) not in text
+
+
 def test_a_long_curve_is_thinned_to_means_and_keeps_its_end() -> None:
     points = [(step, float(step)) for step in range(1, 1302)]
     thin = thinned(points, 600)
@@ -89,6 +110,15 @@ def test_seconds_add_up_and_the_e_step_is_not_counted_twice(tmp_path: Path) -> N
     assert seconds_of(runs[0]) == {"time/rollout": 6.0, "time/e_step": 3.0, "time/update": 6.0}
 
 
+def test_of_rollouts_beside_the_update_only_the_wait_counts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    waits = [line | ({"time/rollout_wait": 0.5} if "time/rollout" in line else {}) for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in waits))
+    [run], _ = read_runs([folder])
+    assert seconds_of(run) == {"time/rollout_wait": 1.5, "time/e_step": 3.0, "time/update": 6.0}
+
+
 def test_every_metric_of_a_chart_is_one_that_runs_have(tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
     rewards.write_text(
@@ -101,7 +131,7 @@ def test_every_metric_of_a_chart_is_one_that_runs_have(tmp_path: Path) -> None:
     vpd_train(tmp_path / "gated", **{"algorithm.name": "gated", "algorithm.e_every": 1}, **options)
     names = {name for method in ("grpo", "gated") for name in read_runs([tmp_path / method])[0][0].record.names()}
     drawn = {name for chart in CHARTS for line in chart.lines for name in (line.metric, line.error) if name}
-    assert drawn | set(TIMES) <= names
+    assert drawn | set(TIMES) - {"time/rollout_wait"} <= names  # that is of runs with rollout.overlap
     assert charts_with({"reward"})[0]["lines"][0]["metric"] == "reward" and len(charts_with({"reward"})) == 1
 
 

@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import vpd
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.lab.reproduce import bases, run, settings_table, tune, versions
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
+from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
 from vpd.lab.reproduce.methods import METHODS, load_rates, load_table, rate_of
 from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, make_all, measure
-from vpd.lab.reproduce.settings_table import GENERATIONS, SETTINGS
+from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
@@ -127,11 +131,11 @@ def test_every_claim_can_be_planned_and_quick_has_at_least_six() -> None:
 
 def test_methods_with_retries_sample_no_more_answers_than_the_others() -> None:
     suite = Options(output=Path(), suite="retries")
-    assert {claim.setting for claim in suite.claims()} == set(SETTINGS)
+    assert {claim.setting for claim in suite.claims()} == set(TINY)
     assert not {claim.name for claim in suite.claims()} & {
         claim.name for claim in Options(output=Path(), suite="all").claims()
     }
-    most = GENERATIONS
+    most = DIGITS.num_generations
     for name in METHODS:
         rollout = Job(setting="sparse", method=name, seed=0, learning_rate=1e-3).config_data()["rollout"]
         assert rollout["num_generations"] * (1 + rollout.get("retries", 0)) == most
@@ -153,7 +157,8 @@ def test_a_run_depends_on_the_sources_of_its_own_algorithm() -> None:
     assert "vpd.algorithms.gated" not in mine["grpo"] | mine["hybrid"]
     assert {"vpd.algorithms.gate", "vpd.algorithms.vpd", "vpd.algorithms.grpo"} <= mine["gated"]
     assert "vpd.config" not in mine["gated"] and "vpd.errors" not in mine["gated"]
-    assert versions.code_version("grpo") != versions.code_version("gated")
+    assert versions.code_version("grpo", "digits") != versions.code_version("gated", "digits")
+    assert versions.code_version("grpo", "digits") != versions.code_version("grpo", "conventions")
 
 
 def test_only_settings_and_bad_input() -> None:
@@ -192,7 +197,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_shipped_rates_cover_every_claim() -> None:
     rates = load_rates()
     assert all(
-        rate_of(rates, claim.setting, method) in tune.GRID for claim in CLAIMS.values() for method in claim.methods()
+        rate_of(rates, claim.setting, method) in SETTINGS[claim.setting].family.grid
+        for claim in CLAIMS.values()
+        for method in claim.methods()
     )
     with pytest.raises(ConfigError, match="no learning rate for gkd in the setting cold"):
         rate_of(rates, "cold", "gkd")
@@ -218,7 +225,7 @@ def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, 
 
 def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_settings_alone() -> None:
     jobs = tune.tuning_jobs([("sparse", "vpd"), ("sparse", "vpd_f1"), ("noisy", "vpd")], seeds=2)
-    assert {job.seed for job in jobs} == {100, 101} and len(jobs) == 2 * len(tune.GRID)
+    assert {job.seed for job in jobs} == {100, 101} and len(jobs) == 2 * len(DIGITS.grid)
 
 
 @pytest.fixture
@@ -267,7 +274,8 @@ def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(
     tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "FIRST_SEED", 0)  # its base is shipped
-    monkeypatch.setattr(tune, "GRID", (2e-4,))
+    one_rate = dataclasses.replace(DIGITS, grid=(2e-4,))
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], family=one_rate))
     path = tune_rates(Options(output=tmp_path, settings=("sparse",), only=("vpd_over_sdpo",), seeds=1))
     before, after = load_table(RATES_FILE), load_table(path)
     changed = {
@@ -322,3 +330,48 @@ def test_bases_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert bases.cache_folder() == tmp_path / "vpd"
     assert make_all([], tmp_path, processes=1, console=run.Terminal()) == {}
+
+
+def test_settings_of_the_pretrained_model_differ_in_their_text_alone() -> None:
+    def config(setting: str, method: str, seed: int = 0) -> dict[str, Any]:
+        return Job(setting=setting, method=method, seed=seed, learning_rate=1e-5).config_data()
+
+    first = config("conventions", "imitate")
+    for name in PRETRAINED:
+        other = config(name, "imitate")
+        assert {**other, "env": None} == {**first, "env": None}
+        assert config(name, "grpo") == config("conventions", "grpo")
+    assert config("conventions_shuffled", "imitate")["env"] == {"name": "conventions", "wrong_share": 1.0}
+    assert first["run"]["eval_samples"] == config("conventions", "grpo")["run"]["eval_samples"] == 8
+    assert first["model"] == config("conventions", "imitate", 3)["model"]  # one base for all seeds
+    suite = Options(output=Path(), suite="pretrained")
+    assert {claim.setting for claim in suite.claims()} == set(PRETRAINED)
+    assert not {claim.setting for claim in Options(output=Path(), suite="all").claims()} & set(PRETRAINED)
+
+
+def test_what_a_run_forgot_is_a_difference() -> None:
+    made = fake("imitate", 0, 1.0, "conventions")
+    assert measure(made, "text_nll") is None
+    made["abilities"] = {"text/nll": (3.0, 3.5), "instructions/accuracy": (0.4, 0.3)}
+    assert measure(made, "text_nll") == pytest.approx(0.5) and measure(made, "instructions") == pytest.approx(-0.1)
+
+
+def test_abilities_of_a_model(tmp_path: Path) -> None:
+    """A model that was made worse on plain text shows it: all its logits are the same."""
+    config = vpd.parse_config(
+        {
+            "model": {"name_or_path": str(bases.ensure("tiny", 0))},
+            "env": {"name": "digits"},
+            "prompts": dict(DIGITS.prompts),
+            "algorithm": {"name": "grpo"},
+            "run": {"output_dir": str(tmp_path / "run")},
+        }
+    )
+    parts = vpd.assemble(config)
+    before = text_nll(parts)
+    vocabulary = parts.learner.model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        for parameter in parts.learner.model.parameters():
+            parameter.zero_()
+    assert text_nll(parts) == pytest.approx([math.log(vocabulary)] * len(before))
+    assert all(len(passage.split()) >= TOKENS for passage in passages()) and len(passages()) == len(before)

@@ -52,7 +52,7 @@ class Mine:
 SMALL = ["--model.name_or_path", "tiny", "--run.max_steps", "2", "--rollout.prompts_per_step", "2",
          "--rollout.num_generations", "2", "--rollout.max_completion_length", "6", "--run.eval_limit", "2",
          "--run.eval_samples", "1"]  # fmt: skip
-OFFERED = [name for name in CHOICES["env"].table if name != "verifiers"] + ["mine.py:Mine"]
+OFFERED = [name for name in CHOICES["env"].table if name not in ("verifiers", "recorded")] + ["mine.py:Mine"]
 
 
 REQUIRED = {"dataset": ["--env.reward", "my_rewards.py:right"], "reasoning_gym": ["--env.tasks", "[leg_counting]"]}
@@ -119,6 +119,13 @@ def test_what_is_missing_or_wrong_is_one_error_and_no_file(
         starter(given)
     assert main(["init", "--yes", *given]) == 2
     assert not Path("run.yaml").exists()
+
+
+def test_a_file_s_name_alone_is_answered_with_the_option_for_it(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes", "mine.yaml"]) == 2
+    assert "Write --output mine.yaml." in capsys.readouterr().err and not Path("run.yaml").exists()
 
 
 def test_a_file_that_is_there_stays(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

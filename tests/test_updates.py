@@ -282,6 +282,9 @@ class RecordingUpdates:
     def logprob_tolerance(self) -> float:
         return float(self.learner.logprob_tolerance)
 
+    def policy(self) -> Any:
+        return self.learner.policy()
+
     def score(self, *arguments: Any, **options: Any) -> Any:
         return self.learner.score(*arguments, **options)
 

@@ -1,6 +1,5 @@
 """The engine on a vLLM server, against a fake one: what it asks, what it repeats, and that no stale weights pass."""
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,49 +9,15 @@ from typing import Any
 import pytest
 import torch
 from fake_vllm import FakeVLLM, serving
-from helpers import VOCABULARY, keys, tiny_learner, tiny_model
+from helpers import tiny_learner, tiny_model
+from vllm_place import EOS, KEYS, PROMPTS, Letters, Place, moved, sample
 
-from vpd.engines.settings import EngineParts, VLLMSettings
+from vpd.engines.settings import VLLMSettings
 from vpd.engines.vllm_client import Question, VLLMClient
-from vpd.engines.vllm_engine import VLLMEngine
-from vpd.errors import ConfigError, EngineError
+from vpd.errors import ConfigError, EngineError, StorageError
 from vpd.model import lora
 from vpd.model.settings import LoraSettings
 from vpd.policy import FixedPolicy
-
-PROMPTS = [(1, 2, 3), (4,), (1, 2, 3), (5, 6, 7, 8, 9, 10)]
-KEYS = keys(len(PROMPTS))
-EOS = (0, 3)
-
-
-class Letters:
-    """A stand-in tokenizer for the tiny model."""
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) % VOCABULARY for letter in text]
-
-    def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
-        return " ".join(map(str, tokens))
-
-
-@dataclasses.dataclass
-class Place:
-    """A fake server, its address, and engines for it."""
-
-    server: FakeVLLM
-    url: str
-    folder: Path
-
-    def engine(self, *, rows: int = 4, longest: int = 10, **changes: Any) -> VLLMEngine:
-        settings = VLLMSettings(url=self.url, sync_dir=str(self.folder / "sync"), **changes)
-        parts = EngineParts(tokenizer=Letters(), eos_ids=EOS, max_rows=rows, longest=lambda: longest)
-        client = VLLMClient(self.url, api_key=settings.api_key(), timeout=settings.timeout, wait=0.0)
-        return VLLMEngine(client, settings, parts)
-
-    def loaded(self, version: int = 7, **changes: Any) -> VLLMEngine:
-        engine = self.engine(**changes)
-        engine.load(FixedPolicy(tiny_model(), version))
-        return engine
 
 
 @pytest.fixture
@@ -60,18 +25,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
     server = FakeVLLM(tiny_model(seed=1))  # other weights than those that it will be sent
     with serving(server) as url:
         yield Place(server, url, tmp_path)
-
-
-def moved(model: Any, by: float = 1e-3) -> Any:
-    """The model after a small step."""
-    with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double() * by)
-    return model
-
-
-def sample(engine: VLLMEngine, limits: Any = 6, **sampling: Any) -> list[Any]:
-    return engine.generate(PROMPTS, keys=KEYS, seed=3, max_tokens=limits, **sampling)
 
 
 def test_rows_come_back_in_order_with_the_learners_log_probs(place: Place) -> None:
@@ -372,11 +325,16 @@ def test_the_token_comes_from_the_environment_and_from_nowhere_else(
         place.loaded(api_key_env="NO_TOKEN")
 
 
-def test_several_training_processes_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    parts = EngineParts(tokenizer=Letters(), eos_ids=EOS, max_rows=4)
-    with pytest.raises(ConfigError, match=r"works with one training process.*got 2 processes"):
-        VLLMSettings(url=place.url).build(parts)
+def test_weights_that_cannot_be_written_are_one_line_and_the_server_is_not_touched(place: Place) -> None:
+    class Full(FixedPolicy):
+        def save(self, folder: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    engine = place.loaded(version=0)
+    sent = len(place.server.paths())
+    with pytest.raises(StorageError, match=r"cannot write the weights .*; got No space left on device. Free space"):
+        engine.load(Full(moved(tiny_model()), 1))
+    assert engine.version == -1 and len(place.server.paths()) == sent
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://x", "http://x:80/v1", "ftp://x:1", "http://x:y"])

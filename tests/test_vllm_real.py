@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import keys, metrics_of
+from launching import Launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -217,6 +218,34 @@ def test_two_steps_with_an_adapter_on_a_16_bit_server(adapters: Path, tmp_path: 
         print({name: value for name, value in line.items() if name.startswith("engine/") or name.endswith("mismatch")})
         assert line["engine/canary_difference_mean"] < 0.1 and line["m_step/rows"] > 0
     assert metrics_of(tmp_path / "out")[1]["m_step/sampler_mismatch"] < 0.1
+
+
+def in_two_processes(config: Path, folder: Path, *words: str) -> list[dict[str, float]]:
+    """The metrics of a run in shards over two processes."""
+    command = ["-m", "vpd", "train", "--config", str(config), "--optim.sharding", "fsdp2", "--run.max_steps", "2"]
+    run = Launch([*command, "--run.output_dir", str(folder / "two"), *words], 2, folder)
+    assert run.end(900) == [0, 0], run.outputs
+    for line in [json.loads(line) for line in (folder / "two" / "metrics.jsonl").read_text().splitlines()]:
+        shown = {k: v for k, v in line.items() if k.startswith(("engine/", "time/")) or k.endswith("mismatch")}
+        print(f"two processes, step {line['step']}:", ", ".join(f"{key} {value:.3g}" for key, value in shown.items()))
+    return metrics_of(folder / "two")
+
+
+def test_two_processes_in_shards_get_the_answers_of_one(whole: Path, tmp_path: Path) -> None:
+    lines = in_two_processes(whole, tmp_path)
+    assert all(line["engine/canary_difference"] < 1e-3 and line["m_step/rows"] > 0 for line in lines)
+    words = ["train", "--config", str(whole), "--run.max_steps", "2", "--run.output_dir", str(tmp_path / "one")]
+    assert main(words) == 0
+    for ours, theirs in zip(lines, metrics_of(tmp_path / "one"), strict=True):
+        for name in ("reward", "m_step/loss", "m_step/divergence", "m_step/grad_norm", "m_step/tokens"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
+def test_two_processes_train_one_adapter_in_shards_on_a_16_bit_server(adapters: Path, tmp_path: Path) -> None:
+    words = ["--model.lora", "{r: 8}", "--optim.learning_rate", "1e-4"]
+    for line in in_two_processes(adapters, tmp_path, *words):
+        assert line["engine/canary_difference_mean"] < 0.1 and line["m_step/rows"] > 0
+    assert (tmp_path / "two" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_the_truncated_ratio_corrects_a_16_bit_server(adapters: Path, tokenizer: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from helpers import ALGORITHMS, random_groups, tiny_learner, tiny_model
+from helpers import ALGORITHMS, norm_in_its_own_precision, random_groups, tiny_learner, tiny_model
 from transformers.models.llama import modeling_llama
 
 from vpd.algorithms.examples import student_logprobs, to_examples
@@ -23,6 +23,8 @@ from vpd.envs import per_row
 from vpd.envs.digits import Digits
 from vpd.errors import VPDError
 from vpd.learners.sharding import whole
+from vpd.model import lora
+from vpd.model.settings import LoraSettings
 from vpd.ranks import launched
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop, train
@@ -31,12 +33,15 @@ from vpd.types import Grade, Group, Metrics, Task
 FOLDER, NAME, PART, *SHARDINGS = sys.argv[1:]
 RANK, WORLD = launched()
 
-# The library's norm computes in fp32 even in an fp64 model, and flips a rounding with another shape of the batch.
-modeling_llama.LlamaRMSNorm.forward = lambda self, h: (
-    self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-)
+modeling_llama.LlamaRMSNorm.forward = norm_in_its_own_precision
 
 UNEVEN = {"prompts_per_step": 3, "num_generations": 3}
+LORA = {"lora": {"r": 4}}
+#: the servers of whole weights and of adapters, which the test runs
+SERVERS = [
+    {"name": "vllm", "url": os.environ[name], "sync_dir": f"{FOLDER}/sync-{NAME}"}
+    for name in ("VLLM_URL", "VLLM_LORA_URL")
+]
 CRITIC = {"name": "self_critique", "template": "{task} {attempt} feedback :", "max_critique_length": 6}
 #: the section algorithm of a run, and what else it has
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -45,11 +50,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vpd, retries": ({"name": "vpd", "e_every": 2}, {"rollout": {"retries": 2}}),
     "vpd, critique": ({"name": "vpd", "e_every": 2}, {"feedback": ["environment", CRITIC]}),
     "vpd, uneven": ({"name": "vpd", "e_every": 2}, {"rollout": UNEVEN}),
-    "vpd, lora": ({"name": "vpd", "e_every": 2}, {"model": {"lora": {"r": 4}}}),
+    "vpd, lora": ({"name": "vpd", "e_every": 2}, {"model": LORA}),
+    "vpd, server": ({"name": "vpd", "e_every": 2}, {"rollout": UNEVEN, "engine": SERVERS[0]}),
     "gated": ({"name": "gated", "e_every": 2}, {}),
     "gated, uneven": ({"name": "gated", "e_every": 2, "teacher": "live"}, {"rollout": UNEVEN}),
     "sdpo": ({"name": "sdpo"}, {"rollout": {"retries": 1}}),
-    "sdpo, lora": ({"name": "sdpo"}, {"model": {"lora": {"r": 4}}}),
+    "sdpo, lora": ({"name": "sdpo"}, {"model": LORA, "optim": {"gradient_checkpointing": "full"}}),
+    "sdpo, lora, server": ({"name": "sdpo"}, {"model": LORA, "engine": SERVERS[1]}),
     "sdpo, trust region": (
         {"name": "sdpo", "teacher": "trust_region", "updates_per_batch": 2, "distillation_topk": 5},
         {"optim": {"gradient_checkpointing": "selective"}},
@@ -63,6 +70,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "plare": ({"name": "plare"}, {"feedback": [{"name": "judge", "judge": "reward", "max_pairs": 5}]}),
     "hybrid": ({"name": "hybrid"}, {}),
+    "ldd": ({"name": "ldd"}, {}),
+    "vpd, tied": ({"name": "vpd", "e_every": 2}, {"dynamics": {"weight": 0.5}}),
+    "sft": ({"name": "sft"}, {"rollout": {"retries": 1}}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }
 
@@ -113,7 +123,7 @@ def config_of(algorithm: dict[str, Any], more: dict[str, Any], sharding: str, **
         "run": {"max_steps": 3, "eval_steps": 2, "eval_limit": 6, "eval_samples": 2, "rank_timeout": 60.0} | run,
     }
     for section, value in more.items():
-        data[section] = data[section] | value if isinstance(value, dict) else value
+        data[section] = data.get(section, {}) | value if isinstance(value, dict) else value
     return parse(data)
 
 
@@ -203,15 +213,42 @@ def in_bfloat16(sharding: str) -> Any:
     return {"start": start, "weights": flat(model), "scores": scores}
 
 
+def an_adapter_in_bfloat16(sharding: str) -> Any:
+    """How far an fp32 adapter moves whose base has 16 bits, and the types of both."""
+    model = tiny_model(dtype=torch.bfloat16)
+    model.name_or_path = "tiny"
+    lora.attach(model, LoraSettings(r=2, target_modules=("q_proj", "up_proj")), seed=0)
+    learner, grpo = tiny_learner(model, sharding=sharding, learning_rate=0.03), ALGORITHMS["grpo"][0]()
+    start = {name: whole(value).clone() for name, value in lora.state(model).items()}
+    for seed in range(3):
+        grpo.step(random_groups(seed, groups=3, size=3), learner)
+        learner.end_iteration()
+    types = {str(parameter.dtype) for parameter in model.parameters()}
+    moved = {name: whole(value) - start[name] for name, value in lora.state(model).items()}
+    return {"moved": moved, "types": types, "sampled": learner.policy().call(lambda model: model.dtype)}
+
+
+#: what the runs in folders have beside a whole model that they sample from
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "adapter": {"model": LORA | {"dtype": "float64"}},
+    "server": {"engine": SERVERS[0]},
+}
+
+
 def run_folder(which: str, sharding: str, steps: int) -> None:
-    """Train in a folder up to a step, or go on there."""
-    output = f"{FOLDER}/{which}-{sharding}"
+    """Train runs of each kind in their folders up to a step, or go on there."""
+    for kind in RUNS:
+        run_in(f"{FOLDER}/{which}-{sharding}-{kind}", kind, sharding, steps)
+
+
+def run_in(output: str, kind: str, sharding: str, steps: int) -> None:
     again = Path(output).exists()
     run = {"output_dir": output, "max_steps": steps, "save_steps": 2, "resume": again, "eval_steps": 0}
     best = {"metric_for_best_model": "learning_rate", "load_best_model_at_end": True}  # warmed up at step 3
     optim = {"optimizer": "adamw", "learning_rate": 1e-3, "warmup_steps": 3}
-    model = {"model": {"dtype": "float64"}, "optim": optim}
-    train(config_of({"name": "vpd", "e_every": 2}, model, sharding, **run, **best), env=Partial(length=4))
+    more = {"model": {"dtype": "float64"}, "optim": optim} | RUNS[kind]
+    train(config_of({"name": "vpd", "e_every": 2}, more, sharding, **run, **best), env=Partial(length=4))
 
 
 def damaged() -> Any:
@@ -228,8 +265,8 @@ def damaged() -> Any:
 
 
 def all_of(sharding: str) -> dict[str, Any]:
-    names = [name for name in CASES if sharding == "none" or "lora" not in name]
-    found: dict[str, Any] = {name: trained(name, sharding) for name in names}
+    found: dict[str, Any] = {name: trained(name, sharding) for name in CASES}
+    found["adapter"] = an_adapter_in_bfloat16(sharding)
     if sharding == "none":
         found["masters"] = masters(sharding)
     found["bfloat16"] = in_bfloat16(sharding)

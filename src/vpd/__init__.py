@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
+    from vpd.api.collect import collect
     from vpd.api.entry import evaluate, train
     from vpd.api.runs import Run
+    from vpd.api.sft import sft
     from vpd.config import Config
     from vpd.config import load as load_config
     from vpd.config import parse as parse_config
@@ -78,18 +80,22 @@ __all__ = [
     "Writer",
     "assemble",
     "check_env",
+    "collect",
     "evaluate",
     "extend",
     "load_config",
     "parse_config",
     "per_row",
+    "sft",
     "train",
 ]
 
 _MODULES = {
     "vpd.algorithms": ("Algorithm", "Needs"),
+    "vpd.api.collect": ("collect",),
     "vpd.api.entry": ("evaluate", "train"),
     "vpd.api.runs": ("Run",),
+    "vpd.api.sft": ("sft",),
     "vpd.config": ("Config", "load_config", "parse_config"),
     "vpd.engines": ("Engine",),
     "vpd.engines.settings": ("EngineParts",),

@@ -18,6 +18,7 @@ import vpd
 from vpd.commands import (
     Command,
     check,
+    collect,
     completion,
     convert,
     demo,
@@ -32,6 +33,7 @@ from vpd.commands import (
     rollouts,
     runs,
     serve,
+    sft,
     solve,
     train,
 )
@@ -54,6 +56,8 @@ exit codes
 COMMANDS: tuple[Command, ...] = (
     init,
     train,
+    sft,
+    collect,
     eval,
     solve,
     serve,
@@ -82,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others; before torch
     sys.excepthook = _show_traceback
     outputs = keep_open()
     parser = _parser()
@@ -111,7 +116,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _check_processes(command: Command) -> None:
     """Raise ConfigError where a launcher has started several processes of a command that runs in one."""
-    several = [one.NAME for one in COMMANDS if one in (train, eval)]
+    several = [one.NAME for one in COMMANDS if one in (train, sft, eval)]
     if launched()[1] > 1 and command.NAME not in several:
         raise ConfigError(
             f"vpd {command.NAME} runs in one process",

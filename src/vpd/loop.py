@@ -130,7 +130,7 @@ class Loop:
 
     def run(self) -> None:
         """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
-        with contextlib.suppress(Abandoned):
+        with contextlib.suppress(Abandoned), contextlib.closing(self.source):
             self._run()
 
     def _run(self) -> None:
@@ -147,6 +147,7 @@ class Loop:
             recorder = self._recorder(groups)
             update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))), recorder=recorder)
             metrics |= update.metrics
+            self.source.finish()
             self.engine.load(self.learner.policy())
             if self.evaluate is not None and self._is_due(self.eval_steps):
                 metrics |= self._evaluated(self.evaluate)
@@ -216,7 +217,7 @@ class Loop:
         return dataclasses.replace(update, metrics=metrics)
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the learner."""
+        """What a checkpoint must hold besides the learner, and the groups that the source has made already."""
         kept = {} if self.best is None else {"best": self.best.state()}
         return {"algorithm": self.algorithm.state(), **kept}
 

@@ -189,7 +189,7 @@ def _no_context(history: History) -> str | None:
     reads = "m_step/rows" in history[-1]
     rows = _series(history, "teacher/rows_with_context")[-5:]
     failing = [1 - value for value in _series(history, "success")[-5:]]
-    if not reads or len(rows) < 5 or max(rows) > 0 or max(failing) == 0:
+    if not reads or len(rows) < 5 or max(rows) > 0 or max(failing, default=1) == 0:
         return None
     return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
 
@@ -203,7 +203,11 @@ def _dead_gradient(history: History) -> str | None:
 
 
 def _sampler_gaps(history: History, name: str) -> list[float]:
-    """A gap of sampler and learner; ``sampler_mismatch`` only of steps in which no E-step moved the student first."""
+    """A gap of sampler and learner, of steps in which both had the same weights.
+
+    So those are left out with rollouts of older weights, and ``sampler_mismatch`` where an E-step moved the student.
+    """
+    history = [metrics for metrics in history if not metrics.get("rollout/staleness")]
     if name.endswith("sampler_mismatch"):
         history = [metrics for metrics in history if not metrics.get("e_step/rows")]
     return _series(history, name)

@@ -19,7 +19,14 @@ class Policy(Protocol):
         ...
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """``function(model, *arguments)`` inside the root module's forward pass, in the learner's precision."""
+        """``function(model, *arguments)`` inside the root module's forward pass, in the learner's precision.
+
+        Each rank calls it at its own pace, so weights in shards are copied whole to every rank first.
+        """
+        ...
+
+    def call_together(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """As :meth:`call`, but a collective: all ranks make the same passes at the same time, and nothing is copied."""
         ...
 
     def tensors(self) -> "Iterator[tuple[str, Tensor]]":
@@ -29,7 +36,7 @@ class Policy(Protocol):
     def save(self, folder: Path) -> None:
         """Write the weights that are trained: a ``from_pretrained`` folder, or the adapter in peft's form.
 
-        Raises StorageError.
+        A collective; the first rank writes.  Raises what the libraries raise where the disk takes no more.
         """
         ...
 
@@ -42,6 +49,9 @@ class FixedPolicy:
         self.version = version
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return function(self.model, *arguments)
+
+    def call_together(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(self.model, *arguments)
 
     def tensors(self) -> "Iterator[tuple[str, Tensor]]":

@@ -4,19 +4,31 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 from annotated_types import Ge, Gt
 
-from vpd.engines import Engine, MeasuredEngine
-from vpd.envs import Conversational, Env, draw_tasks, grade_texts, replies_of
+from vpd.engines import Abandonable, Engine, MeasuredEngine
+from vpd.envs import Conversational, Env, RecordedTasks, draw_tasks, grade_texts, recorded_answers, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback, demonstrate_retries
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
-from vpd.ranks import OneProcess, Ranks, divide
+from vpd.prompts.recorded import recorded_group
+from vpd.ranks import OneProcess, Ranks, divide, share_of
 from vpd.settings import Settings
-from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, TeacherPrompt, Tokens, TopKLogprobs
+from vpd.types import (
+    Completion,
+    Group,
+    Message,
+    Metrics,
+    Rollout,
+    SampleKey,
+    Task,
+    TeacherPrompt,
+    Tokens,
+    TopKLogprobs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,9 @@ class Sampling:
     top_p: float = 1.0
     top_k: int | None = None
 
+
+#: The groups of a step, and metrics: timings (seconds), and ``rows/drawn``, the attempts that were to be made.
+Made: TypeAlias = tuple[list[Group], Metrics]
 
 LONGEST_COMPLETION = 256  # tokens of an attempt, where neither the settings nor the environment say
 
@@ -50,6 +65,11 @@ class RolloutSettings(Settings, section="rollout"):
     temperature: Annotated[float, Gt(0), "sampling temperature; every log-prob is of logits / temperature"] = 1.0
     success_threshold: Annotated[float, "an answer with at least this reward is a success"] = 0.5
     max_rows: Annotated[int, Ge(1), "answers that decode at once"] = 64
+    overlap: Annotated[
+        bool,
+        "sample, grade and give feedback to the next step's answers while the learner updates, so that they come from"
+        " weights one step older; needs engine vllm, or an engine of your own that keeps its own weights",
+    ] = False
     retries: Annotated[
         int, Ge(0), "attempts of the teacher, which reads the feedback, at each failed attempt's task; 0: none"
     ] = 0
@@ -104,11 +124,24 @@ class Source(Protocol):
         """Announce that ``take(step)`` follows; a source that works ahead begins now, with the weights loaded now."""
         ...
 
-    def take(self, step: int) -> tuple[list[Group], Metrics]:
-        """All groups of ``step``, the same on every rank and with teacher prompts, and metrics: timings (seconds).
+    def take(self, step: int) -> Made:
+        """All groups of ``step``, the same on every rank and with teacher prompts, and metrics."""
+        ...
 
-        ``rows/drawn`` among them counts the attempts that were to be made, which the loop accounts for.
-        """
+    def finish(self) -> None:
+        """Wait until nothing is sampled any more, so that other weights may be loaded; ``take`` raises what failed."""
+        ...
+
+    def state(self, step: int) -> Made | None:
+        """What a checkpoint of ``step`` must hold: its groups, where they are made already.  Raises what failed."""
+        ...
+
+    def restore(self, step: int, made: Made) -> None:
+        """Take back what :meth:`state` gave, so that ``take(step)`` gives it."""
+        ...
+
+    def close(self) -> None:
+        """Give up whatever is still being made."""
         ...
 
 
@@ -122,7 +155,8 @@ class RolloutSource:
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
     there is a ``training_engine`` (a mixture with an external teacher or the data), which answers these and nothing
     else.  ``own_prompt`` is a task as an external teacher's own chat template writes it (None: the teacher reads the
-    student's prompt).  A remote ``teacher`` scores the training tasks' answers after the prompt that it reads.
+    student's prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
+    ``teacher_reads_context`` after the teacher's, where there is one.
     """
 
     env: Env
@@ -134,40 +168,97 @@ class RolloutSource:
     training_engine: Engine | None = None
     teacher: TopKTeacher | None = None
     own_prompt: Callable[[Task], Tokens] | None = None
+    teacher_reads_context: bool = False
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
     def start(self, step: int) -> None:
         """Nothing: the groups are made when they are taken."""
 
-    def take(self, step: int) -> tuple[list[Group], Metrics]:
-        count = self.settings.prompts_per_step
-        places = range(step * count, (step + 1) * count)
-        engine = self.engine if self.training_engine is None else self.training_engine
-        drawn = float(count * self.settings.num_generations)
+    def take(self, step: int) -> Made:
+        return self.gather(lambda: self.make(step))
+
+    def finish(self) -> None:
+        """Nothing: no groups are made when none are taken."""
+
+    def state(self, step: int) -> Made | None:
+        return None
+
+    def restore(self, step: int, made: Made) -> None:
+        """Nothing: what it makes again is the same."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def gather(self, make: Callable[[], Made]) -> Made:
+        """The groups that ``make()`` gives on every rank, in order, and this rank's metrics."""
+        metrics: Metrics = {}
+
+        def work(ranks: Sequence[int]) -> list[Group]:
+            groups, own = make()
+            metrics.update(own)
+            return groups
+
+        return divide(self.ranks, range(self.ranks.world), work), metrics
+
+    def make(self, step: int) -> Made:
+        """This rank's share of the groups of a step; no other rank is waited for."""
+        settings, count = self.settings, self.settings.prompts_per_step
+        drawn = float(self._rows(range(step * count, (step + 1) * count)))
         metrics: Metrics = {"rows/drawn": drawn, "time/rollout": 0.0, "time/feedback": 0.0}
         if isinstance(self.engine, MeasuredEngine):
             metrics |= self.engine.metrics()
+        places = [step * count + number for number in share_of(self.ranks.rank, self.ranks.world, count)]
+        if not places:
+            return [], metrics
+        started = time.perf_counter()
+        keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in places]
+        groups = self._train_groups(keys, draw_tasks(self.env, places, seed=self.seed))
+        sampled = time.perf_counter()
+        groups = self.add_feedback(groups)
+        with_feedback = time.perf_counter()
+        groups = self.add_retries(groups)
+        if settings.retry_demonstrations:
+            groups = self.prompter.attach(demonstrate_retries(groups))
+        metrics["time/rollout"] = sampled - started
+        metrics["time/feedback"] = with_feedback - sampled
+        if settings.retries:
+            metrics["time/retries"] = time.perf_counter() - with_feedback
+        if self.own_prompt is not None:
+            groups = with_own_prompts(groups, self.own_prompt)
+        return (groups if self.teacher is None else self._scored(groups, self.teacher, metrics)), metrics
 
-        def work(share: Sequence[int]) -> list[Group]:
-            started = time.perf_counter()
-            keys = [SampleKey(phase="train", step=step, task=place, sample=0) for place in share]
-            tasks = draw_tasks(self.env, share, seed=self.seed)
-            groups = self._generate_groups(engine, keys, tasks, self.settings.sampling, self.settings.num_generations)
-            sampled = time.perf_counter()
-            groups = self.add_feedback(groups)
-            with_feedback = time.perf_counter()
-            groups = self.add_retries(groups)
-            if self.settings.retry_demonstrations:
-                groups = self.prompter.attach(demonstrate_retries(groups))
-            metrics["time/rollout"] = sampled - started
-            metrics["time/feedback"] = with_feedback - sampled
-            if self.settings.retries:
-                metrics["time/retries"] = time.perf_counter() - with_feedback
-            if self.own_prompt is not None:
-                groups = with_own_prompts(groups, self.own_prompt)
-            return groups if self.teacher is None else self._scored(groups, self.teacher, metrics)
+    def abandon(self) -> None:
+        """End what another thread makes here, as far as the engines and the teacher allow it."""
+        for part in (self.engine, self.training_engine, self.teacher):
+            if isinstance(part, Abandonable):
+                part.abandon()
 
-        return divide(self.ranks, places, work), metrics
+    def _rows(self, places: Sequence[int]) -> int:
+        """How many attempts these training tasks are to have: G each, or as many as there are recorded answers."""
+        count = self.settings.num_generations
+        if not isinstance(self.env, RecordedTasks):
+            return len(places) * count
+        tasks = draw_tasks(self.env, places, seed=self.seed)
+        return sum(len(recorded_answers(self.env, task)) or count for task in tasks)
+
+    def _train_groups(self, keys: Sequence[SampleKey], tasks: Sequence[Task]) -> list[Group]:
+        """A group for each training task: its recorded answers where it has any, else G attempts."""
+        answers = [recorded_answers(self.env, task) for task in tasks]
+        fresh = [place for place, recorded in enumerate(answers) if not recorded]
+        engine = self.engine if self.training_engine is None else self.training_engine
+        made = iter(
+            self._generate_groups(
+                engine,
+                [keys[place] for place in fresh],
+                [tasks[place] for place in fresh],
+                self.settings.sampling,
+                self.settings.num_generations,
+            )
+        )
+        return [
+            recorded_group(self.prompter, key, task, recorded) if recorded else next(made)
+            for key, task, recorded in zip(keys, tasks, answers, strict=True)
+        ]
 
     def generate_groups(
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
@@ -228,19 +319,20 @@ class RolloutSource:
     def _scored(self, groups: Sequence[Group], teacher: TopKTeacher, metrics: Metrics) -> list[Group]:
         """The rollouts with what the teacher says of their tokens."""
         started = time.perf_counter()
-        rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.tokens]
-        answers = iter(teacher.top_k([(rollout.external_prompt, rollout.completion.tokens) for rollout in rollouts]))
-        scored = [
-            Group(
-                rollouts=tuple(
-                    dataclasses.replace(r, teacher_logprobs=next(answers)) if r.completion.tokens else r
-                    for r in group.rollouts
-                )
-            )
-            for group in groups
-        ]
+        read = [(rollout, self._read_by_teacher(rollout)) for group in groups for rollout in group.rollouts]
+        rows = [(prompt, rollout.completion.tokens) for rollout, prompt in read if prompt is not None]
+        answers = iter(teacher.top_k(rows))
+        scored = iter([r if p is None else dataclasses.replace(r, teacher_logprobs=next(answers)) for r, p in read])
         metrics["time/teacher"] = time.perf_counter() - started
-        return scored
+        return [Group(rollouts=tuple(next(scored) for _ in group.rollouts)) for group in groups]
+
+    def _read_by_teacher(self, rollout: Rollout) -> Tokens | None:
+        """The prompt that a remote teacher reads before a rollout's answer; None: it does not score this one."""
+        if not rollout.completion.tokens:
+            return None
+        if not self.teacher_reads_context:
+            return rollout.external_prompt
+        return None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens
 
     def _retry_requests(self, group: Group) -> list[Request]:
         """The teacher's attempts at a group's task, those of its first failures first."""
@@ -252,7 +344,7 @@ class RolloutSource:
                 prompt=rollout.teacher_prompt.tokens,
             )
             for rollout in group.rollouts
-            if not rollout.success and rollout.teacher_prompt is not None
+            if not rollout.success and rollout.teacher_prompt is not None and not rollout.completion.recorded
             for number in range(count)
         ]
         return requests[: self.settings.max_retries_per_task]

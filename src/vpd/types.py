@@ -87,7 +87,8 @@ class Completion:
 
     ``tokens`` [T] includes the end-of-sequence token where one was sampled; ``sampled`` [T] is False
     where the environment replied; ``logprobs`` [T] are the behaviour policy's (natural logarithm, at the
-    sampling temperature, 0 where not sampled); ``text`` is the model's last answer, which is graded;
+    sampling temperature, 0 where not sampled; none of a ``recorded`` answer, one that a log holds and that was not
+    sampled in this run, where the log has none); ``text`` is the model's last answer, which is graded;
     ``turns`` counts its answers; ``version`` counts the weights that sampled it; ``by_teacher``: those of an external
     teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``by_data``: nobody sampled it, it is the
     answer that the data gives (its log-probs are 0).  ``thinking_open``: the prompt ended
@@ -120,6 +121,7 @@ class Completion:
     thinking_open: bool = False
     reply_cut: int = 0
     reply_control_tokens: int = 0
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,8 @@ class Grade:
     ``reward`` is a finite number, at most ``LARGEST_REWARD`` either way; ``success`` None means
     "reward >= success_threshold", resolved once when the rollouts are collected; scalars of NumPy and torch become
     Python's.  ``feedback`` is text about this attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests
-    passed"): people see it, the teacher does not.
+    passed"): people see it, the teacher does not.  ``graded=False``: nobody has judged the answer (a row of a log
+    without an outcome), so that ``reward`` is 0 and means nothing, and no success or failure is counted.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -142,6 +145,7 @@ class Grade:
     feedback: str | None = None
     informative: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
+    graded: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", _plain(self.reward))
@@ -164,6 +168,23 @@ class Grade:
             raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")
         if self.feedback is not None and not isinstance(self.feedback, str):
             raise EnvError("a grade's feedback has the wrong type", got=shown(self.feedback), expected="str or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedAnswer:
+    """An answer that a log holds, with its grade; one that nobody graded has ``Grade.graded`` False.
+
+    ``logprobs`` [T] are those of ``tokens`` [T] when it was sampled (natural logarithm); None where the log has none,
+    and the text is then tokenised.
+
+    >>> RecordedAnswer(text="Lima", grade=Grade(reward=1.0)).tokens is None
+    True
+    """
+
+    text: str
+    grade: Grade
+    tokens: Tokens | None = None
+    logprobs: Floats | None = None
 
 
 def _plain(value: Any) -> Any:
@@ -345,7 +366,9 @@ class Example:
     [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
     ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
     top-k log-probs are of another length than the completion.  ``key`` says which rollout it was made of (None: of
-    none), ``failed_grade`` whether its grader failed, ``left_out`` why it takes no part in an update (empty: it does).
+    none), ``failed_grade`` whether its grader failed, ``graded`` whether anybody judged it, ``left_out`` why it takes
+    no part in an update (empty: it does).  ``of_environment``: the completion is the attempt with the environment's
+    text behind it, and only tokens of the environment count.
 
     A row of two tokens in a mean over three such rows: each token weighs 1 / (3 * 2).
 
@@ -372,6 +395,8 @@ class Example:
     by_data: bool = False
     key: SampleKey | None = None
     failed_grade: bool = False
+    graded: bool = True
+    of_environment: bool = False
     left_out: str = ""
 
     def __post_init__(self) -> None:

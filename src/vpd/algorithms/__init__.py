@@ -7,7 +7,11 @@ hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
 plare    ``update("preference")``: which of two attempts a judge prefers
 gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
+sft      ``update("sft")``: maximum likelihood on successes and demonstrations, recorded or fresh
+ldd      ``update("ldd")``: maximum likelihood on the environment's text, recorded or fresh; no outcome is read
 ======== ============================================================================================
+
+:mod:`~vpd.algorithms.dynamics` puts an auxiliary term beside any of them.
 
 An algorithm imports no environment, no engine and no optimiser.  What it keeps between steps is in ``state()``.
 """
@@ -44,12 +48,13 @@ class Algorithm(Protocol):
 class RemoteTeacher:
     """A teacher's server: its address, the model's name there, and the variable that holds its token, if there is one.
 
-    It reads the task alone, without feedback.
+    It reads the task alone, or with ``reads_context`` the teacher's prompt, where there is one.
     """
 
     url: str
     model: str
     api_key_env: str | None = None
+    reads_context: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,7 @@ class Needs:
     ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
+    ``on_policy``: its rows are the student's samples, up to an importance ratio; False: it learns from any answer.
     ``remote_teacher``: a frozen teacher behind a server, asked for its ``top_k`` likeliest tokens at every token.
     ``student_fraction``: share of the prompts that the student answers; the rest is answered as ``other_answers`` says:
     by the external model, or by the data (the environment's solution).
@@ -82,6 +88,7 @@ class Needs:
     learns_from_retries: bool = False
     remote_teacher: RemoteTeacher | None = None
     preferences: bool = False
+    on_policy: bool = True
 
 
 @runtime_checkable

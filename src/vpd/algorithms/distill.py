@@ -62,7 +62,8 @@ class DistillSettings(Settings, section="algorithm"):
     ] = 2.0
     importance_reference: Annotated[
         ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+        " unless set",
     ] = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
@@ -128,26 +129,90 @@ class SelfTeacher(Settings, section="algorithm"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDPOSettings(SelfTeacher, RetrySettings, DistillSettings):
+class ServedTeacher(DistillSettings, section="algorithm"):
+    """Settings of a teacher that may be behind a server: a base class of SDPO's and GKD's.  It never moves."""
+
+    teacher_url: Annotated[
+        str | None,
+        "a vLLM server that has teacher_model under that name and gives its distillation_topk likeliest tokens, so that"
+        " no copy of it is here; null: it is here",
+    ] = None
+    teacher_api_key_env: Annotated[
+        str | None,
+        "name of the environment variable that holds the token of teacher_url; null: that of vpd serve where this is"
+        " engine.url, else none",
+    ] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.teacher_url is None:
+            return
+        if self.distillation_topk is None or self.distillation_estimator != "exact":
+            raise ConfigError(
+                "algorithm.teacher_url: a server gives its likeliest tokens, not the whole vocabulary",
+                got=f"distillation_topk {self.distillation_topk}, distillation_estimator {self.distillation_estimator}",
+                do="Set algorithm.distillation_topk, for example to 20, and distillation_estimator to exact.",
+            )
+
+    def server(self, model: str, *, reads_context: bool) -> RemoteTeacher | None:
+        """The teacher at ``teacher_url``, if one is there."""
+        if self.teacher_url is None:
+            return None
+        return RemoteTeacher(
+            url=self.teacher_url, model=model, api_key_env=self.teacher_api_key_env, reads_context=reads_context
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDPOSettings(SelfTeacher, RetrySettings, ServedTeacher):
     """SDPO: a teacher made of the student's weights reads the feedback; it is never trained on outcomes."""
 
     name: Literal["sdpo"] = "sdpo"
+    teacher_model: Annotated[
+        str, "with teacher frozen: the name that teacher_url has for the initial weights, or for an adapter on them"
+    ] = ""
 
     @property
     def needs(self) -> Needs:
+        server = self.server(self.teacher_model, reads_context=True)
         return Needs(
             feedback=True,
-            teacher=self.teacher_settings(),
+            teacher=None if server else self.teacher_settings(),
+            remote_teacher=server,
             top_k=self.distillation_topk,
             learns_from_retries=True,
         )
 
     def build(self, prompter: Prompter) -> Algorithm:
-        return Distill(self, imitation=Imitation(self, self.importance_clip))
+        return Distill(self, imitation=Imitation(self, self.importance_clip, self.importance_reference))
+
+    def check(self) -> None:
+        super().check()
+        if bool(self.teacher_model) != (self.teacher_url is not None):
+            raise ConfigError(
+                "algorithm.teacher_model is the name of the teacher at algorithm.teacher_url: one needs the other",
+                got=f"teacher_model {self.teacher_model!r}, teacher_url {self.teacher_url}",
+                do="Set both, or neither: the teacher is then made of the student's weights here.",
+            )
+        if self.teacher_url is not None and self.teacher != "frozen":
+            raise ConfigError(
+                "algorithm.teacher_url: a teacher behind a server never moves",
+                got=f"algorithm.teacher {self.teacher}",
+                do="Set it to frozen, or algorithm.teacher_url to null (with model.lora no teacher takes a copy here).",
+            )
+        if self.teacher_url is not None and self.retry_loss == "forward_kl":
+            raise ConfigError(
+                "algorithm.teacher_url: a teacher's server scores attempts, and no retries",
+                got="algorithm.retry_loss forward_kl",
+                do="Set algorithm.retry_loss to cross_entropy, policy_gradient or none.",
+            )
+
+    def _keeps_a_copy(self) -> bool:
+        return super()._keeps_a_copy() and self.teacher_url is None
 
 
 @dataclass(frozen=True, kw_only=True)
-class GKDSettings(DistillSettings):
+class GKDSettings(ServedTeacher):
     """GKD: a frozen external teacher reads the task alone.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
@@ -165,19 +230,11 @@ class GKDSettings(DistillSettings):
         Literal["own", "student"],
         "how the teacher reads the task: as its own chat template writes it, or as the student's does",
     ] = "own"
-    teacher_url: Annotated[
-        str | None,
-        "a vLLM server that has teacher_model under that name and gives its distillation_topk likeliest tokens, so that"
-        " no copy of it is loaded here; null: it is loaded here",
-    ] = None
-    teacher_api_key_env: Annotated[
-        str | None, "name of the environment variable that holds the token of teacher_url; null: it asks for none"
-    ] = None
 
     @property
     def needs(self) -> Needs:
-        if self.teacher_url is not None:
-            server = RemoteTeacher(url=self.teacher_url, model=self.teacher_model, api_key_env=self.teacher_api_key_env)
+        server = self.server(self.teacher_model, reads_context=False)
+        if server is not None:
             return dataclasses.replace(self._common_needs, remote_teacher=server)
         return dataclasses.replace(
             self._common_needs, teacher=self.teacher_settings(), external_model=self.teacher_model
@@ -205,15 +262,7 @@ class GKDSettings(DistillSettings):
                 got=f"student_fraction {self.student_fraction} with other_answers data",
                 do="Set distillation_estimator to exact.",
             )
-        if self.teacher_url is None:
-            return
-        if self.distillation_topk is None or self.distillation_estimator != "exact":
-            raise ConfigError(
-                "algorithm.teacher_url: a server gives its likeliest tokens, not the whole vocabulary",
-                got=f"distillation_topk {self.distillation_topk}, distillation_estimator {self.distillation_estimator}",
-                do="Set algorithm.distillation_topk, for example to 20, and distillation_estimator to exact.",
-            )
-        if self.student_fraction < 1 and self.other_answers == "teacher":
+        if self.teacher_url is not None and self.student_fraction < 1 and self.other_answers == "teacher":
             raise ConfigError(
                 "algorithm.teacher_url: a teacher's server scores answers, and writes none",
                 got=f"student_fraction {self.student_fraction}",

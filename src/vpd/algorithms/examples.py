@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vpd.learners import Learner
+from vpd.learners import Learner, TokenLoss
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics, SampleKey
 
@@ -45,6 +45,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             group=number,
             key=rollout.key,
             failed_grade=rollout.grade.metrics.get("grader_failed", 0.0) > 0,
+            graded=rollout.grade.graded,
         )
         for number, group in enumerate(groups)
         for rollout in group.rollouts
@@ -56,15 +57,17 @@ def choose_rows(
     *,
     context: bool = False,
     advantage: bool = False,
+    answers: bool = False,
     compared: Set[SampleKey | None] | None = None,
 ) -> list[Example]:
     """The examples with the reason, if there is one, why they take no part in an update (``Example.left_out``).
 
     This is the one place that decides it.  A row takes part if the model sampled a token in it and, where the method
     learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0, or, where
-    it learns from preferences, it is one of the rows ``compared``.  Reasons: ``no_tokens``; ``failed_grade`` (its
-    grader failed, and nothing can be learned from it); ``no_context``; ``no_group`` (the only attempt at its task, so
-    that its advantage is 0); ``zero_advantage``; ``no_preference`` (no judge preferred it or another to it).
+    it learns ``answers``, it is a success or nobody has graded it, or, where it learns from preferences, it is one of
+    the rows ``compared``.  Reasons: ``no_tokens``; ``failed_grade`` (its grader failed, and nothing can be learned from
+    it); ``no_context``; ``failure``; ``no_group`` (the only attempt at its task, so that its advantage is 0);
+    ``zero_advantage``; ``no_preference`` (no judge preferred it or another to it).
     """
     sizes = Counter(example.group for example in examples)
 
@@ -75,8 +78,12 @@ def choose_rows(
             return "" if example.key in compared else "no_preference"
         if (context and example.teacher is not None) or (advantage and example.advantage):
             return ""
+        if answers and (example.success or not example.graded):
+            return ""
         if example.failed_grade:
             return "failed_grade"
+        if answers:
+            return "failure"
         if not advantage:
             return "no_context"
         return "no_group" if sizes[example.group] == 1 else "zero_advantage"
@@ -113,9 +120,9 @@ def with_reference(examples: Sequence[Example], learner: Learner) -> list[Exampl
 def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Floats], Metrics]:
     """log pi, the learner's log-probs of every example now, before any update on them, and what was measured for it.
 
-    The sampler's own log-probs are taken where it shares the learner's weights and precision: the rows of
-    :func:`probe_rows` are scored, and no token of theirs may differ by more than ``Learner.logprob_tolerance``, nor all
-    tokens by a tenth of it on average.  Else all rows are scored.
+    The sampler's own log-probs are taken where it shares the learner's weights and precision: no row is of another
+    version than the learner's, the rows of :func:`probe_rows` are scored, and no token of theirs may differ by more
+    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.
     """
     probe = probe_rows(examples)
     scores = dict(zip(probe, learner.score([examples[row] for row in probe], student_logprobs), strict=True))
@@ -128,7 +135,9 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
     largest = max(differences, default=0.0)
     metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
     tolerance = learner.logprob_tolerance
-    if largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
+    version = learner.policy().version
+    stale = any(example.version != version for example in examples)
+    if not stale and largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
         return [e.behaviour for e in examples], metrics
     others = [row for row in range(len(examples)) if row not in scores]
     scores |= zip(others, learner.score([examples[row] for row in others], student_logprobs), strict=True)
@@ -166,6 +175,11 @@ def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> di
     It takes the place of ``sampling_logp_difference``, which compares the sampler with pi_0 and is then 0.
     """
     return {"sampler_mismatch": (own_BT.detach() - batch.behaviour_BT).abs()} if reference == "sampler" else {}
+
+
+def cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """-log pi(y|x) of each token [B,T], and the signal ``entropy``."""
+    return TokenLoss(-scorer.logprobs("student"), signals={"entropy": scorer.entropy("student")})
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

@@ -83,7 +83,7 @@ class GatedVPD:
         self.settings = settings
         self.e_step = EStep(settings, prompter)
         self.m_step = Distill(settings)
-        self._imitation = Imitation(settings, settings.importance_clip)
+        self._imitation = Imitation(settings, settings.importance_clip, settings.importance_reference)
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:

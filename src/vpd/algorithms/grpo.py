@@ -49,7 +49,8 @@ class GRPOSettings(Settings, section="algorithm"):
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
         ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+        " unless set",
     ] = "own"
     updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
 
@@ -109,6 +110,7 @@ class GRPO:
             ),
             signals={
                 "entropy": scorer.entropy("student"),
+                "importance_ratio": ratio_BT,
                 "clip_ratio": outside_BT.to(ratio_BT.dtype),
                 "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),
                 **mismatch(self.settings.importance_reference, logprobs_BT, batch),

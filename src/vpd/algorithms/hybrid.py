@@ -58,7 +58,8 @@ class HybridSettings(SelfTeacher):
     average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
     importance_reference: Annotated[
         ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm: sampler unless set",
+        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+        " unless set",
     ] = "own"
 
     @property
@@ -116,6 +117,7 @@ class Hybrid:
                 logprobs_BT, reference_BT, advantage_BT, clip_low=settings.clip_low, clip_high=settings.clip_high
             ),
             signals={
+                "importance_ratio": (logprobs_BT.detach() - reference_BT).exp(),
                 "entropy": scorer.entropy("student"),
                 "teacher_minus_student": log_ratio_BT,
                 "sampling_logp_difference": (reference_BT - batch.behaviour_BT).abs(),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
 from vpd.quoting import feedback_quoted
@@ -69,9 +69,10 @@ def to_retry_examples(groups: Sequence[Group]) -> list[Example]:
 class Imitation:
     """The M-step's loss on retries, ``retry_loss``, and the rows that it is of."""
 
-    def __init__(self, settings: RetrySettings, importance_clip: float | None):
+    def __init__(self, settings: RetrySettings, importance_clip: float | None, reference: ImportanceReference = "own"):
         self.settings = settings
         self._clip = importance_clip
+        self._reference = reference
 
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         """The rows that the loss is of, without weights; none without retries."""
@@ -80,7 +81,7 @@ class Imitation:
             return []
         chosen = [row for row in _retries(groups) if self.may_teach(*row[1:])]
         if settings.retry_loss == "policy_gradient":
-            return _with_advantages(groups, chosen)
+            return _with_advantages(groups, chosen, self._reference)
         rows = [_retry_example(*row) for row in chosen if row[2].success]
         if settings.retry_attempts and settings.retry_loss == "cross_entropy":
             groups_with_retries = {number for number, _, _ in _retries(groups)}
@@ -172,14 +173,16 @@ def _retry_example(number: int, attempt: Rollout, retry: Rollout) -> Example:
     )
 
 
-def _with_advantages(groups: Sequence[Group], may_teach: Sequence[_Retry]) -> list[Example]:
+def _with_advantages(
+    groups: Sequence[Group], may_teach: Sequence[_Retry], reference: ImportanceReference
+) -> list[Example]:
     """Attempts and retries of the groups that have retries, each with its advantage in their common group."""
     rows: list[Example] = []
     for number, group in enumerate(groups):
         own = [row for row in may_teach if row[0] == number]
         if not own:
             continue
-        attempts = [dataclasses.replace(e, group=number, teacher=None) for e in to_examples([group])]
+        attempts = [dataclasses.replace(e, group=number, teacher=None) for e in to_examples([group], reference)]
         retries = [
             dataclasses.replace(e, reference=e.behaviour, teacher=None) for e in (_retry_example(*r) for r in own)
         ]

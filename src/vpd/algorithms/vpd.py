@@ -113,7 +113,9 @@ class VPD:
 
     def __init__(self, settings: VPDSettings, prompter: Prompter):
         self.e_step = EStep(settings, prompter)
-        self.m_step = Distill(settings, imitation=Imitation(settings, settings.importance_clip))
+        self.m_step = Distill(
+            settings, imitation=Imitation(settings, settings.importance_clip, settings.importance_reference)
+        )
         self._reference = settings.importance_reference
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:

@@ -32,7 +32,7 @@ Tasks: TypeAlias = Iterable[Any] | str | Path
 #: A function (text, task), a reward function of TRL or verl, the place of one, or a list of such.
 GraderLike: TypeAlias = Callable[..., Any] | str | Sequence[Any]
 FeedbackLike: TypeAlias = str | Mapping[str, Any] | Feedback
-KEYWORDS = ("eval_tasks", "config", "env", "prompts", "rollout", "engine", "optim", "run")
+KEYWORDS = ("eval_tasks", "config", "env", "prompts", "rollout", "engine", "dynamics", "optim", "run")
 RENAMED = {"observers": "callbacks", "reward_funcs": "grader", "train_dataset": "tasks", "eval_dataset": "eval_tasks"}
 
 
@@ -42,7 +42,7 @@ class More(TypedDict, total=False):
     ``eval_tasks``: tasks to evaluate on, or a share of ``tasks`` that is held out; ``config``: settings from
     ``load_config`` or ``parse_config``, over which the other arguments are laid; ``env``: an environment in the place
     of tasks and grader (an object, a name, or a mapping); ``engine`` an object, a name or a mapping; ``prompts``,
-    ``rollout``, ``optim`` and ``run`` mappings, or their settings objects.
+    ``rollout``, ``dynamics``, ``optim`` and ``run`` mappings, or their settings objects.
     """
 
     eval_tasks: Tasks | float
@@ -51,6 +51,7 @@ class More(TypedDict, total=False):
     prompts: Section
     rollout: Section
     engine: Any
+    dynamics: Section
     optim: Section
     run: Section
 
@@ -81,10 +82,10 @@ def read_arguments(
         if base is not None:
             raise ConfigError("two configs were passed", got="one in the first place and config=", expected="one")
         model, base = None, model
-    data = _data_of(base)
+    data = {} if base is None else base.as_given()
     objects: dict[str, Any] = {"tokenizer": tokenizer}
     _add_model(data, objects, model)
-    for name in ("prompts", "rollout", "optim", "run"):
+    for name in ("prompts", "rollout", "dynamics", "optim", "run"):
         if more.get(name) is not None:
             data[name] = over(data.get(name), _plain(more[name], name))
     parts = {
@@ -124,16 +125,6 @@ def _check_names(more: Mapping[str, Any]) -> None:
                 expected='sections of the settings, such as optim={"learning_rate": 1e-5}',
                 do=found,
             )
-
-
-def _data_of(base: Config | None) -> dict[str, Any]:
-    """A config as plain data, without the defaults that belong to a shipped base."""
-    if base is None:
-        return {}
-    data = base.as_dict()
-    for key in base.for_shipped_base:
-        del data["optim"][key]
-    return data
 
 
 def _plain(value: Any, name: str) -> dict[str, Any]:

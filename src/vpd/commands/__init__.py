@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vpd.settings import expand_path
 
-SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "dynamics", "optim", "run")
 
 
 class Command(Protocol):

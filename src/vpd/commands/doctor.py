@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 NAME = "doctor"
 ABOUT = (
     "Examine this machine and installation: versions, devices, memory, disk, sandbox, the Hub, optional packages, and a"
-    " run of about 20 seconds. Every line that is not ok says what to do; exit code 2 where something is broken."
+    " run of two iterations (10 to 20 seconds where a core is free). Every line that is not ok says what to do; exit"
+    " code 2 where something is broken."
 )
 SETTINGS: tuple[str, ...] = ()
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "bold red"}

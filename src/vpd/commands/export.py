@@ -35,6 +35,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             "--push_to_hub uploads what the run exported", expected="--form model or adapter, no checkpoint"
         )
+    from vpd.run_folder.reading import read_run
+
+    read_run(options.run)  # before torch is loaded: a folder without a run is refused at once
     from vpd.recipes.export import export_run, push_run
 
     if options.destination is not None:

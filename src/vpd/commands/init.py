@@ -26,6 +26,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config.starter import starter
     from vpd.run_folder.files import write_text
 
+    for word in rest:
+        if word.endswith((".yaml", ".yml")) and not word.startswith("-"):
+            raise ConfigError(f"unexpected argument {word!r}", do=f"Write --output {word}.")
     if options.output.exists():
         raise ConfigError(f"{options.output} exists", do="Choose another --output.")
     if not options.yes and sys.stdin.isatty():

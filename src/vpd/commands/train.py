@@ -1,6 +1,7 @@
 """Train a model."""
 
 import argparse
+from pathlib import Path
 
 from vpd.commands import SECTIONS, add_config
 
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import load
     from vpd.config.dry_run import load_dry_run
     from vpd.ranks import launched
+    from vpd.run_folder.state import refuse_begun
 
     machine, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
     config = load(options.config, rest)
@@ -36,6 +38,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         if launched()[0] == 0:
             show(found)
         return
+    if not config.run.resume:
+        refuse_begun(Path(config.run.output_dir))
     from vpd.recipes.train import train  # after the settings are checked: it loads torch
 
     train(config)

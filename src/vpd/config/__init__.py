@@ -43,7 +43,7 @@ from vpd.config.sections import (
     named,
     settings_class,
 )
-from vpd.engines.settings import check_url
+from vpd.engines.settings import EmbeddedEngineSettings, VLLMSettings, check_url
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
 from vpd.feedback.judge import Judge
@@ -54,13 +54,15 @@ from vpd.rollout import RolloutSettings
 from vpd.settings import expand_path
 
 if TYPE_CHECKING:
-    from vpd.algorithms import AlgorithmSettings
+    from vpd.algorithms import Algorithm, AlgorithmSettings, Needs
+    from vpd.algorithms.dynamics import DynamicsSettings
     from vpd.engines.settings import EngineSettings
     from vpd.learners.settings import OptimSettings
+    from vpd.prompts import Prompter
 
 LOG = logging.getLogger("vpd")
 
-SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "optim", "run")
+SECTIONS = ("model", "env", "feedback", "prompts", "rollout", "engine", "algorithm", "dynamics", "optim", "run")
 
 #: Defaults of the section optim for a shipped base, which the learning rate of a real model would hardly move.
 OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch_size": 128}
@@ -70,7 +72,8 @@ OPTIM_OF_SHIPPED_BASES: Mapping[str, Any] = {"learning_rate": 2e-4, "micro_batch
 class Config:
     """The whole of a run's settings, resolved.
 
-    ``for_shipped_base`` names the settings of ``optim`` that nobody gave and that are a shipped base's defaults.
+    ``for_shipped_base`` names the settings of ``optim`` that nobody gave and that are a shipped base's defaults;
+    ``given`` has for each section the plain data that it was made of, and what was made.
     """
 
     model: ModelSettings
@@ -80,15 +83,30 @@ class Config:
     rollout: RolloutSettings
     engine: "EngineSettings"
     algorithm: "AlgorithmSettings"
+    dynamics: "DynamicsSettings"
     optim: "OptimSettings"
     run: RunSettings
     for_shipped_base: tuple[str, ...] = field(default=(), compare=False)
+    given: Mapping[str, tuple[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def method(self) -> str:
         """The name of the algorithm, or the place or class of the user's own."""
         section = _plain_section(self.algorithm)
         return str(section.get("name") or section["object"])
+
+    @property
+    def needs(self) -> "Needs":
+        """What the method needs, with what the auxiliary term does."""
+        needs = self.algorithm.needs
+        return dataclasses.replace(needs, initial_copy=True) if self.dynamics.weight else needs
+
+    def build_algorithm(self, prompter: "Prompter") -> "Algorithm":
+        """The method, with the auxiliary term where it has weight."""
+        from vpd.algorithms.dynamics import Tied
+
+        method = self.algorithm.build(prompter)
+        return Tied(method, self.dynamics, prompter) if self.dynamics.weight else method
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that :func:`parse` takes back; an object that was passed to ``train`` is named by its class."""
@@ -101,6 +119,14 @@ class Config:
                 data[section] = _plain_section(value)
         return data
 
+    def as_given(self) -> dict[str, Any]:
+        """As :meth:`as_dict`, without what nobody gave; a section that was replaced since is there whole."""
+        data = self.as_dict()
+        for section, (given, made) in self.given.items():
+            if made is getattr(self, section):
+                data[section] = copy.deepcopy(given)
+        return {section: part for section, part in data.items() if part is not None}
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
@@ -111,7 +137,7 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = _merged(path, pairs_of(overrides))
+    data = merged_data(path, pairs_of(overrides))
     run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
@@ -134,7 +160,7 @@ def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] =
     for key, _ in pairs:
         if not key.startswith("env."):
             raise ConfigError(f"--{key} is of no use here", expected="settings of the environment, --env.key value")
-    return named("env", mapping(_merged(path, pairs), "env"), "env")
+    return named("env", mapping(merged_data(path, pairs), "env"), "env")
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -159,8 +185,9 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     if data.get("prompts") is None:
         sections["prompts"] = None
     sections |= {name: named(name, given[name], name) for name in ("env", "algorithm", "engine")}
-    feedback = _feedback(data.get("feedback", ["environment"]))
-    return Config(feedback=feedback, for_shipped_base=tuple(for_base), **sections)
+    sections["feedback"] = _feedback(data.get("feedback", ["environment"]))
+    originals = {name: (copy.deepcopy(data.get(name)), made) for name, made in sections.items()}
+    return Config(for_shipped_base=tuple(for_base), given=originals, **sections)
 
 
 def check_together(config: Config) -> None:
@@ -183,6 +210,13 @@ def check_together(config: Config) -> None:
     _check_judges(config)
     if needs.remote_teacher is not None:
         check_url(needs.remote_teacher.url, "algorithm.teacher_url")
+        same = isinstance(config.engine, VLLMSettings) and config.engine.is_at(needs.remote_teacher.url)
+        if same and config.model.lora is None:
+            raise ConfigError(
+                "algorithm.teacher_url: the server at engine.url gets the student's weights, a teacher keeps its own",
+                got=needs.remote_teacher.url,
+                do="Start another server for the teacher, or train adapters (model.lora): the base then never changes.",
+            )
         if config.rollout.temperature != 1:
             raise ConfigError(
                 "a remote teacher's log-probs are at temperature 1",
@@ -195,14 +229,15 @@ def check_together(config: Config) -> None:
             got=f"rollout.retries {config.rollout.retries}",
             do="Set rollout.retries to 0, or take sdpo, vpd or gated.",
         )
-    if config.model.lora is not None and config.optim.sharding != "none":
+    if config.rollout.overlap and isinstance(config.engine, EmbeddedEngineSettings):
         raise ConfigError(
-            "adapters are not trained in shards",
-            got=f"model.lora and optim.sharding {config.optim.sharding}",
-            do="Set optim.sharding: none; only the adapter's gradients travel between processes.",
+            "rollout.overlap: the embedded engine samples on the very weights that the learner is changing",
+            expected="an engine with weights of its own",
+            do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
         )
-    teacher = None if needs.teacher is None else needs.teacher.dtype
-    config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
+    if config.model.lora is None:
+        teacher = None if needs.teacher is None else needs.teacher.dtype
+        config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
 
 
 def _check_judges(config: Config) -> None:
@@ -261,7 +296,7 @@ def read_files(path: str | Sequence[str] | None) -> dict[str, Any]:
     return data
 
 
-def _merged(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def merged_data(path: str | Sequence[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The files' data with the pairs in their places, without the sections that are no part of a run."""
     data = {section: value for section, value in read_files(path).items() if section not in BESIDE}
     return _with_pairs(data, pairs)
@@ -279,7 +314,7 @@ def _with_pairs(data: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[
 
 
 def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A file's settings of one part, for another that was named instead: what both have stays, the rest is logged."""
+    """The settings given of one part, for another that was named instead: what both have stays, the rest is logged."""
     old = settings.get("name", CHOICES[section].default)
     known = known_keys(section, name)
     options = {key: value for key, value in settings.items() if key != "name"}
@@ -288,7 +323,7 @@ def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, A
     kept = {key: value for key, value in options.items() if key in known}
     if options:
         LOG.warning(
-            "%s.name is %s instead of the file's %s: its settings %s stay; %s has no %s, left out",
+            "%s.name is %s instead of %s: of the settings given, %s stay; %s has no %s, left out",
             *(section, name, old, _listed(kept), name, _listed(options.keys() - kept.keys())),
         )
     return kept

@@ -94,7 +94,7 @@ _SHARDING = "optim.sharding is the one choice: none or fsdp2"
 _CACHE = "an engine keeps its cache by itself (engine.name embedded or vllm)"
 _SERVER = "a vLLM server is named in engine.url, and vpd serve starts one with engine.server_args"
 _LOADING = "a model is loaded whole, with the attention that transformers chooses"
-_HUB = "nothing is sent to the Hub; run.output_dir/model can be uploaded"
+_HUB = "model/ is uploaded when a run is done, with run.push_to_hub and run.hub_model_id; the token is HF_TOKEN's"
 _NUCLEUS = "training samples from the whole distribution, so that log-probs are of what was sampled"
 _TRAINER = "its trainer's own; this library has another"
 _EVERY_STEP = "every iteration is logged"
@@ -127,7 +127,6 @@ ABSENT: Mapping[str, str] = {
     "gradient_accumulation_steps": "micro-batches of an iteration are summed by themselves; the batch is"
     " rollout.prompts_per_step times rollout.num_generations",
     "gradient_checkpointing_kwargs": "optim.gradient_checkpointing: none, selective or full",
-    "hub_model_id": _HUB,
     "hub_token": _HUB,
     "importance_sampling_level": "the ratio is each token's",
     "kl_coef": "there is no KL penalty to a reference model",
@@ -152,7 +151,6 @@ ABSENT: Mapping[str, str] = {
     "num_iterations": "a batch is learned from once; algorithm.updates_per_batch splits it into several steps",
     "packing": "rows that begin alike share one pass by themselves (optim.share_prefixes)",
     "per_device_eval_batch_size": "run.eval_limit and run.eval_samples say how many; rollout.max_rows how many at once",
-    "push_to_hub": _HUB,
     "remove_unused_columns": "every column reaches the reward functions",
     "repetition_penalty": _NUCLEUS,
     "run_name": "the folder run.output_dir is its name",

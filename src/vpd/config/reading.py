@@ -68,6 +68,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes every kind of text as a text."""
+
+
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+
+
 def read_file(path: str) -> dict[str, Any]:
     """The sections of a settings file.  Raises ConfigError."""
     try:
@@ -104,7 +111,8 @@ def read_value(text: str, key: str) -> Any:
 
 def inline(value: Any) -> str:
     """A value on one line, as YAML spells it."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    options: dict[str, Any] = {"default_flow_style": True, "width": 10_000, "sort_keys": False, "allow_unicode": True}
+    text = yaml.dump(value, Dumper=_Dumper, **options)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -27,11 +27,12 @@ from vpd.config.passed import (
     needs_of,
     require,
 )
-from vpd.envs import Env
+from vpd.engines.settings import ChangesDefaults
+from vpd.envs import BesideAnother, Env
 from vpd.envs.loading import announcements, load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
-from vpd.settings import declarations
+from vpd.settings import Settings, declarations
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs
@@ -54,6 +55,8 @@ ALGORITHMS: Mapping[str, str] = {
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
     "plare": "vpd.algorithms.plare:PLARESettings",
+    "sft": "vpd.algorithms.sft:SFTSettings",
+    "ldd": "vpd.algorithms.ldd:LDDSettings",
 }
 ENVS: Mapping[str, str] = {
     "code": "vpd.envs.code:Code",
@@ -66,6 +69,7 @@ ENVS: Mapping[str, str] = {
     "reasoning_gym": "vpd.envs.reasoning_gym:ReasoningGym",
     "dataset": "vpd.envs.dataset:Dataset",
     "verifiers": "vpd.envs.adapters.verifiers:Verifiers",
+    "recorded": "vpd.envs.recorded:RecordedAnswers",
 }
 SOURCES: Mapping[str, str] = {
     "environment": "vpd.feedback:GraderFeedback",
@@ -83,6 +87,7 @@ PLAIN: Mapping[str, str] = {
     "prompts": "vpd.prompts.settings:PromptSettings",
     "rollout": "vpd.rollout:RolloutSettings",
     "optim": "vpd.learners.settings:OptimSettings",
+    "dynamics": "vpd.algorithms.dynamics:DynamicsSettings",
     "run": "vpd.config.run_settings:RunSettings",
 }
 #: Sections that a file may hold beside a run's settings, and that are no part of them.
@@ -212,15 +217,36 @@ def named(section: str, data: Data, prefix: str) -> Any:
 
 
 def defaults_for_engine(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What an engine in another process changes of a shipped method's defaults: its log-probs are not the learner's.
+    """What the engine that is named declares of the defaults of the method that is named, where this has the choice.
 
-    They are of another precision, so the importance ratio is taken against them where the method has that choice.
+    With ``rollout.overlap`` any engine's samples are of older weights, and the importance ratio is taken against them.
     """
-    name = given["algorithm"].get("name", CHOICES["algorithm"].default)
-    if given["engine"].get("name") != "vllm" or name not in CHOICES["algorithm"].table:
+    engine, algorithm = _class_of("engine", given["engine"]), _class_of("algorithm", given["algorithm"])
+    changes = dict(engine.algorithm_defaults) if isinstance(engine, ChangesDefaults) else {}
+    if given["rollout"].get("overlap") is True:
+        changes["importance_reference"] = "sampler"
+    if not changes or not _has_declarations(algorithm):
         return {}
-    declared = declarations(settings_class(CHOICES["algorithm"].table[name])).get("importance_reference")
-    return {"importance_reference": "sampler"} if declared is not None and "sampler" in declared.choices else {}
+    declared = declarations(algorithm)
+    return {
+        key: value
+        for key, value in changes.items()
+        if key in declared and (not declared[key].choices or value in declared[key].choices)
+    }
+
+
+def _class_of(section: str, data: Data) -> Any:
+    """The class that a section names, a user's own too; None for an object that was passed, and for an unknown name."""
+    name = data.get("name", CHOICES[section].default)
+    if "object" in data or not isinstance(name, str):
+        return None
+    if is_place(name):
+        return load_object(name, f"{section}.name")
+    return settings_class(CHOICES[section].table[name]) if name in CHOICES[section].table else None
+
+
+def _has_declarations(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Settings) and dataclasses.is_dataclass(kind)
 
 
 def known_keys(section: str, name: Any) -> set[str] | None:
@@ -284,9 +310,14 @@ def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:
 
 
 def make_env(spec: Any) -> Env:
-    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name."""
+    """The environment of the section ``env``; a user's own is made here.  Raises ConfigError for an object's name.
+
+    One that names another beside it gets that, of the same table.
+    """
     if isinstance(spec, Passed):
         raise missing("the environment", spec.object, "env= (or tasks= and grader=)")
+    if isinstance(spec, BesideAnother) and spec.fresh is not None:
+        return spec.beside(make_env(named("env", spec.fresh, "env.fresh")))
     return spec.build() if isinstance(spec, CustomEnv) else spec
 
 

@@ -48,7 +48,7 @@ def starter(overrides: Sequence[str] = ()) -> str:
 def questions(given: Mapping[str, Any]) -> Iterator[Question]:
     """What is still to be asked, one after the other; ``given`` holds the answers so far by their keys."""
     if "env.name" not in given:
-        known = ", ".join(name for name in CHOICES["env"].table if name != "verifiers")
+        known = ", ".join(name for name in CHOICES["env"].table if name not in ("verifiers", "recorded"))
         text = f"Environment: {known}, or your own class, my_env.py:MyEnv"
         yield Question(key="env.name", text=text, default="digits")
     for key, meaning in _required(given["env.name"]):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from vpd.errors import EngineError
 from vpd.policy import Policy
 from vpd.types import Completion, Metrics, SampleKey, Tokens
 
@@ -42,6 +43,19 @@ class MeasuredEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class Abandonable(Protocol):
+    """Work in another thread that can be given up from this one.
+
+    An engine that has this samples on weights of its own, so that it may generate in a thread while the learner trains
+    (``rollout.overlap``).
+    """
+
+    def abandon(self) -> None:
+        """End what is being done, which then raises a VPDError, as does whatever is asked for later."""
+        ...
+
+
 def limits_of(max_tokens: int | Sequence[int], rows: int) -> list[int]:
     """``max_tokens`` as one bound for each row."""
     return [max_tokens] * rows if isinstance(max_tokens, int) else list(max_tokens)
@@ -58,9 +72,13 @@ class ScriptedEngine:
         self.answer = answer
         self.version = -1
         self.asked: list[tuple[Tokens, SampleKey]] = []
+        self._abandoned = False
 
     def load(self, policy: Policy) -> None:
         self.version = policy.version
+
+    def abandon(self) -> None:
+        self._abandoned = True
 
     def generate(
         self,
@@ -73,6 +91,8 @@ class ScriptedEngine:
         top_p: float = 1.0,
         top_k: int | None = None,
     ) -> list[Completion]:
+        if self._abandoned:
+            raise EngineError("the answers were given up")
         limits = limits_of(max_tokens, len(prompts))
         self.asked += zip(prompts, keys, strict=True)
         return [self._complete(*row) for row in zip(prompts, keys, limits, strict=True)]

@@ -2,16 +2,16 @@
 
 import os
 import urllib.parse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt
 
 from vpd.engines import Engine
 from vpd.errors import ConfigError
-from vpd.ranks import launched
+from vpd.ranks import OneProcess, Ranks
 from vpd.settings import IsPath, Settings
 
 
@@ -20,13 +20,15 @@ class EngineParts:
     """What an engine may need of a run.
 
     ``eos_ids`` end an answer and are part of it; ``max_rows`` (``rollout.max_rows``) bounds the answers that decode at
-    once; ``longest()`` is the length in tokens of the longest known prompt with an answer of full length.
+    once; ``longest()`` is the length in tokens of the longest known prompt with an answer of full length.  ``ranks``
+    are the processes of the run: each builds an engine; all load a policy together, and generate at their own pace.
     """
 
     tokenizer: Any
     eos_ids: tuple[int, ...]
     max_rows: int
     longest: Callable[[], int] = lambda: 0
+    ranks: Ranks = field(default_factory=OneProcess)
 
 
 class EngineSettings(Protocol):
@@ -35,6 +37,17 @@ class EngineSettings(Protocol):
     def build(self, parts: EngineParts) -> Engine:
         """A new engine; ``load`` is called before ``generate``."""
         ...
+
+
+@runtime_checkable
+class ChangesDefaults(Protocol):
+    """A class of engines, or of their settings, with which other defaults of a method are right.
+
+    ``algorithm_defaults`` holds values by the names of settings in the section ``algorithm``; a method that has no such
+    setting, or not that choice, keeps its own, and so does a setting that is given.
+    """
+
+    algorithm_defaults: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +66,11 @@ class EmbeddedEngineSettings(Settings, section="engine"):
 class VLLMSettings(Settings, section="engine"):
     """Samples on a vLLM server over HTTP: one that vpd serve starts, or one that runs already.
 
-    ``python``, ``max_model_len``, ``server_args`` and ``start_timeout`` are read by ``vpd serve`` alone.
+    ``python``, ``max_model_len``, ``server_args`` and ``start_timeout`` are read by ``vpd serve`` alone.  Its log-probs
+    are not the learner's, so the importance ratio is taken against them.
     """
+
+    algorithm_defaults: ClassVar[Mapping[str, Any]] = {"importance_reference": "sampler"}
 
     name: Literal["vllm"] = "vllm"
     url: Annotated[str, "where the server is, or where vpd serve starts it"] = "http://127.0.0.1:8000"
@@ -85,13 +101,6 @@ class VLLMSettings(Settings, section="engine"):
     start_timeout: Annotated[float, Gt(0), "seconds until the server must answer"] = 900.0
 
     def build(self, parts: EngineParts) -> Engine:
-        world = launched()[1]
-        if world > 1:
-            raise ConfigError(
-                "engine vllm works with one training process: each would send its weights to the one server",
-                got=f"{world} processes",
-                do="Start vpd train once, or set engine.name to embedded.",
-            )
         from vpd.engines.vllm_client import VLLMClient
         from vpd.engines.vllm_engine import VLLMEngine
 
@@ -111,6 +120,10 @@ class VLLMSettings(Settings, section="engine"):
         from vpd.engines.vllm_server import known_token
 
         return known_token(Path(self.sync_dir), self.url)
+
+    def is_at(self, url: str) -> bool:
+        """Whether a teacher's server is this one."""
+        return url.rstrip("/") == self.url.rstrip("/")
 
     def tolerance(self, dtype: str) -> float:
         """``canary_tolerance`` where one of the two computes in ``dtype`` and the other in no narrower one."""

@@ -56,6 +56,7 @@ class VLLMClient:
         self._timeout = timeout
         self._wait = wait
         self._open: set[http.client.HTTPConnection] = set()
+        self._abandoned = threading.Event()
         self._lock = threading.Lock()
 
     def get(self, path: str) -> Any:
@@ -92,9 +93,14 @@ class VLLMClient:
                     time.sleep(0.02)
         return [future.result() for future in futures]
 
+    def abandon(self) -> None:
+        """End the requests that other threads wait for; they raise EngineError, as does whatever is asked for later."""
+        self._abandoned.set()
+        self._hang_up()
+
     def _repeated(self, method: str, path: str, question: Question[Result], stop: threading.Event) -> Result:
         for attempt in range(1, ATTEMPTS + 1):
-            if stop.is_set():
+            if stop.is_set() or self._abandoned.is_set():
                 break
             try:
                 data = self._send(method, path, question.body)
@@ -108,7 +114,7 @@ class VLLMClient:
                 if error.status < 500 or attempt == ATTEMPTS:
                     raise
             stop.wait(self._wait * 2 ** (attempt - 1))
-        raise EngineError("a request was given up")  # another one failed, and its error is the one that is shown
+        raise EngineError("a request was given up")  # another one's error, or an interrupt, is what is shown
 
     def _send(self, method: str, path: str, body: Mapping[str, Any]) -> bytes:
         """One request and its answer.  Raises RefusedError, and what a link raises."""

@@ -7,6 +7,9 @@ A request has one seed, so each row is a request.  Stale or half-updated weights
 * the server's log-probs of a fixed text must be the learner's (:mod:`vpd.engines.canary`), must have moved if the
   learner's have, and must be the same after every batch of answers, from the same instance of the server.
 
+With several training processes the first writes the weights and talks the server into them, and each proves the answer
+against its own weights.  Afterwards each asks for answers to its own share of the tasks.
+
 With temperature above 0 and neither top-p nor top-k, as in training, log-probs are those of the whole distribution; a
 truncated one (``vpd eval --top_p``) has the truncated distribution's, where the embedded engine has the whole one's.
 """
@@ -17,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from vpd.engines.vllm_client import HalfAnswerError, Question, RefusedError, VLL
 from vpd.engines.vllm_server_facts import ServerFacts, server_facts
 from vpd.errors import EngineError, StorageError
 from vpd.policy import Policy
+from vpd.ranks import on_first, together
 from vpd.types import Completion, Floats, Metrics, SampleKey, Tokens
 
 COMPLETIONS = "/v1/completions"
@@ -40,6 +45,16 @@ PLAIN: Mapping[str, Any] = {
     "return_token_ids": True,
     "logprobs": 0,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """What the first rank learned of the server when it sent new weights: also how it answers the canary now."""
+
+    facts: ServerFacts
+    model: str
+    canary: Floats
+    seconds: float
 
 
 class VLLMEngine:
@@ -60,32 +75,34 @@ class VLLMEngine:
         self._metrics: Metrics = {}
 
     def load(self, policy: Policy) -> None:
-        """Send the weights, unless the server has them; StorageError, EngineError: it serves none afterwards."""
+        """Send the weights, unless the server has them; StorageError, EngineError: it serves none afterwards.
+
+        All ranks call it together.
+        """
+        ranks = self._parts.ranks
         if self._facts is None:
-            self._checked_facts()
-        learner: Floats = policy.call(learner_logprobs, self._tokens)
-        if self.version == policy.version and self._canary is not None and self._canary.learner == learner:
+            together(ranks, "the vLLM server", self._check_facts)
+        learner: Floats = policy.call_together(learner_logprobs, self._tokens)
+        if on_first(ranks, "weights of the vLLM server", lambda: self._has(policy.version, learner)):
             return
         began, before, self.version = time.perf_counter(), self._canary, -1
-        facts = self._checked_facts()
-        folder = self._new_folder() / f"v{policy.version}"
-        is_adapter = vllm_weights.write(policy, folder)
+        folder = on_first(ranks, "a folder for new weights", lambda: self._new_folder(policy.version))
+        is_adapter = vllm_weights.write(policy, folder, ranks)
         written = time.perf_counter()
-        if is_adapter:
-            self._send_adapter(folder, policy.version)
-        else:
-            self._send_weights(folder, facts)
-        sent = time.perf_counter()
-        now = Canary(learner, self._score_canary())
-        check_synced(now, before, policy.version, self._tolerance(facts))
+        answer = on_first(
+            ranks, "new weights for the vLLM server", lambda: self._send(folder, policy.version, is_adapter)
+        )
+        self._facts, self._model = answer.facts, answer.model
+        now = Canary(learner, answer.canary)
+        tolerance = self._tolerance(answer.facts)
+        together(ranks, "the canary", lambda: check_synced(now, before, policy.version, tolerance))
         self._canary, self.version = now, policy.version
-        self._remove_older(folder)
         self._metrics = {
             "engine/canary_difference": now.difference.largest,
             "engine/canary_difference_mean": now.difference.mean,
             "time/sync": time.perf_counter() - began,
             "time/sync_write": written - began,
-            "time/sync_send": sent - written,
+            "time/sync_send": answer.seconds,
         }
 
     def generate(
@@ -112,17 +129,24 @@ class VLLMEngine:
         self._check_served()
         return completions
 
+    def abandon(self) -> None:
+        """See :class:`~vpd.engines.Abandonable`: the weights are the server's own."""
+        self._client.abandon()
+
     def metrics(self) -> Metrics:
         """Of the last sync: what the canary showed (nats), and seconds."""
         return dict(self._metrics)
 
-    def _checked_facts(self) -> ServerFacts:
-        """What the server is, kept, and a canary of its length.  Raises EngineError: it does not suit the run."""
+    def _check_facts(self) -> None:
+        """Keep what the server is, and a canary of its length.  Raises EngineError: it does not suit the run."""
         self._facts = facts = server_facts(self._client, self._settings.model)
         facts.check(self._settings, longest=self._parts.longest())
         room = LONGEST if facts.max_model_len is None else facts.max_model_len - 1
         self._tokens = canary_tokens(self._parts.tokenizer, room)
-        return facts
+
+    def _has(self, version: int, learner: Floats) -> bool:
+        """Whether the server serves this version, whose answer to the canary this is."""
+        return self.version == version and self._canary is not None and self._canary.learner == learner
 
     def _check_served(self) -> None:
         """Raise EngineError, and have no version, unless the server still is what it was after the sync."""
@@ -151,8 +175,8 @@ class VLLMEngine:
     def _tolerance(self, facts: ServerFacts) -> float:
         return self._settings.tolerance(facts.dtype or self._settings.dtype or "bfloat16")
 
-    def _new_folder(self) -> Path:
-        """The run's folder in ``engine.sync_dir``; it is removed when the program ends."""
+    def _new_folder(self, version: int) -> Path:
+        """A folder for a version's weights in the run's own, which is in ``engine.sync_dir`` while the program runs."""
         parent = Path(self._settings.sync_dir)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +188,25 @@ class VLLMEngine:
             raise StorageError(
                 f"cannot write to {parent}", got=error.strerror, do="Choose another engine.sync_dir."
             ) from error
-        return Path(self._folder.name).resolve()
+        folder = Path(self._folder.name).resolve() / f"v{version}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
-    def _remove_older(self, newest: Path) -> None:
-        for folder in newest.parent.iterdir():
-            if folder != newest:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _send(self, folder: Path, version: int, is_adapter: bool) -> "_Sent":
+        """Let the server load what is in a folder; the older ones are removed.  Raises EngineError."""
+        self._check_facts()
+        assert self._facts is not None
+        began = time.perf_counter()
+        if is_adapter:
+            self._send_adapter(folder, version)
+        else:
+            self._send_weights(folder, self._facts)
+        seconds = time.perf_counter() - began
+        canary = self._score_canary()
+        for older in folder.parent.iterdir():
+            if older != folder:
+                shutil.rmtree(older, ignore_errors=True)
+        return _Sent(facts=self._facts, model=self._model, canary=canary, seconds=seconds)
 
     def _send_weights(self, folder: Path, facts: ServerFacts) -> None:
         """Reload from a folder while the server is paused; after an error it stays so, and answers nobody."""

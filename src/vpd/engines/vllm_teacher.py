@@ -29,7 +29,7 @@ class VLLMTeacher:
     vocabulary: int
 
     def check(self, tokenizer: Any) -> None:
-        """Raise EngineError unless the server has this model, and reads text with the student's tokenizer."""
+        """Raise EngineError unless the server has this model, gives so many tokens, and has the student's tokenizer."""
         card_of(self.client, self.model)
         body = {"model": self.model, "prompt": TEXT, "add_special_tokens": False}
         theirs = self.client.ask("/tokenize", Question(body, _tokens))
@@ -39,6 +39,16 @@ class VLLMTeacher:
                 "distributions over tokens are compared: teacher and student need one tokenizer",
                 got=f"{len(theirs)} tokens from the server at {self.client.url} and {len(ours)} here, of one text",
             )
+        try:
+            self.top_k([(ours[:1], ours[1:2])])
+        except RefusedError as error:
+            if error.status != 400:
+                raise
+            raise EngineError(
+                f"the teacher's server at {self.client.url} does not give its {self.k} likeliest tokens",
+                got=str(error),
+                do=f"Start it with --max-logprobs={self.k}, or lower algorithm.distillation_topk.",
+            ) from error
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any], *, enable_thinking: bool) -> Tokens:
         """Messages as the chat template of the server's model writes them, ready for an answer.  Raises EngineError."""
@@ -64,6 +74,10 @@ class VLLMTeacher:
         Rows are (prompt [P], completion [T]) with T at least 1; log-probs are at temperature 1.
         """
         return self.client.ask_all(COMPLETIONS, [self._question(*row) for row in rows], at_once=self.at_once)
+
+    def abandon(self) -> None:
+        """End the requests of another thread, which then raise EngineError."""
+        self.client.abandon()
 
     def _question(self, prompt: Tokens, completion: Tokens) -> Question[TopKLogprobs]:
         tokens = [*prompt, *completion]

@@ -4,33 +4,44 @@ Where a model's head is its embedding, vLLM on a CPU keeps the head in a packed 
 when the embedding alone is loaded again.
 """
 
-import shutil
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vpd.errors import EngineError, StorageError
 from vpd.model import lora
 from vpd.policy import Policy
+from vpd.ranks import Ranks, on_first, together
 
 HEAD = "head.safetensors"
 
 
-def write(policy: Policy, folder: Path) -> bool:
-    """Write the policy into a new folder; True: it is an adapter.  Raises StorageError."""
-    shutil.rmtree(folder, ignore_errors=True)
-    policy.save(folder)
-    if (folder / lora.CONFIG_FILE).is_file():
+def write(policy: Policy, folder: Path, ranks: Ranks) -> bool:
+    """Write the policy into a folder that is not there yet; True: it is an adapter.
+
+    All ranks call it, and the first writes.  Raises StorageError.
+    """
+
+    def save() -> None:
+        with _storage_errors(folder):
+            policy.save(folder)
+
+    together(ranks, "weights for the server", save)
+    if on_first(ranks, "the kind of these weights", (folder / lora.CONFIG_FILE).is_file):
         return True
-    head = policy.call(_head)
-    if head is not None and head[0] not in names_in(folder):
-        try:
-            _add_head(folder, *head)
-        except OSError as error:
-            raise StorageError(f"cannot write {folder / HEAD}", got=error.strerror) from error
+    head = policy.call_together(_head, ranks.rank == 0)
+
+    def add() -> None:
+        with _storage_errors(folder):
+            if head is not None and head[0] not in names_in(folder):
+                save_file(dict([head]), folder / HEAD, metadata={"format": "pt"})
+
+    on_first(ranks, "the head for the server", add)
     return False
 
 
@@ -56,17 +67,24 @@ def check_whole(sent: dict[str, tuple[int, ...]], first: dict[str, tuple[int, ..
     )
 
 
-def _head(model: Any) -> tuple[str, Tensor] | None:
-    """Name and weight of the head of a model whose head is its embedding; None for another."""
+def _head(model: Any, wanted: bool) -> tuple[str, Tensor] | None:
+    """Name and weight of the head of a model whose head is its embedding; None for another, or where unwanted."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is not embedding.weight:
+    if not wanted or head is None or head.weight is not embedding.weight:
         return None
-    return _name_of(model, head), head.weight.detach()
+    name = next(f"{name}.weight" for name, one in model.named_modules() if one is head)
+    return name, head.weight.detach().to("cpu", copy=True).contiguous()
 
 
-def _name_of(model: Any, module: Any) -> str:
-    return next(f"{name}.weight" for name, one in model.named_modules() if one is module)
-
-
-def _add_head(folder: Path, name: str, weight: Tensor) -> None:
-    save_file({name: weight.cpu().contiguous().clone()}, folder / HEAD, metadata={"format": "pt"})
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise where a disk is full or a folder not writable into a StorageError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StorageError(
+            f"cannot write the weights for the server to {folder}",
+            got=" ".join(reason.split())[:200],
+            do="Free space, or choose another engine.sync_dir.",
+        ) from error

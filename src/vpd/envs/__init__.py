@@ -28,7 +28,7 @@ from vpd.envs.user_code import FIX, errors_named
 from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
 from vpd.errors import DataError, EnvError
 from vpd.printable import shown
-from vpd.types import Grade, Message, Task
+from vpd.types import Grade, Message, RecordedAnswer, Task
 
 
 class TaskSource(Protocol):
@@ -90,6 +90,28 @@ class Conversational(Protocol):
 
     def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Reply]:
         """A reply to the last message of each conversation (the task's messages and all turns so far), or None."""
+        ...
+
+
+@runtime_checkable
+class RecordedTasks(Protocol):
+    """An environment whose training tasks, or some of them, come with answers that were given elsewhere: these are
+    learned from in the place of samples."""
+
+    def recorded(self, task: Task) -> Sequence[RecordedAnswer]:
+        """The answers to a training task, which make its group; none: it is answered now."""
+        ...
+
+
+@runtime_checkable
+class BesideAnother(Protocol):
+    """Settings of an environment that may name another one beside it: the section env of that, None for none."""
+
+    @property
+    def fresh(self) -> Mapping[str, Any] | None: ...
+
+    def beside(self, env: Env) -> Env:
+        """Both as one environment."""
         ...
 
 
@@ -165,6 +187,13 @@ def draw_tasks(env: TaskSource, indices: Iterable[int], *, seed: int) -> list[Ta
         )
         for index in indices
     ]
+
+
+def recorded_answers(env: TaskSource, task: Task) -> Sequence[RecordedAnswer]:
+    """The recorded answers to a training task; none where it is to be answered now."""
+    if not isinstance(env, RecordedTasks):
+        return ()
+    return wrap_user_errors(lambda: env.recorded(task), f"recorded, on task {task.id!r},")
 
 
 def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:

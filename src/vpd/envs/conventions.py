@@ -13,13 +13,15 @@ note.  What is learned about a client holds for every topic, so evaluation asks 
 
 An answer must keep the convention, speak about the topic, and be a text of its own: one that puts the wanted words in
 quotation marks, speaks of "the word" or "the client", or repeats the note is refused, so that quoting the note earns
-nothing.
+nothing.  So is one that repeats itself ("green cats are green cats are"), and one that names what several clients want
+keeps the convention of none: trained without these two rules, SmolLM2-135M came to write little else.
 """
 
 import hashlib
 import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +36,7 @@ from vpd.types import Grade, Task
 
 QUOTES = "\"'“”‘’«»`*_"
 JOB_WORDS = ("word", "words", "sentence", "sentences", "client", "text", "texts")  # of the job, not of a topic
+MOST_OF_ONE_WORD = 3  # times that an answer may use a word that is not little
 LONGEST_REPEAT = 4  # words of a note in a row, beyond the task's own, that an answer may repeat
 
 
@@ -52,6 +55,12 @@ class Kind:
 
 def has_word(answer: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def has_only(answer: str, word: str) -> bool:
+    """Whether an answer holds this word, and none that another client wants."""
+    others = (value for value in KINDS["word"].values if value != word)
+    return has_word(answer, word) and not any(has_word(answer, other) for other in others)
 
 
 def begins(answer: str, words: str) -> bool:
@@ -80,7 +89,7 @@ def is_upper(answer: str, _: str) -> bool:
 
 KINDS = {
     "word": Kind(
-        has_word,
+        has_only,
         (
             "{client} wants it about {value} {topic}.",
             "For {client}, write about {value} {topic}.",
@@ -288,7 +297,21 @@ def _complaint(request: Request, answer: str) -> str | None:
         return f"Write about {request.topic}, please."
     if len(re.findall(r"\w+", answer)) < 3:
         return "This is too short for a sentence."
+    if repeats_itself(answer):
+        return f"This repeats itself: write one plain sentence about {request.topic}."
     return None
+
+
+def repeats_itself(answer: str) -> bool:
+    """Whether a word stands twice in a row, three words come again in the same order, or one word comes too often."""
+    words = _words(answer)
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    counts = Counter(word for word in words if word not in LITTLE_WORDS)
+    return (
+        any(first == second for first, second in itertools.pairwise(words))
+        or len(set(threes)) < len(threes)
+        or max(counts.values(), default=0) > MOST_OF_ONE_WORD
+    )
 
 
 def quotes_note(request: Request, answer: str) -> bool:
@@ -356,3 +379,6 @@ TOPICS = _listed(
     " history children markets ships stars doctors farms games letters bridges birds shoes clocks rivers maps windows"
 )
 HELD_OUT = _listed("cats cheese airports libraries snow films baking villages lakes teachers chairs tea")
+LITTLE_WORDS = _listed(
+    "a an the and or but of to in on at for with as by from is are was were be can it that this i you we they"
+)

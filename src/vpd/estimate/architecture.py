@@ -130,11 +130,13 @@ def multiplied(model: Any, active_experts: float) -> int:
     return int(total)
 
 
-def layer_sizes(model: Any) -> tuple[int, int]:
-    """Weights of the largest layer, and of all that stands outside of the layers."""
+def layer_sizes(model: Any, *, trained: bool = False) -> tuple[int, int]:
+    """Weights of the largest layer, and of all that stands outside of the layers; ``trained``: those alone."""
     layers: dict[str, int] = {}
     outside = 0
     for name, parameter in model.named_parameters():
+        if trained and not parameter.requires_grad:
+            continue
         words = name.split(".")
         number = next((place for place, word in enumerate(words) if word.isdigit()), None)
         if number is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vpd.learners import Measure, MeasuredLoss, ModelName, Objective, Update
 from vpd.model.batch import Batch, collate
 from vpd.model.scorer import Divergence, Role
-from vpd.policy import Policy
+from vpd.policy import FixedPolicy, Policy
 from vpd.types import Example
 
 
@@ -42,8 +42,12 @@ class Call:
 
 @dataclass
 class Rehearsal:
-    """A learner without weights, which keeps what it is asked.  Log-probs are the sampler's own, losses are 0."""
+    """A learner without weights, which keeps what it is asked.  Log-probs are the sampler's own, losses are 0.
 
+    ``version`` is that of its weights; where it is not the rows' own, these are stale.
+    """
+
+    version: int = 0
     calls: list[Call] = field(default_factory=list)
     learning_rate: float = 0.0
     logprob_tolerance: float = 1.0
@@ -77,7 +81,7 @@ class Rehearsal:
         """Nothing moves."""
 
     def policy(self, model: ModelName = "live") -> Policy:
-        raise NotImplementedError("there are no weights in a rehearsal")
+        return FixedPolicy(None, self.version)
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from vpd.config import Config, parse
 from vpd.errors import ConfigError, StorageError
-from vpd.lab.processes import Advance, Call, available_cores, one_thread, run_calls
+from vpd.lab.processes import Advance, Call, available_cores, run_calls
 from vpd.lab.reproduce.claims import WIDE, decide
 from vpd.lab.reproduce.methods import load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job
+from vpd.model.threads import one_thread
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import kept_run
 from vpd.report.console import Terminal

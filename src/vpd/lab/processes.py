@@ -18,6 +18,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vpd.errors import TrainingError, VPDError
+from vpd.model.threads import one_thread
 from vpd.report.console import Terminal
 
 Advance: TypeAlias = Callable[[int], None]  # reports so many finished steps
@@ -57,17 +58,6 @@ def run_calls(function: Callable[..., Any], calls: Sequence[Call], *, processes:
 def available_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread in this process for the length of a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Bars:

@@ -180,8 +180,13 @@ class AccelerateLearner:
         if not self._sharded:
             return LearnerPolicy(self, model)
         module = _one_model(self.teacher, model)
-        first = self.ranks.rank == 0
-        return sharding.ShardedPolicy(module, self.version, lambda: self._replicas.of(module), first=first)
+        return sharding.ShardedPolicy(
+            module,
+            self.version,
+            replica=lambda: self._replicas.of(module),
+            call=self.call_together,
+            first=self.ranks.rank == 0,
+        )
 
     @property
     def version(self) -> int:
@@ -223,7 +228,7 @@ class AccelerateLearner:
             sharding.save(self._root, self._optimizer, folder)
             state = {"scheduler": self._scheduler.state_dict()}
         elif self.ranks.rank == 0:
-            self.policy().save(folder)
+            weights.save(self.model, folder)
             state = {name: part for name, part in self.state().items() if name != "model"}
         if self.ranks.rank == 0:
             torch.save(state, folder / "state.pt")
@@ -238,7 +243,7 @@ class AccelerateLearner:
 
     def export(self, folder: Path) -> None:
         if self._sharded:
-            sharding.save_whole(self.model, folder / "model", first=self.ranks.rank == 0)
+            sharding.export(self.model, folder, first=self.ranks.rank == 0)
         elif self.ranks.rank == 0:
             weights.export(self.model, folder)
 
@@ -246,6 +251,12 @@ class AccelerateLearner:
         """``function(*arguments)`` inside the root's forward pass, on this rank alone."""
         with self.accelerator.autocast():
             return self.accelerator.unwrap_model(self._root)(function, *arguments)
+
+    def call_together(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """``function(*arguments)`` inside the root's forward pass, without gradients; all ranks call it together."""
+        with self._without_gradients():
+            result: Result = self._root(function, *arguments)
+        return result
 
     @contextlib.contextmanager
     def _without_gradients(self) -> Iterator[None]:
@@ -389,13 +400,17 @@ class LearnerPolicy:
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return self._learner.call(function, self._model, *arguments)
 
+    def call_together(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return self._learner.call_together(function, self._model, *arguments)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         whole = lora.merged(self._model) if lora.is_attached(self._model) else self._model
         for name, tensor in whole.state_dict().items():
             yield name, tensor.detach()
 
     def save(self, folder: Path) -> None:
-        weights.save(self._model, folder)
+        if self._learner.ranks.rank == 0:
+            weights.save(self._model, folder)
 
 
 def _accelerator(mixed_precision: str, ranks: Ranks) -> Accelerator:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -73,9 +73,10 @@ class Journal:
         self._begin(Call(kind="score", name=model, examples=examples))
         scores = self._learner.score(examples, measure, model=model)
         for example, values in zip(examples, scores, strict=True):
-            if any(math.isnan(value) or value == math.inf for value in values):  # -inf: probability 0
+            bad = [value for value in _flat(values) if math.isnan(value) or value == math.inf]  # -inf: probability 0
+            if bad:
                 what = f"a log-prob of {example.name} under the {model} weights is not finite"
-                raise NonFiniteError(what, got=max(values, key=math.isnan), do=NO_STEP)
+                raise NonFiniteError(what, got=max(bad, key=math.isnan), do=NO_STEP)
         self._end(scores)
         return scores
 
@@ -131,7 +132,7 @@ class Journal:
         self.call = call
         for example in call.examples:
             _check_numbers(example)
-            if example.key in self._rollouts:
+            if example.key in self._rollouts and not example.of_environment:
                 _check_tokens(example, self._rollouts[example.key])
 
     def _end(self, result: Result) -> None:
@@ -166,6 +167,12 @@ class Journal:
 
     def export(self, folder: Path) -> None:
         self._learner.export(folder)
+
+
+def _flat(values: Sequence[Any]) -> Iterator[float]:
+    """The numbers of a row's tokens: one each, or several."""
+    for value in values:
+        yield from value if isinstance(value, list) else (value,)
 
 
 NO_STEP = "No step was taken on it."

@@ -107,9 +107,10 @@ class OptimSettings(Settings, section="optim"):
             )
 
     def check_types(self, dtypes: Iterable[str]) -> None:
-        """Raise ConfigError where weights of these number types, the teacher's too, cannot lie in shards.
+        """Raise ConfigError where weights that are trained cannot lie in shards with these number types.
 
-        A group of shards has one number type, and there are no fp32 masters in shards.
+        All of a group of shards that is trained has one number type, and there are no fp32 masters in shards.  Adapters
+        are fp32 by themselves, whatever the base is.
         """
         types = set(dtypes)
         if self.sharding != "none" and (len(types) > 1 or not types <= {"float32", "float64"}):
@@ -117,5 +118,5 @@ class OptimSettings(Settings, section="optim"):
                 "optim.sharding fsdp2 holds all weights, the teacher's too, in one number type of at least 32 bits",
                 got=", ".join(sorted(types)),
                 do="Set model.dtype: float32, algorithm.teacher_dtype: null and optim.mixed_precision: bf16, which"
-                " computes in bfloat16.",
+                " computes in bfloat16; or train adapters (model.lora), whose base may have 16 bits.",
             )

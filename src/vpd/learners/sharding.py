@@ -3,6 +3,7 @@
 Each decoder layer of each model is a group that is whole while it computes; what is left of all models (embeddings,
 norms, heads) is one group more, whole while the root module computes.  Weights are held in the model's number type and
 computed in bfloat16 with ``optim.mixed_precision: bf16``, where gradients are added up over processes in float32.
+With adapters (:mod:`vpd.model.lora`) the base lies in shards too, in any number type, and checkpoints hold them alone.
 Torch's ``fully_shard`` does the work (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
 """
 
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.device_mesh import init_device_mesh
@@ -30,7 +31,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from vpd.errors import ConfigError, StorageError
+from vpd.learners import weights
 from vpd.learners.settings import OptimSettings
+from vpd.model import lora
 from vpd.ranks import backend
 
 Result = TypeVar("Result")
@@ -59,10 +62,12 @@ def shard(root: nn.Module, models: Mapping[str, Any], settings: OptimSettings, d
     """Shard ``root`` in place; ``models`` are those in it, by what messages call them.
 
     Afterwards parameters are DTensors on ``device``, or on the CPU with ``optim.cpu_offload``.  Raises ConfigError for
-    a model without layers that we know, or with weights of several number types, or of 16 bits.
+    a model without layers that we know, or with weights of several number types, or of 16 bits, unless adapters alone
+    are trained.
     """
-    kinds = {parameter.dtype for model in models.values() for parameter in model.parameters()}
-    settings.check_types(str(kind).removeprefix("torch.") for kind in kinds)
+    if not any(map(lora.is_attached, models.values())):
+        kinds = {parameter.dtype for model in models.values() for parameter in model.parameters()}
+        settings.check_types(str(kind).removeprefix("torch.") for kind in kinds)
     if not dist.is_initialized():
         dist.init_process_group(backend(), store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -105,16 +110,14 @@ def whole_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def save(root: Any, optimizer: Any, folder: Path) -> None:
-    """Write all weights and the optimiser's state into ``folder/shards``; a collective.  Raises StorageError."""
-    model_state, optimizer_state = get_state_dict(root, optimizer)
+    """Write weights and the optimiser's state into ``folder/shards``; a collective.  Raises StorageError."""
     with _storage_errors(f"cannot write {folder}"):
-        save_shards({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / FOLDER)
+        save_shards(_state(root, optimizer), checkpoint_id=folder / FOLDER)
 
 
 def load(root: Any, optimizer: Any, folder: Path) -> None:
     """Read what :func:`save` wrote, by any number of processes; a collective.  Raises StorageError."""
-    model_state, optimizer_state = get_state_dict(root, optimizer)
-    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    state = _state(root, optimizer)
     with _storage_errors(f"cannot read the shards in {folder}"):
         load_shards(state, storage_reader=SafeReader(folder / FOLDER), planner=_SafePlanner())
     set_state_dict(
@@ -122,7 +125,26 @@ def load(root: Any, optimizer: Any, folder: Path) -> None:
         optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
+        options=StateDictOptions(strict=not lora.is_attached(root.model)),
     )
+
+
+def _state(root: Any, optimizer: Any) -> dict[str, Any]:
+    """What training changes: the optimiser's state with all weights, or with the adapters."""
+    model_state, optimizer_state = get_state_dict(root, optimizer)
+    if lora.is_attached(root.model):
+        model_state = {name: value for name, value in model_state.items() if lora.is_weight(name)}
+    return {"model": model_state, "optimizer": optimizer_state}
+
+
+def export(model: Any, folder: Path, *, first: bool) -> None:
+    """Write ``folder/model``, and with adapters ``folder/adapter``; a collective, and the ``first`` process writes."""
+    if not lora.is_attached(model):
+        save_whole(model, folder / "model", first=first)
+        return
+    plain = _copied(model, _plain(model, torch.device("cpu")) if first else None)
+    if plain is not None:
+        weights.export(plain, folder)
 
 
 def save_whole(model: Any, folder: Path, *, first: bool) -> None:
@@ -182,14 +204,24 @@ class _SafePlanner(DefaultLoadPlanner):
 class ShardedPolicy:
     """The policy of weights in shards.
 
-    :meth:`call` runs on ``replica``, a plain model with a copy of the weights, so that each process samples at its own
+    :meth:`call` runs on ``replica()``, a plain model with a copy of the weights, so that each rank samples at its own
     pace.  The first call of each policy copies them and is a collective; an engine makes it in ``load``.
+    :meth:`call_together` is ``call(function, model, ...)`` on the shards.
     """
 
-    def __init__(self, model: Any, version: int, replica: Callable[[], Any], *, first: bool):
+    def __init__(
+        self,
+        model: Any,
+        version: int,
+        *,
+        replica: Callable[[], Any],
+        call: Callable[..., Any],
+        first: bool,
+    ):
         self.version = version
         self._model = model
         self._replica = replica
+        self._call = call
         self._first = first
         self._loaded: Any = None
 
@@ -198,36 +230,68 @@ class ShardedPolicy:
             self._loaded = _copied(self._model, self._replica())
         return function(self._loaded, *arguments)
 
+    def call_together(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        result: Result = self._call(function, self._model, *arguments)
+        return result
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from whole_tensors(self._model)
+        if lora.is_attached(self._model):
+            plain = _copied(self._model, _plain(self._model, torch.device("cpu")))
+            yield from lora.merged(plain).state_dict().items()
+        else:
+            yield from whole_tensors(self._model)
 
     def save(self, folder: Path) -> None:
-        save_whole(self._model, folder, first=self._first)
+        if not lora.is_attached(self._model):
+            save_whole(self._model, folder, first=self._first)
+            return
+        adapter = {name: whole(value) for name, value in lora.state(self._model).items()}
+        if self._first:
+            lora.save(self._model, folder, adapter)
 
 
 class Replicas:
     """A plain model, whole on every process, for each model in shards that is sampled from; made at the first call."""
 
     def __init__(self, settings: OptimSettings, device: torch.device):
-        self._narrow = settings.mixed_precision == "bf16"
+        self._dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else None
         self._device = device
         self._made: dict[int, Any] = {}
 
     def of(self, model: Any) -> Any:
         """A model of the same kind, in bfloat16 where the learner computes so."""
         if id(model) not in self._made:
-            plain = type(model)(copy.deepcopy(model.config))
-            dtype = torch.bfloat16 if self._narrow else next(model.parameters()).dtype
-            self._made[id(model)] = plain.to(device=self._device, dtype=dtype).eval().requires_grad_(False)
+            self._made[id(model)] = _plain(model, self._device, self._dtype)
         return self._made[id(model)]
+
+
+def _plain(model: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A model of the same kind with the same buffers, whose weights are anything yet.
+
+    ``dtype`` is its weights' (None: each as it is).  Buffers keep theirs: the frequencies of rotary positions, rounded
+    to 16 bits, would be others after some hundred tokens.
+    """
+    plain = type(model)(copy.deepcopy(model.config))
+    if lora.is_attached(model):
+        lora.attach_like(plain, model)
+    kinds = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, parameter in plain.named_parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype or kinds[name])
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        owner, _, last = name.rpartition(".")
+        own = buffer.detach().to(device, copy=True)
+        plain.get_submodule(owner).register_buffer(last, own, persistent=name in kept)
+    return plain.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def _copied(model: Any, plain: Any) -> Any:
-    """``plain`` with the weights of ``model``; a collective."""
-    own = plain.state_dict()
+    """``plain``, where there is one, with the weights of ``model``; a collective."""
+    own = {} if plain is None else plain.state_dict()
     for name, tensor in whole_tensors(model):
-        own[name].copy_(tensor)
+        if name in own:
+            own[name].copy_(tensor)
     return plain
 
 

@@ -55,6 +55,11 @@ def attach(model: Any, settings: LoraSettings, *, seed: int) -> None:
         _inject(model, config, LIVE)
 
 
+def attach_like(model: Any, other: Any) -> None:
+    """Put an adapter into ``model`` like the trained one of ``other``, which is of the same kind; its values differ."""
+    _inject(model, copy.deepcopy(other.peft_config[LIVE]), LIVE)
+
+
 def is_attached(model: Any) -> bool:
     """Whether ``model`` has adapters in it."""
     return "peft_config" in vars(model)
@@ -72,6 +77,11 @@ def weights(model: Any, adapter: str = LIVE) -> dict[str, nn.Parameter]:
     """A and B of one adapter, by names that do not contain the adapter's own name."""
     mark = re.compile(rf"\.(lora_[AB])\.{adapter}\.")
     return {mark.sub(r".\1.", name): value for name, value in model.named_parameters() if mark.search(name)}
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return re.search(r"\.lora_[AB]\.", name) is not None
 
 
 def state(model: Any, adapter: str = LIVE) -> dict[str, Tensor]:
@@ -94,12 +104,12 @@ def restore(model: Any, saved: Mapping[str, Tensor], adapter: str = LIVE) -> Non
         value.copy_(saved[name])
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write the trained adapter to a folder that peft loads."""
+def save(model: Any, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write the trained adapter to a folder that peft loads; ``tensors`` is its :func:`state`, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config[LIVE].save_pretrained(folder)
-    tensors = {PREFIX + name: value.cpu().contiguous() for name, value in state(model).items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    named = {PREFIX + name: value.cpu().contiguous() for name, value in (tensors or state(model)).items()}
+    save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def read(folder: Path) -> dict[str, Tensor]:

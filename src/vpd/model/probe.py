@@ -238,7 +238,8 @@ class _Probe:
         if refused:
             LOG.warning("%s: %s, because %s", self.what, path, "; ".join(refused))
         seconds = time.monotonic() - self._begin
-        LOG.info("%s: %s compared in %.1f s, rows of %d tokens in all", self.what, path, seconds, self.tokens)
+        checked = f"checked against the model itself ({self.tokens} tokens, {seconds:.1f} s)"
+        LOG.info("%s are %s, %s", self.what, path, checked)
 
 
 def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> str | None:

@@ -150,14 +150,23 @@ class Prompter:
         """A task's messages and tools as the chat template gets them."""
         return self._clean(list(task.messages)), self._clean(list(task.tools))
 
-    def answer(self, text: str, ends: Sequence[int]) -> Tokens:
-        """An answer as a model would have sampled it: its text, and the token that ends a turn (one of ``ends``).
+    def answer(self, text: str) -> Tokens:
+        """An answer that was not sampled, as tokens, with the special token that the chat template ends answers with.
 
-        Control tokens in the text are those that a task may spell (``control_tokens_in_tasks``).
+        Special tokens that it spells become plain text; ``<think>`` and its kind stay.
         """
-        template = self.answer_end()[:1]
-        end = template if template and template[0] in ends else tuple(ends[:1])
-        return (*self._encode(self._clean_text(text)[0]), *end)
+        return (*self._encode(self._control.neutralise(text, "special")[0]), *self._special_end)
+
+    def spells(self, tokens: Tokens, text: str) -> bool:
+        """Whether these are tokens of the tokenizer that read as an answer's text."""
+        if max(tokens, default=0) >= len(self.tokenizer):
+            return False
+        return bool(self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip() == text.strip())
+
+    @functools.cached_property
+    def _special_end(self) -> Tokens:
+        added = self.tokenizer.added_tokens_decoder
+        return tuple(token for token in self.answer_end()[:1] if token in added and added[token].special)
 
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
@@ -203,10 +212,39 @@ class Prompter:
                 "the chat template does not show the assistant's answers, so that an environment cannot reply",
                 do="Take a model with another chat template, or set rollout.max_turns to 1.",
             )
-        if after is not None:
-            end = re.escape(self.tokenizer.decode([after]))
-            following = re.sub(rf"\A\s*?{end}", "", following)  # some templates set a space before it
+        following = self._without_end(following, after)
         return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
+
+    def environment_text(self, text: str, before: Tokens) -> tuple[Tokens, tuple[bool, ...]]:
+        """A text of the environment behind an attempt, as the next user message: tokens, and which are the text's own.
+
+        ``before`` are the tokens of task and attempt.  Control tokens become plain text; the middle of a text that is
+        longer than ``max_feedback_length`` or than what the window has left makes way.  Without any room: no tokens.
+        """
+        answer, said = "\N{OBJECT REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}"
+        conversation = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": said},
+        ]
+        try:
+            rendered: str = self._apply_template(conversation, tokenize=False)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refusal("what an environment says", conversation[2:], error) from error
+        header = rendered.partition(answer)[2].partition(said)[0]
+        head = self._encode(self._without_end(header, before[-1] if before else None))
+        room = self.settings.max_feedback_length
+        if self.window is not None:
+            room = min(room, self.window - len(before) - len(head))
+        own = self._encode(self.fit(text, room).text) if room > 0 else []
+        return ((*head, *own), (False,) * len(head) + (True,) * len(own)) if own else ((), ())
+
+    def _without_end(self, following: str, after: int | None) -> str:
+        """What follows an answer, without the end-of-turn token where that is the answer's last, ``after``."""
+        if after is None:
+            return following
+        end = re.escape(self.tokenizer.decode([after]))
+        return re.sub(rf"\A\s*?{end}", "", following)  # some templates set a space before it
 
     def opens_thinking(self, prompt: Tokens) -> bool:
         """Whether a prompt ends in ``<think>``: its answer then begins inside the thinking."""

@@ -14,7 +14,7 @@ from vpd.bundled import BUNDLED, load_bundled
 from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
-from vpd.engines import Engine
+from vpd.engines import Abandonable, Engine
 from vpd.engines.settings import EngineParts
 from vpd.envs import (
     AnswerLength,
@@ -22,11 +22,14 @@ from vpd.envs import (
     Env,
     Finite,
     FixedLength,
+    RecordedTasks,
     all_train_tasks,
     draw_tasks,
     held_out_tasks,
+    recorded_answers,
     required_held_out_tasks,
 )
+from vpd.envs.recorded import RecordedAndFresh
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner
@@ -34,6 +37,7 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.loop import Observer
 from vpd.model import loading, lora
 from vpd.model.forward import longest_input
+from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
@@ -107,7 +111,15 @@ def assemble(
     teacher = load_teacher(config, model, tokenizer)
     external = ExternalTeacher(config, teacher, env, loaded.prompter, loaded.tasks)
     learner = make_learner(config, model, teacher, ranks)
+    check_speed(config, learner.accelerator.device.type)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
+    if config.rollout.overlap and not isinstance(engine, Abandonable):
+        raise ConfigError(
+            "rollout.overlap: this engine does not say that it samples on weights of its own",
+            got=type(engine).__name__,
+            expected="a method abandon() (vpd.engines.Abandonable)",
+        )
+    needs = config.algorithm.needs
     return Parts(
         config=config,
         env=env,
@@ -122,13 +134,14 @@ def assemble(
             feedback=loaded.feedback,
             settings=config.rollout,
             seed=config.run.seed,
-            training_engine=external.training_engine(engine, learner, _engine_parts(config, tokenizer, model)),
+            training_engine=external.training_engine(engine, learner, _engine_parts(config, tokenizer, model, ranks)),
             teacher=external.remote,
             own_prompt=external.own_prompt,
+            teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
             ranks=ranks,
         ),
         learner=learner,
-        algorithm=config.algorithm.build(loaded.prompter),
+        algorithm=config.build_algorithm(loaded.prompter),
         observers=tuple(observers),
         given=tuple(passed),
         ranks=ranks,
@@ -155,11 +168,13 @@ def _loaded(
     env = make_env(config.env) if env is None else env
     sources = _sources(config) if feedback is None else tuple(feedback)
     announce(env)
+    if isinstance(env, RecordedTasks) and config.needs.on_policy:
+        raise ConfigError(f"{config.method} learns from its own samples, not from recorded answers", do="Take sft.")
     model, tokenizer = _model_and_tokenizer(config.model, model, tokenizer)
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
     tasks = known_tasks(env, config)
-    replies, needs = isinstance(env, Conversational), config.algorithm.needs
+    replies, needs = isinstance(env, Conversational), config.needs
     check_prompts(
         prompter,
         tasks,
@@ -202,20 +217,33 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
 
     ``rollout.max_completion_length`` null is the length of the environment's answers if it has one, else 256 tokens or
     half of what the longest known prompt leaves of the model's window, whichever is less; the other half is for the
-    context in the teacher's prompt.
+    context in the teacher's prompt.  RecordedTasks answers have room for the longest.
     """
     prompts = prompt_settings(config, model)
     config = dataclasses.replace(config, prompts=prompts)
     if config.rollout.max_completion_length is not None:
         return config
-    if isinstance(env, AnswerLength):
-        length = env.answer_length
+    answering = env.fresh if isinstance(env, RecordedAndFresh) else env
+    if isinstance(answering, AnswerLength):
+        length = answering.answer_length
     else:
         probe = Prompter(tokenizer, prompts, window=window_of(model), max_completion_length=1)
-        longest = max((len(probe.build_student_prompt(task)) for task in known_tasks(env, config)), default=0)
-        window = window_of(model)
-        length = LONGEST_COMPLETION if window is None else min(LONGEST_COMPLETION, max((window - longest) // 2, 1))
+        length = _length_that_fits(config, env, probe)
     return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=length))
+
+
+def _length_that_fits(config: Config, env: Env, probe: Prompter) -> int:
+    """Tokens of an answer: those of the longest recorded one, or 256, as far as the model's window has room."""
+    tasks = known_tasks(env, config)
+    longest = max((len(probe.build_student_prompt(task)) for task in tasks), default=0)
+    recorded = [answer for task in tasks for answer in recorded_answers(env, task)]
+    wanted = max((len(probe.answer(answer.text)) for answer in recorded), default=0)
+    if not recorded or isinstance(env, RecordedAndFresh):
+        wanted = max(wanted, LONGEST_COMPLETION)
+    if probe.window is None:
+        return max(wanted, 1)
+    room = probe.window - longest
+    return max(min(wanted, room if recorded and not config.needs.feedback else room // 2), 1)
 
 
 def known_tasks(env: Env, config: Config) -> list[Task]:
@@ -261,7 +289,7 @@ def make_learner(
     config: Config, model: Any, teacher: LoadedTeacher | None, ranks: Ranks | None = None
 ) -> AccelerateLearner:
     """The learner of what the algorithm needs; ``teacher`` is what :func:`load_teacher` gives."""
-    needs = config.algorithm.needs
+    needs = config.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
@@ -277,6 +305,17 @@ def make_learner(
     )
 
 
+def check_speed(config: Config, device: str, ratio: Callable[[str], float] = bfloat16_ratio) -> None:
+    """Warn where a run computes in bfloat16 on a CPU that takes much longer for it than for float32."""
+    chosen = {
+        "optim.mixed_precision bf16": config.optim.mixed_precision == "bf16",
+        "model.dtype bfloat16": config.model.dtype == "bfloat16",
+    }
+    asked = " and ".join(setting for setting, is_set in chosen.items() if is_set)
+    if asked and device == "cpu" and (times := ratio(device)) > SLOW:
+        log.warning("%s: this CPU takes %.1f times as long for products in bfloat16 as in float32", asked, times)
+
+
 def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
     """Tokens of the longest of the tasks' prompts, with an answer of full length."""
     prompts = (len(prompter.build_student_prompt(task)) for task in tasks)
@@ -287,16 +326,16 @@ def make_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
 ) -> Engine:
     """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
-    parts = _engine_parts(config, tokenizer, model)
+    parts = _engine_parts(config, tokenizer, model, learner.ranks)
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
 
 
-def _engine_parts(config: Config, tokenizer: Any, model: Any) -> EngineParts:
+def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
     eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
-    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows)
+    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows, ranks=ranks)
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -88,7 +88,7 @@ def dry_run(config: Config, machine: DryRunSettings) -> DryRun:
 
 def _left_out(config: Config) -> list[str]:
     """What of the settings the estimate does not count."""
-    needs = config.algorithm.needs
+    needs = config.needs
     left_out = {
         "optim.cpu_offload: left out; shards are counted on the GPUs": config.optim.cpu_offload,
         "rollout.retries: left out, in sampling and in training": config.rollout.retries > 0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from vpd.config import Config
 from vpd.engines.settings import VLLMSettings
@@ -35,6 +36,7 @@ class Phase:
 
     work: Work
     times: float
+    part: Literal["sampling", "update", "sync"] = "update"
 
     @property
     def seconds(self) -> float:
@@ -46,7 +48,8 @@ class Phase:
 class Estimate:
     """What a run would need: memory of one GPU, seconds and tokens of an iteration and of the run, and the price.
 
-    ``server`` is the memory of one GPU of the server that samples, if there is one.
+    ``server`` is the memory of one GPU of the server that samples, if there is one; ``overlap``: it samples while the
+    learner updates.
     """
 
     parameters: int
@@ -61,6 +64,7 @@ class Estimate:
     gpus: int
     price: float
     server: int = 0
+    overlap: bool = False
 
     @property
     def peak(self) -> int:
@@ -74,8 +78,12 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Seconds of an average iteration, one phase after the other."""
-        return sum(phase.seconds for phase in self.phases)
+        """Seconds of an average iteration, one phase after the other; with overlap sampling beside the update."""
+        spent = {"sampling": 0.0, "update": 0.0, "sync": 0.0}
+        for phase in self.phases:
+            spent[phase.part] += phase.seconds
+        beside = min(spent["sampling"], spent["update"]) if self.overlap else 0.0
+        return sum(spent.values()) - beside
 
     @property
     def run_seconds(self) -> float:
@@ -127,12 +135,13 @@ def estimate(
         gpus=machine.gpus + machine.server_gpus,
         price=machine.price,
         server=_server_bytes(config, machine, sizes, attempts),
+        overlap=config.rollout.overlap,
     )
 
 
 def trained_of(config: Config, architecture: Architecture) -> Trained:
     """What is trained, from a configuration."""
-    needs = config.algorithm.needs
+    needs = config.needs
     external = None if needs.external_model is None else find_architecture(needs.external_model)
     return Trained(
         architecture=architecture,
@@ -146,10 +155,10 @@ def trained_of(config: Config, architecture: Architecture) -> Trained:
 
 def _calls(config: Config, prompter: Prompter, groups: Sequence[Group], iterations: int) -> list[list[Call]]:
     """What the method asks of the learner in each of these iterations."""
-    algorithm = config.algorithm.build(prompter)
+    algorithm = config.build_algorithm(prompter)
     found = []
     for _ in range(iterations):
-        rehearsal = Rehearsal()
+        rehearsal = Rehearsal(version=int(config.rollout.overlap))
         algorithm.step(groups, rehearsal)
         found.append(rehearsal.calls)
     return found
@@ -187,9 +196,10 @@ def _whole_layers(weights: Weights) -> int:
     and of a teacher's copy, and whole gradients of one layer, with their copy in fp32, and of the outside, whose copy
     is made when nothing else is left of the pass."""
     layer, outside = layer_sizes(weights.model)
+    moved, moved_outside = layer_sizes(weights.model, trained=True)
     copies = 2 if any(item.name == "teacher's copies" for item in weights.fixed()) else 1
     width = 2 if weights.trained.narrow else 4
-    return width * (copies * (2 * layer + outside) + layer + outside) + 4 * layer
+    return width * (copies * (2 * layer + outside) + moved + moved_outside) + 4 * moved
 
 
 def _sampling_bytes(config: Config, machine: DryRunSettings, sizes: Sizes, weights: Weights) -> int:
@@ -212,7 +222,7 @@ def _server_bytes(config: Config, machine: DryRunSettings, sizes: Sizes, attempt
 def _phases(
     config: Config, machine: DryRunSettings, trained: Trained, prompter: Prompter, attempts: Attempts, sizes: Sizes
 ) -> list[Phase]:
-    phases = [Phase(work=_rollout(config, machine, attempts, sizes), times=1.0)]
+    phases = [Phase(work=_rollout(config, machine, attempts, sizes), times=1.0, part="sampling")]
     if attempts.critiques:
         asked = Decoding(
             rows=attempts.critiques,
@@ -221,7 +231,7 @@ def _phases(
             longest=machine.feedback_tokens,
             at_once=config.rollout.max_rows,
         )
-        phases.append(Phase(work=decoding_work("critiques", asked, sizes, machine), times=1.0))
+        phases.append(Phase(work=decoding_work("critiques", asked, sizes, machine), times=1.0, part="sampling"))
     iterations = min(REHEARSED, config.run.max_steps)
     calls = [call for one in _calls(config, prompter, attempts.expected, iterations) for call in one]
     kinds: dict[tuple[str, int], list[Call]] = {}
@@ -233,7 +243,8 @@ def _phases(
     phases.append(Phase(work=_optimiser_work(trained, sizes, machine), times=updates))
     if machine.server_gpus:
         seconds = sizes.weights_bytes / LOADED_PER_SECOND
-        phases.append(Phase(work=Work(name="weights to the server", operations=0, tokens=0, seconds=seconds), times=1))
+        sync = Work(name="weights to the server", operations=0, tokens=0, seconds=seconds)
+        phases.append(Phase(work=sync, times=1.0, part="sync"))
     return phases
 
 

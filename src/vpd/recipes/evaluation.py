@@ -14,6 +14,7 @@ from vpd.evaluation import EvalOptions as EvalOptions
 from vpd.evaluation import EvalSettings, Evaluation
 from vpd.evaluation import evaluate as evaluate_tasks
 from vpd.feedback import Feedback
+from vpd.model.threads import threads_for
 from vpd.printable import cut
 from vpd.ranks import start_ranks, together
 from vpd.recipes.assemble import Parts, assemble
@@ -51,7 +52,8 @@ def _evaluated(parts: Parts, options: EvalOptions) -> Evaluation:
         teacher=options.teacher,
         control=parts.config.run.eval_control,
     )
-    return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
+    with threads_for(parts.learner.model):
+        return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
 
 
 def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:

@@ -38,7 +38,7 @@ def load_teacher(config: Config, student: Any, tokenizer: Any) -> LoadedTeacher 
     Heads are padded to different sizes in models of one family.  Where the teacher's is of another size than the
     student's, it is cut to the tokenizer's tokens, so that the two are compared on these.
     """
-    name = config.algorithm.needs.external_model
+    name = config.needs.external_model
     if name is None:
         return None
     source = str(load_bundled(name)) if name in BUNDLED else name
@@ -72,7 +72,7 @@ class ExternalTeacher:
         self, config: Config, loaded: LoadedTeacher | None, env: Env, prompter: Prompter, tasks: Sequence[Task]
     ):
         self._config = config
-        self._needs = config.algorithm.needs
+        self._needs = config.needs
         self._loaded = loaded
         self._env = env
         self._prompter = prompter
@@ -88,7 +88,7 @@ class ExternalTeacher:
         if needs.student_fraction == 1:
             return None
         if needs.other_answers == "data":
-            answers = DataEngine(self._answer, lambda text: self._prompter.answer(text, parts.eos_ids))
+            answers = DataEngine(self._answer, self._prompter.answer)
             return MixedEngine(student, answers, first_fraction=needs.student_fraction)
         if isinstance(self._config.engine, VLLMSettings):
             raise ConfigError(
@@ -110,7 +110,10 @@ class ExternalTeacher:
         server, tokenizer = self._needs.remote_teacher, self._prompter.tokenizer
         if server is None or self._needs.top_k is None:
             return None
-        token = None if server.api_key_env is None else key_of(server.api_key_env, "algorithm.teacher_api_key_env")
+        key, engine = server.api_key_env, self._config.engine
+        token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
+        if key is None and isinstance(engine, VLLMSettings) and engine.is_at(server.url):
+            token = engine.api_key()
         teacher = VLLMTeacher(
             client=VLLMClient(server.url, api_key=token),
             model=server.model,

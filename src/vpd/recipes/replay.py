@@ -32,7 +32,7 @@ def replay(folder: Path, console: Terminal | None = None) -> list[str]:
     config = _config(settings, folder)
     model, tokenizer = load_model(config.model, finite=False)
     learner = make_learner(config, model, load_teacher(config, model, tokenizer))
-    algorithm = config.algorithm.build(make_prompter(config, model, tokenizer))
+    algorithm = config.build_algorithm(make_prompter(config, model, tokenizer))
     learner.load(folder)
     console.print(f"step {fault.step}: {fault.error}", markup=False, highlight=False, soft_wrap=True)
     found = find(fault, learner, algorithm)
@@ -140,7 +140,7 @@ def _run(call: Call, examples: Sequence[Example], asked: _Asked, learner: Accele
 def _config(settings: Mapping[str, Any], folder: Path) -> Config:
     """The run's settings, without environment and feedback, which a replay does not need."""
     kept = {name: section for name, section in settings.items() if name not in ("env", "feedback", "engine")}
-    config = parse(kept)
+    config = parse(kept | {"rollout": {**kept["rollout"], "overlap": False}})
     if config.model.lora is not None:
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, name_or_path=str(folder.resolve())))

@@ -49,16 +49,13 @@ def check_folder(output: Path, config: Config, contents: Mapping[str, str]) -> R
     ``contents``, or there are files of the user's where a run would write.
     """
     metrics, past = output / "metrics.jsonl", run_state.read(output)
-    begun = past is not None and (past.phase != "training" or past.step > 0)
+    begun = past is not None and past.has_begun
     if not begun and not checkpoint.checkpoints(output) and not (metrics.is_file() and metrics.stat().st_size > 0):
         if past is None:
             _check_free(output)
         return None
     if not config.run.resume:
-        raise StorageError(
-            f"{output} already holds a run",
-            do="Continue it with --run.resume true, or choose another --run.output_dir.",
-        )
+        raise run_state.another_run(output)
     past = past or run_state.read_older(output)
     if past is None:
         log.warning("%s has neither run.json nor config.yaml: its settings are not compared with these", output)
@@ -130,7 +127,7 @@ def _changes(past: RunState, config: Config, contents: Mapping[str, str]) -> lis
     """The settings, and the files that they name, that differ from those of the run in the folder."""
     before = {section: _completed(value, config, section) for section, value in past.settings.items()}
     resolved = settings_of(config)
-    for section in ("prompts", "engine"):
+    for section in ("prompts", "engine", "dynamics"):
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
     found = run_state.changes(before, resolved)
     named = {change.key for change in found}

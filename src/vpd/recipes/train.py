@@ -18,7 +18,9 @@ from vpd.feedback import Feedback, Remote
 from vpd.learners.journal import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
+from vpd.model.threads import threads_for
 from vpd.monitor import Monitor
+from vpd.overlap import OverlappedSource
 from vpd.prompts.settings import save_settings
 from vpd.ranks import on_first, start_ranks, together
 from vpd.recipes.assemble import Parts, assemble
@@ -29,7 +31,7 @@ from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers, check_installed
-from vpd.run_folder import checkpoint, faults
+from vpd.run_folder import checkpoint, faults, groups_file
 from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
@@ -85,7 +87,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     if config.algorithm.needs.feedback or config.algorithm.needs.preferences:
         on_first(ranks, "external critics", lambda: _contact(parts.feedback))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
-    with contextlib.ExitStack() as held, StopSignals(ranks=ranks) as stop:
+    with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
         loop = _prepared(parts, recorder, past)
         loop.stop = stop
@@ -193,6 +195,8 @@ def _finish_best(loop: Loop, best: BestModel, parts: Parts, output: Path) -> Non
         log.warning("run.metric_for_best_model %s was never measured: the last step is taken", best.metric)
         return
     ended = f" (the run ended at step {loop.step}: {best.since} evaluations brought nothing better)"
+    if loop.step < loop.max_steps and parts.config.rollout.overlap:
+        log.info("the answers that were already made for step %d are not used", loop.step + 1)
     log.info("best %s: %.4g at step %d%s", best.metric, best.value, best.step, ended if best.is_over else "")
     if settings.load_best_model_at_end and best.step != loop.step:
         ranks = parts.ranks
@@ -231,12 +235,19 @@ def make_loop(
 
     def save(loop: Loop) -> None:
         assert output is not None
+        made = loop.source.state(loop.step)
+
+        def save_rest(folder: Path) -> None:
+            save_tokenizer(parts, folder)
+            if made is not None:
+                groups_file.write(folder, *made)
+
         checkpoint.save(
             output,
             loop.step,
             parts.learner,
             loop.progress() | {"observers": _states(loop.observers)},
-            save_tokenizer=lambda folder: save_tokenizer(parts, folder),
+            save_rest=save_rest,
             keep=settings.save_total_limit,
             files=files or FileSystem(),
             ranks=ranks,
@@ -257,7 +268,7 @@ def make_loop(
         )
 
     return Loop(
-        source=parts.source,
+        source=OverlappedSource(parts.source) if parts.config.rollout.overlap else parts.source,
         engine=parts.engine,
         learner=parts.learner,
         algorithm=parts.algorithm,
@@ -362,8 +373,16 @@ def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
         progress = together(parts.ranks, "reading a checkpoint", lambda: checkpoint.load(start, parts.learner))
         with _states_fit(start):
             loop.resume(progress)
+        together(parts.ranks, "groups of a checkpoint", lambda: _restore_groups(loop, start))
         saved = progress.get("observers", {})
     on_first(parts.ranks, "observers set back", lambda: _rewind(loop, saved, start))
+
+
+def _restore_groups(loop: Loop, start: Path) -> None:
+    """Give the source the groups that were made when a checkpoint was written, if there were any."""
+    made = groups_file.read(start)
+    if made is not None:
+        loop.source.restore(loop.step, made)
 
 
 def _rewind(loop: Loop, saved: Mapping[str, Any], start: Path | None) -> None:

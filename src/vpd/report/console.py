@@ -36,6 +36,8 @@ COLUMNS = (
     Column("policy", "policy/loss", "the policy gradient's loss"),
     Column("unsure", "judge/unsure", "share of the pairs of attempts that the judge does not decide"),
     Column("pref acc", "preference/accuracy", "share of the decided pairs whose better attempt is the likelier one"),
+    Column("LDD", "ldd/loss", "of the environment's text, nats a token"),
+    Column("SFT", "sft/loss", "of the answers that are learned, nats a token"),
     Column("student", "eval/accuracy", "held-out tasks: right without feedback"),
     Column("teacher", "eval_teacher/accuracy", "failed held-out attempts again, with feedback"),
     Column("control", "eval_teacher/student_accuracy", "the same again without"),

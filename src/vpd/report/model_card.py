@@ -3,9 +3,8 @@
 It names no folder of the machine it was trained on: of an absolute path only the last part is kept.
 """
 
-import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 
 import vpd
 from vpd.printable import one_line
+from vpd.report.public import public
 from vpd.run_folder.reading import RunRecord
 
 FILE = "README.md"
@@ -43,9 +43,9 @@ METHODS = {
 
 def model_card(record: RunRecord, *, step: int | None = None, commit: str | None = None) -> str:
     """The card of a run's model after ``step`` (None: the run's last); ``commit`` of vpd's source, if it is known."""
-    settings: Mapping[str, Any] = _public({name: _kept(name, part) for name, part in record.settings.items()})
+    settings: Mapping[str, Any] = public({name: _kept(name, part) for name, part in record.settings.items()})
     step = record.step if step is None else step
-    name = str(_public(record.method))
+    name = str(public(record.method))
     base, env = str(settings.get("model", {}).get("name_or_path")), settings.get("env", {})
     source = str(env.get("path") or env.get("name") or env.get("object"))
     feedback = [str(part.get("name") or part.get("object")) for part in settings.get("feedback", [])]
@@ -121,17 +121,6 @@ def _kept(name: str, part: Any) -> Any:
     if not isinstance(part, Mapping):
         return part
     return {key: value for key, value in part.items() if key not in ELSEWHERE.get(name, ())}
-
-
-def _public(value: Any) -> Any:
-    """Plain data with the last part of every absolute path in the place of the path."""
-    if isinstance(value, Mapping):
-        return {str(key): _public(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_public(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _code(text: str) -> str:

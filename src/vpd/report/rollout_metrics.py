@@ -16,17 +16,12 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
     """Reward, length and context metrics of one iteration.
 
     ``completions/clipped_ratio`` (answers cut by ``max_completion_length``) is left out where answers have a
-    ``fixed_length`` and a full one is normal.
+    ``fixed_length`` and a full one is normal.  Rewards are those of the answers that were graded.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [rollout.grade.reward for rollout in rollouts]
-    spreads = [statistics.pstdev([r.grade.reward for r in group.rollouts]) for group in groups]
     lengths = [len(rollout.completion.tokens) for rollout in rollouts]
     metrics: Metrics = {
-        "reward": statistics.fmean(rewards),
-        "reward_std": statistics.fmean(spreads),
-        "success": statistics.fmean(rollout.success for rollout in rollouts),
-        "frac_reward_zero_std": statistics.fmean(spread == 0 for spread in spreads),
+        **_outcomes(groups),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/max_length": float(max(lengths)),
         "teacher/rows_with_context": float(sum(rollout.teacher_prompt is not None for rollout in rollouts)),
@@ -57,11 +52,30 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
     metrics |= {f"feedback/{source}_tokens": float(n) for source, n in sorted(written.items()) if n}
     metrics |= _retry_metrics(rollouts)
     metrics |= _judge_metrics(groups)
+    counts = {
+        "recorded/rows": sum(r.completion.recorded for r in rollouts),
+        "recorded/rows_ungraded": sum(not r.grade.graded for r in rollouts),
+    }
+    metrics |= {name: float(count) for name, count in counts.items() if count}
     names = sorted({name for rollout in rollouts for name in rollout.grade.metrics})
     for name in names:
         values = [r.grade.metrics[name] for r in rollouts if name in r.grade.metrics]
         metrics[f"env/{name}"] = statistics.fmean(values)
     return metrics
+
+
+def _outcomes(groups: Sequence[Group]) -> Metrics:
+    graded = [[r for r in group.rollouts if r.grade.graded] for group in groups]
+    rewards = [[r.grade.reward for r in group] for group in graded if group]
+    if not rewards:
+        return {}
+    spreads = [statistics.pstdev(group) for group in rewards]
+    return {
+        "reward": statistics.fmean(reward for group in rewards for reward in group),
+        "reward_std": statistics.fmean(spreads),
+        "success": statistics.fmean(r.success for group in graded for r in group),
+        "frac_reward_zero_std": statistics.fmean(spread == 0 for spread in spreads),
+    }
 
 
 def _retry_metrics(rollouts: Sequence[Rollout]) -> Metrics:

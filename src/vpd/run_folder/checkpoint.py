@@ -3,8 +3,9 @@
 ``checkpoint-N/`` holds the learner's files (the model in ``from_pretrained`` form, with LoRA the adapter alone in
 peft's, and ``state.pt``: optimiser, scheduler, teacher weights), the tokenizer with ``vpd_prompts.json``, and
 ``trainer.json``: step, the algorithm's and the observers' state, the best step so far, the size and SHA-256 of every
-other file, and a SHA-256 of all this.  With ``optim.sharding`` weights, optimiser and teacher weights lie in
-``shards/`` instead, in torch's form for distributed checkpoints, which any number of processes reads.
+other file, and a SHA-256 of all this.  With ``rollout.overlap`` it also holds ``groups.json``, the next step's
+rollouts.  With ``optim.sharding`` weights, optimiser and teacher weights lie in ``shards/`` instead, in torch's form
+for distributed checkpoints, which any number of processes reads.
 
 No file of weights or states is executed when it is read: they are safetensors, or read with ``weights_only``.
 """
@@ -37,20 +38,20 @@ def save(
     learner: Learner,
     progress: Mapping[str, Any],
     *,
-    save_tokenizer: Callable[[Path], None],
+    save_rest: Callable[[Path], None],
     keep: int | None,
     files: FileSystem,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write ``checkpoint-{step}``, then remove all but the best and the newest ``keep`` (None, or below 1: keep all).
 
-    All ``ranks`` call it; ``progress`` and the tokenizer are the first one's.
+    All ``ranks`` call it; ``progress`` and what ``save_rest`` adds (the tokenizer) are the first one's.
     Raises StorageError, leaving earlier checkpoints untouched.
     """
     final = output_dir / f"checkpoint-{step}"
 
     def finish(folder: Path) -> None:
-        save_tokenizer(folder)
+        save_rest(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
         data = {"step": step, **progress, "files": listed}

@@ -15,19 +15,8 @@ from vpd.learners import Learner, Update
 from vpd.learners.journal import Call, Fault, Result
 from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem
-from vpd.types import (
-    Comparison,
-    Completion,
-    Example,
-    Grade,
-    Group,
-    Rollout,
-    SampleKey,
-    Section,
-    Task,
-    TeacherPrompt,
-    TopKLogprobs,
-)
+from vpd.run_folder.groups_file import group_of, tuples, without_payloads
+from vpd.types import Example, SampleKey, TopKLogprobs
 
 FILE = "fault.json"
 
@@ -69,7 +58,7 @@ def read(folder: Path) -> tuple[Fault, dict[str, Any]]:
         fault = Fault(
             step=data["step"],
             error=data["error"],
-            groups=[Group(rollouts=tuple(map(_rollout, group["rollouts"]))) for group in data["groups"]],
+            groups=list(map(group_of, data["groups"])),
             algorithm=data["algorithm"],
             results=list(map(_result, data["results"])),
             call=None if data["call"] is None else _call(data["call"]),
@@ -85,13 +74,7 @@ def read(folder: Path) -> tuple[Fault, dict[str, Any]]:
 
 def _without_payloads(fault: Fault) -> Fault:
     """The fault without what belongs to the environment alone."""
-
-    def bare(rollout: Rollout) -> Rollout:
-        task = dataclasses.replace(rollout.task, payload=None)
-        return dataclasses.replace(rollout, task=task, retries=tuple(map(bare, rollout.retries)))
-
-    groups = [Group(rollouts=tuple(map(bare, group.rollouts))) for group in fault.groups]
-    return dataclasses.replace(fault, groups=groups, results=[])
+    return dataclasses.replace(fault, groups=list(map(without_payloads, fault.groups)), results=[])
 
 
 def _result(data: Any) -> Result:
@@ -103,30 +86,9 @@ def _call(data: Mapping[str, Any]) -> Call:
 
 
 def _example(data: Mapping[str, Any]) -> Example:
-    plain = {name: _tuple(value) for name, value in data.items()}
+    plain = {name: tuples(value) for name, value in data.items()}
     if isinstance(data["teacher"], Mapping):
-        plain["teacher"] = TopKLogprobs(**{name: _tuple(value) for name, value in data["teacher"].items()})
+        plain["teacher"] = TopKLogprobs(**{name: tuples(value) for name, value in data["teacher"].items()})
     if data["key"] is not None:
         plain["key"] = SampleKey(**data["key"])
     return Example(**plain)
-
-
-def _rollout(data: Mapping[str, Any]) -> Rollout:
-    task, teacher, top_k = data["task"], data["teacher_prompt"], data.get("teacher_logprobs")
-    return Rollout(
-        key=SampleKey(**data["key"]),
-        task=Task(id=task["id"], messages=tuple(task["messages"]), tools=tuple(task["tools"])),
-        prompt=tuple(data["prompt"]),
-        completion=Completion(**{name: _tuple(value) for name, value in data["completion"].items()}),
-        grade=Grade(**data["grade"]),
-        context=tuple(Section(**section) for section in data["context"]),
-        teacher_prompt=None if teacher is None else TeacherPrompt(**{n: _tuple(v) for n, v in teacher.items()}),
-        retries=tuple(map(_rollout, data["retries"])),
-        comparisons=tuple(Comparison(**one) for one in data.get("comparisons", ())),
-        teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: _tuple(v) for n, v in top_k.items()}),
-    )
-
-
-def _tuple(value: Any) -> Any:
-    """A value of JSON with its lists as tuples."""
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

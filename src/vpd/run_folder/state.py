@@ -63,6 +63,11 @@ class RunState:
     step: int
     contents: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is more of it than its settings."""
+        return self.phase != "training" or self.step > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -121,6 +126,20 @@ def read(folder: Path) -> RunState | None:
     if not intact:
         raise _damaged(path, "settings that do not fit settings_hash, or an unknown phase")
     return state
+
+
+def refuse_begun(folder: Path) -> None:
+    """Raise StorageError where ``run.json`` says that a run has begun in the folder, or cannot be read."""
+    past = read(folder)
+    if past is not None and past.has_begun:
+        raise another_run(folder)
+
+
+def another_run(folder: Path) -> StorageError:
+    """The error for a folder in which another run was to begin."""
+    return StorageError(
+        f"{folder} already holds a run", do="Continue it with --run.resume true, or choose another --run.output_dir."
+    )
 
 
 def read_older(folder: Path) -> RunState | None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from vpd.learners.token_records import TokenRecord
 from vpd.printable import well_formed
+from vpd.quoting import feedback_quoted
 from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.run_folder.reading import METRICS, ROLLOUTS, TOKENS, step_file
 from vpd.run_folder.token_tables import token_table
@@ -57,6 +58,12 @@ class RunFolder:
         return completion.text if completion.turns == 1 else str(self._tokenizer.decode(completion.tokens))
 
     def _table(self, step: int, groups: Sequence[Group]) -> pa.Table:
+        quoted = {
+            id(retry): feedback_quoted(attempt, retry)
+            for group in groups
+            for attempt in group.rollouts
+            for retry in attempt.retries
+        }
         rows = [
             {
                 "role": role,
@@ -66,6 +73,7 @@ class RunFolder:
                 "prompt": self._tokenizer.decode(r.prompt),
                 "teacher_prompt": None if r.teacher_prompt is None else self._tokenizer.decode(r.teacher_prompt.tokens),
                 "completion": self._transcript(r.completion),
+                "version": r.completion.version,
                 "turns": r.completion.turns,
                 "tokens": len(r.completion.tokens),
                 "finish": r.completion.finish,
@@ -76,6 +84,11 @@ class RunFolder:
                 "comparisons": _comparisons(r),
                 "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
                 "teacher_cut": None if r.teacher_prompt is None else r.teacher_prompt.cut,
+                "messages": json.dumps(r.task.messages, default=str),
+                "tools": json.dumps(r.task.tools, default=str) if r.task.tools else None,
+                "informative": r.grade.informative,
+                "graded": r.grade.graded,
+                "quoted": quoted.get(id(r)),
             }
             for number, role, r in attempts_and_retries(groups)
         ]
@@ -84,11 +97,15 @@ class RunFolder:
         kinds = {
             "step": number,
             "group": number,
+            "version": number,
             "turns": number,
             "tokens": number,
             "teacher_cut": number,
             "reward": pa.float64(),
             "success": pa.bool_(),
+            "informative": pa.bool_(),
+            "graded": pa.bool_(),
+            "quoted": number,
         }
         return pa.Table.from_pylist(rows, schema=pa.schema([(name, kinds.get(name, text)) for name in rows[0]]))
 

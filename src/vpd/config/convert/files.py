@@ -35,9 +35,11 @@ ARGUMENTS = {
                    "lora_dropout": "lora_dropout"},
     "Trainer": {"model": "model_name_or_path", "reward_funcs": "reward_funcs",
                 "teacher_model": "teacher_model_name_or_path"},
-    "load_dataset": {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"},
+    "load_dataset": {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split",
+                     "data_files": "data_files"},
 }  # fmt: skip
 POSITIONS = {"load_dataset": ("path", "name")}
+READERS = ("json", "csv", "parquet", "arrow", "text")  # data sets of load_dataset that are forms of files
 
 
 def read(path: Path, dialect: str | None) -> tuple[Dialect, dict[str, Any]]:
@@ -107,7 +109,8 @@ def _overrides(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_text().replace("\\\n", " ")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}", got=str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read {path}", got=reason) from error
     variables: dict[str, str] = {}
     for line in text.splitlines():
         for word in _words(line):
@@ -144,7 +147,8 @@ def _script(path: Path, dialect: str | None) -> tuple[str, dict[str, Any]]:
     try:
         tree = ast.parse(path.read_text())
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}", got=str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read {path}", got=reason) from error
     calls = [(_name(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     found = {CLASSES[name] for name, _ in calls if name in CLASSES}
     wanted = found if dialect is None else found & {dialect}
@@ -153,13 +157,13 @@ def _script(path: Path, dialect: str | None) -> tuple[str, dict[str, Any]]:
     if len(wanted) > 1:
         raise ConfigError(f"{path} makes several configurations", got=", ".join(sorted(found)), do="Give --from.")
     [chosen] = wanted
-    names = _names(tree, path)
+    names, imported = _names(tree, path), _imported(tree)
     flat: dict[str, Any] = {}
     for name, node in calls:
         if name in CLASSES and CLASSES[name] == chosen:
             flat |= {word.arg: _literal(word.value, names) for word in node.keywords if word.arg}
         elif name is not None:
-            flat |= _arguments(name, node, names)
+            flat |= _arguments(name, node, names, imported)
     return chosen, flat
 
 
@@ -174,31 +178,65 @@ def _names(tree: ast.Module, path: Path) -> dict[str, Any]:
     return names
 
 
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """What is imported at the top of a script, ``module:name``; of a whole module its name."""
+    found = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            found |= {one.asname or one.name: f"{statement.module}:{one.name}" for one in statement.names}
+        elif isinstance(statement, ast.Import):
+            found |= {one.asname: one.name for one in statement.names if one.asname}
+            found |= {one.name: one.name for one in statement.names if not one.asname and "." not in one.name}
+    return found
+
+
 def _name(node: ast.Call) -> str | None:
     if isinstance(node.func, ast.Attribute):
         return node.func.attr
     return node.func.id if isinstance(node.func, ast.Name) else None
 
 
-def _arguments(name: str, node: ast.Call, names: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(name: str, node: ast.Call, names: Mapping[str, Any], imported: Mapping[str, str]) -> dict[str, Any]:
     kind = "Trainer" if name.endswith("Trainer") else name
     known = ARGUMENTS.get(kind, {})
     given = {word.arg: word.value for word in node.keywords if word.arg}
     given |= dict(zip(POSITIONS.get(kind, ()), node.args, strict=False))
     flat = {known[key]: _literal(value, names) for key, value in given.items() if key in known}
+    if "reward_funcs" in given and kind == "Trainer":
+        flat["reward_funcs"] = _functions(given["reward_funcs"], names, imported)
+    if kind == "load_dataset":
+        files = flat.pop("data_files", None)
+        if flat.get("dataset_name") in READERS and files is not None:
+            flat["dataset_name"] = files[0] if isinstance(files, list) and len(files) == 1 else files
     return {"use_peft": True, **flat} if kind == "LoraConfig" else flat
+
+
+def _functions(node: ast.expr, names: Mapping[str, Any], imported: Mapping[str, str]) -> Any:
+    """Reward functions: those of the script itself, and those that it imports, as ``module:function``."""
+    if isinstance(node, ast.List):
+        return _whole([_functions(entry, names, imported) for entry in node.elts], node)
+    if isinstance(node, ast.Name) and node.id not in names and ":" in imported.get(node.id, ""):
+        return imported[node.id]
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
+        return f"{imported[node.value.id].replace(':', '.')}:{node.attr}"
+    return _literal(node, names)
 
 
 def _literal(node: ast.expr, names: Mapping[str, Any]) -> Any:
     """A literal, a name that the script gives one, or a function of the script as ``script.py:function``."""
     if isinstance(node, ast.List):
-        return [_literal(entry, names) for entry in node.elts]
+        return _whole([_literal(entry, names) for entry in node.elts], node)
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
     try:
         return ast.literal_eval(node)
     except ValueError:
         return Unread(ast.unparse(node))
+
+
+def _whole(entries: list[Any], node: ast.List) -> Any:
+    """A list, unless one of its entries cannot be read."""
+    return Unread(ast.unparse(node)) if any(isinstance(entry, Unread) for entry in entries) else entries
 
 
 def is_settings(path: Path) -> bool:

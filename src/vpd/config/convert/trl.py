@@ -127,7 +127,7 @@ PREFIXES: Mapping[str, Rule] = {
     "bnb_": always_ignored("of quantised weights (load_in_4bit)"),
     "ddp_": always_ignored(PROCESSES),
     "fsdp_": always_ignored(PROCESSES),
-    "hub_": always_ignored(ABSENT["push_to_hub"]),
+    "hub_": always_ignored(ABSENT["hub_token"]),
     "test_split_size": only(NOTHING, "set env.eval_share, the share that is held out"),
     "trackio_": always_ignored("a tracker's own settings are its environment variables"),
     "use_bnb_nested_quant": always_ignored("of quantised weights (load_in_4bit)"),

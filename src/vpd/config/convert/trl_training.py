@@ -26,7 +26,7 @@ from vpd.config.convert import (
     only_where,
     same,
 )
-from vpd.config.elsewhere import ABSENT
+from vpd.config.convert.trl_best import best, greater, metric, upload
 from vpd.learners.settings import Schedule
 
 NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
@@ -223,18 +223,6 @@ def _test_split(value: Any, f: Foreign) -> Outcome:
     return impossible("one split is read: a tenth of it is held out (env.eval_share), or give env.eval_path")
 
 
-def _metric(value: Any, f: Foreign) -> Outcome:
-    if value in (None, "loss", "eval_loss"):
-        return ignored("there is no loss of evaluation: run.metric_for_best_model has eval/accuracy, eval/reward, ...")
-    name = str(value).removeprefix("eval_")
-    known = {"reward": "eval/reward", "rewards/mean": "eval/reward", "accuracy": "eval/accuracy"}
-    if name not in known:
-        return impossible(
-            "the metrics are those of metrics.jsonl; set run.metric_for_best_model",
-        )
-    return mapped(run__metric_for_best_model=known[name])
-
-
 def _resume(value: Any, f: Foreign) -> Outcome:
     return (
         ignored("a checkpoint of TRL's cannot be continued; its model can be model.name_or_path")
@@ -353,7 +341,7 @@ SHARED: Mapping[str, Rule] = {
         "include_for_metrics", "diagnostics_warning_interval", "diagnostics_flat_tolerance", "run_name", "project",
         "debug",
     ),
-    **_ignored_keys(ABSENT["push_to_hub"], "push_to_hub"),
+    **_ignored_keys("taken over with push_to_hub", "hub_model_id", "hub_private_repo"),
     **_ignored_keys(
         PROCESSES,
         "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
@@ -391,9 +379,9 @@ SHARED: Mapping[str, Rule] = {
     "generation_batch_size": _steps_share("generation_batch_size"),
     "gradient_accumulation_steps": _steps_share("gradient_accumulation_steps"),
     "gradient_checkpointing": _checkpointing,
-    "greater_is_better": same("run.greater_is_better"),
+    "greater_is_better": greater,
     "learning_rate": same("optim.learning_rate"),
-    "load_best_model_at_end": same("run.load_best_model_at_end"),
+    "load_best_model_at_end": best,
     "lora_alpha": _lora("lora_alpha"),
     "lora_dropout": only_where(_uses_peft, FULL, absent("lora_dropout", NOTHING)),
     "lora_r": _lora("r"),
@@ -403,11 +391,12 @@ SHARED: Mapping[str, Rule] = {
     "max_grad_norm": lambda value, f: mapped(optim__max_grad_norm=value or None),
     "max_prompt_length": _prompt_length,
     "max_steps": _max_steps,
-    "metric_for_best_model": _metric,
+    "metric_for_best_model": metric,
     "model_name_or_path": _model,
     "num_generations": same("rollout.num_generations"),
     "num_generations_eval": same("run.eval_samples"),
     "num_train_epochs": _epochs,
+    "push_to_hub": upload,
     "optim": _optimiser,
     "output_dir": same("run.output_dir"),
     "overwrite_output_dir": always_ignored("a folder that holds a run is never written over"),

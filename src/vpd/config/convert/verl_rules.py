@@ -28,7 +28,7 @@ SYSTEM = "how the work is divided and held in memory, not what is learned"
 NO_POLICY_GRADIENT = "sdpo has no policy gradient"
 FULL = "all weights are trained"
 EVALUATED = "the evaluation of a run samples as the training does (vpd eval has --temperature and --top_p)"
-REPLIES = "an environment replies through a method respond (docs/environments.md)"
+REPLIES = "an environment replies through a method respond (docs/own_task.md)"
 
 DEFAULTS: dict[str, Any] = {
     "data.train_batch_size": 1024,

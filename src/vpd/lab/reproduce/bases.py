@@ -1,5 +1,7 @@
 """The base models that runs start from: shipped for seed 0, made on first use and cached for other seeds.
 
+The pretrained base is converted from its package and is the same for all seeds.
+
 Every base is checked before a method runs on it: with the right answer in its prompt it must do much better than
 without (the cold base: much worse); otherwise a "sparse reward" run could in fact be a cold start.  A base that fails
 the check is made again from another seed (:data:`TRIES`, :data:`SEED_STRIDE`).
@@ -16,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.bundled import BUNDLED, check_hashes, load_bundled
 from vpd.errors import ModelError, StorageError
-from vpd.lab import tiny
+from vpd.lab import smollm2, tiny
+from vpd.lab.reproduce.settings_table import PRETRAINED_BASE
 
 PROBE_ROWS = 512
 TRIES, SEED_STRIDE = 4, 1000  # attempts at a base, and the distance between their seeds
@@ -38,8 +41,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vpd"
 
 
+def recipe_hash(name: str) -> str:
+    """A hash of how a base is made."""
+    return "package" if name == PRETRAINED_BASE else tiny.recipe_hash(name)
+
+
+def seed_of(name: str, seed: int) -> int:
+    """The seed of the base that a run with ``seed`` starts from."""
+    return 0 if name == PRETRAINED_BASE else seed
+
+
 def find(name: str, seed: int) -> Path | None:
     """The folder of a base, None if it has not been made yet.  Raises ModelError if its files are damaged."""
+    if name == PRETRAINED_BASE:
+        folder = cache_folder() / name
+        return folder if folder.is_dir() else None
     if seed == tiny.SEED and name in BUNDLED:
         return load_bundled(name)
     folder = cache_folder() / f"{name}-{tiny.recipe_hash(name)}-{seed}"
@@ -54,7 +70,7 @@ def ensure(name: str, seed: int) -> Path:
     if found is not None:
         return found
     cache = cache_folder()
-    folder = cache / f"{name}-{tiny.recipe_hash(name)}-{seed}"
+    folder = cache / (name if name == PRETRAINED_BASE else f"{name}-{tiny.recipe_hash(name)}-{seed}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix="draft-", dir=cache))
@@ -63,21 +79,29 @@ def ensure(name: str, seed: int) -> Path:
             f"cannot keep bases in {cache}", got=error.strerror, do="Set VPD_CACHE to a folder that can be written."
         ) from error
     try:
-        start = tiny.BASES[name].start
-        origin = None if start is None else ensure(start, seed)
-        for number in range(TRIES):
-            tiny.build(draft, seed + SEED_STRIDE * number, name, origin)
-            try:
-                require(name, seed, probe(draft, name))
-                break
-            except ModelError:
-                if number == TRIES - 1:
-                    raise
+        if name == PRETRAINED_BASE:
+            smollm2.build(draft)
+        else:
+            _build(draft, name, seed)
         if not folder.exists():
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _build(folder: Path, name: str, seed: int) -> None:
+    """Make a tiny base from the first seed whose base passes its check.  Raises ModelError if none does."""
+    start = tiny.BASES[name].start
+    origin = None if start is None else ensure(start, seed)
+    for number in range(TRIES):
+        tiny.build(folder, seed + SEED_STRIDE * number, name, origin)
+        try:
+            require(name, seed, probe(folder, name))
+            return
+        except ModelError:
+            if number == TRIES - 1:
+                raise
 
 
 def require(name: str, seed: int, shares: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from vpd.lab.reproduce.run import Run, measure
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
-Suite: TypeAlias = Literal["quick", "default", "all", "retries"]
+Suite: TypeAlias = Literal["quick", "default", "all", "retries", "pretrained", "warmups"]
 Runs: TypeAlias = Mapping[tuple[str, str], Mapping[int, Run]]  # (setting, method) -> seed -> run
 
 SMALLEST = 0.02  # the smallest difference in accuracy that counts
@@ -85,8 +85,8 @@ class Comparison:
 class Claim:
     """A statement, its source, and the comparisons that decide it in one setting.
 
-    ``suite``: the smallest suite that tests it (retries: that one alone).  ``main``: tested on all requested seeds;
-    others on at most three.
+    ``suite``: the smallest suite that tests it (retries, pretrained, warmups: that one alone).  ``main``: tested on all
+    requested seeds; others on at most three.
     """
 
     name: str

@@ -9,7 +9,7 @@ from vpd.errors import ConfigError, StorageError
 from vpd.lab.reproduce.claims import Runs, standard_error
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, rate_of
 from vpd.lab.reproduce.run import BLOCK, Job, Run, make_all, measure
-from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, SETTINGS
+from vpd.lab.reproduce.settings_table import SETTINGS, TINY
 from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit
 
@@ -25,7 +25,7 @@ def jobs_of(
     known = load_rates(rates)
     jobs: list[Job] = []
     untuned: list[str] = []
-    for setting, method in itertools.product(settings or tuple(SETTINGS), methods or COMPARED):
+    for setting, method in itertools.product(settings or tuple(TINY), methods or COMPARED):
         try:
             rate = rate_of(known, setting, method)
         except ConfigError:
@@ -61,7 +61,7 @@ def markdown(runs: Runs) -> str:
         "# All methods over all settings",
         "",
         f"Written by `vpd reproduce --methods` at {source_commit() or 'no commit'}; {_range(seeds)} seeds a cell. "
-        f"Every iteration is {PROMPTS_PER_STEP} tasks x {GENERATIONS} answers for every method. *Final* is the share "
+        "Every method samples as many answers in an iteration. *Final* is the share "
         f"of right answers in the last {2 * BLOCK} iterations, *mean* that of the whole run, *held out* that of the "
         f"last evaluation. Bold: the best mean of a column, and those within {CLOSE:g} standard errors of it.",
     ]

@@ -13,35 +13,64 @@ from typing import Any
 import yaml
 
 from vpd.errors import ConfigError, nearest
-from vpd.lab.reproduce.settings_table import GENERATIONS, SETTINGS
+from vpd.lab.reproduce.settings_table import SETTINGS
 
-GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = Path(__file__).with_name("rates.yaml")
-JUDGE = {"name": "judge", "judge": "reward", "max_pairs": 3 * GENERATIONS}
-RETRIES = {"num_generations": GENERATIONS // 2, "retries": 1}
+JUDGE = {"name": "judge", "judge": "reward", "max_pairs": 24}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """``reads_feedback``: False for a method that learns without it, from the reward or from an external teacher.
 
-    ``rollout``: settings of that section that differ from the other methods'.  ``feedback``: its own sources in the
-    place of the setting's.
-    ``tuned_as``: the method whose learning rate an ablation uses (None: its own).
+    ``retries``: half of its answers are the teacher's retries.  ``feedback``: its own sources in the place of the
+    setting's.  ``warmup``: what the base is trained with before (:mod:`vpd.lab.reproduce.warmups`), ``dynamics``: that
+    section of the run that follows.
+    ``tuned_as``: the method whose learning rate an ablation uses where it has none of its own.
     """
 
     name: str
     title: str
     algorithm: Mapping[str, Any]
-    rollout: Mapping[str, Any] = field(default_factory=dict)
     feedback: tuple[Any, ...] | None = None
+    retries: bool = False
+    warmup: str | None = None
+    dynamics: Mapping[str, Any] = field(default_factory=dict)
     reads_feedback: bool = True
     tuned_as: str | None = None
+
+
+WARMED = {"grpo": "GRPO", "vpd": "VPD"}
+
+
+def _after(warmup: str, title: str) -> tuple[Method, ...]:
+    """Each method from a base that was warmed up, at the method's own rate."""
+    return tuple(
+        Method(
+            name=f"{warmup}_{name}",
+            title=f"{title}, then {method}",
+            algorithm={"name": name},
+            reads_feedback=name != "grpo",
+            warmup=warmup,
+            tuned_as=name,
+        )
+        for name, method in WARMED.items()
+    )
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        *_after("ldd", "LDD"),
+        *_after("sft", "supervised warm-up"),
+        Method(
+            name="ldd_vpd_tied",
+            title="LDD, then VPD with the auxiliary term",
+            algorithm={"name": "vpd"},
+            warmup="ldd",
+            dynamics={"weight": 0.1},
+            tuned_as="vpd",
+        ),
         Method(name="grpo", title="GRPO", algorithm={"name": "grpo"}, reads_feedback=False),
         Method(name="sdpo", title="SDPO (EMA teacher)", algorithm={"name": "sdpo"}),
         Method(
@@ -88,48 +117,59 @@ METHODS: dict[str, Method] = {
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
         Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
         Method(
+            name="sdpo_forward",
+            title="SDPO, forward KL",
+            algorithm={"name": "sdpo", "distillation_alpha": 0.0},
+            tuned_as="sdpo",
+        ),
+        Method(
             name="imitate",
             title="revise and imitate",
             algorithm={"name": "sdpo", "distillation_weight": 0.0},
-            rollout=RETRIES,
+            retries=True,
             tuned_as="vpd",
         ),
         Method(
             name="retries_pg",
             title="policy gradient on attempts and retries",
             algorithm={"name": "sdpo", "distillation_weight": 0.0, "retry_loss": "policy_gradient"},
-            rollout=RETRIES,
+            retries=True,
             tuned_as="vpd",
         ),
         Method(
             name="retries_kl",
             title="forward KL on retries",
             algorithm={"name": "sdpo", "distillation_weight": 0.0, "retry_loss": "forward_kl"},
-            rollout=RETRIES,
+            retries=True,
             tuned_as="vpd",
         ),
-        Method(
-            name="vpd_retries", title="VPD with retries", algorithm={"name": "vpd"}, rollout=RETRIES, tuned_as="vpd"
-        ),
+        Method(name="vpd_retries", title="VPD with retries", algorithm={"name": "vpd"}, retries=True, tuned_as="vpd"),
         Method(
             name="vpd_retries_no_e",
             title="VPD with retries, no E-step",
             algorithm={"name": "vpd", "e_every": None},
-            rollout=RETRIES,
+            retries=True,
             tuned_as="vpd",
         ),
         Method(
             name="vpd_retries_f1",
             title="VPD with retries, F = 1",
             algorithm={"name": "vpd", "e_every": 1},
-            rollout=RETRIES,
+            retries=True,
             tuned_as="vpd",
         ),
         Method(
             name="gated_retries",
             title="evidence-gated VPD with retries",
             algorithm={"name": "gated"},
-            rollout=RETRIES,
+            retries=True,
+            tuned_as="gated",
+        ),
+        Method(
+            name="gated_retries_f1",
+            title="evidence-gated VPD with retries, F = 1",
+            algorithm={"name": "gated", "e_every": 1},
+            retries=True,
             tuned_as="gated",
         ),
     )
@@ -144,6 +184,8 @@ COMPARED = (
     "gkd_data",
     "sdpo",
     "vpd",
+    "ldd_vpd",
+    "sft_vpd",
     "gated",
     "reshape",
     "reweight",
@@ -191,7 +233,8 @@ def rate_of(rates: Mapping[str, Mapping[str, float]], setting: str, name: str) -
     tuned = find_method(name).tuned_as or name
     source = SETTINGS[setting].tuned_as or setting
     try:
-        return rates[source][tuned]
+        here = rates[source]
+        return here[name] if name in here else here[tuned]
     except KeyError as error:
         raise ConfigError(
             f"no learning rate for {tuned} in the setting {source}", do="Tune it: vpd reproduce --tune."

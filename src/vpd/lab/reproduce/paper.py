@@ -1,7 +1,7 @@
 """The list of claims."""
 
 from vpd.lab.reproduce.claims import Claim, Comparison, Suite
-from vpd.lab.reproduce.settings_table import SETTINGS
+from vpd.lab.reproduce.settings_table import SETTINGS, TINY
 
 PAPER = "the paper"
 OURS = "ours"
@@ -228,7 +228,7 @@ def _gated(setting: str, suite: Suite) -> tuple[Claim, ...]:
 
 GATED = tuple(
     claim
-    for name in SETTINGS
+    for name in TINY
     for claim in _gated(name, "quick" if name in ("sparse", "cold") else "default" if name == "rigid" else "all")
 )
 
@@ -260,6 +260,7 @@ def _retries(setting: str) -> tuple[Claim, ...]:
             source=OURS,
             comparisons=tuple(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
             suite="retries",
+            main=True,
         ),
         Claim(
             name=f"retries_loss_{setting}",
@@ -268,6 +269,33 @@ def _retries(setting: str) -> tuple[Claim, ...]:
             source=OURS,
             comparisons=(_above("imitate", "retries_pg"), _above("imitate", "retries_kl")),
             suite="retries",
+        ),
+        Claim(
+            name=f"retries_gated_every_{setting}",
+            setting=setting,
+            statement="With an E-step in each iteration, evidence-gated VPD with retries is not worse than the best of"
+            " these and of VPD with retries, F = 1: at the end, and over the run.",
+            source=OURS,
+            comparisons=tuple(
+                Comparison(
+                    measure=measure, left="gated_retries_f1", right=(*RETRIES_RIVALS, "vpd_retries_f1"), least=0.0
+                )
+                for measure in ("final", "mean")
+            ),
+            suite="retries",
+            main=True,
+        ),
+        Claim(
+            name=f"gated_every_{setting}",
+            setting=setting,
+            statement="Evidence-gated VPD is not worse with an E-step in each iteration than with one in every fifth.",
+            source=OURS,
+            comparisons=tuple(
+                Comparison(measure=measure, left="gated_f1", right=("gated",), least=0.0)
+                for measure in ("final", "mean")
+            ),
+            suite="retries",
+            main=True,
         ),
         Claim(
             name=f"retries_gated_{setting}",
@@ -286,6 +314,125 @@ def _retries(setting: str) -> tuple[Claim, ...]:
 
 
 RETRIES_RIVALS = ("grpo", "sdpo", "vpd", "gated", "imitate")
-RETRIES = tuple(claim for name in SETTINGS for claim in _retries(name))
+RETRIES = tuple(claim for name in TINY for claim in _retries(name))
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES)}
+
+def _pretrained(name: str, setting: str, statement: str, *comparisons: Comparison) -> Claim:
+    return Claim(
+        name=name, setting=setting, statement=statement, source=OURS,
+        comparisons=comparisons, suite="pretrained", main=True,
+    )  # fmt: skip
+
+
+LEARNED, NOTHING = 0.3, 0.1  # shares of right answers on held-out topics
+PRETRAINED = (
+    _pretrained(
+        "conventions_imitate",
+        "conventions",
+        f"By imitating the teacher's retries it learns what the notes say (above {LEARNED:g} on held-out topics).",
+        _above("imitate", LEARNED, "held_out"),
+    ),
+    _pretrained(
+        "conventions_retries",
+        "conventions",
+        "Imitating the teacher's retries ends above GRPO, SDPO, VPD and evidence-gated VPD, with equal answers.",
+        *(_above("imitate", rival, "held_out") for rival in ("grpo", "sdpo", "vpd_f1", "gated_f1")),
+    ),
+    _pretrained(
+        "conventions_vpd_retries",
+        "conventions",
+        "VPD with retries (an E-step in each iteration) ends above imitating them.",
+        _above("vpd_retries_f1", "imitate", "held_out"),
+    ),
+    _pretrained(
+        "conventions_gated_retries",
+        "conventions",
+        "Evidence-gated VPD with retries is not worse than the best of the others.",
+        Comparison(
+            measure="held_out", left="gated_retries", right=("grpo", "sdpo", "vpd_f1", "gated_f1", "imitate"), least=0.0
+        ),
+    ),
+    _pretrained(
+        "conventions_e_step",
+        "conventions",
+        "VPD ends above SDPO, with an E-step in each iteration and in every fifth.",
+        _above("vpd_f1", "sdpo", "held_out"),
+        _above("vpd", "sdpo", "held_out"),
+    ),
+    _pretrained(
+        "conventions_others",
+        "conventions",
+        f"AdvReshape and forward KL learn it, too (above {LEARNED:g} on held-out topics).",
+        _above("reshape", LEARNED, "held_out"),
+        _above("sdpo_forward", LEARNED, "held_out"),
+    ),
+    _pretrained(
+        "conventions_noisy",
+        "conventions_noisy",
+        f"It is learned where three notes in ten are wrong (above {NOTHING:g} on held-out topics).",
+        _above("imitate", NOTHING, "held_out"),
+    ),
+    *(
+        _pretrained(
+            f"conventions_{text}",
+            f"conventions_{text}",
+            f"{what} nothing is learned (below {NOTHING:g} on held-out topics): the gain is from what the notes say.",
+            _below("imitate", NOTHING, "held_out"),
+        )
+        for text, what in (
+            ("shuffled", "From notes about another client's wish"),
+            ("verdict", "From verdicts alone"),
+            ("silent", "Without notes"),
+        )
+    ),
+)
+LDD = "LDD, arXiv 2210.00066"
+WARMUPS = (
+    Claim(
+        name="ldd_reads",
+        setting="cold",
+        statement="After LDD a base that could not read feedback can: its teacher is right on more of the failed"
+        " attempts than without the feedback.",
+        source=LDD,
+        comparisons=(_above("ldd_vpd", 0.0, "gain_start"), _above("ldd_vpd", "vpd", "teacher_start")),
+        suite="warmups",
+        main=True,
+    ),
+    *(
+        Claim(
+            name=f"ldd_{name}",
+            setting="cold",
+            statement=f"{words} learns more from as many rewards after LDD: at the end, and over the run.",
+            source=LDD,
+            comparisons=(_above(f"ldd_{name}", name), _above(f"ldd_{name}", name, "mean")),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    *(
+        Claim(
+            name=f"ldd_over_sft_{name}",
+            setting="cold",
+            statement=f"LDD, which sees no outcome, serves {words} better than a supervised warm-up of the same cost.",
+            source=OURS,
+            comparisons=(_above(f"ldd_{name}", f"sft_{name}", "mean"),),
+            suite="warmups",
+            main=True,
+        )
+        for name, words in (("grpo", "GRPO"), ("vpd", "VPD"))
+    ),
+    Claim(
+        name="ldd_tied",
+        setting="cold",
+        statement="The auxiliary term that ties VPD to the dynamics model helps (mean over the run).",
+        source=LDD,
+        comparisons=(_above("ldd_vpd_tied", "ldd_vpd", "mean"),),
+        suite="warmups",
+        main=True,
+    ),
+)
+
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for claim in (*SPARSE, *SOURCES_OF_TEXT, *LIMITS, *GATED, *RETRIES, *PRETRAINED, *WARMUPS)
+}

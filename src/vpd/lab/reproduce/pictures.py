@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.run import Run, curve
-from vpd.lab.reproduce.settings_table import CHANGE, GENERATIONS, PROMPTS_PER_STEP, Setting
+from vpd.lab.reproduce.settings_table import CHANGE, DIGITS, Setting
 from vpd.report.colours import METHOD_COLOURS, PALETTE
 from vpd.report.curves import Curve, mean_curve
 
@@ -26,6 +26,7 @@ PANELS = (
 )
 STOPPED = 30  # steps without an E-step before the end that mean that there are no more
 DRAWN = ("grpo", "sdpo", "vpd", "gated")
+DRAWN_PRETRAINED = ("grpo", "sdpo", "vpd_f1", "imitate", "vpd_retries")
 DASHES = {"sdpo": (0, (7, 1.2)), "gated": (0, (5, 1, 1, 1))}  # so that lines that meet are both seen
 
 
@@ -35,20 +36,28 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
     Where a method's E-steps end before the run does (the gate stops them), a cross marks the last.
     """
     figure, grid = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
-    order = [name for name in DRAWN if name in runs] or [name for name in METHODS if name in runs][: len(DRAWN)]
-    last = (setting.steps - STOPPED) * PROMPTS_PER_STEP * GENERATIONS
+    drawn = DRAWN if setting.family is DIGITS else DRAWN_PRETRAINED
+    order = [name for name in drawn if name in runs] or [name for name in METHODS if name in runs][: len(DRAWN)]
+    rollouts = setting.family.rollouts
+    last = (setting.steps - STOPPED) * rollouts
     for panel, (name, title, unit) in zip(grid.flat, PANELS, strict=True):
         for method in order:
-            _draw(panel, [curve(run, name) for run in runs[method]], method, last if name.startswith("e_step") else 0)
+            _draw(
+                panel,
+                _by_rollouts([curve(run, name) for run in runs[method]], rollouts),
+                method,
+                last if name.startswith("e_step") else 0,
+            )
             if name == "eval_teacher/accuracy":
-                _draw_control(panel, [curve(run, "eval_teacher/student_accuracy") for run in runs[method]], method)
+                control = [curve(run, "eval_teacher/student_accuracy") for run in runs[method]]
+                _draw_control(panel, _by_rollouts(control, rollouts), method)
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_ylabel(unit)
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
         if setting.name == "changing":
-            change = CHANGE * PROMPTS_PER_STEP * GENERATIONS
+            change = CHANGE * rollouts
             panel.axvline(change, color="black", linewidth=0.8, linestyle=":", label="the feedback turns wrong")
         if not panel.lines:
             panel.text(0.5, 0.5, "not measured here", transform=panel.transAxes, ha="center", color="grey")
@@ -65,14 +74,12 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
 
 def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
     """The mean of the seeds, thin and dotted."""
-    curves = _by_rollouts(curves)
     if curves:
         panel.plot(*zip(*_mean(curves), strict=True), ":", color=_colour(method), linewidth=1.2)
 
 
-def _by_rollouts(curves: Sequence[Curve]) -> list[list[tuple[int, float]]]:
-    """The curves that hold anything, with rollouts in the place of iterations."""
-    rollouts = PROMPTS_PER_STEP * GENERATIONS
+def _by_rollouts(curves: Sequence[Curve], rollouts: int) -> list[list[tuple[int, float]]]:
+    """The curves that hold anything, with rollouts, so many in each, in the place of iterations."""
     return [[(step * rollouts, value) for step, value in points] for points in curves if points]
 
 
@@ -83,7 +90,6 @@ def _mean(curves: Sequence[Curve]) -> list[tuple[int, float]]:
 
 
 def _draw(panel: Any, curves: Sequence[Curve], method: str, last: int) -> None:
-    curves = _by_rollouts(curves)
     if not curves:
         return
     colour = _colour(method)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_te
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.pictures import draw_setting
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
-from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, SETTINGS
+from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
 from vpd.report.model_card import source_commit
 
 STYLES: Mapping[Verdict, str] = {
@@ -31,9 +31,15 @@ COLUMNS = (
     "held_out",
     "teacher_start",
     "teacher_peak",
+    "gain_start",
     "e_accuracy",
     "drift",
     "trust",
+    "length",
+    "quoted",
+    "entropy",
+    "instructions",
+    "text_nll",
     "cpu",
 )
 
@@ -83,10 +89,8 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"Written by `vpd reproduce` at {source_commit() or 'no commit'}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
-        "The task is `digits`: a letter stands for an unknown operation on digits; an answer is right if all its "
-        "digits are. The bases have 0.24 M parameters; every iteration is "
-        f"{PROMPTS_PER_STEP} tasks × {GENERATIONS} answers, for every method. Each seed has its own base, tasks and "
-        "samples. The student's accuracy is measured on its training rollouts, whose tasks are new in every iteration: "
+        *_tasks({SETTINGS[name].family.env for name in SETTINGS if _runs_in(name, runs)}),
+        "The student's accuracy is measured on its training rollouts, whose tasks are new in every iteration: "
         f"*final* is the mean of the last {2 * BLOCK} iterations, *peak* the best {BLOCK} iterations in a row. "
         f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher answers the student's "
         "failed attempts again, with feedback; the control, dotted in the pictures, answers them again without. "
@@ -106,6 +110,27 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
             lines += ["", f"## {name}", "", _sentence(setting.title), "", *_method_table(here)]
             lines += ["", f"![Curves of {name}](images/reproduce-{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _tasks(environments: Collection[str]) -> list[str]:
+    """What the task is, in each family of settings that was run."""
+    shown = []
+    if DIGITS.env in environments:
+        shown.append(
+            "The task is `digits`: a letter stands for an unknown operation on digits; an answer is right if all its "
+            f"digits are. The bases have 0.24 M parameters; every iteration is {DIGITS.prompts_per_step} tasks × "
+            f"{DIGITS.num_generations} answers, for every method. Each seed has its own base, tasks and samples. "
+        )
+    if CONVENTIONS.env in environments:
+        shown.append(
+            "In the settings `conventions` the base is SmolLM2-135M-Instruct and the task `conventions`: a sentence "
+            "for a client, who wants in it what only the reviewer's note on an attempt says. Every iteration is "
+            f"{CONVENTIONS.prompts_per_step} tasks × {CONVENTIONS.num_generations} answers (with retries: half of them "
+            "are retries); evaluation asks for topics that training never names. Each seed has its own tasks and "
+            "samples; the base is the same. *Instructions* and *text nll* are changes by training: the share of "
+            "held-out `instructions` that is followed, and nats a token of plain English. "
+        )
+    return shown
 
 
 def _runs_in(name: str, runs: Runs) -> dict[str, list[Run]]:

@@ -1,24 +1,27 @@
 """Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
 
+import contextlib
 import hashlib
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from vpd.config import Config, parse
-from vpd.envs.digits import LENGTH
 from vpd.errors import StorageError
-from vpd.lab import tiny
 from vpd.lab.processes import Advance, Call, run_calls
 from vpd.lab.reproduce import bases
+from vpd.lab.reproduce.forgetting import abilities
 from vpd.lab.reproduce.methods import find_method
-from vpd.lab.reproduce.settings_table import GENERATIONS, PROMPTS_PER_STEP, find_setting
+from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.versions import code_version
+from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
+from vpd.lab.reproduce.warmups import Warmup, warm_up
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
@@ -26,11 +29,10 @@ from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
 
-EVAL_EVERY = 20
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
 EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
-SECONDS = {"base": 45.0, "grpo": 0.07, "other": 0.11}  # on one core: a base; an iteration with answers of six digits
+BASE_SECONDS = 45.0  # to make a base, on one core
 KEPT = (
     "reward",
     "frac_reward_zero_std",
@@ -46,6 +48,10 @@ KEPT = (
     "gate/groups",
     "retries/success",
     "judge/unsure",
+    "retries/quoted_run",
+    "completions/quoted_run",
+    "completions/mean_length",
+    "m_step/entropy",
 )
 #: summary number -> (curve, which part of it)
 MEASURES = {
@@ -56,10 +62,16 @@ MEASURES = {
     "mean": ("student", "mean"),
     "teacher_start": ("eval_teacher/accuracy", "first"),
     "teacher_peak": ("eval_teacher/accuracy", "peak"),
+    "gain_start": ("eval_teacher/gain", "first"),
     "e_accuracy": ("e_step/accuracy", "later half"),
     "drift": ("e_step/student_drift_kl", "mean"),
     "trust": ("gate/trust", "later half"),
+    "length": ("completions/mean_length", "last two"),
+    "quoted": ("completions/quoted_run", "last two"),
+    "entropy": ("m_step/entropy", "last two"),
 }
+#: summary number -> ability, whose change by training it is
+ABILITIES = {"instructions": "instructions/accuracy", "text_nll": "text/nll"}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -73,7 +85,8 @@ class Job:
 
     def base(self) -> tuple[str, int]:
         """Name and seed of the base it starts from."""
-        return find_setting(self.setting).base, self.seed
+        base = find_setting(self.setting).base
+        return base, bases.seed_of(base, self.seed)
 
     def bases(self) -> list[tuple[str, int]]:
         """Name and seed of every base it needs."""
@@ -85,28 +98,30 @@ class Job:
         A method that reads no feedback gets none, so that settings which differ in feedback alone share its runs.
         """
         setting, method = find_setting(self.setting), find_method(self.method)
-        env = setting.env if method.reads_feedback else {k: v for k, v in setting.env.items() if k == "length"}
+        family = setting.family
         algorithm = dict(method.algorithm)
-        samples = setting.eval_samples if method.reads_feedback else 1
+        samples = setting.eval_samples if method.reads_feedback or family.same_evaluation else 1
         if self._has_expert:
             algorithm["teacher_model"] = _label(EXPERT)
+        attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
             "model": {"name_or_path": _label(self.base())},
-            "env": {"name": "digits", **env},
+            "env": {"name": family.env, **setting.env, **(setting.text if method.reads_feedback else {})},
             "feedback": self._feedback(),
-            "prompts": asdict(tiny.TEMPLATE),
+            "prompts": dict(family.prompts),
             "rollout": {
-                "prompts_per_step": PROMPTS_PER_STEP,
-                "num_generations": GENERATIONS,
+                "prompts_per_step": family.prompts_per_step,
+                "num_generations": attempts,
                 "max_completion_length": setting.length,
-                "max_rows": 512,
-                **method.rollout,
+                **family.rollout,
+                **({"retries": 1} if method.retries else {}),
             },
             "algorithm": algorithm,
-            "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0, "micro_batch_size": 128},
+            **({"dynamics": dict(method.dynamics)} if method.dynamics else {}),
+            "optim": {"learning_rate": self.learning_rate, **family.optim},
             "run": {
                 "max_steps": setting.steps,
-                "eval_steps": EVAL_EVERY,
+                "eval_steps": family.eval_steps,
                 "eval_limit": EVAL_ANSWERS // samples,
                 "eval_samples": samples,
                 "seed": self.seed,
@@ -124,14 +139,25 @@ class Job:
             return list(method.feedback)
         return list(find_setting(self.setting).feedback) if method.reads_feedback else []
 
+    def warmup(self) -> Warmup | None:
+        """How the base is trained before."""
+        name = find_method(self.method).warmup
+        setting = find_setting(self.setting)
+        env = {**setting.env, **setting.text}
+        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=env)
+
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
-        whole = json.dumps([self.config_data(), self.code()], sort_keys=True)
+        warmup = self.warmup()
+        before = [] if warmup is None else [warmup.as_data()]
+        whole = json.dumps([self.config_data(), self.code(), *before], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def code(self) -> str:
         """The version of the code that determines the results."""
-        return f"{code_version(find_method(self.method).algorithm['name'])}-{tiny.recipe_hash(self.base()[0])}"
+        method, env = find_method(self.method), find_setting(self.setting).family.env
+        names = [method.algorithm["name"], *([method.warmup] if method.warmup else [])]
+        return "-".join([*(code_version(name, env) for name in names), bases.recipe_hash(self.base()[0])])
 
     def file(self, folder: Path) -> Path:
         return folder / f"{find_setting(self.setting).base}-{self.method}-{self.seed}-{self.key()}.json"
@@ -139,8 +165,10 @@ class Job:
     def seconds(self) -> float:
         """Estimated time on one idle core."""
         setting = find_setting(self.setting)
-        rate = SECONDS["grpo"] if self.method == "grpo" else SECONDS["other"]
-        return rate * setting.steps * setting.length / LENGTH
+        without, with_feedback = setting.family.seconds
+        rate = with_feedback if find_method(self.method).reads_feedback else without
+        warming = WARMING_SECONDS if find_method(self.method).warmup else 0.0
+        return rate * setting.steps * setting.length / setting.family.length + warming
 
 
 class CurveRecorder:
@@ -173,14 +201,20 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
     if file.is_file():
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
-    parts = assemble(_config(job))
     recorder = CurveRecorder(KEPT, advance)
-    make_loop(parts, [recorder], output=None).run()
+    forgetting = find_setting(job.setting).family.forgetting
+    with _started(job) as config:
+        parts = assemble(config)
+        before = abilities(parts) if forgetting else {}
+        make_loop(parts, [recorder], output=None).run()
+    parts.engine.load(parts.learner.policy())
+    after = abilities(parts) if forgetting else {}
     run = {
         "job": asdict(job),
         "settings": job.config_data(),
         "code": job.code(),
         "curves": recorder.curves,
+        "abilities": {name: (before[name], after[name]) for name in after},
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
@@ -229,17 +263,27 @@ def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Term
 
 def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int) -> str:
     """The plan in one line."""
-    seconds = sum(job.seconds() for job in todo) + SECONDS["base"] * len(missing)
+    seconds = sum(job.seconds() for job in todo) + BASE_SECONDS * len(missing)
     return (
         f"{asked} runs in the plan, {len(todo)} to make, {len(missing)} bases to make: "
         f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / processes:.0f} with --jobs {processes}."
     )
 
 
-def _config(job: Job) -> Config:
-    """The configuration with the folders of bases."""
+@contextlib.contextmanager
+def _started(job: Job) -> Iterator[Config]:
+    """The configuration with the folders of bases, while a base that was warmed up is there."""
+    base, warmup = bases.ensure(*job.base()), job.warmup()
+    if warmup is None:
+        yield _config(job, base)
+        return
+    with tempfile.TemporaryDirectory(prefix="vpd-warm-") as folder:
+        yield _config(job, warm_up(warmup, base, Path(folder)))
+
+
+def _config(job: Job, base: Path) -> Config:
     data = job.config_data()
-    data["model"]["name_or_path"] = str(bases.ensure(*job.base()))
+    data["model"]["name_or_path"] = str(base)
     if "teacher_model" in data["algorithm"]:
         data["algorithm"]["teacher_model"] = str(bases.ensure(*EXPERT))
     return parse(data)
@@ -268,10 +312,13 @@ def measure(run: Run, name: str) -> float | None:
     Student: ``start`` (held out, before training), ``final`` (the last two blocks of its rollouts), ``peak``
     (the best block), ``mean`` (of all), ``held_out`` (the last evaluation).  Teacher: ``teacher_start``,
     ``teacher_peak``.  ``e_accuracy`` (the later half of the E-steps), ``drift``, ``trust`` (the later half), ``cpu``
-    seconds.
+    seconds.  Change by training: ``instructions`` (share followed), ``text_nll`` (nats a token).
     """
     if name == "cpu":
         return float(run["cpu_seconds"])
+    if name in ABILITIES:
+        pair = run.get("abilities", {}).get(ABILITIES[name])
+        return None if pair is None else float(pair[1]) - float(pair[0])
     source, part = MEASURES[name]
     values = [value for _, value in curve(run, source)]
     if not values:

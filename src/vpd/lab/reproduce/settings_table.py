@@ -1,19 +1,18 @@
-"""The eight experimental settings: the same task with other feedback, or from another base.
+"""The experimental settings: the same task with other feedback, or from another base.
 
-The last three were not used to design evidence-gated VPD, and nothing is tuned on them: they use the learning rates of
-``sparse``.
+Eight are of tiny models and the task ``digits``; the last three of them were not used to design evidence-gated VPD, and
+nothing is tuned on them: they use the learning rates of ``sparse``.  Five are of a pretrained model and the task
+``conventions``: one, and four in which the text is changed and nothing else.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vpd.envs.digits import LENGTH
 from vpd.errors import ConfigError, nearest
 from vpd.lab import tiny
 
-PROMPTS_PER_STEP = 16
-GENERATIONS = 8
 CRITIQUE = {
     "name": "self_critique",
     "template": tiny.critic_prompt("{task}", "{attempt}", "{verdict}"),
@@ -24,30 +23,88 @@ CRITIQUE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """``env`` and ``feedback`` are sections of a configuration; ``steps`` iterations of 128 rollouts each.
+class Family:
+    """What all settings of one task share: sections of a configuration, and how much is sampled and evaluated.
 
-    ``tuned_as``: the setting whose learning rates are used (None: its own).  ``eval_samples``: answers per held-out
-    task, 256 answers in all; feedback from siblings needs several per task.
+    ``seconds``: of one iteration on one idle core, without and with feedback, for answers of ``length`` tokens.
+    ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read
+    no feedback are evaluated with as many answers per task as the others; else with one, on more tasks.
+    ``forgetting``: other abilities are measured before and after training.
+    """
+
+    env: str
+    prompts: Mapping[str, Any]
+    rollout: Mapping[str, Any]
+    optim: Mapping[str, Any]
+    seconds: tuple[float, float]
+    grid: tuple[float, ...]
+    length: int
+    prompts_per_step: int
+    eval_steps: int
+    num_generations: int = 8
+    same_evaluation: bool = False
+    forgetting: bool = False
+
+    @property
+    def rollouts(self) -> int:
+        """Answers of one iteration."""
+        return self.prompts_per_step * self.num_generations
+
+
+DIGITS = Family(
+    env="digits",
+    prompts=asdict(tiny.TEMPLATE),
+    rollout={"max_rows": 512},
+    optim={"weight_decay": 0.0, "micro_batch_size": 128},
+    seconds=(0.07, 0.11),
+    grid=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    length=LENGTH,
+    prompts_per_step=16,
+    eval_steps=20,
+)
+CONVENTIONS = Family(
+    env="conventions",
+    prompts={"layout": "request"},
+    rollout={"temperature": 0.6},
+    optim={"warmup_steps": 3, "micro_batch_size": 64},
+    seconds=(12.0, 24.0),
+    grid=(2e-5, 5e-5, 1e-4),
+    length=32,
+    prompts_per_step=8,
+    eval_steps=40,
+    same_evaluation=True,
+    forgetting=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """``env``, ``text`` and ``feedback`` are of a configuration; ``text`` are the environment's settings of feedback.
+
+    A method that reads no feedback gets neither ``text`` nor ``feedback``.  ``tuned_as``: the setting whose learning
+    rates are used (None: its own).  ``eval_samples``: answers per held-out task, 256 answers in all; feedback from
+    siblings needs several per task.
     """
 
     name: str
     title: str
     base: str
     steps: int
+    family: Family = DIGITS
     eval_samples: int = 1
     env: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
     feedback: tuple[Any, ...] = ("environment",)
     tuned_as: str | None = None
 
     @property
     def length(self) -> int:
         """Tokens per answer."""
-        return int(self.env.get("length", LENGTH))
+        return int(self.env.get("length", self.family.length))
 
 
 CHANGE = 40  # ``changing``: feedback is wrong from this iteration on
-SETTINGS: dict[str, Setting] = {
+TINY: dict[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting(
@@ -76,7 +133,7 @@ SETTINGS: dict[str, Setting] = {
             title="the verdict alone, as in mathematics: feedback names no operation",
             base="tiny-mid",
             steps=60,
-            env={"hint": "empty"},
+            text={"hint": "empty"},
         ),
         Setting(name="cold", title="a base that cannot read feedback", base="tiny-cold", steps=60),
         Setting(
@@ -84,7 +141,7 @@ SETTINGS: dict[str, Setting] = {
             title="as sparse, but feedback is wrong for 30 % of the tasks",
             base="tiny",
             steps=100,
-            env={"wrong_share": 0.3},
+            text={"wrong_share": 0.3},
             tuned_as="sparse",
         ),
         Setting(
@@ -92,7 +149,7 @@ SETTINGS: dict[str, Setting] = {
             title="as sparse, but feedback is informative for two letters of four and random for the others",
             base="tiny",
             steps=100,
-            env={"helped_rules": "AB"},
+            text={"helped_rules": "AB"},
             tuned_as="sparse",
         ),
         Setting(
@@ -100,11 +157,41 @@ SETTINGS: dict[str, Setting] = {
             title=f"answers of ten digits; feedback is right for {CHANGE} iterations and wrong from then on",
             base="tiny-long",
             steps=80,
-            env={"length": 10, "wrong_from": CHANGE * PROMPTS_PER_STEP},
+            env={"length": 10},
+            text={"wrong_from": CHANGE * DIGITS.prompts_per_step},
             tuned_as="sparse",
         ),
     )
 }
+
+
+def _conventions(name: str, title: str, **text: Any) -> Setting:
+    return Setting(
+        name=name,
+        title=title,
+        base=PRETRAINED_BASE,
+        steps=40,
+        family=CONVENTIONS,
+        eval_samples=8,
+        text=text,
+        tuned_as="conventions" if text else None,
+    )
+
+
+PRETRAINED_BASE = "smollm2-135m"
+PRETRAINED: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        _conventions("conventions", "SmolLM2-135M and clients' conventions that only the reviewer's notes name"),
+        _conventions(
+            "conventions_noisy", "as conventions, but three notes in ten name another client's", wrong_share=0.3
+        ),
+        _conventions("conventions_shuffled", "as conventions, but all notes name another client's", wrong_share=1.0),
+        _conventions("conventions_verdict", "as conventions, but notes are verdicts alone", notes="verdict"),
+        _conventions("conventions_silent", "as conventions, without notes", notes="none"),
+    )
+}
+SETTINGS = {**TINY, **PRETRAINED}
 
 
 def find_setting(name: str) -> Setting:

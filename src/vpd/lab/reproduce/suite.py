@@ -13,7 +13,7 @@ from vpd.lab.reproduce.methods import RATES, find_method, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import STYLES, write_report
 from vpd.lab.reproduce.run import Job, Run, make_all
-from vpd.lab.reproduce.settings_table import SETTINGS, find_setting
+from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
 from vpd.report.console import Terminal
@@ -23,8 +23,10 @@ SUITES: Mapping[Suite, tuple[Suite, ...]] = {  # whose claims each suite tests
     "default": ("quick", "default"),
     "all": ("quick", "default", "all"),
     "retries": ("retries",),
+    "pretrained": ("pretrained",),
+    "warmups": ("warmups",),
 }
-SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3, "retries": 3}
+SEEDS: Mapping[Suite, int] = {"quick": 1, "default": 3, "all": 3, "retries": 3, "pretrained": 3, "warmups": 3}
 SIDE_SEEDS = 3  # the most seeds of a claim that is not a main claim
 
 
@@ -124,7 +126,7 @@ def tune_rates(options: Options, console: Terminal | None = None) -> Path:
     """Choose the learning rates of all methods that the options' claims compare."""
     prepare(options.output)
     pairs = (
-        [(setting, method) for setting in options.settings or SETTINGS for method in options.methods]
+        [(setting, method) for setting in options.settings or TINY for method in options.methods]
         if options.methods
         else [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
     )

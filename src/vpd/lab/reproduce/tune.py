@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from vpd.errors import StorageError
-from vpd.lab.reproduce.methods import GRID, find_method, load_table
+from vpd.lab.reproduce.methods import find_method, load_table
 from vpd.lab.reproduce.run import Job, Run, make_all, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
 from vpd.report.console import Terminal
@@ -31,7 +31,7 @@ def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
     return [
         Job(setting=setting, method=method, seed=FIRST_SEED + seed, learning_rate=rate)
         for setting, method in own
-        for rate in GRID
+        for rate in SETTINGS[setting].family.grid
         for seed in range(seeds)
     ]
 

@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 
 import vpd
-from vpd.config.sections import ALGORITHMS
+from vpd.config.sections import ALGORITHMS, ENVS
 
 ROOT = Path(vpd.__file__).parent
 COMMON = (
     "vpd.engines.torch_engine",
-    "vpd.envs.digits",
     "vpd.evaluation",
     "vpd.feedback.critique",
     "vpd.feedback.judge",
@@ -22,10 +21,10 @@ EXCLUDED = ("vpd.errors",)  # does not influence results
 
 
 @functools.cache
-def code_version(algorithm: str) -> str:
-    """A hash (12 characters) of the sources of an algorithm and of everything that runs it."""
+def code_version(algorithm: str, env: str) -> str:
+    """A hash (12 characters) of the sources of an algorithm, an environment, and of everything that runs them."""
     digest = hashlib.sha256()
-    for module in sorted(sources(*COMMON, ALGORITHMS[algorithm].partition(":")[0])):
+    for module in sorted(sources(*COMMON, ENVS[env].partition(":")[0], ALGORITHMS[algorithm].partition(":")[0])):
         digest.update(_file(module).read_bytes())
     return digest.hexdigest()[:12]
 

@@ -181,6 +181,7 @@ PARTS = {
 #: seconds of a step by what they went to; time/e_step is a part of time/update
 TIMES = {
     "time/rollout": "sampling and grading",
+    "time/rollout_wait": "waiting for rollouts that are made beside the update",
     "time/feedback": "feedback",
     "time/retries": "retries",
     "time/e_step": "E-step",

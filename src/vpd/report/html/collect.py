@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from vpd.printable import one_line
 from vpd.report.colours import METHOD_COLOURS, METHOD_TITLES, PALETTE
 from vpd.report.html.charts import TIMES, TOKENS
+from vpd.report.public import public, short_names
 from vpd.run_folder.reading import RunRecord, read_run
 from vpd.settings import flat
 
@@ -25,7 +26,7 @@ BY_SEED = ("run.seed", "run.output_dir", "run.resume", "run.report_to", "run.sav
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as a report shows it; ``group`` is the place of its group."""
+    """A run as a report shows it: without the machine's folders; ``group`` is the place of its group."""
 
     record: RunRecord
     name: str
@@ -34,7 +35,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        return self.record.method
+        return self.settings.get("algorithm.name") or self.settings.get("algorithm.object") or "?"
 
     @property
     def seed(self) -> str:
@@ -58,8 +59,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[RunGroup]]:
     """The runs in these folders, and their groups.  Raises StorageError."""
     records = [read_run(folder) for folder in folders]
     names = _names([record.folder for record in records])
+    paths = short_names(record.settings for record in records)
     runs = [
-        Run(record=record, name=one_line(name), settings=flatten(record.settings))
+        Run(record=record, name=one_line(name), settings=flatten(public(record.settings, paths)))
         for record, name in zip(records, names, strict=True)
     ]
     keys = [json.dumps({k: v for k, v in run.settings.items() if not _by_seed(k)}, sort_keys=True) for run in runs]
@@ -148,6 +150,8 @@ def alarms(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def seconds_of(run: Run) -> dict[str, float]:
     """Seconds of a run by what they went to (``charts.TIMES``)."""
     sums = {name: sum(value for _, value in run.record.series(name)) for name in TIMES}
+    if run.record.series("time/rollout_wait"):  # rollouts were made beside the update: only the wait for them counts
+        sums |= dict.fromkeys(("time/rollout", "time/feedback", "time/retries"), 0.0)
     sums["time/update"] = max(sums["time/update"] - sums["time/e_step"], 0.0)
     return {name: value for name, value in sums.items() if value}
 

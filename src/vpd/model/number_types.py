@@ -1,0 +1,23 @@
+"""How fast this machine computes in a type of numbers."""
+
+import time
+
+import torch
+
+SLOW = 1.5  # times as long as in float32, from where on bfloat16 is not worth it
+
+
+def bfloat16_ratio(device: str) -> float:
+    """How many times as long a product of matrices takes in bfloat16 as in float32, measured now (milliseconds)."""
+    return _seconds_of_products(torch.bfloat16, device) / _seconds_of_products(torch.float32, device)
+
+
+def _seconds_of_products(dtype: torch.dtype, device: str, size: int = 512, count: int = 8) -> float:
+    """The shortest of ``count`` measured times."""
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    times = []
+    for _ in range(count):
+        started = time.perf_counter()
+        float((left @ left).sum())  # to the CPU, so that a GPU has done it
+        times.append(time.perf_counter() - started)
+    return min(times)
