@@ -41,6 +41,7 @@ class FakeVLLM:
     keep: Callable[[str], bool] = lambda name: False
     alter: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
     encode: Callable[[str], list[int]] = lambda text: []
+    template: Callable[[list[Any]], list[int]] = lambda messages: []
     latency: float = 0.0
     most_logprobs: int = 100_000
     faults: dict[str, list[Any]] = field(default_factory=dict)
@@ -69,7 +70,8 @@ class FakeVLLM:
         if place in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             return self.adapter(place, body) if self.adapters else (404, {"detail": "Not Found"})
         if place == "/tokenize":
-            return 200, {"tokens": self.encode(body["prompt"])}
+            messages = body.get("messages")
+            return 200, {"tokens": self.encode(body["prompt"]) if messages is None else self.template(messages)}
         if not self.development:
             return 404, {"detail": "Not Found"}
         if place == "/server_info":

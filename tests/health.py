@@ -27,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "hybrid": {},
     "gkd": {"algorithm.teacher_model": "tiny"},
+    "plare": {"feedback": "[{name: judge, judge: reward, max_pairs: 12}]"},
     "vpd with LoRA": {"algorithm.name": "vpd", "model.lora": "{r: 4, target_modules: all-linear}"},
 }
 MOST_RSS = 0.03  # share of the memory that may be added in the steps between the two spans

@@ -21,12 +21,13 @@ from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
 from vpd.algorithms.hybrid import Hybrid, HybridSettings
 from vpd.algorithms.ldd import LDD, LDDSettings
+from vpd.algorithms.plare import PLARE, PLARESettings
 from vpd.algorithms.sft import SFT, SFTSettings
 from vpd.algorithms.vpd import VPD, VPDSettings
 from vpd.cli import main
 from vpd.learners.accelerate_learner import AccelerateLearner, OptimSettings
 from vpd.learners.teachers import TeacherSettings
-from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
+from vpd.types import Comparison, Completion, Grade, Group, Rollout, SampleKey, Section, Task, TeacherPrompt
 
 VOCABULARY = 23
 
@@ -125,8 +126,19 @@ def random_groups(seed: int, *, groups: int = 3, size: int = 4) -> list[Group]:
                     context=() if success and draw.random() < 0.6 else context,
                 )
             )
-        made.append(Group(rollouts=tuple(rollouts)))
+        made.append(compared(Group(rollouts=tuple(rollouts))))
     return TokenPrompter().attach(made)
+
+
+def compared(group: Group) -> Group:
+    """The group with comparisons: of each attempt with the next by reward, of the first and the last unsure."""
+    rollouts = list(group.rollouts)
+    for index, (first, second) in enumerate(itertools.pairwise(group.rollouts)):
+        better = Comparison(other=index + 1, preferred=first.grade.reward > second.grade.reward)
+        rollouts[index] = dataclasses.replace(first, comparisons=(better,))
+    unsure = Comparison(other=len(rollouts) - 1, preferred=None)
+    rollouts[0] = dataclasses.replace(rollouts[0], comparisons=(*rollouts[0].comparisons, unsure))
+    return Group(rollouts=tuple(rollouts))
 
 
 Make = Callable[[], Algorithm]
@@ -141,6 +153,7 @@ ALGORITHMS: dict[str, tuple[Make, TeacherSettings]] = {
     "grpo": (lambda: GRPO(GRPOSettings(updates_per_batch=2)), TeacherSettings(kind="live")),
     "reshape": (lambda: Hybrid(HybridSettings(form="reshape")), TeacherSettings()),
     "reweight": (lambda: Hybrid(HybridSettings(form="reweight")), TeacherSettings()),
+    "plare": (lambda: PLARE(PLARESettings(preference_alpha=0.5)), TeacherSettings(kind="live")),
     "sft": (lambda: SFT(SFTSettings()), TeacherSettings(kind="live")),
     "ldd": (lambda: LDD(LDDSettings(), TokenPrompter()), TeacherSettings(kind="live")),  # type: ignore[arg-type]
     "gkd": (lambda: Distill(GKDSettings(teacher_model="given"), own_prompt=True), TeacherSettings(kind="external")),

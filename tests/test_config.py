@@ -25,17 +25,19 @@ GIVEN: dict[str, dict[str, Any]] = {"gkd": {"teacher_model": "tiny"}}
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_says_what_it_needs_and_survives_a_round_trip(name: str) -> None:
-    config = parse({"algorithm": {"name": name, **GIVEN.get(name, {})}})
+    judge = {"feedback": [{"name": "judge"}]} if name == "plare" else {}
+    config = parse({"algorithm": {"name": name, **GIVEN.get(name, {})}, **judge})
     assert isinstance(config.algorithm, AlgorithmSettings)
     assert parse(yaml.safe_load(config.to_yaml())) == config
     assert config.algorithm.build(None) is not None  # type: ignore[arg-type]
     needs = config.algorithm.needs
-    assert needs.group == (name in ("gated", "grpo", "hybrid"))
+    assert needs.group == (name in ("gated", "grpo", "hybrid", "plare"))
     assert needs.feedback == (name in ("vpd", "gated", "sdpo", "hybrid"))
     assert (needs.external_model, needs.teacher is None) == (
         "tiny" if name == "gkd" else None,
-        name in ("grpo", "sft", "ldd"),
+        name in ("grpo", "plare", "sft", "ldd"),
     )
+    assert needs.preferences == (name == "plare")
 
 
 @pytest.mark.parametrize("name", ["gated", "grpo", "hybrid"])

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "src" / "vpd"
 FLOORS = {
     "__main__": 10, "cli": 9, "commands": 8, "api": 7, "lab": 7, "recipes": 6, "config": 6, "loop": 5,
-    "estimate": 4, "evaluation": 4, "monitor": 4, "report": 4, "run_folder": 4,
+    "estimate": 4, "evaluation": 4, "solving": 4, "monitor": 4, "report": 4, "run_folder": 4,
     "algorithms": 3, "feedback": 3, "rollout": 3, "overlap": 3, "learners": 2, "engines": 2,
     "envs": 1, "losses": 1, "model": 1, "policy": 1, "prompts": 1, "quoting": 1, "ranks": 1, "sandbox": 1, "bundled": 1,
     "settings": 0, "types": 0, "errors": 0, "control_tokens": 0, "tool_messages": 0, "printable": 0,

@@ -71,8 +71,8 @@ PARAMETERS = {
     "Grade": "*, reward, success, feedback, informative, metrics, graded",
     "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
-    "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, top_k, learns_from_retries, "
-    "remote_teacher, on_policy",
+    "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "
+    "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy",
     "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",
 }
 

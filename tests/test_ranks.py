@@ -29,7 +29,7 @@ SHARDINGS = ("none", "fsdp2")
 CASES = (
     "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "vpd, lora", "vpd, server", "gated",
     "gated, uneven", "sdpo", "sdpo, lora", "sdpo, lora, server", "sdpo, trust region", "grpo", "grpo, uneven", "gkd",
-    "hybrid", "hybrid, reweight", "sft", "ldd", "vpd, tied",
+    "gkd, data", "plare", "hybrid", "hybrid, reweight", "sft", "ldd", "vpd, tied",
 )  # fmt: skip
 OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches
 pytestmark = pytest.mark.timeout(600)

@@ -45,7 +45,7 @@ def test_a_variant_is_a_configuration(variant: str, tmp_path: Path, monkeypatch:
 
 def test_the_variants_have_every_algorithm_and_teacher() -> None:
     sections = [settings_of(variant)["algorithm"] for variant in VARIANTS]
-    assert {section["name"] for section in sections} == {"grpo", "sdpo", "gkd", "vpd", "gated", "hybrid"}
+    assert {section["name"] for section in sections} == {"grpo", "sdpo", "gkd", "vpd", "gated", "hybrid", "plare"}
     assert {section.get("form") for section in sections} >= {"reshape", "reweight"}
     assert {section.get("teacher") for section in sections} >= {"frozen", "trust_region"}
 

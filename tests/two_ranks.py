@@ -64,6 +64,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"name": "grpo", "updates_per_batch": 2}, {"optim": {"gradient_checkpointing": "full"}}),
     "grpo, uneven": ({"name": "grpo"}, {"rollout": UNEVEN, "optim": {"share_prefixes": False}}),
     "gkd": ({"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5}, {}),
+    "gkd, data": (
+        {"name": "gkd", "teacher_model": f"{FOLDER}/teacher", "student_fraction": 0.5, "other_answers": "data"},
+        {},
+    ),
+    "plare": ({"name": "plare"}, {"feedback": [{"name": "judge", "judge": "reward", "max_pairs": 5}]}),
     "hybrid": ({"name": "hybrid"}, {}),
     "ldd": ({"name": "ldd"}, {}),
     "vpd, tied": ({"name": "vpd", "e_every": 2}, {"dynamics": {"weight": 0.5}}),

@@ -34,6 +34,7 @@ from vpd.commands import (
     runs,
     serve,
     sft,
+    solve,
     train,
 )
 from vpd.commands.settings_help import settings_help
@@ -58,6 +59,7 @@ COMMANDS: tuple[Command, ...] = (
     sft,
     collect,
     eval,
+    solve,
     serve,
     report,
     rollouts,

@@ -265,6 +265,16 @@ def midpoint_shift(implicit_reward_B: Tensor, success_B: Tensor) -> Tensor:
     return (means[0] + means[1]) / 2
 
 
+def contrastive_preference(better_P: Tensor, worse_P: Tensor, *, bias: float) -> Tensor:
+    """Loss of each of P pairs, -log sigma(A+ - b A-), from their advantages A = alpha sum log pi; b is ``bias``.
+
+    Contrastive preference learning (arXiv 2310.13639, eq. 5 and 7): with b < 1 it is not enough to make both attempts
+    unlikely.  PLARE (arXiv 2507.23391) takes it for a judge's preferences.
+    """
+    _same_shape("contrastive_preference", better=better_P, worse=worse_P)
+    return -F.logsigmoid(better_P - bias * worse_P)
+
+
 def clipped_policy_gradient(
     logprobs_BT: Tensor, reference_BT: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float
 ) -> Tensor:

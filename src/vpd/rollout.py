@@ -25,6 +25,7 @@ from vpd.types import (
     Rollout,
     SampleKey,
     Task,
+    TeacherPrompt,
     Tokens,
     TopKLogprobs,
 )
@@ -152,9 +153,10 @@ class RolloutSource:
     are gathered; the result is the same for any number of ranks.
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
-    there is a ``training_engine`` (a mixture with an external teacher), which answers these and nothing else.  A remote
-    ``teacher`` scores the training tasks' answers after the student's own prompt, or with ``teacher_reads_context``
-    after the teacher's, where there is one.
+    there is a ``training_engine`` (a mixture with an external teacher or the data), which answers these and nothing
+    else.  ``own_prompt`` is a task as an external teacher's own chat template writes it (None: the teacher reads the
+    student's prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
+    ``teacher_reads_context`` after the teacher's, where there is one.
     """
 
     env: Env
@@ -165,6 +167,7 @@ class RolloutSource:
     seed: int = 0
     training_engine: Engine | None = None
     teacher: TopKTeacher | None = None
+    own_prompt: Callable[[Task], Tokens] | None = None
     teacher_reads_context: bool = False
     ranks: Ranks = dataclasses.field(default_factory=OneProcess)
 
@@ -220,6 +223,8 @@ class RolloutSource:
         metrics["time/feedback"] = with_feedback - sampled
         if settings.retries:
             metrics["time/retries"] = time.perf_counter() - with_feedback
+        if self.own_prompt is not None:
+            groups = with_own_prompts(groups, self.own_prompt)
         return (groups if self.teacher is None else self._scored(groups, self.teacher, metrics)), metrics
 
     def abandon(self) -> None:
@@ -326,7 +331,7 @@ class RolloutSource:
         if not rollout.completion.tokens:
             return None
         if not self.teacher_reads_context:
-            return rollout.prompt
+            return rollout.external_prompt
         return None if rollout.teacher_prompt is None else rollout.teacher_prompt.tokens
 
     def _retry_requests(self, group: Group) -> list[Request]:
@@ -343,6 +348,24 @@ class RolloutSource:
             for number in range(count)
         ]
         return requests[: self.settings.max_retries_per_task]
+
+
+def with_own_prompts(groups: Sequence[Group], own_prompt: Callable[[Task], Tokens]) -> list[Group]:
+    """The rollouts with the task as the teacher's own chat template writes it, where that is not the student's prompt.
+
+    A teacher's prompt with feedback gives way: an external teacher reads none.
+    """
+
+    def of_group(group: Group) -> Group:
+        tokens = own_prompt(group.rollouts[0].task)
+        made = TeacherPrompt(tokens=tokens, sources=())
+        return Group(
+            rollouts=tuple(
+                r if tokens == r.prompt else dataclasses.replace(r, teacher_prompt=made) for r in group.rollouts
+            )
+        )
+
+    return [of_group(group) for group in groups]
 
 
 def generate_turns(

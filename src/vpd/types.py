@@ -90,7 +90,8 @@ class Completion:
     sampling temperature, 0 where not sampled; none of a ``recorded`` answer, one that a log holds and that was not
     sampled in this run, where the log has none); ``text`` is the model's last answer, which is graded;
     ``turns`` counts its answers; ``version`` counts the weights that sampled it; ``by_teacher``: those of an external
-    teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``thinking_open``: the prompt ended
+    teacher (GKD with ``student_fraction`` below 1) and not the student's.  ``by_data``: nobody sampled it, it is the
+    answer that the data gives (its log-probs are 0).  ``thinking_open``: the prompt ended
     in ``<think>``, so that ``text`` begins inside the thinking.  ``reply_cut`` and ``reply_control_tokens`` count the
     tokens cut from the environment's replies, and the control tokens in them that became plain text.
 
@@ -115,6 +116,7 @@ class Completion:
     finish: Literal["stop", "length"]
     version: int = 0
     by_teacher: bool = False
+    by_data: bool = False
     turns: int = 1
     thinking_open: bool = False
     reply_cut: int = 0
@@ -216,6 +218,8 @@ class Section:
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
 
+    Without sources it is the task alone, as an external teacher's own chat template writes it.
+
     ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt, and
     ``unknown_tokens`` the tokenizer's unknown tokens that they were read as.
 
@@ -231,12 +235,32 @@ class TeacherPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a judge said of an attempt beside another one of its group, asked in both orders.
+
+    ``other`` is the other's index in the group; ``preferred`` True: this attempt, False: the other, None: unsure, as
+    where the two orders disagree (``disagree``).  ``unreadable`` counts answers of the judge without a verdict, and
+    ``tokens`` what it generated.
+
+    >>> Comparison(other=2, preferred=True).disagree
+    False
+    """
+
+    other: int
+    preferred: bool | None
+    disagree: bool = False
+    unreadable: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One attempt, with everything that is known about it; ``key`` says which one it is.
 
     ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
     weights that sampled this one: the teacher's own samples, where the student failed.  ``teacher_logprobs`` is what a
-    remote teacher said of the completion's tokens.
+    remote teacher said of the completion's tokens.  ``comparisons`` are a judge's with attempts of the group; each pair
+    stands at one of its two attempts.
 
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
@@ -258,6 +282,7 @@ class Rollout:
     teacher_prompt: TeacherPrompt | None = None
     retries: tuple["Rollout", ...] = ()
     teacher_logprobs: "TopKLogprobs | None" = None
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -265,6 +290,12 @@ class Rollout:
         if self.grade.success is None:
             raise ValueError("success is resolved when completions are graded (vpd.rollout.grade_completions)")
         return self.grade.success
+
+    @property
+    def external_prompt(self) -> Tokens:
+        """What an external teacher reads: the task alone, as its own chat template or else the student's writes it."""
+        own = self.teacher_prompt
+        return self.prompt if own is None or own.sources else own.tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +361,8 @@ class Example:
 
     ``behaviour`` [T] are the sampler's log-probs, ``reference`` [T] the learner's own before the E-step
     (None: the row is scored for the first time, its reference is itself); ``version`` counts the weights that
-    sampled the row, which were the external teacher's if it is ``by_teacher``.  ``teacher`` is the teacher's prompt
+    sampled the row, which were the external teacher's if it is ``by_teacher``, and nobody's if it is ``by_data``.
+    ``teacher`` is the teacher's prompt
     [Q], or a remote teacher's top-k log-probs of this completion, or None for a row without a teacher.
     ``loss_weights`` holds one number for each term of the loss and carries *all* normalisation.  Raises ValueError if
     top-k log-probs are of another length than the completion.  ``key`` says which rollout it was made of (None: of
@@ -360,6 +392,7 @@ class Example:
     group: int = 0
     version: int = 0
     by_teacher: bool = False
+    by_data: bool = False
     key: SampleKey | None = None
     failed_grade: bool = False
     graded: bool = True

@@ -45,6 +45,7 @@ VARIANTS: dict[str, list[Mapping[str, Any]]] = {
     "sdpo-trust-region": [{"algorithm": {"name": "sdpo", "teacher": "trust_region"}, "run": {"save_total_limit": 1}}],
     "gkd": [{"algorithm": {"name": "gkd", "teacher_model": "./teacher", "student_fraction": 0.5}}, LIMIT],
     "gkd-lora": [{"algorithm": {"name": "gkd", "teacher_model": "./teacher"}, "model": {"lora": LORA}}],
+    "plare": [{"algorithm": {"name": "plare"}, "feedback": [{"name": "judge", "judge": "reward"}]}, LIMIT],
     "vpd-ema": [{"algorithm": {"name": "vpd", "e_every": 2}, "run": {"save_steps": 2, "save_total_limit": 1}}],
     "vpd-live": [{"algorithm": {"name": "vpd", "preset": "paper", "prior": "fixed", "e_every": 1}}, LIMIT],
     "vpd-lora": [{"algorithm": {"name": "vpd", "e_every": 2}, "model": {"lora": LORA}, "run": {"save_total_limit": 2}}],

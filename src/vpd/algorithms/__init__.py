@@ -5,6 +5,7 @@ grpo     ``update("policy")``: the outcome alone
 distill  ``update("m_step")`` towards a teacher: SDPO, and GKD with an external one
 hybrid   ``update("policy")`` with the teacher's log-ratio in the advantage
 vpd      when due ``update("e_step")`` of the teacher on outcomes; always what ``distill`` does
+plare    ``update("preference")``: which of two attempts a judge prefers
 gated    like vpd, with a policy gradient; the distillation is scaled by how often the teacher was right
 sft      ``update("sft")``: maximum likelihood on successes and demonstrations, recorded or fresh
 ldd      ``update("ldd")``: maximum likelihood on the environment's text, recorded or fresh; no outcome is read
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from vpd.learners import Learner, Update
 from vpd.learners.settings import TeacherSettings
@@ -48,7 +49,7 @@ class Algorithm(Protocol):
 class RemoteTeacher:
     """A teacher's server: its address, the model's name there, and the variable that holds its token, if there is one.
 
-    It reads the student's own prompt, or with ``reads_context`` the teacher's, where there is one.
+    It reads the task alone, or with ``reads_context`` the teacher's prompt, where there is one.
     """
 
     url: str
@@ -63,12 +64,15 @@ class Needs:
 
     ``group``: it compares the answers to one task, so ``rollout.num_generations`` must be at least 2.
     ``feedback``: it learns from text, so at least one feedback source must be there.
+    ``preferences``: it learns from comparisons, so a feedback source must make some (``judge``).
     ``teacher``: whose weights play the teacher; None: the student's own, at this moment.
     ``initial_copy``: it scores with the initial weights, so these are kept.
     ``external_model``: Hub id or folder of a second model with the student's tokenizer (``teacher`` of kind external).
     ``on_policy``: its rows are the student's samples, up to an importance ratio; False: it learns from any answer.
     ``remote_teacher``: a frozen teacher behind a server, asked for its ``top_k`` likeliest tokens at every token.
-    ``student_fraction``: share of the prompts that the student answers, the external model answers the rest.
+    ``student_fraction``: share of the prompts that the student answers; the rest is answered as ``other_answers`` says:
+    by the external model, or by the data (the environment's solution).
+    ``own_chat_template``: the external or remote teacher reads the task as its own chat template writes it.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
     ``learns_from_retries``: it uses the teacher's own attempts; for another, ``rollout.retries`` would be for nothing.
     """
@@ -79,9 +83,12 @@ class Needs:
     initial_copy: bool = False
     external_model: str | None = None
     student_fraction: float = 1.0
+    other_answers: Literal["teacher", "data"] = "teacher"
+    own_chat_template: bool = False
     top_k: int | None = None
     learns_from_retries: bool = False
     remote_teacher: RemoteTeacher | None = None
+    preferences: bool = False
     on_policy: bool = True
 
 

@@ -36,7 +36,7 @@ from vpd.learners import Learner, TokenLoss, Update, combine
 from vpd.learners.settings import CopyType, TeacherSettings
 from vpd.prompts import Prompter
 from vpd.settings import IsPath, Settings, Share
-from vpd.types import Example, Group, TopKLogprobs
+from vpd.types import Example, Group
 
 if TYPE_CHECKING:
     from vpd.model.batch import Batch
@@ -213,24 +213,39 @@ class SDPOSettings(SelfTeacher, RetrySettings, ServedTeacher):
 
 @dataclass(frozen=True, kw_only=True)
 class GKDSettings(ServedTeacher):
-    """GKD: a frozen external teacher reads the student's own prompt.  No context, no importance ratio."""
+    """GKD: a frozen external teacher reads the task alone.  No context, no importance ratio."""
 
     name: Literal["gkd"] = "gkd"
     teacher_model: Annotated[str, IsPath(), "Hub id or folder of the teacher; same tokenizer as the student"] = ""
     importance_reference: Annotated[Literal["own"], "GKD has no importance ratio: a row is its own reference"] = "own"
     student_fraction: Annotated[
-        float, Share, "lambda: share of prompts answered by the student, the rest by the teacher"
+        float, Share, "lambda: share of prompts answered by the student, the rest as other_answers says"
     ] = 1.0
+    other_answers: Annotated[
+        Literal["teacher", "data"],
+        "who answers the rest of the prompts: the teacher, or the data (supervised: the environment's right answer,"
+        " with env dataset the column env.solution_column)",
+    ] = "teacher"
+    teacher_chat_template: Annotated[
+        Literal["own", "student"],
+        "how the teacher reads the task: as its own chat template writes it, or as the student's does",
+    ] = "own"
 
     @property
     def needs(self) -> Needs:
         server = self.server(self.teacher_model, reads_context=False)
         if server is not None:
-            return Needs(remote_teacher=server, top_k=self.distillation_topk)
+            return dataclasses.replace(self._common_needs, remote_teacher=server)
+        return dataclasses.replace(
+            self._common_needs, teacher=self.teacher_settings(), external_model=self.teacher_model
+        )
+
+    @property
+    def _common_needs(self) -> Needs:
         return Needs(
-            teacher=self.teacher_settings(),
-            external_model=self.teacher_model,
             student_fraction=self.student_fraction,
+            other_answers=self.other_answers,
+            own_chat_template=self.teacher_chat_template == "own",
             top_k=self.distillation_topk,
         )
 
@@ -241,11 +256,18 @@ class GKDSettings(ServedTeacher):
         super().check()
         if not self.teacher_model:
             raise ConfigError("algorithm.teacher_model is missing", expected="a Hub id or a folder")
-        if self.teacher_url is not None and self.student_fraction < 1:
+        if self.distillation_estimator == "sampled" and self.student_fraction < 1 and self.other_answers == "data":
+            raise ConfigError(
+                "algorithm.distillation_estimator 'sampled' is an estimate on the student's own answers",
+                got=f"student_fraction {self.student_fraction} with other_answers data",
+                do="Set distillation_estimator to exact.",
+            )
+        if self.teacher_url is not None and self.student_fraction < 1 and self.other_answers == "teacher":
             raise ConfigError(
                 "algorithm.teacher_url: a teacher's server scores answers, and writes none",
                 got=f"student_fraction {self.student_fraction}",
-                do="Set algorithm.student_fraction to 1, or load the teacher here (teacher_url: null).",
+                do="Set algorithm.student_fraction to 1 or other_answers to data, or load the teacher here"
+                " (teacher_url: null).",
             )
 
     def teacher_settings(self) -> TeacherSettings:
@@ -256,8 +278,8 @@ class GKDSettings(ServedTeacher):
 class Distill:
     """The M-step, ``update("m_step")``: SDPO where rollouts have a context C, GKD with ``own_prompt``.
 
-    ``own_prompt``: the teacher reads the student's prompt, in every row.  ``imitation``: what is learned from retries,
-    in the same update.
+    ``own_prompt``: the teacher reads the task alone, in every row.  ``imitation``: what is learned from retries, in the
+    same update.
     """
 
     def __init__(self, settings: DistillSettings, *, own_prompt: bool = False, imitation: Imitation | None = None):
@@ -276,8 +298,10 @@ class Distill:
         """
         settings = self.settings
         if self.own_prompt:
+            rollouts = (rollout for group in groups for rollout in group.rollouts)
             examples = [
-                e if isinstance(e.teacher, TopKLogprobs) else dataclasses.replace(e, teacher=e.prompt) for e in examples
+                dataclasses.replace(e, teacher=rollout.teacher_logprobs or rollout.external_prompt)
+                for e, rollout in zip(examples, rollouts, strict=True)
             ]
         elif settings.updates_per_batch > 1:
             examples = self._with_reference(examples, learner)
@@ -312,7 +336,7 @@ class Distill:
 
         The signal ``student_drift_kl`` is r log r - r + 1 with r = pi / pi_0: never negative, and for y ~ pi_0 an
         unbiased estimate of KL(pi || pi_0) per token.  ``sampling_logp_difference`` compares the sampler's log-probs
-        with those of the model that it sampled from: pi_0, or the external teacher.
+        with those of the model that it sampled from: pi_0, or the external teacher (0 for the data's answers).
         """
         from vpd import losses
 
@@ -321,6 +345,7 @@ class Distill:
         reference_BT = batch.reference_or(compared.student_logprobs)
         ratio_BT = losses.importance_ratio(compared.student_logprobs, reference_BT, clip=settings.importance_clip)
         sampled_BT = compared.teacher_logprobs.where(batch.by_teacher_B[:, None], reference_BT)
+        difference_BT = (sampled_BT - batch.behaviour_BT).abs().masked_fill(batch.by_data_B[:, None], 0.0)
         drift_BT = compared.student_logprobs - reference_BT
         return TokenLoss(
             ratio_BT * compared.value,
@@ -329,7 +354,7 @@ class Distill:
                 "importance_ratio": ratio_BT,
                 "teacher_minus_student": compared.teacher_logprobs - compared.student_logprobs,
                 "student_drift_kl": drift_BT.exp() * drift_BT - drift_BT.exp() + 1,
-                "sampling_logp_difference": (sampled_BT - batch.behaviour_BT).abs(),
+                "sampling_logp_difference": difference_BT,
                 "entropy": compared.student_entropy,
                 "teacher_entropy": compared.teacher_entropy,
                 **mismatch(settings.importance_reference, compared.student_logprobs, batch),

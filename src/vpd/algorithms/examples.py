@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vpd.learners import Learner, TokenLoss
 from vpd.ranks import share_of
-from vpd.types import Example, Floats, Group, Metrics
+from vpd.types import Example, Floats, Group, Metrics, SampleKey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,7 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
             teacher=rollout.teacher_logprobs or (rollout.teacher_prompt.tokens if rollout.teacher_prompt else None),
             version=rollout.completion.version,
             by_teacher=rollout.completion.by_teacher,
+            by_data=rollout.completion.by_data,
             success=rollout.success,
             group=number,
             key=rollout.key,
@@ -52,21 +53,30 @@ def to_examples(groups: Sequence[Group], reference: ImportanceReference = "own")
 
 
 def choose_rows(
-    examples: Sequence[Example], *, context: bool = False, advantage: bool = False, answers: bool = False
+    examples: Sequence[Example],
+    *,
+    context: bool = False,
+    advantage: bool = False,
+    answers: bool = False,
+    compared: Set[SampleKey | None] | None = None,
 ) -> list[Example]:
     """The examples with the reason, if there is one, why they take no part in an update (``Example.left_out``).
 
     This is the one place that decides it.  A row takes part if the model sampled a token in it and, where the method
     learns from a ``context``, it has a teacher, or, where it learns from an ``advantage``, its own is not 0, or, where
-    it learns ``answers``, it is a success or nobody has graded it.  Reasons: ``no_tokens``; ``failed_grade`` (its
-    grader failed, and nothing can be learned from it); ``no_context``; ``failure``; ``no_group`` (the only attempt at
-    its task, so that its advantage is 0); ``no_outcome`` (nobody has graded it); ``zero_advantage``.
+    it learns ``answers``, it is a success or nobody has graded it, or, where it learns from preferences, it is one of
+    the rows ``compared``.  Reasons: ``no_tokens``; ``failed_grade`` (its grader failed, and nothing can be learned from
+    it); ``no_context``; ``failure``; ``no_group`` (the only attempt at its task, so that its advantage is 0);
+    ``no_outcome`` (nobody has graded it); ``zero_advantage``; ``no_preference`` (no judge preferred it or another to
+    it).
     """
     sizes = Counter(example.group for example in examples)
 
     def reason(example: Example) -> str:
         if not any(example.mask):
             return "no_tokens"
+        if compared is not None:
+            return "" if example.key in compared else "no_preference"
         if (context and example.teacher is not None) or (advantage and example.advantage):
             return ""
         if answers and (example.success or not example.graded):

@@ -51,3 +51,12 @@ def class_mean(successes: Sequence[bool]) -> list[float]:
     success_count = sum(successes)
     failure_count = len(successes) - success_count
     return [1.0 / success_count if success else 1.0 / failure_count for success in successes]
+
+
+def pair_mean(in_pair: Sequence[bool], pairs: int) -> list[float]:
+    """Weights of rows whose losses add up to those of ``pairs`` pairs: 1 / pairs, 0 for rows that are in none.
+
+    >>> pair_mean([True, True, False], 4)
+    [0.25, 0.25, 0.0]
+    """
+    return [1.0 / pairs if compared else 0.0 for compared in in_pair]

@@ -51,6 +51,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         " one core",
     )
     parser.add_argument(
+        "--methods",
+        nargs="*",
+        metavar="METHOD",
+        help="no claims: the table of all methods (or of these) over all settings, methods.md; with --tune: choose the"
+        " learning rates of these methods (default all that the table has)",
+    )
+    parser.add_argument(
         "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
     )
     parser.add_argument(
@@ -66,8 +73,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.lab.reproduce.methods import RATES
-    from vpd.lab.reproduce.suite import Options, reproduce, tune_rates
+    from vpd.lab.reproduce.methods import COMPARED, RATES
+    from vpd.lab.reproduce.suite import Options, compare_methods, reproduce, tune_rates
 
     chosen = Options(
         output=options.output_dir,
@@ -80,8 +87,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         first_seed=options.first_seed,
         jobs=options.jobs,
         rates=options.rates or RATES,
+        methods=() if options.methods is None else tuple(options.methods) or COMPARED,
     )
     if options.tune:
         tune_rates(chosen)
+    elif chosen.methods:
+        compare_methods(chosen)
     else:
         reproduce(chosen)

@@ -47,6 +47,7 @@ from vpd.engines.settings import EmbeddedEngineSettings, VLLMSettings, check_url
 from vpd.envs import BesideAnother
 from vpd.errors import ConfigError
 from vpd.feedback import SiblingDemonstration
+from vpd.feedback.judge import Judge
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
 from vpd.prompts.settings import PromptSettings
@@ -210,6 +211,7 @@ def check_together(config: Config) -> None:
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")
+    _check_judges(config)
     if needs.remote_teacher is not None:
         check_url(needs.remote_teacher.url, "algorithm.teacher_url")
         same = isinstance(config.engine, VLLMSettings) and config.engine.is_at(needs.remote_teacher.url)
@@ -240,6 +242,30 @@ def check_together(config: Config) -> None:
     if config.model.lora is None:
         teacher = None if needs.teacher is None else needs.teacher.dtype
         config.optim.check_types({config.model.dtype, teacher or config.model.dtype})
+
+
+def _check_judges(config: Config) -> None:
+    """Preferences come from a judge, and are learned from."""
+    judges = [source for source in config.feedback if isinstance(source, Judge)]
+    labels = any(source.use != "context" for source in judges)
+    own = any(isinstance(source, (Custom, Passed)) for source in config.feedback)
+    learns = config.algorithm.needs.preferences
+    if learns and not labels and not own:
+        raise ConfigError(
+            f"{config.method} learns from preferences between attempts, and no feedback source gives any",
+            got=f"feedback: [{', '.join(source.name for source in config.feedback)}]",
+            do="Add a judge: --feedback '[{name: judge}]'.",
+        )
+    if labels and not learns and any(source.use == "label" for source in judges):
+        raise ConfigError(
+            f"{config.method} learns from no preferences, and the judge gives nothing else",
+            got="use: label",
+            do="Set use: context, so that the teacher reads what the judge wrote, or take the algorithm plare.",
+        )
+    if config.rollout.num_generations == 1 and judges:
+        raise ConfigError(
+            "the judge compares the attempts at a task", got="rollout.num_generations 1", expected="at least 2"
+        )
 
 
 def mapping(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:

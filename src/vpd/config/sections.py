@@ -54,6 +54,7 @@ ALGORITHMS: Mapping[str, str] = {
     "gkd": "vpd.algorithms.distill:GKDSettings",
     "grpo": "vpd.algorithms.grpo:GRPOSettings",
     "hybrid": "vpd.algorithms.hybrid:HybridSettings",
+    "plare": "vpd.algorithms.plare:PLARESettings",
     "sft": "vpd.algorithms.sft:SFTSettings",
     "ldd": "vpd.algorithms.ldd:LDDSettings",
 }
@@ -75,6 +76,7 @@ SOURCES: Mapping[str, str] = {
     "sibling": "vpd.feedback:SiblingDemonstration",
     "self_critique": "vpd.feedback.critique:SelfCritique",
     "critic": "vpd.feedback.critique:Critic",
+    "judge": "vpd.feedback.judge:Judge",
 }
 ENGINES: Mapping[str, str] = {
     "embedded": "vpd.engines.settings:EmbeddedEngineSettings",

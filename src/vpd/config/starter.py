@@ -19,7 +19,7 @@ WIDTH = 100
 MODEL = "Qwen/Qwen3-0.6B"  # for every environment but the shipped base's own
 METHOD = "gated"
 ABOUT = {
-    "feedback": "Where the teacher's context comes from; further sources are sibling, self_critique and critic.",
+    "feedback": "Where the teacher's context comes from; further sources are sibling, self_critique, critic and judge.",
     "algorithm": "The method: gated when unsure; grpo where the feedback says no more than right or wrong.",
     "env": "The task: where prompts come from, and how answers are graded.",
 }
@@ -85,6 +85,10 @@ def _model_for(env: Any) -> str:
     return "tiny" if env == "digits" else MODEL
 
 
+#: The sources of feedback of a method that needs others than the environment's text.
+FEEDBACK: Mapping[str, list[Any]] = {"grpo": [], "gkd": [], "plare": [{"name": "judge"}]}
+
+
 def _recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings to start with; those that hang on what was ``given`` fit it."""
     env, method = given.get("env.name", "digits"), given.get("algorithm.name", METHOD)
@@ -94,7 +98,7 @@ def _recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": {"name_or_path": model},
         "env": {"name": env, **({"eval_share": 0.1} if "eval_share" in _env_keys(env) else {})},
-        "feedback": [] if method in ("grpo", "gkd") else ["environment"],
+        "feedback": FEEDBACK.get(method, ["environment"]),
         "rollout": {
             "prompts_per_step": 16,
             "num_generations": 8,

@@ -16,8 +16,8 @@ class MixedEngine:
 
     The choice is a pure function of the task's key and the seed.  New weights go to ``first`` alone; the second's
     never change, so its answers carry the step that asked for them as their version and are never stale; they are
-    marked as the teacher's.  It answers
-    training tasks only: evaluation and feedback are about one model, and any other phase raises ValueError.
+    marked as the teacher's, unless they are the data's.  It answers training tasks only: evaluation and feedback are
+    about one model, and any other phase raises ValueError.
     """
 
     def __init__(self, first: Engine, second: Engine, *, first_fraction: float):
@@ -57,7 +57,7 @@ class MixedEngine:
             if not chosen:
                 steps = [keys[row].step for row in rows]
                 made = [
-                    dataclasses.replace(completion, version=step, by_teacher=True)
+                    dataclasses.replace(completion, version=step, by_teacher=not completion.by_data)
                     for completion, step in zip(made, steps, strict=True)
                 ]
             answers |= dict(zip(rows, made, strict=True))

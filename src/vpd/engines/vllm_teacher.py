@@ -12,17 +12,21 @@ from vpd.engines.vllm_client import HalfAnswerError, Question, RefusedError, VLL
 from vpd.engines.vllm_engine import COMPLETIONS, prompt_logprobs_of
 from vpd.engines.vllm_server_facts import card_of
 from vpd.errors import EngineError
-from vpd.types import Tokens, TopKLogprobs
+from vpd.types import Message, Tokens, TopKLogprobs
 
 
 @dataclass(frozen=True)
 class VLLMTeacher:
-    """``model`` is its name at the server, ``k`` the tokens asked for, ``at_once`` the requests in flight."""
+    """``model`` is its name at the server, ``k`` the tokens asked for, ``at_once`` the requests in flight.
+
+    Its vocabulary may be padded beyond the tokenizer's ``vocabulary`` tokens; what is said of the rest is left out.
+    """
 
     client: VLLMClient
     model: str
     k: int
     at_once: int
+    vocabulary: int
 
     def check(self, tokenizer: Any) -> None:
         """Raise EngineError unless the server has this model, gives so many tokens, and has the student's tokenizer."""
@@ -46,6 +50,24 @@ class VLLMTeacher:
                 do=f"Start it with --max-logprobs={self.k}, or lower algorithm.distillation_topk.",
             ) from error
 
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any], *, enable_thinking: bool) -> Tokens:
+        """Messages as the chat template of the server's model writes them, ready for an answer.  Raises EngineError."""
+        body = {
+            "model": self.model,
+            "messages": list(messages),
+            "add_generation_prompt": True,
+            "chat_template_kwargs": {"enable_thinking": enable_thinking},
+            **({"tools": list(tools)} if tools else {}),
+        }
+        try:
+            return self.client.ask("/tokenize", Question(body, _tokens))
+        except RefusedError as error:
+            raise EngineError(
+                f"the server at {self.client.url} writes no prompt of messages with its model's chat template",
+                got=str(error)[:200],
+                do="Set algorithm.teacher_chat_template to student.",
+            ) from error
+
     def top_k(self, rows: Sequence[tuple[Tokens, Tokens]]) -> list[TopKLogprobs]:
         """What the teacher would say next at each token of a row's completion, after its prompt.  Raises EngineError.
 
@@ -66,7 +88,14 @@ class VLLMTeacher:
         places = prompt_logprobs_of(answer, length)
         try:
             found = [
-                sorted(((float(entry["logprob"]), int(token)) for token, entry in place.items()), reverse=True)
+                sorted(
+                    (
+                        (float(entry["logprob"]), int(token))
+                        for token, entry in place.items()
+                        if int(token) < self.vocabulary
+                    ),
+                    reverse=True,
+                )
                 for place in places[start:]
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:

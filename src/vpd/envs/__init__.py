@@ -217,6 +217,22 @@ def all_train_tasks(env: Finite) -> list[Task]:
     return _listed_tasks(env.train_tasks, "train_tasks()")
 
 
+def solution_of(env: Any, task: Task) -> str:
+    """The right answer that the environment knows to a task.  Raises DataError where it knows none."""
+    known = isinstance(env, Solvable)
+    answer = wrap_user_errors(lambda: env.solution(task), f"solution, of task {task.id!r},") if known else None
+    if answer is None:
+        raise DataError(
+            f"the data has no answer to task {task.id!r}",
+            got="an environment without a method solution" if not known else "None from its method solution",
+            expected="a text",
+            do="With env dataset, set env.solution_column to the column that holds it.",
+        )
+    if not isinstance(answer, str):
+        raise EnvError(f"solution of task {task.id!r} is no text", got=shown(answer), expected="str or None", do=FIX)
+    return answer
+
+
 def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
     tasks = wrap_user_errors(lambda: list(call()), what)
     return [_valid_task(task, f"{what}, at position {place},") for place, task in enumerate(tasks)]

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, extend, without_thinking
-from vpd.feedback.writers import EndpointWriter
+from vpd.feedback.reading import attempt_text, fit_all, task_text
+from vpd.feedback.writers import Endpoint
 from vpd.prompts import FittedText
 from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, SampleKey, Section
@@ -103,31 +104,24 @@ class _Critique(Settings, section="feedback"):
         return _user(PLACEHOLDER.sub(lambda found: verdict if found[1] == "verdict" else "", self.template))
 
     def _fitting_fields(self, rollout: Rollout, writer: Writer) -> dict[str, FittedText]:
-        """What fills the template's placeholders; where the writer's window is short, the longest loses more of it."""
+        """What fills the template's placeholders, within their budgets and the writer's window."""
         budgets = {
             "task": self.max_task_length,
             "attempt": self.max_attempt_length,
             "feedback": self.max_feedback_length,
         }
-        fields = self._fields(rollout, writer, budgets)
-        while excess := writer.excess(self._conversation(rollout, fields), self.max_critique_length):
-            longest = max(fields, key=lambda name: fields[name].length)
-            length = fields[longest].length
-            if length <= 1:
-                break
-            budgets[longest] = max(length - excess, length // 2)
-            fields = self._fields(rollout, writer, budgets)
-        return fields
-
-    def _fields(self, rollout: Rollout, writer: Writer, budgets: Mapping[str, int]) -> dict[str, FittedText]:
-        """The texts for the placeholders that the template shows, each within its budget of tokens."""
         texts = {
-            "task": "\n\n".join(message["content"] for message in rollout.task.messages),
-            "attempt": rollout.completion.text.strip() or "(an empty answer)",
+            "task": task_text(rollout.task),
+            "attempt": attempt_text(rollout),
             "feedback": rollout.grade.feedback or "",
         }
         shown = set(PLACEHOLDER.findall(self.template))
-        return {name: writer.shorten(text, budgets[name]) for name, text in texts.items() if name in shown}
+        texts = {name: text for name, text in texts.items() if name in shown}
+
+        def excess(fields: Mapping[str, FittedText]) -> int:
+            return writer.excess(self._conversation(rollout, fields), self.max_critique_length)
+
+        return fit_all(texts, budgets, writer, excess)
 
     def _conversation(self, rollout: Rollout, fields: Mapping[str, FittedText]) -> list[Message]:
         """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
@@ -151,38 +145,17 @@ class SelfCritique(_Critique):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Critic(_Critique):
+class Critic(Endpoint, _Critique):
     """Another model criticises, behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a provider)."""
 
     name: Literal["critic"] = "critic"
-    endpoint: Annotated[str, "base URL; /chat/completions is appended"] = "http://127.0.0.1:8000/v1"
-    model: Annotated[str, "the model's name at the endpoint"] = "default"
-    api_key_env: Annotated[str | None, "environment variable that holds the key; null: none is sent"] = None
-    timeout: Annotated[float, Gt(0), "seconds that one request may take"] = 120.0
-    retries: Annotated[int, Ge(0), "further tries of a failed request; then the run stops with an error"] = 2
-    concurrency: Annotated[int, Ge(1), "requests at once"] = 8
-
-    def check(self) -> None:
-        super().check()
-        if not self.endpoint.startswith(("http://", "https://")):
-            raise ConfigError("feedback: the critic's endpoint is no URL", got=self.endpoint, expected="http://...")
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
-        return self._extend(groups, self._writer(), self.name)
+        return self._extend(groups, self.endpoint_writer(), self.name)
 
     def contact(self) -> None:
         """Ask for one critique of nothing, so that a wrong address is known before any answer is sampled."""
         key = SampleKey(phase="contact", step=0, task=0, sample=0)
-        self._writer().write(
+        self.endpoint_writer().write(
             [self.shortest_prompt], keys=[key], max_tokens=self.max_critique_length, temperature=self.temperature
-        )
-
-    def _writer(self) -> EndpointWriter:
-        return EndpointWriter(
-            self.endpoint,
-            self.model,
-            api_key_env=self.api_key_env,
-            timeout=self.timeout,
-            retries=self.retries,
-            concurrency=self.concurrency,
         )

@@ -13,12 +13,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
 
 from vpd.engines import Engine
-from vpd.errors import FeedbackError
+from vpd.errors import ConfigError, FeedbackError
 from vpd.feedback import Written
 from vpd.prompts import FittedText, Prompter
+from vpd.settings import Settings
 from vpd.types import Message, SampleKey
 
 LOG = logging.getLogger("vpd")
@@ -163,6 +167,34 @@ class EndpointWriter:
         request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
         with self._opener.open(request, timeout=self._timeout) as response:
             return json.loads(response.read())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Settings, section="feedback"):
+    """Where another model is asked: settings of every source that can do so."""
+
+    endpoint: Annotated[str, "base URL; /chat/completions is appended"] = "http://127.0.0.1:8000/v1"
+    model: Annotated[str, "the model's name at the endpoint"] = "default"
+    api_key_env: Annotated[str | None, "environment variable that holds the key; null: none is sent"] = None
+    timeout: Annotated[float, Gt(0), "seconds that one request may take"] = 120.0
+    retries: Annotated[int, Ge(0), "further tries of a failed request; then the run stops with an error"] = 2
+    concurrency: Annotated[int, Ge(1), "requests at once"] = 8
+
+    def check(self) -> None:
+        super().check()
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError("feedback: the endpoint is no URL", got=self.endpoint, expected="http://...")
+
+    def endpoint_writer(self) -> EndpointWriter:
+        """Who writes there.  Raises FeedbackError: the key's variable is not set."""
+        return EndpointWriter(
+            self.endpoint,
+            self.model,
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            retries=self.retries,
+            concurrency=self.concurrency,
+        )
 
 
 def _read(answer: Any) -> Written:

@@ -40,6 +40,7 @@ class Batch:
     advantage_B: Tensor
     success_B: Tensor
     by_teacher_B: Tensor
+    by_data_B: Tensor
     teacher_top_k: TopK | None
 
     @property
@@ -89,5 +90,6 @@ def collate(examples: Sequence[Example], *, device: torch.device, dtype: torch.d
         advantage_B=column([e.advantage for e in examples], dtype),
         success_B=column([e.success for e in examples], torch.bool),
         by_teacher_B=column([e.by_teacher for e in examples], torch.bool),
+        by_data_B=column([e.by_data for e in examples], torch.bool),
         teacher_top_k=top_k(),
     )

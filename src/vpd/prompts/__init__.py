@@ -146,6 +146,10 @@ class Prompter:
             return ()
         return tuple(self._encode(text.partition(answer)[2]))
 
+    def shown(self, task: Task) -> tuple[list[Any], list[Any]]:
+        """A task's messages and tools as the chat template gets them."""
+        return self._clean(list(task.messages)), self._clean(list(task.tools))
+
     def answer(self, text: str) -> Tokens:
         """An answer that was not sampled, as tokens, with the special token that the chat template ends answers with.
 
@@ -342,7 +346,7 @@ class Prompter:
         return self.build_teacher_prompt(rollout.task, rollout.context)
 
     def _render_task(self, task: Task) -> Tokens:
-        return self._render(self._clean(list(task.messages)), self._clean(list(task.tools)), what=f"task {task.id!r}")
+        return self._render(*self.shown(task), what=f"task {task.id!r}")
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, what: str) -> Tokens:
         try:

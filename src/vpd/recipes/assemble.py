@@ -15,10 +15,7 @@ from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
 from vpd.engines import Abandonable, Engine
-from vpd.engines.mixed_engine import MixedEngine
-from vpd.engines.settings import EngineParts, VLLMSettings, key_of
-from vpd.engines.vllm_client import VLLMClient
-from vpd.engines.vllm_teacher import VLLMTeacher
+from vpd.engines.settings import EngineParts
 from vpd.envs import (
     AnswerLength,
     Conversational,
@@ -33,7 +30,7 @@ from vpd.envs import (
     required_held_out_tasks,
 )
 from vpd.envs.recorded import RecordedAndFresh
-from vpd.errors import ConfigError, ModelError
+from vpd.errors import ConfigError
 from vpd.feedback import Feedback
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.settings import OptimSettings, TeacherSettings
@@ -44,9 +41,10 @@ from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
+from vpd.recipes.external_teacher import ExternalTeacher, LoadedTeacher, load_teacher
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
 from vpd.recipes.round_trip import check_round_trip
-from vpd.rollout import LONGEST_COMPLETION, RolloutSource, TopKTeacher
+from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
 log = logging.getLogger("vpd")
@@ -111,7 +109,9 @@ def assemble(
             *(config.rollout.prompts_per_step, ranks.world),
         )
     recorded = isinstance(env, RecordedTasks) and config.needs.on_policy
-    learner = make_learner(config, model, tokenizer, ranks, keep_initial=recorded)
+    teacher = load_teacher(config, model, tokenizer)
+    external = ExternalTeacher(config, teacher, env, loaded.prompter, loaded.tasks)
+    learner = make_learner(config, model, teacher, ranks, keep_initial=recorded)
     check_speed(config, learner.accelerator.device.type)
     engine = make_engine(config, tokenizer, model, learner, longest=lambda: longest_row(loaded.prompter, loaded.tasks))
     if config.rollout.overlap and not isinstance(engine, Abandonable):
@@ -135,8 +135,9 @@ def assemble(
             feedback=loaded.feedback,
             settings=config.rollout,
             seed=config.run.seed,
-            training_engine=make_training_engine(config, tokenizer, model, learner, engine),
-            teacher=make_remote_teacher(config, tokenizer),
+            training_engine=external.training_engine(engine, learner, _engine_parts(config, tokenizer, model, ranks)),
+            teacher=external.remote,
+            own_prompt=external.own_prompt,
             teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
             ranks=ranks,
         ),
@@ -172,13 +173,14 @@ def _loaded(
     config = resolve(config, env, model, tokenizer)
     prompter = make_prompter(config, model, tokenizer)
     tasks = known_tasks(env, config)
-    replies = isinstance(env, Conversational)
+    replies, needs = isinstance(env, Conversational), config.needs
     check_prompts(
         prompter,
         tasks,
         vocabulary=model.get_input_embeddings().weight.shape[0],
         replies=replies,
-        feedback=sources if config.needs.feedback else (),
+        feedback=sources if needs.feedback or needs.preferences else (),
+        context=needs.feedback,
     )
     if replies:
         check_round_trip(prompter, tasks)
@@ -264,17 +266,6 @@ def load_model(settings: ModelSettings, *, finite: bool = True) -> tuple[Any, An
     return loading.load(source_of(settings.name_or_path), settings, known=BUNDLED, finite=finite)
 
 
-def load_external(name: str, model: ModelSettings, tokenizer: Any) -> Any:
-    """The external teacher; its vocabulary must be the student's."""
-    external, other = load_model(dataclasses.replace(model, name_or_path=name, lora=None))
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ModelError(
-            "distributions over tokens are compared: teacher and student need one tokenizer",
-            got=f"{len(other.get_vocab())} entries in the teacher's, {len(tokenizer.get_vocab())} in the student's",
-        )
-    return external
-
-
 def prompt_settings(config: Config, model: Any) -> PromptSettings:
     """The section ``prompts`` of a config; without it the model's folder may say how it was trained."""
     saved = saved_settings(Path(model.name_or_path)) if model.name_or_path else None
@@ -294,20 +285,27 @@ def window_of(model: Any) -> int | None:
 
 
 def make_learner(
-    config: Config, model: Any, tokenizer: Any, ranks: Ranks | None = None, *, keep_initial: bool = False
+    config: Config,
+    model: Any,
+    teacher: LoadedTeacher | None,
+    ranks: Ranks | None = None,
+    *,
+    keep_initial: bool = False,
 ) -> AccelerateLearner:
-    """The learner of what the algorithm needs; ``keep_initial`` keeps the initial weights in any case."""
+    """The learner of what the algorithm needs; ``teacher`` is what :func:`load_teacher` gives.
+
+    ``keep_initial`` keeps the initial weights in any case.
+    """
     needs = config.needs
     if config.model.lora is not None:
         lora.attach(model, config.model.lora, seed=config.run.seed)
     _check_top_k(needs, model)
-    external = None if needs.external_model is None else load_external(needs.external_model, config.model, tokenizer)
     return AccelerateLearner(
         model,
         config.optim,
         temperature=config.rollout.temperature,
         teacher=needs.teacher or TeacherSettings(kind="live"),
-        external=external,
+        external=None if teacher is None else teacher.model,
         keep_initial=needs.initial_copy or keep_initial,
         total_iterations=config.run.max_steps,
         ranks=ranks,
@@ -339,39 +337,6 @@ def make_engine(
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
-
-
-def make_training_engine(
-    config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, student: Engine
-) -> Engine | None:
-    """What answers the training tasks where it is not the student alone: GKD's mixture with the external teacher."""
-    needs = config.needs
-    if needs.external_model is None or needs.student_fraction == 1:
-        return None
-    if isinstance(config.engine, VLLMSettings):
-        raise ConfigError(
-            "a vLLM server serves one model: the teacher's answers cannot come from the student's",
-            got=f"algorithm.student_fraction {needs.student_fraction} with engine vllm",
-            do="Set algorithm.student_fraction to 1, or engine.name to embedded.",
-        )
-    teacher = config.engine.build(_engine_parts(config, tokenizer, model, learner.ranks))
-    teacher.load(learner.policy("teacher"))
-    return MixedEngine(student, teacher, first_fraction=needs.student_fraction)
-
-
-def make_remote_teacher(config: Config, tokenizer: Any) -> TopKTeacher | None:
-    """The teacher behind a server, if the algorithm needs one.  Raises ConfigError and EngineError."""
-    needs = config.needs
-    if needs.remote_teacher is None or needs.top_k is None:
-        return None
-    key, url = needs.remote_teacher.api_key_env, needs.remote_teacher.url
-    token = None if key is None else key_of(key, "algorithm.teacher_api_key_env")
-    if key is None and isinstance(config.engine, VLLMSettings) and config.engine.is_at(url):
-        token = config.engine.api_key()
-    client = VLLMClient(url, api_key=token)
-    teacher = VLLMTeacher(client, needs.remote_teacher.model, needs.top_k, config.rollout.max_rows)
-    teacher.check(tokenizer)
-    return teacher
 
 
 def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:

@@ -22,11 +22,12 @@ from vpd.estimate.settings import DryRunSettings
 from vpd.estimate.stand_in_tokenizer import find_tokenizer
 from vpd.feedback import ScriptedWriter
 from vpd.feedback.critique import Critic, SelfCritique
+from vpd.feedback.judge import Judge
 from vpd.prompts import Prompter
 from vpd.recipes.assemble import make_prompter, resolve, source_of
 from vpd.recipes.estimate import GIB, Attempts, Estimate, estimate
 from vpd.report.console import Terminal
-from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Task
+from vpd.types import Completion, Grade, Group, Message, Rollout, SampleKey, Task
 
 GRADED = 32  # wrong answers that the environment grades; other tasks get these texts in turn
 WRONG = "I do not know what to say here."
@@ -159,11 +160,19 @@ class _Rollouts:
 
     def _groups(self, tasks: Sequence[Task], length: int) -> list[Group]:
         groups = [self._group(number, task, length) for number, task in enumerate(tasks)]
-        writer = ScriptedWriter(lambda conversation, key: " ".join(["word"] * self._machine.feedback_tokens))
+        writer = ScriptedWriter(self._written)
         for source in self._config.feedback:
             groups = _without_endpoint(source)(groups, writer)
         self.critiques = len(writer.asked)
         return self._prompter.attach(groups)
+
+    def _written(self, conversation: Sequence[Message], key: SampleKey) -> str:
+        """A text of the assumed length; a judge prefers the earlier of two attempts."""
+        text = " ".join(["word"] * self._machine.feedback_tokens)
+        against = key.phase.partition("/against-")[2]
+        if not against:
+            return text
+        return f"{text}\n{'first' if key.sample < int(against) else 'second'}"
 
     def _group(self, number: int, task: Task, length: int) -> Group:
         prompt, size = self._prompter.build_student_prompt(task), self._config.rollout.num_generations
@@ -200,6 +209,8 @@ class _Rollouts:
 
 def _without_endpoint(source: Any) -> Any:
     """The source; one that asks another model is replaced by the same with a scripted one."""
+    if isinstance(source, Judge):
+        return source if source.judge == "reward" else dataclasses.replace(source, judge="self", judge_model=None)
     if source.name != Critic.name:
         return source
     shared = {field.name for field in dataclasses.fields(SelfCritique)} - {"name"}

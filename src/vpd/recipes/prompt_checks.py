@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vpd.errors import ModelError
 from vpd.feedback import Feedback
 from vpd.feedback.critique import SelfCritique
+from vpd.feedback.judge import Judge
 from vpd.prompts import LEAST_CONTEXT, Prompter
 from vpd.types import Message, Task, Tokens
 
@@ -14,22 +15,31 @@ ASK: Message = {"role": "user", "content": "?"}
 
 
 def check_prompts(
-    prompter: Prompter, tasks: Sequence[Task], *, vocabulary: int, replies: bool, feedback: Sequence[Feedback]
+    prompter: Prompter,
+    tasks: Sequence[Task],
+    *,
+    vocabulary: int,
+    replies: bool,
+    feedback: Sequence[Feedback],
+    context: bool,
 ) -> None:
     """Build every known prompt once.
 
-    ``vocabulary`` is the number of rows of the model's embedding, ``replies`` whether the environment speaks, and
-    ``feedback`` what the method learns from.  Raises ModelError or EnvError for what template or window refuse.
+    ``vocabulary`` is the number of rows of the model's embedding, ``replies`` whether the environment speaks,
+    ``feedback`` what the method learns from, ``context`` whether its teacher reads that.  Raises ModelError or EnvError
+    for what template or window refuse.
     """
     for task in tasks:
         _check_tokens(prompter, prompter.build_student_prompt(task), f"the prompt of task {task.id!r}", vocabulary)
     if replies:
         _check_tokens(prompter, prompter.reply(ASK, after=None).tokens, "an environment's reply", vocabulary)
-    if feedback:
+    if context:
         _check_context(prompter, tasks)
-        for source in feedback:
-            if isinstance(source, SelfCritique):
-                prompter.conversation(source.shortest_prompt, source.max_critique_length)
+    for source in feedback:
+        if isinstance(source, SelfCritique):
+            prompter.conversation(source.shortest_prompt, source.max_critique_length)
+        if isinstance(source, Judge) and source.asks_student:
+            prompter.conversation(source.shortest_prompt, source.max_comparison_length)
     _warn_of_unknown_tokens(prompter, tasks)
     spelled = sum(prompter.control_tokens_in(task) > 0 for task in tasks)
     if spelled:

@@ -16,6 +16,7 @@ from vpd.learners.journal import Call, Fault, Journal
 from vpd.learners.nonfinite import MOST, Trace, numbers_not_finite, watched_measure, weights_not_finite
 from vpd.model.scorer import Role
 from vpd.recipes.assemble import load_model, make_learner, make_prompter
+from vpd.recipes.external_teacher import load_teacher
 from vpd.report.console import Terminal
 from vpd.run_folder import faults
 from vpd.types import Example
@@ -30,7 +31,7 @@ def replay(folder: Path, console: Terminal | None = None) -> list[str]:
     fault, settings = faults.read(folder)
     config = _config(settings, folder)
     model, tokenizer = load_model(config.model, finite=False)
-    learner = make_learner(config, model, tokenizer)
+    learner = make_learner(config, model, load_teacher(config, model, tokenizer))
     algorithm = config.build_algorithm(make_prompter(config, model, tokenizer))
     learner.load(folder)
     console.print(f"step {fault.step}: {fault.error}", markup=False, highlight=False, soft_wrap=True)

@@ -84,7 +84,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     env = parts.env
     if config.algorithm.needs.feedback and isinstance(env, Finite):
         together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
-    if config.algorithm.needs.feedback:
+    if config.algorithm.needs.feedback or config.algorithm.needs.preferences:
         on_first(ranks, "external critics", lambda: _contact(parts.feedback))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:

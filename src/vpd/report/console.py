@@ -34,6 +34,8 @@ COLUMNS = (
     Column("M rows", "m_step/rows", "answers the M-step learned from", ".0f"),
     Column("diverg.", "m_step/divergence", "of student and teacher, nats a token"),
     Column("policy", "policy/loss", "the policy gradient's loss"),
+    Column("unsure", "judge/unsure", "share of the pairs of attempts that the judge does not decide"),
+    Column("pref acc", "preference/accuracy", "share of the decided pairs whose better attempt is the likelier one"),
     Column("LDD", "ldd/loss", "of the environment's text, nats a token"),
     Column("SFT", "sft/loss", "of the answers that are learned, nats a token"),
     Column("student", "eval/accuracy", "held-out tasks: right without feedback"),

@@ -51,6 +51,7 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         written[section.source] += section.tokens
     metrics |= {f"feedback/{source}_tokens": float(n) for source, n in sorted(written.items()) if n}
     metrics |= _retry_metrics(rollouts)
+    metrics |= _judge_metrics(groups)
     counts = {
         "recorded/rows": sum(r.completion.recorded for r in rollouts),
         "recorded/rows_ungraded": sum(not r.grade.graded for r in rollouts),
@@ -94,6 +95,29 @@ def _retry_metrics(rollouts: Sequence[Rollout]) -> Metrics:
         "retries/quoted_run": statistics.fmean(feedback_quoted(attempt, retry) for attempt, retry in pairs),
         "completions/quoted_run": statistics.fmean(feedback_quoted(attempt, attempt) for attempt in retried),
     }
+
+
+def _judge_metrics(groups: Sequence[Group]) -> Metrics:
+    """How often a judge was sure, and how often it agreed with the rewards where these differ; empty without one."""
+    compared = [
+        (r, group.rollouts[one.other], one) for group in groups for r in group.rollouts for one in r.comparisons
+    ]
+    if not compared:
+        return {}
+    decided = [(r, other, one) for r, other, one in compared if one.preferred is not None]
+    agrees = [
+        (r.grade.reward > other.grade.reward) == one.preferred
+        for r, other, one in decided
+        if r.grade.reward != other.grade.reward
+    ]
+    metrics: Metrics = {
+        "judge/pairs": float(len(compared)),
+        "judge/unsure": 1 - len(decided) / len(compared),
+        "judge/disagree": statistics.fmean(one.disagree for _, _, one in compared),
+        "judge/unreadable": float(sum(one.unreadable for _, _, one in compared)),
+        "judge/tokens": float(sum(one.tokens for _, _, one in compared)),
+    }
+    return metrics | ({"judge/agrees_with_reward": statistics.fmean(agrees)} if agrees else {})
 
 
 def rollout_metrics_for(*, fixed_length: bool) -> Callable[[Sequence[Group]], Metrics]:

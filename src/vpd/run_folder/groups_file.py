@@ -11,6 +11,7 @@ from typing import Any
 
 from vpd.errors import StorageError
 from vpd.types import (
+    Comparison,
     Completion,
     Grade,
     Group,
@@ -74,6 +75,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: tuples(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
+        comparisons=tuple(Comparison(**one) for one in data.get("comparisons", ())),
         teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: tuples(v) for n, v in top_k.items()}),
     )
 

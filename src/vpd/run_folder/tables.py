@@ -81,6 +81,7 @@ class RunFolder:
                 "success": r.success,
                 "feedback": r.grade.feedback,
                 "context": _sections(r),
+                "comparisons": _comparisons(r),
                 "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
                 "teacher_cut": None if r.teacher_prompt is None else r.teacher_prompt.cut,
                 "messages": json.dumps(r.task.messages, default=str),
@@ -113,3 +114,10 @@ def _sections(rollout: Rollout) -> str | None:
     """The context as JSON: each section's source, kind and whole text."""
     sections = [{"source": s.source, "kind": s.kind, "text": s.text} for s in rollout.context]
     return json.dumps(sections) if sections else None
+
+
+def _comparisons(rollout: Rollout) -> str | None:
+    """A judge's comparisons as JSON: which attempt of the group with, and which of the two it preferred."""
+    verdict = {True: "this", False: "other", None: "unsure"}
+    found = [{"other": one.other, "preferred": verdict[one.preferred]} for one in rollout.comparisons]
+    return json.dumps(found) if found else None

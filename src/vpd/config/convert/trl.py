@@ -239,6 +239,7 @@ GKD = Dialect(
         "temperature": same("rollout.temperature"),
         "lmbda": same("algorithm.student_fraction"),
         "beta": same("algorithm.distillation_alpha"),
+        "seq_kd": lambda value, f: mapped(algorithm__other_answers="teacher" if value else "data"),
         "max_new_tokens": same("rollout.max_completion_length"),
         "teacher_model_name_or_path": lambda value, f: (
             mapped(algorithm__teacher_model=value) if value else impossible("set algorithm.teacher_model")

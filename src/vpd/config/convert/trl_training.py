@@ -284,7 +284,6 @@ HARMLESS: Mapping[str, Sequence[Any]] = {
     "off_policy_mask_threshold": NOTHING,
     "repetition_penalty": (1.0,),
     "router_aux_loss_coef": NOTHING,
-    "seq_kd": NOTHING,
     "sync_ref_model": NOTHING,
     "teacher_sync_steps": (1,),
     "top_entropy_quantile": (1.0,),

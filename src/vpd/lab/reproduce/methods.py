@@ -16,20 +16,23 @@ from vpd.errors import ConfigError, nearest
 from vpd.lab.reproduce.settings_table import SETTINGS
 
 RATES = Path(__file__).with_name("rates.yaml")
+JUDGE = {"name": "judge", "judge": "reward", "max_pairs": 24}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """``reads_feedback``: False for a method that learns without it, from the reward or from an external teacher.
 
-    ``retries``: half of its answers are the teacher's retries.  ``warmup``: what the base is trained with before
-    (:mod:`vpd.lab.reproduce.warmups`), ``dynamics``: that section of the run that follows.
+    ``retries``: half of its answers are the teacher's retries.  ``feedback``: its own sources in the place of the
+    setting's.  ``warmup``: what the base is trained with before (:mod:`vpd.lab.reproduce.warmups`), ``dynamics``: that
+    section of the run that follows.
     ``tuned_as``: the method whose learning rate an ablation uses where it has none of its own.
     """
 
     name: str
     title: str
     algorithm: Mapping[str, Any]
+    feedback: tuple[Any, ...] | None = None
     retries: bool = False
     warmup: str | None = None
     dynamics: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +84,20 @@ METHODS: dict[str, Method] = {
             tuned_as="vpd",
         ),
         Method(name="gkd", title="GKD (external expert)", algorithm={"name": "gkd"}, reads_feedback=False),
+        Method(
+            name="gkd_data",
+            title="GKD, right answers of the data",
+            algorithm={"name": "gkd", "student_fraction": 0.0, "other_answers": "data"},
+            reads_feedback=False,
+            tuned_as="gkd",
+        ),
+        Method(
+            name="plare",
+            title="PLARE (the reward as judge)",
+            algorithm={"name": "plare"},
+            feedback=(JUDGE,),
+            reads_feedback=False,
+        ),
         Method(name="reshape", title="AdvReshape", algorithm={"name": "hybrid", "form": "reshape"}),
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
         Method(name="gated", title="evidence-gated VPD", algorithm={"name": "gated"}),
@@ -157,6 +174,25 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+#: The rows of the table of all methods: each method once, in the form that we recommend; ablations are not in it.
+COMPARED = (
+    "grpo",
+    "plare",
+    "gkd",
+    "gkd_data",
+    "sdpo",
+    "vpd",
+    "ldd_vpd",
+    "sft_vpd",
+    "gated",
+    "reshape",
+    "reweight",
+    "imitate",
+    "vpd_retries",
+    "gated_retries",
+)
 
 
 def find_method(name: str) -> Method:

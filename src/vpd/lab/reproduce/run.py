@@ -47,6 +47,7 @@ KEPT = (
     "gate/auc",
     "gate/groups",
     "retries/success",
+    "judge/unsure",
     "retries/quoted_run",
     "completions/quoted_run",
     "completions/mean_length",
@@ -89,7 +90,7 @@ class Job:
 
     def bases(self) -> list[tuple[str, int]]:
         """Name and seed of every base it needs."""
-        return [self.base(), *([EXPERT] if self.method == "gkd" else [])]
+        return [self.base(), *([EXPERT] if self._has_expert else [])]
 
     def config_data(self) -> dict[str, Any]:
         """The whole configuration, with the names of bases in place of their folders.
@@ -100,13 +101,13 @@ class Job:
         family = setting.family
         algorithm = dict(method.algorithm)
         samples = setting.eval_samples if method.reads_feedback or family.same_evaluation else 1
-        if self.method == "gkd":
+        if self._has_expert:
             algorithm["teacher_model"] = _label(EXPERT)
         attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
             "model": {"name_or_path": _label(self.base())},
             "env": {"name": family.env, **setting.env, **(setting.text if method.reads_feedback else {})},
-            "feedback": list(setting.feedback) if method.reads_feedback else [],
+            "feedback": self._feedback(),
             "prompts": dict(family.prompts),
             "rollout": {
                 "prompts_per_step": family.prompts_per_step,
@@ -126,6 +127,17 @@ class Job:
                 "seed": self.seed,
             },
         }
+
+    @property
+    def _has_expert(self) -> bool:
+        return bool(find_method(self.method).algorithm["name"] == "gkd")
+
+    def _feedback(self) -> list[Any]:
+        """The method's own sources, else the setting's, which a method that reads no feedback does not get."""
+        method = find_method(self.method)
+        if method.feedback is not None:
+            return list(method.feedback)
+        return list(find_setting(self.setting).feedback) if method.reads_feedback else []
 
     def warmup(self) -> Warmup | None:
         """How the base is trained before."""

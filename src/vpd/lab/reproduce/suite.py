@@ -8,11 +8,12 @@ from rich.table import Table
 
 from vpd.errors import ConfigError, StorageError, nearest
 from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
-from vpd.lab.reproduce.methods import RATES, load_rates, rate_of
+from vpd.lab.reproduce.method_table import jobs_of, write_methods
+from vpd.lab.reproduce.methods import RATES, find_method, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import STYLES, write_report
 from vpd.lab.reproduce.run import Job, Run, make_all
-from vpd.lab.reproduce.settings_table import find_setting
+from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
 from vpd.report.console import Terminal
@@ -41,6 +42,7 @@ class Options:
     first_seed: int = 0
     jobs: int = 1
     rates: Path = RATES
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("--seeds", 1 if self.seeds is None else self.seeds), ("--jobs", self.jobs)):
@@ -50,6 +52,8 @@ class Options:
             raise ConfigError("--first_seed is negative", got=self.first_seed)
         for name in self.settings:
             find_setting(name)
+        for name in self.methods:
+            find_method(name)
         for name in self.only:
             if name not in CLAIMS:
                 raise ConfigError(f"unknown claim {name!r}", do=nearest(name, CLAIMS))
@@ -93,6 +97,20 @@ def reproduce(options: Options, console: Terminal | None = None) -> list[Finding
     return findings
 
 
+def compare_methods(options: Options, console: Terminal | None = None) -> Path:
+    """Run ``options.methods`` (none: all that are compared) in every setting, and write the table ``methods.md``."""
+    seeds = range(options.first_seed, options.first_seed + (options.seeds or SIDE_SEEDS))
+    jobs, untuned = jobs_of(options.settings, options.methods, seeds, options.rates)
+    console = console or Terminal()
+    if untuned:
+        tune = "vpd reproduce --methods METHOD ... --tune, then --rates reproduce-out/rates.yaml"
+        console.print(f"No learning rate, so left empty: {', '.join(untuned)}. ({tune})", highlight=False)
+    if not jobs:
+        raise ConfigError("no cell of the table has a learning rate", do="Tune them: vpd reproduce --methods --tune.")
+    prepare(options.output)
+    return write_methods(jobs, options.output, processes=options.jobs, console=console)
+
+
 def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[str, float]]) -> list[Job]:
     """Every run that the claims need, once."""
     jobs = [
@@ -107,7 +125,11 @@ def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[
 def tune_rates(options: Options, console: Terminal | None = None) -> Path:
     """Choose the learning rates of all methods that the options' claims compare."""
     prepare(options.output)
-    pairs = [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
+    pairs = (
+        [(setting, method) for setting in options.settings or TINY for method in options.methods]
+        if options.methods
+        else [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
+    )
     return tune(
         pairs,
         options.output,

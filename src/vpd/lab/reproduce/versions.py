@@ -13,6 +13,7 @@ COMMON = (
     "vpd.engines.torch_engine",
     "vpd.evaluation",
     "vpd.feedback.critique",
+    "vpd.feedback.judge",
     "vpd.learners.accelerate_learner",
     "vpd.loop",
 )

@@ -1,0 +1,193 @@
+"""One task, solved at test time: adapt the model to it from its own failed attempts, against asking without learning.
+
+Test-time self-distillation (SDPO, arXiv 2601.20802, section on test time): the task is attempted G times; while none
+succeeds, the method takes a step on these attempts and their feedback, and the adapted model attempts it again.  Two
+ways that train nothing get the same number of sampled tokens: ``best_of``, independent attempts of the model as it is,
+and ``repair``, one conversation in which it reads its answer and the feedback and answers again.
+
+Every sampled token counts: attempts, retries, critiques and comparisons.  A success counts if it ends within the
+budget.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge
+
+from vpd.algorithms import Algorithm
+from vpd.engines import Engine
+from vpd.envs import Conversational, Env
+from vpd.learners import Learner
+from vpd.prompts import Prompter
+from vpd.rollout import RolloutSource
+from vpd.settings import Settings
+from vpd.types import Grade, Group, Message, Rollout, SampleKey, Task
+
+Way: TypeAlias = Literal["adapt", "best_of", "repair"]
+WAYS: tuple[Way, ...] = ("adapt", "best_of", "repair")
+AGAIN = "That is not right.{feedback}\n\nAnswer the task again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions(Settings):
+    """Which task is solved, and what it may cost."""
+
+    task: Annotated[int, Ge(0), "place of the task among the held-out tasks, or with train among those of training"] = 0
+    train: Annotated[bool, "take a training task"] = False
+    budget: Annotated[int, Ge(1), "tokens that each way of solving may sample"] = 20_000
+    repeats: Annotated[int, Ge(1), "runs of each way, each with samples of its own and from the same weights"] = 1
+    compare: Annotated[bool, "also run best-of-k and repair in several turns, which train nothing"] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """One run of one way of solving.
+
+    ``attempts`` and ``tokens`` up to the first success, or all that were made; ``steps`` counts updates; ``answer`` is
+    the attempt that succeeded.
+    """
+
+    solved: bool
+    attempts: int
+    tokens: int
+    steps: int = 0
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class _Event:
+    """An attempt, or (``rollout`` None) texts about attempts, and the tokens that were sampled for it."""
+
+    rollout: Rollout | None
+    tokens: int
+
+
+class OneTask:
+    """The environment of a single task: every position of the stream is that task."""
+
+    def __init__(self, env: Env, task: Task):
+        self._env = env
+        self._task = task
+
+    def task(self, index: int, *, seed: int) -> Task:
+        return self._task
+
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        return ()
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        return self._env.grade(tasks, texts)
+
+
+class OneConversation(OneTask):
+    """The same, where the environment replies."""
+
+    def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Any]:
+        assert isinstance(self._env, Conversational)
+        return self._env.respond(tasks, conversations)
+
+
+def alone(source: RolloutSource, task: Task) -> RolloutSource:
+    """The source with one task in the place of the environment's."""
+    env = (OneConversation if isinstance(source.env, Conversational) else OneTask)(source.env, task)
+    return dataclasses.replace(source, env=env, settings=dataclasses.replace(source.settings, prompts_per_step=1))
+
+
+def adapt(source: RolloutSource, engine: Engine, learner: Learner, algorithm: Algorithm, *, budget: int) -> Try:
+    """Attempt the source's one task and learn from the failures, until an attempt succeeds or the budget is spent."""
+    steps = 0
+
+    def attempts() -> Iterator[_Event]:
+        nonlocal steps
+        for step in itertools.count():
+            groups, _ = source.take(step)
+            yield from in_order(groups)
+            algorithm.step(groups, learner)
+            learner.end_iteration()
+            engine.load(learner.policy())
+            steps += 1
+
+    found = _first_success(attempts(), budget)
+    return dataclasses.replace(found, steps=steps)
+
+
+def best_of(source: RolloutSource, task: Task, *, budget: int) -> Try:
+    """Independent attempts of the model as it is."""
+
+    def attempts() -> Iterator[_Event]:
+        for step in itertools.count():
+            key = SampleKey(phase="solve/best_of", step=step, task=0, sample=0)
+            count = source.settings.num_generations
+            groups = source.generate_groups([key], [task], source.settings.sampling, count)
+            yield from in_order(groups)
+
+    return _first_success(attempts(), budget)
+
+
+def repair(source: RolloutSource, task: Task, *, budget: int) -> Try:
+    """One conversation: each answer and its feedback are read before the next; the oldest go where no room is left."""
+
+    def attempts() -> Iterator[_Event]:
+        turns: list[tuple[Message, Message]] = []
+        for step in itertools.count():
+            asked = with_turns(task, turns)
+            while turns and not _fits(source.prompter, asked):
+                del turns[0]
+                asked = with_turns(task, turns)
+            key = SampleKey(phase="solve/repair", step=step, task=0, sample=0)
+            (group,) = source.generate_groups([key], [asked], source.settings.sampling, 1)
+            yield from in_order([group])
+            (made,) = group.rollouts
+            said = f"\n\n{made.grade.feedback}" if made.grade.feedback else ""
+            turns.append(
+                (
+                    {"role": "assistant", "content": made.completion.text},
+                    {"role": "user", "content": AGAIN.format(feedback=said)},
+                )
+            )
+
+    return _first_success(attempts(), budget)
+
+
+def with_turns(task: Task, turns: Sequence[tuple[Message, Message]]) -> Task:
+    """The task with answers and what was said about them behind it."""
+    return dataclasses.replace(task, messages=(*task.messages, *itertools.chain.from_iterable(turns)))
+
+
+def in_order(groups: Sequence[Group]) -> Iterator[_Event]:
+    """What was sampled: the attempts, the texts about them, then the retries, group by group."""
+    for group in groups:
+        yield from map(_attempt, group.rollouts)
+        yield _Event(None, sum(_written(attempt) for attempt in group.rollouts))
+        yield from (_attempt(retry) for attempt in group.rollouts for retry in attempt.retries)
+
+
+def _attempt(rollout: Rollout) -> _Event:
+    return _Event(rollout, sum(rollout.completion.sampled))
+
+
+def _written(attempt: Rollout) -> int:
+    """Tokens of critiques and comparisons about an attempt; a text that is both is counted as a comparison."""
+    compared = sum(comparison.tokens for comparison in attempt.comparisons)
+    return compared + sum(section.tokens for section in attempt.context if section.source != "judge" or not compared)
+
+
+def _first_success(events: Iterator[_Event], budget: int) -> Try:
+    """Take from ``events`` until an attempt succeeds, or until the next would go beyond the budget."""
+    attempts = tokens = 0
+    for event in events:
+        if tokens + event.tokens > budget:
+            break
+        tokens += event.tokens
+        attempts += event.rollout is not None
+        if event.rollout is not None and event.rollout.success:
+            return Try(solved=True, attempts=attempts, tokens=tokens, answer=event.rollout.completion.text)
+    return Try(solved=False, attempts=attempts, tokens=tokens)
+
+
+def _fits(prompter: Prompter, task: Task) -> bool:
+    """Whether the task leaves room for an answer in the model's window."""
+    return not prompter.excess(task.messages, prompter.max_completion_length)

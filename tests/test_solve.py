@@ -1,0 +1,176 @@
+"""One task at test time: what counts, when it ends, and that the model on disk stays as it is."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import ScriptedEnv
+from test_critique import rollout
+from transformers import AutoModelForCausalLM
+
+from vpd import solving
+from vpd.bundled import ASSETS, load_bundled
+from vpd.cli import main
+from vpd.config import parse
+from vpd.errors import ConfigError
+from vpd.recipes.solve import Solution, solve
+from vpd.solving import SolveOptions, Try
+from vpd.types import Comparison, Grade, Group, Rollout, Section, Task
+
+SMALL: dict[str, Any] = {
+    "model": {"name_or_path": "tiny"},
+    "algorithm": {"name": "sdpo", "teacher": "live"},
+    "rollout": {"num_generations": 4, "max_completion_length": 6},
+    "optim": {"learning_rate": 1e-3},
+}
+
+
+def attempt(success: bool, tokens: int = 1, **changes: Any) -> Rollout:
+    made = rollout(success, "right" if success else "wrong")
+    completion = dataclasses.replace(
+        made.completion, tokens=(5,) * tokens, sampled=(True,) * tokens, logprobs=(0.0,) * tokens
+    )
+    return dataclasses.replace(made, completion=completion, **changes)
+
+
+def first(groups: Sequence[Group], budget: int) -> Try:
+    return solving._first_success(solving.in_order(groups), budget)
+
+
+def test_attempts_and_tokens_up_to_the_first_success_by_hand() -> None:
+    group = Group(rollouts=(attempt(False, 3), attempt(False, 2), attempt(True, 4), attempt(True, 9)))
+    assert first([group], 100) == Try(solved=True, attempts=3, tokens=9, answer="right")
+    assert first([group], 9).solved and not first([group], 8).solved  # it must end within the budget
+    assert first([group], 8) == Try(solved=False, attempts=2, tokens=5)
+
+
+def test_what_is_written_about_attempts_is_paid_for_and_retries_are_attempts() -> None:
+    critique = Section(kind="feedback", source="self_critique", text="no", tokens=10)
+    failed = attempt(False, 3, context=(critique,), retries=(attempt(True, 2),))
+    compared = attempt(False, 1, comparisons=(Comparison(other=0, preferred=None, tokens=20),))
+    group = Group(rollouts=(failed, compared))
+    assert first([group], 100) == Try(solved=True, attempts=3, tokens=3 + 1 + 10 + 20 + 2, answer="right")
+    assert first([group], 33) == Try(solved=False, attempts=2, tokens=4)
+
+
+def test_a_comparison_that_is_also_context_is_paid_for_once() -> None:
+    said = Section(kind="feedback", source="judge", text="better", tokens=10)
+    both = attempt(False, 1, context=(said,), comparisons=(Comparison(other=1, preferred=True, tokens=20),))
+    assert first([Group(rollouts=(both,))], 100).tokens == 21
+
+
+def test_a_replied_token_is_not_sampled() -> None:
+    made = attempt(True, 3)
+    spoken = dataclasses.replace(made.completion, sampled=(True, False, True))
+    assert first([Group(rollouts=(dataclasses.replace(made, completion=spoken),))], 9).tokens == 2
+
+
+def result_of(**options: Any) -> Solution:
+    return solve(parse(SMALL), SolveOptions(**options))
+
+
+def test_each_way_keeps_to_the_budget_and_counts_what_it_made() -> None:
+    found = result_of(task=1, budget=240)
+    for way, (one,) in found.tries.items():
+        assert one.tokens <= 240 and one.tokens == 6 * one.attempts, way
+        assert one.solved == (one.answer is not None)
+        assert one.solved or one.tokens + 6 > 240
+    (adapted,) = found.tries["adapt"]
+    assert adapted.steps == (adapted.attempts - 1) // 4  # a step after every four that fail
+    assert set(found.numbers()) == {"adapt", "best_of", "repair"}
+    assert found.task.id.startswith("eval") or found.task.payload is not None
+
+
+def test_adapting_to_a_task_solves_what_the_model_as_it_is_does_not() -> None:
+    """The shipped base answers one task in a thousand, and reads feedback."""
+    found = result_of(budget=4000, repeats=2)
+    numbers = found.numbers()
+    assert numbers["adapt"]["solved"] == 1.0
+    assert numbers["adapt"]["attempts"] < 300
+    assert numbers["best_of"]["solved"] < 1.0 or numbers["best_of"]["attempts"] > numbers["adapt"]["attempts"]
+
+
+def test_repeats_start_from_the_same_weights_and_are_the_same_again() -> None:
+    twice, once = result_of(budget=200, repeats=2), result_of(budget=200)
+    assert [way[0] for way in twice.tries.values()] == [way[0] for way in once.tries.values()]
+    again = solve(parse(SMALL | {"run": {"seed": 1}}), SolveOptions(budget=200))
+    assert twice.tries["best_of"][1] == again.tries["best_of"][0]
+
+
+def test_a_conversation_reads_its_answers_and_the_feedback_and_forgets_the_oldest() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Room:
+        max_completion_length = 2
+
+        def excess(self, messages: Sequence[Any], max_tokens: int) -> int:
+            return max(len(messages) - 5, 0)
+
+    class Source:
+        prompter = Room()
+        settings = type("S", (), {"sampling": None, "num_generations": 4})()
+
+        def generate_groups(self, keys: Any, tasks: Sequence[Task], sampling: Any, count: int) -> list[Group]:
+            asked.append(tuple(message["content"] for message in tasks[0].messages))
+            made = attempt(len(asked) == 4, 2)
+            grade = dataclasses.replace(made.grade, feedback=f"hint {len(asked)}")
+            return [Group(rollouts=(dataclasses.replace(made, grade=grade),))]
+
+    task = Task(id="t", messages=({"role": "user", "content": "?"},))
+    source: Any = Source()
+    assert solving.repair(source, task, budget=99) == Try(solved=True, attempts=4, tokens=8, answer="right")
+    again = "That is not right.\n\nhint {}\n\nAnswer the task again."
+    assert asked[1] == ("?", "wrong", again.format(1))
+    assert asked[3] == ("?", "wrong", again.format(2), "wrong", again.format(3))  # no room for the first
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_the_model_on_disk_stays_and_output_has_the_adapted_one(tmp_path: Path, capsys: Any) -> None:
+    before = files_of(ASSETS / "tiny")
+    words = ["solve", "--rollout.num_generations", "4", "--algorithm.name", "sdpo", "--optim.learning_rate", "1e-3"]
+    words += ["--budget", "60", "--no_compare", "--task", "1"]
+    assert main([*words, "--output", str(tmp_path / "solved")]) == 0
+    assert "adapted" in capsys.readouterr().out
+    assert files_of(ASSETS / "tiny") == before
+    new, old = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "solved" / "model", load_bundled()))
+    assert any(bool((a != b).any()) for a, b in zip(new.parameters(), old.parameters(), strict=True))
+    assert main([*words, "--output", str(tmp_path / "solved")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert set(numbers) == {"adapt"} and numbers["adapt"]["tokens_sampled"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget"),
+        ({"repeats": 0}, "repeats"),
+        ({"task": -1}, "task"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SolveOptions(**options)
+
+
+def test_one_adapted_model_comes_of_one_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one adapted model can be written"):
+        solve(parse(SMALL), SolveOptions(repeats=2), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_is_not_there_is_one_line() -> None:
+    class Two(ScriptedEnv):
+        pass
+
+    env = Two(lambda task, text: Grade(reward=0.0, feedback="no"), held_out=2)
+    with pytest.raises(ConfigError, match=r"there is no held-out task 5; got 2 tasks; expected 0 to 1"):
+        solve(parse(SMALL), SolveOptions(task=5), env=env)
