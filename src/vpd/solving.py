@@ -141,11 +141,11 @@ def repair(source: RolloutSource, task: Task, *, budget: int) -> Try:
             (group,) = source.generate_groups([key], [asked], source.settings.sampling, 1)
             yield from in_order([group])
             (made,) = group.rollouts
-            said = f"\n\n{made.grade.feedback}" if made.grade.feedback else ""
+            remark = f"\n\n{made.grade.feedback}" if made.grade.feedback else ""
             turns.append(
                 (
                     {"role": "assistant", "content": made.completion.text},
-                    {"role": "user", "content": AGAIN.format(feedback=said)},
+                    {"role": "user", "content": AGAIN.format(feedback=remark)},
                 )
             )
 
