@@ -18,17 +18,7 @@ from vpd.prompts.external import with_own_prompts
 from vpd.prompts.recorded import recorded_group
 from vpd.ranks import OneProcess, Ranks, divide, share_of
 from vpd.settings import Settings
-from vpd.types import (
-    Completion,
-    Group,
-    Message,
-    Metrics,
-    Rollout,
-    SampleKey,
-    Task,
-    Tokens,
-    TopKLogprobs,
-)
+from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens, TopKLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
