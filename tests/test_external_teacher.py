@@ -242,7 +242,7 @@ def test_a_server_writes_the_prompt_with_its_own_template_and_scores_after_it(tm
     with serving(fake) as url:
         far = made("policy", teacher_url=url, distillation_topk=len(tokenizer))
         groups, _ = far.source.take(0)
-        scored = [tuple(body["prompt"]) for body in fake.bodies("prompt_logprobs")]
+        scored = [tuple(b["prompt"]) for b in fake.bodies("prompt_logprobs") if len(b["prompt"]) > 2]  # not the check
         fake.faults["/tokenize"] = [None, (400, "no chat template")]  # the check of the tokenizer, then
         with pytest.raises(EngineError, match=r"writes no prompt of messages.*teacher_chat_template to student"):
             made("policy", teacher_url=url, distillation_topk=4)

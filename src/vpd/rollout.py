@@ -14,21 +14,11 @@ from vpd.errors import ConfigError
 from vpd.feedback import Feedback, demonstrate_retries
 from vpd.feedback.writers import ModelWriter
 from vpd.prompts import Prompter, ReplyTokens
+from vpd.prompts.external import with_own_prompts
 from vpd.prompts.recorded import recorded_group
 from vpd.ranks import OneProcess, Ranks, divide, share_of
 from vpd.settings import Settings
-from vpd.types import (
-    Completion,
-    Group,
-    Message,
-    Metrics,
-    Rollout,
-    SampleKey,
-    Task,
-    TeacherPrompt,
-    Tokens,
-    TopKLogprobs,
-)
+from vpd.types import Completion, Group, Message, Metrics, Rollout, SampleKey, Task, Tokens, TopKLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,24 +338,6 @@ class RolloutSource:
             for number in range(count)
         ]
         return requests[: self.settings.max_retries_per_task]
-
-
-def with_own_prompts(groups: Sequence[Group], own_prompt: Callable[[Task], Tokens]) -> list[Group]:
-    """The rollouts with the task as the teacher's own chat template writes it, where that is not the student's prompt.
-
-    A teacher's prompt with feedback gives way: an external teacher reads none.
-    """
-
-    def of_group(group: Group) -> Group:
-        tokens = own_prompt(group.rollouts[0].task)
-        made = TeacherPrompt(tokens=tokens, sources=())
-        return Group(
-            rollouts=tuple(
-                r if tokens == r.prompt else dataclasses.replace(r, teacher_prompt=made) for r in group.rollouts
-            )
-        )
-
-    return [of_group(group) for group in groups]
 
 
 def generate_turns(
