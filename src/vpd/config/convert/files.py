@@ -180,7 +180,7 @@ def _names(tree: ast.Module, path: Path) -> dict[str, Any]:
 
 def _imported(tree: ast.Module) -> dict[str, str]:
     """What is imported at the top of a script, ``module:name``; of a whole module its name."""
-    found = {}
+    found: dict[str, str] = {}
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
             found |= {one.asname or one.name: f"{statement.module}:{one.name}" for one in statement.names}
