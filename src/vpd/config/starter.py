@@ -93,7 +93,6 @@ def _recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings to start with; those that hang on what was ``given`` fit it."""
     env, method = given.get("env.name", "digits"), given.get("algorithm.name", METHOD)
     model = given.get("model.name_or_path", _model_for(env))
-    has_e_step = not is_place(method) and "e_every" in (known_keys("algorithm", method) or ())
     fixed_length = env == "digits"
     return {
         "model": {"name_or_path": model},
@@ -104,7 +103,7 @@ def _recommended(given: Mapping[str, Any]) -> dict[str, Any]:
             "num_generations": 8,
             **({} if fixed_length else {"max_completion_length": 256}),
         },
-        "algorithm": {"name": method, **({"e_every": 1} if has_e_step else {})},
+        "algorithm": {"name": method},
         "optim": {"learning_rate": 2e-4 if model in BUNDLED else 1e-5},
         "run": {
             "max_steps": 100,
