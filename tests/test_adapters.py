@@ -480,7 +480,7 @@ def test_vpd_check_and_vpd_train_need_no_class(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_functions_of_the_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    docs = (Path(__file__).resolve().parent.parent / "docs" / "environments.md").read_text()
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "own_task.md").read_text()
     code = re.search(r"```python\n# my_rewards.py\n(.*?)```", docs, re.DOTALL)
     assert code is not None
     (tmp_path / "my_rewards.py").write_text(code[1])

@@ -229,7 +229,7 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),
         ("train --conf x.yaml", "unexpected argument '--conf'"),
-        ("init --config x.yaml", "unexpected argument '--config'"),
+        ("init --config x.yaml", "unexpected argument 'x.yaml'. Write --output x.yaml."),
         ("eval --output ${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
     ],
 )

@@ -47,7 +47,6 @@ FOREIGN = {
 }
 #: Files that a run writes or a user has; none of them is in the repository.
 NOT_IN_THE_REPOSITORY = {
-    "methods.md",
     "config.yaml",
     "run.json",
     "metrics.jsonl",

@@ -246,6 +246,9 @@ def test_a_server_writes_the_prompt_with_its_own_template_and_scores_after_it(tm
         fake.faults["/tokenize"] = [None, (400, "no chat template")]  # the check of the tokenizer, then
         with pytest.raises(EngineError, match=r"writes no prompt of messages.*teacher_chat_template to student"):
             made("policy", teacher_url=url, distillation_topk=4)
+        fake.template = lambda messages: []
+        with pytest.raises(EngineError, match=r"writes no prompt of messages.*got no tokens"):
+            made("policy", teacher_url=url, distillation_topk=4)
     near = made(folder)
     rollouts = [r for group in groups for r in group.rollouts]
     assert sorted(scored) == sorted(r.external_prompt + r.completion.tokens for r in rollouts)

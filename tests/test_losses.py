@@ -119,6 +119,7 @@ ROWS, ROWS_2, FLAGS, FLAGS_21 = torch.zeros(3), torch.zeros(2, 1), torch.ones(3)
 TABLE, TOKENS = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
 IDS = torch.zeros(2, 3, dtype=torch.long)
 MISMATCHES: dict[str, list[Callable[[], object]]] = {
+    "contrastive_preference": [lambda: losses.contrastive_preference(torch.zeros(2), torch.zeros(3), bias=0.5)],
     "token_logprobs": [lambda: losses.token_logprobs(TABLE, TOKENS[:1])],
     "logprobs_and_grad": [lambda: losses.logprobs_and_grad(TABLE, TOKENS[:1])],
     "divergence": [lambda: losses.divergence(TABLE, TABLE[:1], alpha=0.5)],
@@ -171,7 +172,7 @@ def test_every_public_loss_has_its_shapes_checked() -> None:
         for name, value in vars(losses).items()
         if inspect.isfunction(value) and value.__module__ == losses.__name__ and name[0] != "_"
     }
-    assert functions - {"entropy"} == set(MISMATCHES)  # entropy takes one tensor
+    assert functions - {"entropy", "effective_share"} == set(MISMATCHES)  # these take one tensor
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -37,6 +37,11 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "kind_predicts_success": (1, {"e_step/kind_predicts_success": 0.7}, {"e_step/kind_predicts_success": 0.6}),
     "grader_failed": (1, {"env/grader_failed": 0.1}, {"env/grader_failed": 0.0}),
     "quotes_feedback": (6, {"completions/quoted_run": 3.1}, {"completions/quoted_run": 2.9}),
+    "recorded_too_old": (
+        0,
+        {"recorded/staleness": 1.1, "recorded/effective_tokens": 1.0},
+        {"recorded/staleness": 0.9, "recorded/effective_tokens": 0.6},
+    ),
     "dead_gradient": (1, {"m_step/grad_norm": 1e-9}, {"m_step/grad_norm": 1e-9, "m_step/loss": 1e-6}),
     "stale_rollouts": (
         1,

@@ -61,6 +61,18 @@ def test_every_metric_that_a_rule_reads_is_written_by_a_real_run(tmp_path: Path)
     on_the_sampler: dict[str, Any] = {"algorithm__importance_reference": "sampler", "run__max_steps": 1}
     assert vpd_train(tmp_path / "vpd_sampler", **on_the_sampler) == 0
     assert vpd_train(tmp_path / "grpo_sampler", algorithm__name="grpo", **(picky | on_the_sampler)) == 0
-    runs = ("vpd", "grpo", "vpd_sampler", "grpo_sampler")
+    answers = [
+        {
+            "prompt": f"apply rule A to {i} 2 3",
+            "answer": "1 3 2",
+            "feedback": "wrong : rule A means swap",
+            "reward": 0.0,
+        }
+        for i in range(8)
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    recorded = {"env__name": "recorded", "env__path": tmp_path / "log.jsonl", "algorithm__name": "sdpo"}
+    assert vpd_train(tmp_path / "recorded", run__max_steps=1, **recorded) == 0
+    runs = ("vpd", "grpo", "vpd_sampler", "grpo_sampler", "recorded")
     written = {name for run in runs for line in metrics_of(tmp_path / run) for name in line}
     assert names_that_rules_read() - written == set()

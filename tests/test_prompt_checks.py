@@ -50,7 +50,9 @@ def prompter(tokenizer: Any, *, window: int | None = None, length: int = 8, **ch
 
 
 def checked(made: Prompter, *texts: str, feedback: Any = ()) -> None:
-    check_prompts(made, [asking(text) for text in texts], vocabulary=10_000, replies=False, feedback=feedback)
+    check_prompts(
+        made, [asking(text) for text in texts], vocabulary=10_000, replies=False, feedback=feedback, context=True
+    )
 
 
 DROPPING = {
@@ -65,8 +67,10 @@ def test_a_template_that_drops_the_feedback_is_known_beforehand(template: str) -
     made = prompter(qwen(DROPPING[template]))
     task = Task(id="t1", messages=({"role": "system", "content": "s"}, {"role": "user", "content": "add one and two"}))
     with pytest.raises(ModelError, match=r"drops the end of the last user message of task 't1'.*\(grpo\)"):
-        check_prompts(made, [task], vocabulary=10_000, replies=False, feedback=(SelfCritique(),))
-    check_prompts(made, [task], vocabulary=10_000, replies=False, feedback=())  # a method that reads none
+        check_prompts(made, [task], vocabulary=10_000, replies=False, feedback=(SelfCritique(),), context=True)
+    check_prompts(
+        made, [task], vocabulary=10_000, replies=False, feedback=(), context=False
+    )  # a method that reads none
     checked(prompter(qwen()), "add one and two", feedback=(SelfCritique(),))
 
 

@@ -219,7 +219,7 @@ def test_text_that_the_tokenizer_does_not_know_is_counted_and_told(caplog: pytes
     assert teacher_prompt(prompter(llama2()), feedback("fox 漢字")).unknown_tokens == 0
 
     tasks = [asking("1 2"), asking("1 fox 2 dog")]
-    check_prompts(made, tasks, vocabulary=len(made.tokenizer), replies=False, feedback=())
+    check_prompts(made, tasks, vocabulary=len(made.tokenizer), replies=False, feedback=(), context=False)
     assert "1 of 2 known tasks hold text that the tokenizer has no tokens for" in caplog.text
     assert "reads <unk> instead: 2 tokens of task 't7'" in caplog.text
 

@@ -281,7 +281,8 @@ def test_a_retry_that_quotes_its_feedback_is_left_out_and_counted() -> None:
         return dataclasses.replace(failed.retries[0], completion=completion, grade=Grade(reward=1.0, success=True))
 
     retries = (saying("Cats in the garden."), saying("Bruna wants the word garden in every sentence"))
-    group = Group(rollouts=(dataclasses.replace(failed, context=context, retries=retries),))
+    alone = dataclasses.replace(failed, context=context, retries=retries, comparisons=())
+    group = Group(rollouts=(alone,))
     imitation = Imitation(sdpo(retry_max_quote=6), 2.0)
     assert len(imitation.examples([group])) == 1 and imitation.metrics([group]) == {"retries/left_out": 1.0}
     assert len(Imitation(sdpo(retry_max_quote=None), 2.0).examples([group])) == 2

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,10 @@ def teacher(tmp_path: Path) -> Iterator[tuple[FakeVLLM, dict[str, object], Path]
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False))
 
-    fake = FakeVLLM(model, window=512, development=False, encode=encode)
+    def template(messages: list[Any]) -> list[int]:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    fake = FakeVLLM(model, window=512, development=False, encode=encode, template=template)
     with serving(fake) as url:
         settings = {"algorithm.name": "gkd", "algorithm.teacher_url": url, "algorithm.teacher_model": "policy"}
         yield fake, settings | {"algorithm.distillation_topk": len(tokenizer)}, tmp_path / "teacher"

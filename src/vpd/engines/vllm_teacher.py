@@ -59,14 +59,18 @@ class VLLMTeacher:
             "chat_template_kwargs": {"enable_thinking": enable_thinking},
             **({"tools": list(tools)} if tools else {}),
         }
+        cause: RefusedError | None = None
         try:
-            return self.client.ask("/tokenize", Question(body, _tokens))
+            written = self.client.ask("/tokenize", Question(body, _tokens))
         except RefusedError as error:
-            raise EngineError(
-                f"the server at {self.client.url} writes no prompt of messages with its model's chat template",
-                got=str(error)[:200],
-                do="Set algorithm.teacher_chat_template to student.",
-            ) from error
+            written, cause = (), error
+        if written:
+            return written
+        raise EngineError(
+            f"the server at {self.client.url} writes no prompt of messages with its model's chat template",
+            got="no tokens" if cause is None else str(cause)[:200],
+            do="Set algorithm.teacher_chat_template to student.",
+        ) from cause
 
     def top_k(self, rows: Sequence[tuple[Tokens, Tokens]]) -> list[TopKLogprobs]:
         """What the teacher would say next at each token of a row's completion, after its prompt.  Raises EngineError.
