@@ -18,19 +18,17 @@ from annotated_types import Ge
 from vpd.algorithms import Algorithm, weighting
 from vpd.algorithms.examples import token_counts, with_loss_weights
 from vpd.algorithms.ldd import environment_examples
-from vpd.learners import Learner, Measure, ModelName, Objective, TokenLoss, Update
+from vpd.learners import Learner, Objective, TokenLoss, Update
+from vpd.learners.around import LearnerAround
 from vpd.prompts import Prompter
 from vpd.settings import Settings
 from vpd.types import Example, Group, TopKLogprobs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from vpd.model.batch import Batch
     from vpd.model.scorer import Role, Scorer
-    from vpd.policy import Policy
 
 NOTHING = -30.0  # log-prob of a token that p_0 rules out, and at a place that does not count
 
@@ -112,14 +110,14 @@ class _Likeliest:
         return scorer.of_tokens("student", columns)
 
 
-class WithTerm:
+class WithTerm(LearnerAround):
     """A learner whose updates of the student also have these rows, with their own term of the loss.
 
     The report is that of the other rows, and holds the term's loss.
     """
 
     def __init__(self, learner: Learner, rows: Sequence[Example], objectives: Mapping[str, Objective]):
-        self._learner = learner
+        super().__init__(learner)
         self._rows = rows
         self._objectives = objectives
 
@@ -133,9 +131,9 @@ class WithTerm:
         lr_scale: float = 1.0,
     ) -> Update:
         if train != "student":
-            return self._learner.update(name, examples, objectives, train=train, lr_scale=lr_scale)
+            return super().update(name, examples, objectives, train=train, lr_scale=lr_scale)
         together = {**objectives, **self._objectives}
-        update = self._learner.update(name, [*examples, *self._rows], together, train=train, lr_scale=lr_scale)
+        update = super().update(name, [*examples, *self._rows], together, train=train, lr_scale=lr_scale)
         count = len(examples)
         own = {f"{name}/rows": float(len(self._rows)), f"{name}/tokens": float(sum(token_counts(self._rows)))}
         return Update(
@@ -143,35 +141,3 @@ class WithTerm:
             values={term: values[:count] for term, values in update.values.items()},
             tokens={signal: kept[:count] for signal, kept in update.tokens.items()},
         )
-
-    def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
-        return self._learner.score(examples, measure, model=model)
-
-    def end_iteration(self) -> None:
-        self._learner.end_iteration()
-
-    @property
-    def learning_rate(self) -> float:
-        return self._learner.learning_rate
-
-    @property
-    def logprob_tolerance(self) -> float:
-        return self._learner.logprob_tolerance
-
-    def policy(self, model: ModelName = "live") -> Policy:
-        return self._learner.policy(model)
-
-    def state(self) -> dict[str, Any]:
-        return self._learner.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._learner.restore(state)
-
-    def save(self, folder: Path) -> None:
-        self._learner.save(folder)
-
-    def load(self, folder: Path) -> None:
-        self._learner.load(folder)
-
-    def export(self, folder: Path) -> None:
-        self._learner.export(folder)

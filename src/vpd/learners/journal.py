@@ -10,14 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Measure, ModelName, Objective, Update
+from vpd.learners.around import LearnerAround
 from vpd.learners.token_records import TokenRecorder
 from vpd.model.scorer import Role
-from vpd.policy import Policy
 from vpd.types import Example, Group, Metrics, Rollout, SampleKey
 
 #: What a call gave: log-probs of ``score``, or the report of ``update``.
@@ -51,7 +50,7 @@ class Fault:
     call: Call | None
 
 
-class Journal:
+class Journal(LearnerAround):
     """A learner that keeps what it was asked; ``recorder`` scores the rows that a person may want to look at.
 
     Raises NonFiniteError for numbers of rows or scores that are not finite, and TrainingError where a row holds other
@@ -59,11 +58,11 @@ class Journal:
     """
 
     def __init__(self, learner: Learner, groups: Sequence[Group], recorder: TokenRecorder | None = None):
+        super().__init__(learner)
         self.results: list[Result] = []
         self.call: Call | None = None
         self.seconds_recording = 0.0
         self._recorder = recorder
-        self._learner = learner
         self._drawn = [rollout for group in groups for rollout in group.rollouts]
         self._rollouts = {rollout.key: rollout for rollout in self._drawn}
         self._trained: set[SampleKey] = set()
@@ -71,7 +70,7 @@ class Journal:
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         self._begin(Call(kind="score", name=model, examples=examples))
-        scores = self._learner.score(examples, measure, model=model)
+        scores = super().score(examples, measure, model=model)
         for example, values in zip(examples, scores, strict=True):
             bad = [value for value in _flat(values) if math.isnan(value) or value == math.inf]  # -inf: probability 0
             if bad:
@@ -92,7 +91,7 @@ class Journal:
         call = Call(kind="update", name=name, examples=examples, train=train, lr_scale=lr_scale)
         self._begin(call)
         self._record(call)
-        update = self._learner.update(name, examples, objectives, train=train, lr_scale=lr_scale)
+        update = super().update(name, examples, objectives, train=train, lr_scale=lr_scale)
         for example in examples:
             if example.key is not None and any(example.loss_weights.values()):
                 self._trained.add(example.key)
@@ -138,35 +137,6 @@ class Journal:
     def _end(self, result: Result) -> None:
         self.results.append(result)
         self.call = None
-
-    def end_iteration(self) -> None:
-        self._learner.end_iteration()
-
-    @property
-    def learning_rate(self) -> float:
-        return self._learner.learning_rate
-
-    @property
-    def logprob_tolerance(self) -> float:
-        return self._learner.logprob_tolerance
-
-    def policy(self, model: ModelName = "live") -> Policy:
-        return self._learner.policy(model)
-
-    def state(self) -> dict[str, Any]:
-        return self._learner.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._learner.restore(state)
-
-    def save(self, folder: Path) -> None:
-        self._learner.save(folder)
-
-    def load(self, folder: Path) -> None:
-        self._learner.load(folder)
-
-    def export(self, folder: Path) -> None:
-        self._learner.export(folder)
 
 
 def _flat(values: Sequence[Any]) -> Iterator[float]:
