@@ -233,84 +233,57 @@ GATED = tuple(
 )
 
 
+def _of_retries(name: str, setting: str, statement: str, *comparisons: Comparison, main: bool = True) -> Claim:
+    return Claim(
+        name=f"{name}_{setting}", setting=setting, statement=statement, source=OURS,
+        comparisons=comparisons, suite="retries", main=main,
+    )  # fmt: skip
+
+
+def _not_worse(left: str, *rivals: str) -> tuple[Comparison, ...]:
+    """At the end, and over the run."""
+    return tuple(Comparison(measure=measure, left=left, right=rivals, least=0.0) for measure in ("final", "mean"))
+
+
 def _retries(setting: str) -> tuple[Claim, ...]:
     return (
-        Claim(
-            name=f"retries_{setting}",
-            setting=setting,
-            statement="With half of its attempts spent on the teacher's retries, VPD ends above VPD without any.",
-            source=OURS,
-            comparisons=(_above("vpd_retries", "vpd"),),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "retries", setting,
+            "With half of its attempts spent on the teacher's retries, VPD ends above VPD without any.",
+            _above("vpd_retries", "vpd"),
         ),
-        Claim(
-            name=f"retries_imitate_{setting}",
-            setting=setting,
-            statement="VPD with retries ends above imitating the retries that succeed.",
-            source=OURS,
-            comparisons=(_above("vpd_retries", "imitate"),),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "retries_imitate", setting, "VPD with retries ends above imitating the retries that succeed.",
+            _above("vpd_retries", "imitate"),
         ),
-        Claim(
-            name=f"retries_e_step_{setting}",
-            setting=setting,
-            statement="In VPD with retries the E-step helps (mean over the run), every fifth or every iteration.",
-            source=OURS,
-            comparisons=tuple(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "retries_e_step", setting,
+            "In VPD with retries the E-step helps (mean over the run), every fifth or every iteration.",
+            *(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
         ),
-        Claim(
-            name=f"retries_loss_{setting}",
-            setting=setting,
-            statement="Cross-entropy on the retries that succeed ends above a policy gradient on all, and above KL.",
-            source=OURS,
-            comparisons=(_above("imitate", "retries_pg"), _above("imitate", "retries_kl")),
-            suite="retries",
+        _of_retries(
+            "retries_loss", setting,
+            "Cross-entropy on the retries that succeed ends above a policy gradient on all, and above KL.",
+            _above("imitate", "retries_pg"), _above("imitate", "retries_kl"), main=False,
         ),
-        Claim(
-            name=f"retries_gated_every_{setting}",
-            setting=setting,
-            statement="With an E-step in each iteration, evidence-gated VPD with retries is not worse than the best of"
-            " these and of VPD with retries, F = 1: at the end, and over the run.",
-            source=OURS,
-            comparisons=tuple(
-                Comparison(
-                    measure=measure, left="gated_retries_f1", right=(*RETRIES_RIVALS, "vpd_retries_f1"), least=0.0
-                )
-                for measure in ("final", "mean")
-            ),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "retries_gated_every", setting,
+            "With an E-step in each iteration, evidence-gated VPD with retries is not worse than the best of these and"
+            " of VPD with retries, F = 1: at the end, and over the run.",
+            *_not_worse("gated_retries_f1", *RETRIES_RIVALS, "vpd_retries_f1"),
         ),
-        Claim(
-            name=f"gated_every_{setting}",
-            setting=setting,
-            statement="Evidence-gated VPD is not worse with an E-step in each iteration than with one in every fifth.",
-            source=OURS,
-            comparisons=tuple(
-                Comparison(measure=measure, left="gated_f1", right=("gated",), least=0.0)
-                for measure in ("final", "mean")
-            ),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "gated_every", setting,
+            "Evidence-gated VPD is not worse with an E-step in each iteration than with one in every fifth.",
+            *_not_worse("gated_f1", "gated"),
         ),
-        Claim(
-            name=f"retries_gated_{setting}",
-            setting=setting,
-            statement="Evidence-gated VPD with retries is not worse than the best of GRPO, SDPO, VPD, gated VPD"
-            " and imitation: at the end, and over the run.",
-            source=OURS,
-            comparisons=tuple(
-                Comparison(measure=measure, left="gated_retries", right=RETRIES_RIVALS, least=0.0)
-                for measure in ("final", "mean")
-            ),
-            suite="retries",
-            main=True,
+        _of_retries(
+            "retries_gated", setting,
+            "Evidence-gated VPD with retries is not worse than the best of GRPO, SDPO, VPD, gated VPD and imitation: at"
+            " the end, and over the run.",
+            *_not_worse("gated_retries", *RETRIES_RIVALS),
         ),
-    )
+    )  # fmt: skip
 
 
 RETRIES_RIVALS = ("grpo", "sdpo", "vpd", "gated", "imitate")
