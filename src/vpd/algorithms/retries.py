@@ -66,6 +66,11 @@ def to_retry_examples(groups: Sequence[Group]) -> list[Example]:
     return [_retry_example(number, attempt, retry) for number, attempt, retry in _retries(groups)]
 
 
+def may_teach(attempt: Rollout, retry: Rollout, most: int | None) -> bool:
+    """Whether a retry repeats at most ``most`` words in a row of the feedback on its attempt (None: any number)."""
+    return most is None or feedback_quoted(attempt, retry) <= most
+
+
 class Imitation:
     """The M-step's loss on retries, ``retry_loss``, and the rows that it is of."""
 
@@ -117,8 +122,7 @@ class Imitation:
 
     def may_teach(self, attempt: Rollout, retry: Rollout) -> bool:
         """Whether a retry does not quote its feedback at a length beyond ``retry_max_quote``."""
-        most = self.settings.retry_max_quote
-        return most is None or feedback_quoted(attempt, retry) <= most
+        return may_teach(attempt, retry, self.settings.retry_max_quote)
 
     @property
     def loss(self) -> Loss:

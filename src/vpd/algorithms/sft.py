@@ -25,10 +25,9 @@ from vpd.algorithms.examples import (
     token_counts,
     with_loss_weights,
 )
-from vpd.algorithms.retries import to_retry_examples
+from vpd.algorithms.retries import may_teach, to_retry_examples
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
-from vpd.quoting import feedback_quoted
 from vpd.settings import Settings
 from vpd.types import Example, Group
 
@@ -85,11 +84,11 @@ class SFT:
     def _retries(self, groups: Sequence[Group]) -> list[Example]:
         """The retries that succeeded, under the student's prompt, without those that quote their feedback."""
         most = self.settings.retry_max_quote
-        quoted = [
-            most is not None and feedback_quoted(attempt, retry) > most
+        teaches = [
+            retry.success and may_teach(attempt, retry, most)
             for group in groups
             for attempt in group.rollouts
             for retry in attempt.retries
         ]
-        rows = zip(to_retry_examples(groups), quoted, strict=True)
-        return [dataclasses.replace(row, teacher=None) for row, quotes in rows if row.success and not quotes]
+        rows = zip(to_retry_examples(groups), teaches, strict=True)
+        return [dataclasses.replace(row, teacher=None) for row, kept in rows if kept]

