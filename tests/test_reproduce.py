@@ -15,7 +15,7 @@ from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.lab.reproduce import bases, run, settings_table, tune, versions
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
-from vpd.lab.reproduce.methods import METHODS, load_rates, load_table, rate_of
+from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, load_table, rate_of
 from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import write_report
@@ -224,8 +224,40 @@ def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, 
 
 
 def test_tuning_takes_seeds_of_its_own_and_leaves_the_new_settings_alone() -> None:
-    jobs = tune.tuning_jobs([("sparse", "vpd"), ("sparse", "vpd_f1"), ("noisy", "vpd")], seeds=2)
+    jobs = tune.tuning_jobs([("sparse", "vpd"), ("noisy", "vpd")], seeds=2)
     assert {job.seed for job in jobs} == {100, 101} and len(jobs) == 2 * len(DIGITS.grid)
+    assert {job.setting for job in jobs} == {"sparse"}
+
+
+def test_an_ablation_that_is_named_is_tuned_and_then_has_a_rate_of_its_own() -> None:
+    jobs = tune.tuning_jobs([("sparse", "imitate"), ("sparse", "vpd_f1")], seeds=1)
+    assert {job.method for job in jobs} == {"imitate", "vpd_f1"} and len(jobs) == 2 * len(DIGITS.grid)
+    rates = {"sparse": {"vpd": 1e-3, "imitate": 3e-3}}
+    assert rate_of(rates, "noisy", "imitate") == 3e-3 and rate_of(rates, "noisy", "vpd_f1") == 1e-3
+    [job, *_] = plan([CLAIMS["retries_imitate_noisy"]], Options(output=Path(), seeds=1), rates)[::-1]
+    assert job.method == "imitate" and job.learning_rate == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "tuned"),
+    [
+        (["--methods", "imitate", "vpd_f1"], {("sparse", "imitate"), ("sparse", "vpd_f1")}),
+        (["--methods"], {("sparse", name) for name in COMPARED if METHODS[name].tuned_as is None}),
+        (["--only", "dynamic_prior"], {("sparse", "vpd")}),  # its ablation vpd_fixed uses the rate of vpd
+    ],
+)
+def test_which_methods_the_command_tunes(
+    words: list[str], tuned: set[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Job] = []
+
+    def no_runs(jobs: list[Job], *_: Any, **__: Any) -> dict[Job, Any]:
+        asked.extend(jobs)
+        return {}
+
+    monkeypatch.setattr(tune, "make_all", no_runs)
+    assert main(["reproduce", "sparse", "--tune", *words, "--output_dir", str(tmp_path)]) == 0
+    assert {(job.setting, job.method) for job in asked} == tuned
 
 
 @pytest.fixture
@@ -262,12 +294,27 @@ def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
     findings = [
         judge(CLAIMS[name], runs) for name in ("vpd_over_sdpo", "dynamic_prior", "f_5_over_1", "cold_grpo_wins")
     ]
-    paths = write_report(findings, runs, tmp_path, rates=Path("rates.yaml"))
+    paths = write_report(findings, runs, tmp_path, rates=RATES_FILE)
     text = (tmp_path / "reproduction.md").read_text()
     assert "2 holds" in text and "2 not run" in text and "± 0.000 | 3 | **holds** |" in text
+    assert "chosen on other seeds (`rates.yaml`)." in text  # all were
     assert "| GRPO | 0.001 | 3 | 0.00 ± 0.00 | 0.20 ± 0.01 |" in text
     assert [p.name for p in paths] == ["claims.json", "reproduction.md", "reproduce-sparse.png"]
     assert paths[2].stat().st_size > 10_000
+
+
+def test_a_report_names_the_methods_whose_rates_were_not_tuned(tmp_path: Path) -> None:
+    rates = tmp_path / "mine.yaml"
+    rates.write_text(
+        "rates: {sparse: {vpd: {learning_rate: 1.0e-3, seeds: [100]}, gated: {learning_rate: 1.0e-3, seeds: []}}}"
+    )
+    runs = {(setting, name): {0: fake(name, 0, 0.5, setting)} for setting in ("sparse", "noisy") for name in ARMS}
+    write_report([], runs, tmp_path, rates=rates)
+    text = (tmp_path / "reproduction.md").read_text()
+    assert "on other seeds (`mine.yaml`); not tuned: in `sparse` gated, gated_retries." in text
+
+
+ARMS = ("vpd", "imitate", "gated", "gated_retries")
 
 
 def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(

@@ -55,7 +55,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="METHOD",
         help="no claims: the table of all methods (or of these) over all settings, methods.md; with --tune: choose the"
-        " learning rates of these methods (default all that the table has)",
+        " learning rates of exactly these methods (default: of those in the table that do not use another's)",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="CLAIM", help="test only this claim (repeatable)"
@@ -66,16 +66,20 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first_seed", type=int, default=0, help="first seed (default 0)")
     parser.add_argument("--jobs", type=int, default=1, help="parallel processes of one thread each (default 1)")
     parser.add_argument(
-        "--tune", action="store_true", help="choose learning rates instead of testing claims; writes rates.yaml"
+        "--tune",
+        action="store_true",
+        help="choose learning rates instead of testing claims; writes rates.yaml. Seeds are 100, 101, ...; a setting"
+        " that uses another's rates is tuned there",
     )
     parser.add_argument("--rates", type=path, help="rates.yaml written by --tune (default: the shipped table)")
     parser.add_argument("--output_dir", type=path, default=Path("reproduce-out"), help="(default reproduce-out)")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.lab.reproduce.methods import COMPARED, RATES
+    from vpd.lab.reproduce.methods import COMPARED, RATES, has_own_rate
     from vpd.lab.reproduce.suite import Options, compare_methods, reproduce, tune_rates
 
+    every = tuple(filter(has_own_rate, COMPARED)) if options.tune else COMPARED
     chosen = Options(
         output=options.output_dir,
         settings=tuple(options.settings),
@@ -87,7 +91,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         first_seed=options.first_seed,
         jobs=options.jobs,
         rates=options.rates or RATES,
-        methods=() if options.methods is None else tuple(options.methods) or COMPARED,
+        methods=() if options.methods is None else tuple(options.methods) or every,
     )
     if options.tune:
         tune_rates(chosen)

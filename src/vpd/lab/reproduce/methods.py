@@ -1,20 +1,21 @@
 """All methods and ablations, each as the ``algorithm`` section of a configuration.
 
 Every method samples as many answers and has a learning rate of its own, chosen from one grid on other seeds
-(rates.yaml).  A method with retries samples half as many attempts, and at most one retry for each; it has the rate of
-the method without retries.
+(rates.yaml).  A method with retries samples half as many attempts, and at most one retry for each; where no rate was
+tuned for it, it has the rate of the method without retries.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from vpd.errors import ConfigError, nearest
 from vpd.lab.reproduce.settings_table import SETTINGS
 
+Entry = TypeVar("Entry")
 RATES = Path(__file__).with_name("rates.yaml")
 JUDGE = {"name": "judge", "judge": "reward", "max_pairs": 24}
 
@@ -26,7 +27,7 @@ class Method:
     ``retries``: half of its answers are the teacher's retries.  ``feedback``: its own sources in the place of the
     setting's.  ``warmup``: what the base is trained with before (:mod:`vpd.lab.reproduce.warmups`), ``dynamics``: that
     section of the run that follows.
-    ``tuned_as``: the method whose learning rate an ablation uses where it has none of its own.
+    ``tuned_as``: the method whose learning rate an ablation uses where the table has none of its own.
     """
 
     name: str
@@ -202,6 +203,11 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+def has_own_rate(name: str) -> bool:
+    """Whether a method never uses another's learning rate.  Raises ConfigError for an unknown name."""
+    return find_method(name).tuned_as is None
+
+
 def load_rates(path: Path = RATES) -> dict[str, dict[str, float]]:
     """Learning rates by setting and method.  Raises ConfigError."""
     return {
@@ -230,10 +236,15 @@ def load_table(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def rate_of(rates: Mapping[str, Mapping[str, float]], setting: str, name: str) -> float:
     """The learning rate of a method in a setting.  Raises ConfigError if the table does not have it."""
+    return entry_of(rates, setting, name)
+
+
+def entry_of(table: Mapping[str, Mapping[str, Entry]], setting: str, name: str) -> Entry:
+    """What a table of rates has for a method in a setting: its own entry, else that of the method it is tuned as."""
     tuned = find_method(name).tuned_as or name
     source = SETTINGS[setting].tuned_as or setting
     try:
-        here = rates[source]
+        here = table[source]
         return here[name] if name in here else here[tuned]
     except KeyError as error:
         raise ConfigError(

@@ -11,7 +11,7 @@ import transformers
 
 from vpd.errors import StorageError
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
-from vpd.lab.reproduce.methods import METHODS
+from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
 from vpd.lab.reproduce.pictures import draw_setting, draw_students
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
@@ -101,7 +101,7 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"*final* is the mean of the last {2 * BLOCK} iterations, *peak* the best {BLOCK} iterations in a row. "
         f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher answers the student's "
         "failed attempts again, with feedback; the control, dotted in the pictures, answers them again without. "
-        f"Learning rates were chosen on other seeds (`{rates.name}`).",
+        + _rates(runs, rates),
         "",
         RULE,
         "",
@@ -137,10 +137,20 @@ def _tasks(environments: Collection[str]) -> list[str]:
             f"{CONVENTIONS.prompts_per_step} tasks × {CONVENTIONS.num_generations} answers (with retries: half of them "
             "are retries); evaluation asks for topics that training never names. Each seed has its own tasks and "
             "samples; the base is the same. *Instructions* and *text nll* are changes by training: the share of "
-            "held-out `instructions` that is followed, and nats a token of plain English. The rates of `conventions` "
-            "that are shipped are one number for all methods and were not tuned for each. "
+            "held-out `instructions` that is followed, and nats a token of plain English. "
         )
     return shown
+
+
+def _rates(runs: Runs, rates: Path) -> str:
+    """Where the learning rates are from, and for which methods none was chosen."""
+    table = load_table(rates)
+    untuned: dict[str, list[str]] = {}
+    for setting, method in runs:
+        if not entry_of(table, setting, method)["seeds"]:
+            untuned.setdefault(SETTINGS[setting].tuned_as or setting, []).append(method)
+    listed = "; ".join(f"in `{setting}` {', '.join(dict.fromkeys(names))}" for setting, names in untuned.items())
+    return f"Learning rates were chosen on other seeds (`{rates.name}`)" + f"; not tuned: {listed}" * bool(listed) + "."
 
 
 def _runs_in(name: str, runs: Runs) -> dict[str, list[Run]]:

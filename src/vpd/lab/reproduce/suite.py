@@ -9,7 +9,7 @@ from rich.table import Table
 from vpd.errors import ConfigError, StorageError, nearest
 from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
 from vpd.lab.reproduce.method_table import jobs_of, write_methods
-from vpd.lab.reproduce.methods import RATES, find_method, load_rates, rate_of
+from vpd.lab.reproduce.methods import RATES, find_method, has_own_rate, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import STYLES, write_report
 from vpd.lab.reproduce.run import Job, Run, make_all
@@ -123,12 +123,15 @@ def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[
 
 
 def tune_rates(options: Options, console: Terminal | None = None) -> Path:
-    """Choose the learning rates of all methods that the options' claims compare."""
+    """Choose the learning rates of ``options.methods``, ablations included, in ``options.settings``.
+
+    Without methods, of all that the options' claims compare and that do not use another method's rate.
+    """
     prepare(options.output)
     pairs = (
         [(setting, method) for setting in options.settings or TINY for method in options.methods]
         if options.methods
-        else [(claim.setting, method) for claim in options.claims() for method in claim.methods()]
+        else [(claim.setting, name) for claim in options.claims() for name in claim.methods() if has_own_rate(name)]
     )
     return tune(
         pairs,

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from vpd.errors import StorageError
-from vpd.lab.reproduce.methods import find_method, load_table
+from vpd.lab.reproduce.methods import load_table
 from vpd.lab.reproduce.run import Job, Run, make_all, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
 from vpd.report.console import Terminal
@@ -16,18 +16,14 @@ from vpd.report.console import Terminal
 FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
 HEAD = f"""\
-# Learning rates, chosen by `vpd reproduce SETTING --tune --all --seeds N`: the lowest of the grid whose mean final
+# Learning rates, chosen by `vpd reproduce SETTING --tune [--methods METHOD ...]`: the lowest of the grid whose mean final
 # accuracy, on seeds that are not reported, is within {TIE} of the best.  All methods have the same grid and rollouts.
 """
 
 
 def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
-    """The whole grid for every (setting, method) that has a learning rate of its own."""
-    own = dict.fromkeys(
-        (SETTINGS[setting].tuned_as or setting, method)
-        for setting, method in pairs
-        if find_method(method).tuned_as is None
-    )
+    """The whole grid for every (setting, method); for a setting that uses another's rates, in that one."""
+    own = dict.fromkeys((SETTINGS[setting].tuned_as or setting, method) for setting, method in pairs)
     return [
         Job(setting=setting, method=method, seed=FIRST_SEED + seed, learning_rate=rate)
         for setting, method in own
