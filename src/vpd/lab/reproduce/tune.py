@@ -16,7 +16,7 @@ from vpd.report.console import Terminal
 FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
 HEAD = f"""\
-# Learning rates, chosen by `vpd reproduce SETTING --tune [--methods METHOD ...]`: the lowest of the grid whose mean final
+# Learning rates, chosen by `vpd reproduce SETTING --tune [--methods ...]`: the lowest of the grid whose mean final
 # accuracy, on seeds that are not reported, is within {TIE} of the best.  All methods have the same grid and rollouts.
 """
 
