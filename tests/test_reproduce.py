@@ -403,6 +403,36 @@ def test_what_a_run_forgot_is_a_difference() -> None:
     assert measure(made, "text_nll") == pytest.approx(0.5) and measure(made, "instructions") == pytest.approx(-0.1)
 
 
+def test_a_run_keeps_answers_from_before_and_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
+    family = dataclasses.replace(DIGITS, samples=3)
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=1, family=family))
+    job = Job(setting="sparse", method="imitate", seed=0, learning_rate=1e-3)
+    [made] = make_all([job], tmp_path, processes=1, console=run.Terminal()).values()
+    before, after = made["samples"]["before"], made["samples"]["after"]
+    assert len(before) == len(after) == 3 and before != after
+    assert [sample["task"] for sample in before] == [sample["task"] for sample in after]
+    assert all(set(sample) == {"task", "answer", "reward", "feedback"} for sample in before)
+
+
+def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:
+    def sample(answer: str, reward: float) -> dict[str, Any]:
+        return {"task": "About cats.", "answer": answer, "reward": reward, "feedback": None}
+
+    runs: dict[tuple[str, str], dict[int, Any]] = {
+        ("conventions", "imitate"): {s: fake("imitate", s, 0.5, "conventions") for s in (1, 2)},
+        ("conventions", "grpo"): {0: fake("grpo", 0, 0.5, "conventions")},  # of an older version: without samples
+    }
+    kept = {"before": [sample("a | b\n<b>c</b> *d*", 0.0), sample("", 0.0)], "after": [sample("Sunny cats.", 1.0)] * 2}
+    runs["conventions", "imitate"][2]["samples"] = kept
+    paths = write_report([], runs, tmp_path, rates=RATES_FILE)
+    text = paths[-1].read_text()
+    assert paths[-1].name == "samples.md" and text.count("## ") == 1 and "imitate (seed 2)" in text
+    assert "| before: 0 of 2 accepted | after: 2 of 2 accepted |" in text
+    assert r"a \| b\\n&lt;b&gt;c&lt;/b&gt; \*d\* | **Sunny cats.** |" in text
+    assert "| About cats. | (empty) |" in text
+
+
 def test_abilities_of_a_model(tmp_path: Path) -> None:
     """A model that was made worse on plain text shows it: all its logits are the same."""
     config = vpd.parse_config(

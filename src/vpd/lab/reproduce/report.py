@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from vpd.errors import StorageError
+from vpd.lab.reproduce import samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
 from vpd.lab.reproduce.pictures import draw_setting, draw_students
@@ -45,8 +46,8 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """Write ``claims.json``, ``reproduction.md`` and a picture of each setting, of several settings one of
-    the student in all; returns the paths.
+    """Write ``claims.json``, ``reproduction.md``, ``samples.md`` where runs keep answers, and a picture of each
+    setting, of several settings one of the student in all; returns the paths.
     """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
     written = [output / "claims.json", output / "reproduction.md"]
@@ -63,6 +64,9 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
                 written[-1], [SETTINGS[name] for name in shown], {name: _runs_in(name, runs) for name in shown}
             )
         written[1].write_text(markdown(findings, runs, rates=rates))
+        if (samples := samples_page.markdown(runs)) is not None:
+            written.append(output / "samples.md")
+            written[-1].write_text(samples)
     except OSError as error:
         raise StorageError(
             f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."

@@ -18,11 +18,12 @@ from vpd.lab.processes import Advance, Call, run_calls
 from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.forgetting import abilities
 from vpd.lab.reproduce.methods import find_method
-from vpd.lab.reproduce.settings_table import find_setting
+from vpd.lab.reproduce.samples import held_out_samples
+from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
 from vpd.lab.reproduce.warmups import Warmup, warm_up
-from vpd.recipes.assemble import assemble
+from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
 from vpd.types import Group, Metrics
@@ -202,19 +203,20 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
         return load(file)
     started, cpu = time.perf_counter(), time.process_time()
     recorder = CurveRecorder(KEPT, advance)
-    forgetting = find_setting(job.setting).family.forgetting
+    family = find_setting(job.setting).family
     with _started(job) as config:
         parts = assemble(config)
-        before = abilities(parts) if forgetting else {}
+        before = _looked_at(parts, family)
         make_loop(parts, [recorder], output=None).run()
     parts.engine.load(parts.learner.policy())
-    after = abilities(parts) if forgetting else {}
+    after = _looked_at(parts, family)
     run = {
         "job": asdict(job),
         "settings": job.config_data(),
         "code": job.code(),
         "curves": recorder.curves,
-        "abilities": {name: (before[name], after[name]) for name in after},
+        "abilities": {name: (before.abilities[name], value) for name, value in after.abilities.items()},
+        "samples": {"before": before.samples, "after": after.samples} if after.samples else {},
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
@@ -225,6 +227,21 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
     except OSError as error:
         raise StorageError(f"cannot write {file}", got=error.strerror, do="Choose another --output_dir.") from error
     return load(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A model before or after training: its other abilities, and some of its answers."""
+
+    abilities: Mapping[str, float]
+    samples: Sequence[Mapping[str, Any]]
+
+
+def _looked_at(parts: Parts, family: Family) -> _Look:
+    return _Look(
+        abilities=abilities(parts) if family.forgetting else {},
+        samples=held_out_samples(parts, family.samples) if family.samples else (),
+    )
 
 
 def _make_base(name: str, seed: int, advance: Advance) -> Path:

@@ -29,7 +29,8 @@ class Family:
     ``seconds``: of one iteration on one idle core, without and with feedback, for answers of ``length`` tokens.
     ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read
     no feedback are evaluated with as many answers per task as the others; else with one, on more tasks.
-    ``forgetting``: other abilities are measured before and after training.
+    ``forgetting``: other abilities are measured before and after training.  ``samples``: held-out answers that a run
+    keeps from before and after training.
     """
 
     env: str
@@ -44,6 +45,7 @@ class Family:
     num_generations: int = 8
     same_evaluation: bool = False
     forgetting: bool = False
+    samples: int = 0
 
     @property
     def rollouts(self) -> int:
@@ -74,6 +76,7 @@ CONVENTIONS = Family(
     eval_steps=40,
     same_evaluation=True,
     forgetting=True,
+    samples=16,
 )
 
 
