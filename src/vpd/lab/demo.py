@@ -69,9 +69,8 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     Raises ConfigError for an option out of range, StorageError if ``output`` cannot be written.
     """
     for option, value, least in (("--seeds", seeds, 1), ("--steps", steps, 1), ("--seed", first_seed, 0)):
-        if value < least:
-            raise ConfigError(f"{option} is too small", got=value, expected=f"at least {least}")
-    _check_writable(output)
+        check_least(option, value, least)
+    check_writable(output)
     console = Terminal()
     with one_thread():
         _introduce(first_seed, steps, console)
@@ -243,7 +242,14 @@ def _mean(curve: Curve) -> float:
     return statistics.fmean(value for _, value in curve)
 
 
-def _check_writable(output: Path) -> None:
+def check_least(option: str, value: int, least: int) -> None:
+    """Raises ConfigError for an option below ``least``."""
+    if value < least:
+        raise ConfigError(f"{option} is too small", got=value, expected=f"at least {least}")
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder.  Raises StorageError if it cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / ".probe").touch()
