@@ -118,7 +118,7 @@ def learn(config: Config, output: Path, console: Terminal) -> dict[str, Any]:
     return results
 
 
-def verdict(curves: Mapping[str, Sequence[Curve]]) -> str:
+def verdict(curves: Mapping[str, Curve]) -> str:
     """What was learned, by the evaluations of held-out tasks."""
     student, teacher, control = (curves[role] for role in ROLES)
     (_, start), (steps, end) = student[0], student[-1]
