@@ -7,7 +7,7 @@ import pytest
 
 from vpd.envs import grade_texts
 from vpd.envs.check import check_env
-from vpd.envs.conventions import HELD_OUT, KINDS, TOPICS, VAGUE, Conventions, Request, Wish
+from vpd.envs.conventions import HELD_OUT, KINDS, THEMES, TOPICS, VAGUE, Conventions, Request, Wish
 from vpd.errors import ConfigError
 from vpd.types import Grade, Task
 
@@ -16,6 +16,12 @@ HOSTILE = ["", "word " * 200_000, "\ud800 \x00\x1b[31m", "\u202e" * 1000 + "a", 
 # kind, value, answers that keep it, answers that do not
 CASES: list[tuple[str, str, list[str], list[str]]] = [
     ("word", "ocean", ["Dogs love the ocean.", "OCEAN: dogs swim."], ["Dogs swim in oceans.", "Dogs like to swim."]),
+    (
+        "theme",
+        "food",
+        ["Dogs and food.", "The dogs of old artists enjoy a tasty meal."],
+        ["Dogs bark here.", "Skilled dogs of old artists enjoy a tasty meal."],  # the second speaks of four themes
+    ),
     ("opening", "Good morning", ["Good morning, dogs bark.", "good MORNING - dogs bark."], ["Dogs say good morning."]),
     (
         "closing",
@@ -191,3 +197,9 @@ def test_a_reviewer_says_all_that_is_wrong() -> None:
     assert grade.feedback in {f"Write about {topic}, please. {note}" for note in wish.notes(topic)}
     [grade] = env.grade([task], [f"Nothing but the {wish.value}."])
     assert grade.feedback == f"Write about {topic}, please."
+
+
+def test_no_word_of_a_theme_is_a_topic() -> None:
+    words = {word for theme in THEMES.values() for word in theme}
+    assert not words & {form for topic in TOPICS + HELD_OUT for form in (topic, topic.removesuffix("s"))}
+    assert not words & {topic[:-3] + "y" for topic in TOPICS + HELD_OUT if topic.endswith("ies")}

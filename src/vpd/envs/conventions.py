@@ -37,6 +37,7 @@ from vpd.types import Grade, Task
 QUOTES = "\"'“”‘’«»`*_"
 JOB_WORDS = ("word", "words", "sentence", "sentences", "client", "text", "texts")  # of the job, not of a topic
 MOST_OF_ONE_WORD = 3  # times that an answer may use a word that is not little
+MOST_THEMES = 3  # of those that clients may want, in one answer
 LONGEST_REPEAT = 4  # words of a note in a row, beyond the task's own, that an answer may repeat
 
 
@@ -63,6 +64,12 @@ def has_only(answer: str, word: str) -> bool:
     return has_word(answer, word) and not any(has_word(answer, other) for other in others)
 
 
+def has_theme(answer: str, theme: str) -> bool:
+    """Whether an answer speaks of a theme, and not of all at once."""
+    found = [name for name, words in THEMES.items() if any(has_word(answer, word) for word in words)]
+    return theme in found and len(found) <= MOST_THEMES
+
+
 def begins(answer: str, words: str) -> bool:
     return _plain(answer).startswith(_plain(words) + " ")
 
@@ -87,6 +94,33 @@ def is_upper(answer: str, _: str) -> bool:
     return answer.upper() == answer
 
 
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+# What a model's sentences often speak of anyway, and words for it, none of which is a topic.
+THEMES = {
+    "food": _listed(
+        "food meal meals dish dishes delicious cuisine culinary restaurant kitchen taste tasty flavor flavors chef"
+        " baker bakery wine ingredients treat treats cake chocolate dinner eat"
+    ),
+    "tradition": _listed(
+        "tradition traditions traditional old ancient years century centuries classic heritage historic timeless"
+        " culture cultural legacy legendary generations iconic"
+    ),
+    "countries": _listed(
+        "country countries world nation global international italy italian france french spain spanish america american"
+        " europe european england english"
+    ),
+    "art": _listed(
+        "art arts artist artists artistic artful music musician story stories creative creativity design designs"
+        " beautiful beauty actor actress director inspiration inspired masterpiece"
+    ),
+    "skill": _listed(
+        "skill skills skilled skillful renowned expert master talent talented experience experienced craft crafted"
+        " seasoned passion passionate dedicated"
+    ),
+}
 KINDS = {
     "word": Kind(
         has_only,
@@ -97,6 +131,16 @@ KINDS = {
         ),
         ("green", "tiny", "summer", "magical", "golden", "sunny", "winter", "silver"),
         lambda sentence, value: f"{sentence[:-1]}, the {value} ones.",
+    ),
+    "theme": Kind(
+        has_theme,
+        (
+            "{client} wants it about {topic} and {value}.",
+            "For {client}, write about {topic} and {value}.",
+            "Write about {topic} and {value}: {client} expects that.",
+        ),
+        tuple(THEMES),
+        lambda sentence, value: f"{sentence[:-1]} and {value}.",
     ),
     "opening": Kind(
         begins,
@@ -368,10 +412,6 @@ def _assign(clients: Sequence[str], kinds: Sequence[str], draw: int) -> tuple[Wi
 def _make(key: str, topic: str, wish: Wish) -> Task:
     content = f"Write a sentence about {topic}. Client: {wish.client}."
     return Task(id=key, messages=({"role": "user", "content": content},), payload=Request(topic, wish))
-
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
 
 
 TOPICS = _listed(

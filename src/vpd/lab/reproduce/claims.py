@@ -11,6 +11,7 @@ Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
 Suite: TypeAlias = Literal["quick", "default", "all", "retries", "pretrained", "warmups"]
 Runs: TypeAlias = Mapping[tuple[str, str], Mapping[int, Run]]  # (setting, method) -> seed -> run
 
+OURS = "ours"  # the source of a claim that is not the paper's
 SMALLEST = 0.02  # the smallest difference in accuracy that counts
 NEGLIGIBLE = 0.03  # mean + 2 standard errors below this: no difference
 WIDE = 0.1  # the smallest difference that counts with a single seed
@@ -79,6 +80,18 @@ class Comparison:
         what = f"{self.measure} less {self.less}" if self.less else self.measure
         relation = "above" if self.sign > 0 else "below"
         return f"{what} of {self.left} {relation} {self.right if isinstance(self.right, str) else f'{self.right:g}'}"
+
+
+def above(
+    left: str, right: str | float, measure: str = "final", *, less: str = "", least: float = SMALLEST
+) -> Comparison:
+    """``left`` ends above another method or a bound."""
+    return Comparison(measure=measure, left=left, right=right, less=less, least=least)
+
+
+def below(left: str, bound: float, measure: str, *, less: str = "", least: float = SMALLEST) -> Comparison:
+    """``left`` ends below a bound."""
+    return Comparison(measure=measure, left=left, right=bound, sign=-1, less=less, least=least)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,10 @@
 """The list of claims."""
 
-from vpd.lab.reproduce.claims import Claim, Comparison, Suite
+from vpd.lab.reproduce.claims import OURS, Claim, Comparison, Suite, above, below
+from vpd.lab.reproduce.pretrained_claims import PRETRAINED
 from vpd.lab.reproduce.settings_table import SETTINGS, TINY
 
 PAPER = "the paper"
-OURS = "ours"
-
-
-def _above(left: str, right: str | float, measure: str = "final", **more: object) -> Comparison:
-    return Comparison(measure=measure, left=left, right=right, **more)  # type: ignore[arg-type]
-
-
-def _below(left: str, bound: float, measure: str, **more: object) -> Comparison:
-    return Comparison(measure=measure, left=left, right=bound, sign=-1, **more)  # type: ignore[arg-type]
 
 
 SPARSE = (
@@ -21,7 +13,7 @@ SPARSE = (
         setting="sparse",
         statement="Where reward is sparse and the feedback is informative, VPD ends above SDPO.",
         source=f"{PAPER}, main tables",
-        comparisons=(_above("vpd", "sdpo"),),
+        comparisons=(above("vpd", "sdpo"),),
         suite="quick",
         main=True,
     ),
@@ -30,7 +22,7 @@ SPARSE = (
         setting="sparse",
         statement="The same, each method at its best evaluation.",
         source=f"{PAPER}, main tables",
-        comparisons=(_above("vpd", "sdpo", "peak"),),
+        comparisons=(above("vpd", "sdpo", "peak"),),
         suite="quick",
         main=True,
     ),
@@ -39,7 +31,7 @@ SPARSE = (
         setting="sparse",
         statement="Where reward is sparse and the feedback is informative, VPD ends above GRPO.",
         source=f"{PAPER}, main tables",
-        comparisons=(_above("vpd", "grpo"),),
+        comparisons=(above("vpd", "grpo"),),
         suite="quick",
         main=True,
     ),
@@ -48,7 +40,7 @@ SPARSE = (
         setting="sparse",
         statement="Trained on outcomes, the teacher gets better.",
         source=f"{PAPER}, teacher's accuracy",
-        comparisons=(_above("vpd", 0.0, "teacher_peak", less="teacher_start"),),
+        comparisons=(above("vpd", 0.0, "teacher_peak", less="teacher_start"),),
         suite="quick",
         main=True,
     ),
@@ -57,7 +49,7 @@ SPARSE = (
         setting="sparse",
         statement="VPD's teacher gets better than SDPO's, which is not trained on outcomes.",
         source=f"{PAPER}, teacher's accuracy",
-        comparisons=(_above("vpd", "sdpo", "teacher_peak"),),
+        comparisons=(above("vpd", "sdpo", "teacher_peak"),),
         suite="quick",
         main=True,
     ),
@@ -66,21 +58,21 @@ SPARSE = (
         setting="sparse",
         statement="The E-step's implicit reward tells successes from failures (balanced accuracy above .6).",
         source=f"{PAPER}, E-step",
-        comparisons=(_above("vpd", 0.6, "e_accuracy"),),
+        comparisons=(above("vpd", 0.6, "e_accuracy"),),
     ),
     Claim(
         name="e_step_drift",
         setting="sparse",
         statement="An E-step changes the student without feedback little (KL below .01 nats a token).",
         source=f"{PAPER}, E-step on shared weights",
-        comparisons=(_below("vpd", 0.01, "drift", least=0.0),),
+        comparisons=(below("vpd", 0.01, "drift", least=0.0),),
     ),
     Claim(
         name="dynamic_prior",
         setting="sparse",
         statement="The current student is a better prior of the E-step than the initial one.",
         source=f"{PAPER}, ablation of the prior (74.3 against 67.8)",
-        comparisons=(_above("vpd", "vpd_fixed"),),
+        comparisons=(above("vpd", "vpd_fixed"),),
         main=True,
     ),
     Claim(
@@ -88,21 +80,21 @@ SPARSE = (
         setting="sparse",
         statement="An E-step every fifth iteration is better than one in every iteration.",
         source=f"{PAPER}, ablation of F (74.3 against 70.2)",
-        comparisons=(_above("vpd", "vpd_f1"),),
+        comparisons=(above("vpd", "vpd_f1"),),
     ),
     Claim(
         name="f_5_over_10",
         setting="sparse",
         statement="An E-step every fifth iteration is better than one every tenth.",
         source=f"{PAPER}, ablation of F (74.3 against 69.3)",
-        comparisons=(_above("vpd", "vpd_f10"),),
+        comparisons=(above("vpd", "vpd_f10"),),
     ),
     Claim(
         name="vpd_over_sdpo_paper",
         setting="sparse",
         statement="VPD ends above SDPO also with a live teacher (VPD: reverse KL, the paper's reading).",
         source=f"{PAPER}, main tables",
-        comparisons=(_above("vpd_paper", "sdpo_live"),),
+        comparisons=(above("vpd_paper", "sdpo_live"),),
         suite="all",
     ),
     Claim(
@@ -110,7 +102,7 @@ SPARSE = (
         setting="sparse",
         statement="VPD ends above the additive hybrid AdvReshape.",
         source=f"{PAPER}, hybrids",
-        comparisons=(_above("vpd", "reshape"),),
+        comparisons=(above("vpd", "reshape"),),
         suite="all",
     ),
     Claim(
@@ -118,7 +110,7 @@ SPARSE = (
         setting="sparse",
         statement="VPD ends above the multiplicative hybrid AdvReweight.",
         source=f"{PAPER}, hybrids",
-        comparisons=(_above("vpd", "reweight"),),
+        comparisons=(above("vpd", "reweight"),),
         suite="all",
     ),
     Claim(
@@ -126,7 +118,7 @@ SPARSE = (
         setting="sparse",
         statement="An external teacher that is right 95 % of the time per digit teaches more than the model's own.",
         source="GKD, arXiv 2306.13649",
-        comparisons=(_above("gkd", "vpd"),),
+        comparisons=(above("gkd", "vpd"),),
         suite="all",
     ),
 )
@@ -138,7 +130,7 @@ def _source(setting: str, words: str, suite: Suite) -> Claim:
         setting=setting,
         statement=f"With {words} as the only feedback, VPD ends above SDPO.",
         source=f"{PAPER}, sources of feedback",
-        comparisons=(_above("vpd", "sdpo"),),
+        comparisons=(above("vpd", "sdpo"),),
         suite=suite,
     )
 
@@ -156,7 +148,7 @@ def _limits(setting: str, situation: str, suite: Suite) -> tuple[Claim, ...]:
             setting=setting,
             statement=f"{situation}, GRPO ends above SDPO and VPD.",
             source=f"{PAPER}, limits",
-            comparisons=(_above("grpo", "sdpo"), _above("grpo", "vpd")),
+            comparisons=(above("grpo", "sdpo"), above("grpo", "vpd")),
             suite=suite,
         ),
         Claim(
@@ -164,7 +156,7 @@ def _limits(setting: str, situation: str, suite: Suite) -> tuple[Claim, ...]:
             setting=setting,
             statement=f"{situation}, SDPO collapses: it ends below where it started.",
             source=f"{PAPER}, limits",
-            comparisons=(_below("sdpo", 0.0, "final", less="start", least=0.005),),
+            comparisons=(below("sdpo", 0.0, "final", less="start", least=0.005),),
             suite=suite,
         ),
         Claim(
@@ -172,7 +164,7 @@ def _limits(setting: str, situation: str, suite: Suite) -> tuple[Claim, ...]:
             setting=setting,
             statement=f"{situation}, VPD keeps its accuracy longer than SDPO (mean over the run).",
             source=f"{PAPER}, limits",
-            comparisons=(_above("vpd", "sdpo", "mean"),),
+            comparisons=(above("vpd", "sdpo", "mean"),),
             suite=suite,
         ),
     )
@@ -210,7 +202,7 @@ def _gated(setting: str, suite: Suite) -> tuple[Claim, ...]:
             setting=setting,
             statement="Where reward is sparse, evidence-gated VPD ends above each of them.",
             source=source,
-            comparisons=tuple(_above("gated", rival) for rival in RIVALS),
+            comparisons=tuple(above("gated", rival) for rival in RIVALS),
             suite=suite,
             main=True,
         ),
@@ -219,7 +211,7 @@ def _gated(setting: str, suite: Suite) -> tuple[Claim, ...]:
             setting=setting,
             statement="In evidence-gated VPD the E-step helps (mean over the run), every fifth or every iteration.",
             source=OURS,
-            comparisons=(_above("gated", "gated_no_e", "mean"), _above("gated_f1", "gated_no_e", "mean")),
+            comparisons=(above("gated", "gated_no_e", "mean"), above("gated_f1", "gated_no_e", "mean")),
             suite="all",
             main=True,
         ),
@@ -250,21 +242,21 @@ def _retries(setting: str) -> tuple[Claim, ...]:
         _of_retries(
             "retries", setting,
             "With half of its attempts spent on the teacher's retries, VPD ends above VPD without any.",
-            _above("vpd_retries", "vpd"),
+            above("vpd_retries", "vpd"),
         ),
         _of_retries(
             "retries_imitate", setting, "VPD with retries ends above imitating the retries that succeed.",
-            _above("vpd_retries", "imitate"),
+            above("vpd_retries", "imitate"),
         ),
         _of_retries(
             "retries_e_step", setting,
             "In VPD with retries the E-step helps (mean over the run), every fifth or every iteration.",
-            *(_above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
+            *(above(name, "vpd_retries_no_e", "mean") for name in ("vpd_retries", "vpd_retries_f1")),
         ),
         _of_retries(
             "retries_loss", setting,
             "Cross-entropy on the retries that succeed ends above a policy gradient on all, and above KL.",
-            _above("imitate", "retries_pg"), _above("imitate", "retries_kl"), main=False,
+            above("imitate", "retries_pg"), above("imitate", "retries_kl"), main=False,
         ),
         _of_retries(
             "retries_gated_every", setting,
@@ -289,76 +281,6 @@ def _retries(setting: str) -> tuple[Claim, ...]:
 RETRIES_RIVALS = ("grpo", "sdpo", "vpd", "gated", "imitate")
 RETRIES = tuple(claim for name in TINY for claim in _retries(name))
 
-
-def _pretrained(name: str, setting: str, statement: str, *comparisons: Comparison) -> Claim:
-    return Claim(
-        name=name, setting=setting, statement=statement, source=OURS,
-        comparisons=comparisons, suite="pretrained", main=True,
-    )  # fmt: skip
-
-
-LEARNED, NOTHING = 0.3, 0.1  # shares of right answers on held-out topics
-PRETRAINED = (
-    _pretrained(
-        "conventions_imitate",
-        "conventions",
-        f"By imitating the teacher's retries it learns what the notes say (above {LEARNED:g} on held-out topics).",
-        _above("imitate", LEARNED, "held_out"),
-    ),
-    _pretrained(
-        "conventions_retries",
-        "conventions",
-        "Imitating the teacher's retries ends above GRPO, SDPO, VPD and evidence-gated VPD, with equal answers.",
-        *(_above("imitate", rival, "held_out") for rival in ("grpo", "sdpo", "vpd_f1", "gated_f1")),
-    ),
-    _pretrained(
-        "conventions_vpd_retries",
-        "conventions",
-        "VPD with retries (an E-step in each iteration) ends above imitating them.",
-        _above("vpd_retries_f1", "imitate", "held_out"),
-    ),
-    _pretrained(
-        "conventions_gated_retries",
-        "conventions",
-        "Evidence-gated VPD with retries is not worse than the best of the others.",
-        Comparison(
-            measure="held_out", left="gated_retries", right=("grpo", "sdpo", "vpd_f1", "gated_f1", "imitate"), least=0.0
-        ),
-    ),
-    _pretrained(
-        "conventions_e_step",
-        "conventions",
-        "VPD ends above SDPO, with an E-step in each iteration and in every fifth.",
-        _above("vpd_f1", "sdpo", "held_out"),
-        _above("vpd", "sdpo", "held_out"),
-    ),
-    _pretrained(
-        "conventions_others",
-        "conventions",
-        f"AdvReshape and forward KL learn it, too (above {LEARNED:g} on held-out topics).",
-        _above("reshape", LEARNED, "held_out"),
-        _above("sdpo_forward", LEARNED, "held_out"),
-    ),
-    _pretrained(
-        "conventions_noisy",
-        "conventions_noisy",
-        f"It is learned where three notes in ten are wrong (above {NOTHING:g} on held-out topics).",
-        _above("imitate", NOTHING, "held_out"),
-    ),
-    *(
-        _pretrained(
-            f"conventions_{text}",
-            f"conventions_{text}",
-            f"{what} nothing is learned (below {NOTHING:g} on held-out topics): the gain is from what the notes say.",
-            _below("imitate", NOTHING, "held_out"),
-        )
-        for text, what in (
-            ("shuffled", "From notes about another client's wish"),
-            ("verdict", "From verdicts alone"),
-            ("silent", "Without notes"),
-        )
-    ),
-)
 LDD = "LDD, arXiv 2210.00066"
 WARMUPS = (
     Claim(
@@ -367,7 +289,7 @@ WARMUPS = (
         statement="After LDD a base that could not read feedback can: its teacher is right on more of the failed"
         " attempts than without the feedback.",
         source=LDD,
-        comparisons=(_above("ldd_vpd", 0.0, "gain_start"), _above("ldd_vpd", "vpd", "teacher_start")),
+        comparisons=(above("ldd_vpd", 0.0, "gain_start"), above("ldd_vpd", "vpd", "teacher_start")),
         suite="warmups",
         main=True,
     ),
@@ -377,7 +299,7 @@ WARMUPS = (
             setting="cold",
             statement=f"{words} learns more from as many rewards after LDD: at the end, and over the run.",
             source=LDD,
-            comparisons=(_above(f"ldd_{name}", name), _above(f"ldd_{name}", name, "mean")),
+            comparisons=(above(f"ldd_{name}", name), above(f"ldd_{name}", name, "mean")),
             suite="warmups",
             main=True,
         )
@@ -389,7 +311,7 @@ WARMUPS = (
             setting="cold",
             statement=f"LDD, which sees no outcome, serves {words} better than a supervised warm-up of the same cost.",
             source=OURS,
-            comparisons=(_above(f"ldd_{name}", f"sft_{name}", "mean"),),
+            comparisons=(above(f"ldd_{name}", f"sft_{name}", "mean"),),
             suite="warmups",
             main=True,
         )
@@ -400,7 +322,7 @@ WARMUPS = (
         setting="cold",
         statement="The auxiliary term that ties VPD to the dynamics model helps (mean over the run).",
         source=LDD,
-        comparisons=(_above("ldd_vpd_tied", "ldd_vpd", "mean"),),
+        comparisons=(above("ldd_vpd_tied", "ldd_vpd", "mean"),),
         suite="warmups",
         main=True,
     ),

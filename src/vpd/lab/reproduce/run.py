@@ -21,7 +21,6 @@ from vpd.lab.reproduce.methods import find_method
 from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
-from vpd.lab.reproduce.warmups import SECONDS as WARMING_SECONDS
 from vpd.lab.reproduce.warmups import Warmup, warm_up
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.train import make_loop
@@ -144,8 +143,11 @@ class Job:
         """How the base is trained before."""
         name = find_method(self.method).warmup
         setting = find_setting(self.setting)
-        env = {**setting.env, **setting.text}
-        return None if name is None else Warmup(name=name, base=self.base(), length=setting.length, env=env)
+        if name is None:
+            return None
+        family = setting.family
+        env = {"name": family.env, **setting.env, **setting.text}
+        return Warmup(name=name, base=self.base(), length=setting.length, env=env, family=family)
 
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
@@ -168,7 +170,7 @@ class Job:
         setting = find_setting(self.setting)
         without, with_feedback = setting.family.seconds
         rate = with_feedback if find_method(self.method).reads_feedback else without
-        warming = WARMING_SECONDS if find_method(self.method).warmup else 0.0
+        warming = setting.family.warming.seconds if find_method(self.method).warmup else 0.0
         return rate * setting.steps * setting.length / setting.family.length + warming
 
 

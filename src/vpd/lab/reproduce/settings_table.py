@@ -1,8 +1,9 @@
 """The experimental settings: the same task with other feedback, or from another base.
 
 Eight are of tiny models and the task ``digits``; the last three of them were not used to design evidence-gated VPD, and
-nothing is tuned on them: they use the learning rates of ``sparse``.  Five are of a pretrained model and the task
-``conventions``: one, and four in which the text is changed and nothing else.
+nothing is tuned on them: they use the learning rates of ``sparse``.  Six are of a pretrained model and the task
+``conventions``: one, four in which the text is changed and nothing else, and one in which reward is not sparse; nothing
+is tuned on the last five.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,20 @@ CRITIQUE = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Warming:
+    """How much a base is trained before a method begins: transcripts collected (``batch`` at a time), updates and rows
+    of each, learning rate, and seconds on one idle core.
+    """
+
+    tasks: int
+    batch: int
+    steps: int
+    rows: int
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """What all settings of one task share: sections of a configuration, and how much is sampled and evaluated.
 
@@ -39,6 +54,7 @@ class Family:
     optim: Mapping[str, Any]
     seconds: tuple[float, float]
     grid: tuple[float, ...]
+    warming: Warming
     length: int
     prompts_per_step: int
     eval_steps: int
@@ -60,6 +76,7 @@ DIGITS = Family(
     optim={"weight_decay": 0.0, "micro_batch_size": 128},
     seconds=(0.07, 0.11),
     grid=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    warming=Warming(tasks=2048, batch=256, steps=60, rows=64, rate=3e-4, seconds=12.0),
     length=LENGTH,
     prompts_per_step=16,
     eval_steps=20,
@@ -71,6 +88,7 @@ CONVENTIONS = Family(
     optim={"warmup_steps": 3, "micro_batch_size": 64},
     seconds=(12.0, 15.0),
     grid=(2e-5, 5e-5, 1e-4),
+    warming=Warming(tasks=512, batch=64, steps=30, rows=16, rate=5e-5, seconds=300.0),
     length=32,
     prompts_per_step=8,
     eval_steps=40,
@@ -168,17 +186,23 @@ TINY: dict[str, Setting] = {
 }
 
 
-def _conventions(name: str, title: str, **text: Any) -> Setting:
+def _conventions(
+    name: str, title: str, *, family: Family = CONVENTIONS, env: Mapping[str, Any] | None = None, **text: Any
+) -> Setting:
     return Setting(
         name=name,
         title=title,
         base=PRETRAINED_BASE,
         steps=40,
-        family=CONVENTIONS,
+        family=family,
         eval_samples=8,
+        env=env or {},
         text=text,
-        tuned_as="conventions" if text else None,
+        tuned_as=None if name == "conventions" else "conventions",
     )
+
+
+THEMES = {"kinds": ("theme",)}
 
 
 PRETRAINED_BASE = "smollm2-135m"
@@ -192,6 +216,11 @@ PRETRAINED: dict[str, Setting] = {
         _conventions("conventions_shuffled", "as conventions, but all notes name another client's", wrong_share=1.0),
         _conventions("conventions_verdict", "as conventions, but notes are verdicts alone", notes="verdict"),
         _conventions("conventions_silent", "as conventions, without notes", notes="none"),
+        _conventions(
+            "conventions_themes",
+            "reward is not sparse: clients want themes that the model's sentences often speak of anyway",
+            env=THEMES,
+        ),
     )
 }
 SETTINGS = {**TINY, **PRETRAINED}
