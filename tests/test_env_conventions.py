@@ -169,7 +169,12 @@ def test_hostile_answers_are_graded(text: str) -> None:
 
 
 def test_the_check_of_the_environment_finds_no_fault() -> None:
-    for env in (Conventions(), Conventions(clients=8, kinds=tuple(KINDS)), Conventions(held_out_kinds=("mark",))):
+    for env in (
+        Conventions(),
+        Conventions(kinds=("theme",)),
+        Conventions(clients=8, kinds=tuple(KINDS)),
+        Conventions(held_out_kinds=("mark",)),
+    ):
         check_env(env).require()
 
 

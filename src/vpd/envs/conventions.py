@@ -140,7 +140,7 @@ KINDS = {
             "Write about {topic} and {value}: {client} expects that.",
         ),
         tuple(THEMES),
-        lambda sentence, value: f"{sentence[:-1]} and {value}.",
+        lambda sentence, value: f"{sentence[:-1]}, and {value} too.",
     ),
     "opening": Kind(
         begins,
