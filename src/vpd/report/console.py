@@ -33,6 +33,7 @@ COLUMNS = (
     Column("E acc", "e_step/accuracy", "how well the teacher tells successes from failures (.5: by chance)"),
     Column("M rows", "m_step/rows", "answers the M-step learned from", ".0f"),
     Column("diverg.", "m_step/divergence", "of student and teacher, nats a token"),
+    Column("trust", "gate/trust", "weight of what the teacher says beside the reward"),
     Column("policy", "policy/loss", "the policy gradient's loss"),
     Column("unsure", "judge/unsure", "share of the pairs of attempts that the judge does not decide"),
     Column("pref acc", "preference/accuracy", "share of the decided pairs whose better attempt is the likelier one"),
