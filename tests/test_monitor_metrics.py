@@ -12,6 +12,7 @@ REWARD = """
 def picky(completions, **columns):
     return [None if "7" in text else float(len(set(text))) for text in completions]
 """
+VPD = {"algorithm__name": "vpd"}
 
 
 class Asked(dict[str, float]):
@@ -48,9 +49,7 @@ def test_a_rule_cannot_hide_the_names_that_it_reads() -> None:
 
 
 def test_every_metric_that_a_rule_reads_is_written_by_a_real_run(tmp_path: Path) -> None:
-    assert (
-        vpd_train(tmp_path / "vpd", algorithm__name="vpd", run__eval_steps=1, run__max_steps=1, rollout__retries=1) == 0
-    )
+    assert vpd_train(tmp_path / "vpd", **VPD, run__eval_steps=1, run__max_steps=1, rollout__retries=1) == 0
     (tmp_path / "rewards.py").write_text(REWARD)
     for name, rule in (("data", "A"), ("held_out", "B")):
         prompts = [json.dumps({"prompt": f"apply rule {rule} to {i} 2 3"}) for i in range(10)]
@@ -61,7 +60,7 @@ def test_every_metric_that_a_rule_reads_is_written_by_a_real_run(tmp_path: Path)
     }  # fmt: skip
     assert vpd_train(tmp_path / "grpo", algorithm__name="grpo", run__max_steps=1, **picky) == 0
     on_the_sampler: dict[str, Any] = {"algorithm__importance_reference": "sampler", "run__max_steps": 1}
-    assert vpd_train(tmp_path / "vpd_sampler", algorithm__name="vpd", **on_the_sampler) == 0
+    assert vpd_train(tmp_path / "vpd_sampler", **VPD, **on_the_sampler) == 0
     assert vpd_train(tmp_path / "grpo_sampler", algorithm__name="grpo", **(picky | on_the_sampler)) == 0
     answers = [
         {
