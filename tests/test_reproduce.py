@@ -243,6 +243,8 @@ def test_an_ablation_that_is_named_is_tuned_and_then_has_a_rate_of_its_own() -> 
     assert {job.method for job in jobs} == {"imitate", "vpd_f1"} and len(jobs) == 2 * len(DIGITS.grid)
     rates = {"sparse": {"vpd": 1e-3, "imitate": 3e-3}}
     assert rate_of(rates, "noisy", "imitate") == 3e-3 and rate_of(rates, "noisy", "vpd_f1") == 1e-3
+    assert rate_of(rates, "sparse", "ldd_imitate") == 3e-3  # of the method that it is an ablation of
+    assert rate_of({"sparse": {"vpd": 1e-3}}, "sparse", "ldd_imitate") == 1e-3
     [job, *_] = plan([CLAIMS["retries_imitate_noisy"]], Options(output=Path(), seeds=1), rates)[::-1]
     assert job.method == "imitate" and job.learning_rate == 3e-3
 

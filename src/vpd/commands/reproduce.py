@@ -15,6 +15,7 @@ runs/ and are used again while configuration and code are the same, so the same 
 
 settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing; of a pretrained model:
 conventions conventions_noisy conventions_shuffled conventions_verdict conventions_silent conventions_themes
+conventions_cold
 
 Base models for seeds other than 0 are made on first use (under a minute each) and cached in $VPD_CACHE, else
 $XDG_CACHE_HOME/vpd, else ~/.cache/vpd. The default suite takes about 15 minutes with --jobs 2.

@@ -41,12 +41,21 @@ class Method:
     tuned_as: str | None = None
 
 
+IMITATE = {"name": "sdpo", "distillation_weight": 0.0}
 WARMED = {"grpo": "GRPO", "vpd": "VPD"}
 
 
 def _after(warmup: str, title: str) -> tuple[Method, ...]:
     """Each method from a base that was warmed up, at the method's own rate."""
-    return tuple(
+    retries = Method(
+        name=f"{warmup}_imitate",
+        title=f"{title}, then revise and imitate",
+        algorithm=IMITATE,
+        retries=True,
+        warmup=warmup,
+        tuned_as="imitate",
+    )
+    return retries, *(
         Method(
             name=f"{warmup}_{name}",
             title=f"{title}, then {method}",
@@ -126,7 +135,7 @@ METHODS: dict[str, Method] = {
         Method(
             name="imitate",
             title="revise and imitate",
-            algorithm={"name": "sdpo", "distillation_weight": 0.0},
+            algorithm=IMITATE,
             retries=True,
             tuned_as="vpd",
         ),
@@ -241,12 +250,13 @@ def rate_of(rates: Mapping[str, Mapping[str, float]], setting: str, name: str) -
 
 def entry_of(table: Mapping[str, Mapping[str, Entry]], setting: str, name: str) -> Entry:
     """What a table of rates has for a method in a setting: its own entry, else that of the method it is tuned as."""
-    tuned = find_method(name).tuned_as or name
     source = SETTINGS[setting].tuned_as or setting
-    try:
-        here = table[source]
-        return here[name] if name in here else here[tuned]
-    except KeyError as error:
-        raise ConfigError(
-            f"no learning rate for {tuned} in the setting {source}", do="Tune it: vpd reproduce --tune."
-        ) from error
+    here = table.get(source, {})
+    while name not in here:
+        tuned = find_method(name).tuned_as
+        if tuned is None:
+            raise ConfigError(
+                f"no learning rate for {name} in the setting {source}", do="Tune it: vpd reproduce --tune."
+            )
+        name = tuned
+    return here[name]

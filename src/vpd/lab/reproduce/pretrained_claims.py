@@ -57,6 +57,39 @@ THEMES = (
         ),
     ),
 )
+
+
+def _cold(name: str, statement: str, *comparisons: Comparison) -> Claim:
+    return _pretrained(f"cold_notes_{name}", "conventions_cold", statement, *comparisons)
+
+
+COLD = (
+    _cold(
+        "ldd_reads",
+        "After LDD the base reads the notes better: its teacher is right on more of the failed attempts.",
+        above("ldd_imitate", "imitate", "teacher_start"),
+    ),
+    _cold(
+        "ldd",
+        "After LDD, imitating retries ends above the same without a warm-up.",
+        above("ldd_imitate", "imitate", "held_out"),
+    ),
+    _cold(
+        "sft",
+        "After a supervised warm-up on accepted answers, imitating retries ends above the same without one.",
+        above("sft_imitate", "imitate", "held_out"),
+    ),
+    _cold(
+        "ldd_over_sft", "LDD serves it better than the supervised one.", above("ldd_imitate", "sft_imitate", "held_out")
+    ),
+    _cold(
+        "grpo",
+        "From a base that hardly reads notes, GRPO ends above imitating retries.",
+        above("grpo", "imitate", "held_out"),
+    ),
+)
+
+
 PRETRAINED = (
     _pretrained(
         "conventions_imitate",
@@ -118,4 +151,5 @@ PRETRAINED = (
         )
     ),
     *THEMES,
+    *COLD,
 )

@@ -1,13 +1,13 @@
 """The experimental settings: the same task with other feedback, or from another base.
 
 Eight are of tiny models and the task ``digits``; the last three of them were not used to design evidence-gated VPD, and
-nothing is tuned on them: they use the learning rates of ``sparse``.  Six are of a pretrained model and the task
-``conventions``: one, four in which the text is changed and nothing else, and one in which reward is not sparse; nothing
-is tuned on the last five.
+nothing is tuned on them: they use the learning rates of ``sparse``.  Seven are of a pretrained model and the task
+``conventions``: one, four in which the text is changed and nothing else, one in which reward is not sparse, and one
+whose notes stand where the base hardly reads them; nothing is tuned on the last six.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vpd.envs.digits import LENGTH
@@ -203,6 +203,7 @@ def _conventions(
 
 
 THEMES = {"kinds": ("theme",)}
+IN_BLOCK = replace(CONVENTIONS, prompts={"layout": "block"})  # where SmolLM2-135M hardly reads a note
 
 
 PRETRAINED_BASE = "smollm2-135m"
@@ -220,6 +221,12 @@ PRETRAINED: dict[str, Setting] = {
             "conventions_themes",
             "reward is not sparse: clients want themes that the model's sentences often speak of anyway",
             env=THEMES,
+        ),
+        _conventions(
+            "conventions_cold",
+            "as conventions_themes, but notes stand in a block of their own, where the base hardly reads them",
+            env=THEMES,
+            family=IN_BLOCK,
         ),
     )
 }
