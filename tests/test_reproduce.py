@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vpd
 from vpd.cli import main
@@ -23,6 +24,9 @@ from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, make_all, measure
 from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
+from vpd.lab.reproduce.warmups import warm_up
+from vpd.lab.tiny import TEMPLATE
+from vpd.prompts.settings import saved_settings
 
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
@@ -353,6 +357,25 @@ def test_a_base_that_came_out_wrong_is_refused() -> None:
         bases.require("tiny", 5, good | {"hint": 0.4})
     with pytest.raises(ModelError, match="tiny-cold"):
         bases.require("tiny-cold", 1, {"student": 0.57, "hint": 0.5})  # reads the text after all
+
+
+@pytest.mark.parametrize("method", ["ldd_vpd", "sft_imitate"])
+def test_a_base_is_warmed_up_by_the_sizes_of_its_family(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = settings_table.Warming(tasks=64, batch=32, steps=2, rows=4, rate=1e-3, seconds=1.0)
+    family = dataclasses.replace(DIGITS, warming=sizes)
+    usual = Job(setting="cold", method=method, seed=0, learning_rate=1e-3)
+    key = usual.key()
+    monkeypatch.setitem(SETTINGS, "cold", dataclasses.replace(SETTINGS["cold"], family=family))
+    assert usual.key() != key
+    warmup, base = usual.warmup(), bases.ensure("tiny-cold", 0)
+    assert warmup is not None
+    folder = warm_up(warmup, base, tmp_path)
+    before, after = (load_file(place / "model.safetensors") for place in (base, folder))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert len((tmp_path / "transcripts.jsonl").read_text().splitlines()) == 64
+    assert saved_settings(folder) == TEMPLATE
 
 
 def test_a_warm_up_that_came_out_wrong_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def warm_up(warmup: Warmup, base: Path, folder: Path) -> Path:
     rollout = {"max_completion_length": warmup.length, **family.rollout}
     log = folder / "transcripts.jsonl"
     batch = {**rollout, "prompts_per_step": sizes.batch, "num_generations": 1}
-    sampled = parse(common | {"env": dict(warmup.env), "rollout": batch})
+    sampled = parse(common | {"env": dict(warmup.env), "algorithm": {"name": warmup.name}, "rollout": batch})
     collect(sampled, log, CollectOptions(tasks=sizes.tasks, outcome=warmup.name == "sft"))
     recorded = {"name": "recorded", "path": str(log), "only": "success" if warmup.name == "sft" else "all"}
     rows = {**rollout, "prompts_per_step": sizes.rows}
