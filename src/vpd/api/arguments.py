@@ -1,4 +1,4 @@
-"""The arguments of ``vpd.train`` and ``vpd.evaluate`` as a :class:`~vpd.config.Config` and the objects beside it.
+"""The arguments of ``vpd.train`` and its like as a :class:`~vpd.config.Config` and the objects beside it.
 
 A section of the settings is a keyword, with the keys of the file: ``optim={"learning_rate": 1e-5}`` is ``optim:
 {learning_rate: 1.0e-5}``.  What can be written into ``config.yaml`` goes into the config; an object takes the place of
@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from vpd.api.runs import Run
 from vpd.config import Config, of_another, parse_sections
 from vpd.config.passed import Passed, PassedAlgorithm, PassedEngine, PassedSource, require
 from vpd.config.recorded import over, over_recorded
-from vpd.config.sections import CHOICES, Custom, advice, named
+from vpd.config.sections import CHOICES, Custom, advice, build, named
 from vpd.envs import Env
 from vpd.envs.given import AllHeldOut, GivenTasks, read_entries
 from vpd.errors import ConfigError, nearest
@@ -23,6 +23,7 @@ from vpd.feedback import Feedback
 from vpd.printable import shown
 from vpd.settings import Settings, expand_path
 
+Options = TypeVar("Options", bound=Settings)
 Section: TypeAlias = Mapping[str, Any] | Settings
 #: A Hub id, a folder, 'tiny', a :class:`vpd.Run`, a model of transformers, or the section ``model``, whose name_or_path
 #: may be any of these.
@@ -100,6 +101,16 @@ def read_arguments(
         objects["feedback"] = _sources(feedback)
     config = _config(data, objects, {name: part for name, part in kept.items() if part is not None})
     return Arguments(config=config, objects={name: part for name, part in objects.items() if part is not None})
+
+
+def read_options(kind: type[Options], options: Any) -> Options:
+    """``options=`` as settings of this kind; None: their defaults.  Raises ConfigError."""
+    if isinstance(options, kind):
+        return options
+    if options is not None and not isinstance(options, Mapping):
+        known = ", ".join(entry.name for entry in dataclasses.fields(kind))  # type: ignore[arg-type]
+        raise ConfigError("options cannot be used", got=shown(options), expected=f"a mapping of {known}")
+    return build(kind, options or {}, "options")
 
 
 def _config(data: dict[str, Any], objects: Mapping[str, Any], kept: Mapping[str, Any]) -> Config:

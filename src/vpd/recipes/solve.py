@@ -46,6 +46,12 @@ class Solution:
         """
         return {way: _numbers(tries) for way, tries in self.tries.items()}
 
+    @property
+    def answer(self) -> str | None:
+        """An attempt that succeeded, of the adapted model if it has one; None: no way has solved the task."""
+        ways = [way for way in TITLES if way in self.tries]
+        return next((one.answer for way in ways for one in self.tries[way] if one.answer is not None), None)
+
 
 def solve(
     config: Config,
@@ -117,10 +123,10 @@ def _check(options: SolveOptions, output: Path | None) -> None:
         return
     if options.repeats > 1:
         raise ConfigError(
-            "one adapted model can be written", got=f"--output with --repeats {options.repeats}", expected="--repeats 1"
+            "one adapted model can be written", got=f"output with repeats {options.repeats}", expected="repeats 1"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output} is there already", expected="a new folder, so that nothing is lost")
+        raise ConfigError(f"output {output} is there already", expected="a new folder, so that nothing is lost")
 
 
 def _export(parts: Parts, output: Path) -> None:
@@ -167,9 +173,8 @@ def show(solution: Solution, console: Terminal | None = None) -> None:
         f" means over all runs. Each way may sample {solution.budget} tokens a run.",
         highlight=False,
     )
-    answer = next((one.answer for tries in solution.tries.values() for one in tries if one.answer is not None), None)
-    if answer is not None:
-        console.print(f"answer  {cut(answer, LONGEST_ANSWER)}", markup=False, highlight=False, soft_wrap=True)
+    if solution.answer is not None:
+        console.print(f"answer  {cut(solution.answer, LONGEST_ANSWER)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(numbers: Metrics) -> list[str]:
