@@ -23,9 +23,9 @@ def collect(
 ) -> Path:
     """Sample answers and write them with what the grader said, as records for ``env`` recorded; nothing is trained.
 
-    ``path`` is a new file; the other arguments are those of :func:`vpd.train`.  ``options``: ``tasks`` (how many; default
-    256, or all where there are fewer), ``first`` (the first one's place), ``outcome`` (False: no reward, no success and
-    no bare verdict is written).
+    ``path`` is a new file; the other arguments are those of :func:`vpd.train`.  ``options``: ``tasks`` (how many; by
+    default 256, or all where there are fewer), ``first`` (the first one's place), ``outcome`` (False: no reward, no
+    success and no bare verdict is written).
 
     >>> tasks = ["apply rule A to 1 2 3"]
     >>> short = {"num_generations": 1, "max_completion_length": 6}
