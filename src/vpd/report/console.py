@@ -133,9 +133,12 @@ class ConsoleProgress:
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
     def _show_header(self, metrics: Metrics) -> None:
-        """What the columns mean, and their titles: those of the parts that the method has, and evaluation's if there is any."""
+        """What the columns mean, and their titles: those of the parts that the method has, and an evaluation's.
+
+        A part that learned from no row at the first step has its columns all the same.
+        """
         prefixes = {name.split("/")[0] for name in metrics}
-        by_part = ("e_step/", "m_step/")
+        by_part = ("e_step/", "m_step/", "policy/", "preference/", "ldd/", "sft/")
         self._columns = [
             column
             for column in COLUMNS
