@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,16 @@ def result_of(**options: Any) -> Solution:
     return solve(parse(SMALL), SolveOptions(**options))
 
 
-def test_each_way_keeps_to_the_budget_and_counts_what_it_made() -> None:
-    found = result_of(task=1, budget=240)
+def test_each_way_keeps_to_the_budget_and_counts_what_it_made(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vpd"):
+        found = result_of(task=1, budget=240)
+    said = [message for message in caplog.messages if message.startswith("run 1 of 1, ")]
+    assert [message.split(": ")[0] for message in said] == [
+        f"run 1 of 1, {title}" for title in ("best of k", "repair in turns", "adapted")
+    ]
+    assert said[0].endswith(
+        f"in {found.tries['best_of'][0].attempts} attempts, {found.tries['best_of'][0].tokens} tokens"
+    )
     for way, (one,) in found.tries.items():
         assert one.tokens <= 240 and one.tokens == 6 * one.attempts, way
         assert one.solved == (one.answer is not None)

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from vpd.run_folder.files import FileSystem
 from vpd.solving import SolveOptions, Try, Way
 from vpd.types import Metrics, Task
 
+LOG = logging.getLogger("vpd")
 LONGEST_ANSWER = 600  # characters of the answer that is shown
 TITLES: Mapping[Way, str] = {"adapt": "adapted", "best_of": "best of k", "repair": "repair in turns"}
 
@@ -82,7 +84,8 @@ def solve(
         if start is not None:
             parts.learner.restore(copy.deepcopy(start))
             parts.engine.load(parts.learner.policy())
-        for way, found in _one_of_each(parts, task, options, seed=config.run.seed + repeat).items():
+        for way, found in _one_of_each(parts, task, options, seed=config.run.seed + repeat):
+            LOG.info("run %d of %d, %s: %s", repeat + 1, options.repeats, TITLES[way], _in_words(found))
             tries[way].append(found)
     if output is not None:
         _export(parts, output)
@@ -104,16 +107,18 @@ def chosen_task(parts: Parts, options: SolveOptions) -> Task:
     return tasks[options.task]
 
 
-def _one_of_each(parts: Parts, task: Task, options: SolveOptions, *, seed: int) -> dict[Way, Try]:
+def _one_of_each(parts: Parts, task: Task, options: SolveOptions, *, seed: int) -> Iterator[tuple[Way, Try]]:
     """A run of each way; the two that train nothing come first, with the weights as they were loaded."""
     source = dataclasses.replace(solving.alone(parts.source, task), seed=seed)
-    found: dict[Way, Try] = {}
     if options.compare:
-        found["best_of"] = solving.best_of(source, task, budget=options.budget)
-        found["repair"] = solving.repair(source, task, budget=options.budget)
+        yield "best_of", solving.best_of(source, task, budget=options.budget)
+        yield "repair", solving.repair(source, task, budget=options.budget)
     algorithm = parts.config.algorithm.build(parts.prompter)
-    found["adapt"] = solving.adapt(source, parts.engine, parts.learner, algorithm, budget=options.budget)
-    return found
+    yield "adapt", solving.adapt(source, parts.engine, parts.learner, algorithm, budget=options.budget)
+
+
+def _in_words(one: Try) -> str:
+    return f"{'solved' if one.solved else 'not solved'} in {one.attempts} attempts, {one.tokens} tokens"
 
 
 def _check(options: SolveOptions, output: Path | None) -> None:
