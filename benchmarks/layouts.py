@@ -4,20 +4,21 @@
     python benchmarks/layouts.py --model smollm2 --env '{name: science, path: train.jsonl, eval_path: test.jsonl}'
     python benchmarks/layouts.py --model smollm2 --env conventions --show 3
 
-The student attempts held-out tasks; every layout's teacher, and the control, which reads no feedback, attempt the failed
-ones again, with the same random numbers.  ``turn`` and ``turn+`` are a conversation: the task, the failed attempt as the
-assistant's answer, and the feedback as the user's next message (``turn+``: and the task once more).
+The student attempts held-out tasks; every layout's teacher, and the control, which reads no feedback, attempt the
+failed ones again.  ``turn`` and ``turn+`` are a conversation: the task, the failed attempt as the assistant's answer,
+and the feedback as the user's next message (``turn+``: and the task once more).
 
 * gain: teacher less control, the mean over tasks of the difference, with its standard error
 * quoted: words in a row that a retry shares with its feedback and not with the task; repeated: retries that are the
   failed attempt, word for word
-* style: KL(teacher || student) of the next token, nats, along the student's attempts, where the teacher reads the feedback
-  on *another* task's attempt.  It is what a student would learn of the prompt besides what its own feedback says
+* style: KL(teacher || student) of the next token, nats, along the student's failed attempts, where the teacher reads the
+  feedback on *another* task's attempt: what a student would learn of the prompt besides what its own feedback says
 * own: how much likelier the failed attempt is under the teacher that reads its own feedback, nats a token
 """
 
 import argparse
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -50,21 +51,27 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drift", type=int, default=24, help="tasks whose first failed attempt is scored")
+    parser.add_argument("--dtype", default="float32", help="model.dtype")
     parser.add_argument("--show", type=int, default=0, help="retries of each layout to print")
     options = parser.parse_args()
     print(f"{commit()}, {options}\n", flush=True)
-    loaded = load_model(vpd.parse_config({"model": {"name_or_path": options.model}}).model)
+    loaded = load_model(vpd.parse_config({"model": model_section(options)}).model)
     print(f"| env | layout | {' | '.join(COLUMNS)} | control |\n|---|---|{'---|' * (len(COLUMNS) + 1)}", flush=True)
     for env in options.env:
         for row in measured(options, yaml.safe_load(env), loaded):
             print(row, flush=True)
 
 
+def model_section(options: argparse.Namespace) -> dict[str, str]:
+    return {"name_or_path": options.model, "dtype": options.dtype}
+
+
 def assembled(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> Parts:
     """The parts of a run on these settings; the model is loaded once."""
     config = vpd.parse_config(
         {
-            "model": {"name_or_path": options.model},
+            "model": model_section(options),
             "env": env if isinstance(env, dict) else {"name": env},
             "feedback": ["environment"],
             "prompts": {"layout": "block"},
@@ -92,7 +99,8 @@ def measured(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> 
     if not failed:
         return
     control = by_task(retries(parts, failed, [r.prompt for r in failed], "eval_control"))
-    first = list({r.key.task: r for r in reversed(failed)}.values())[::-1]
+    first = list({r.key.task: r for r in reversed(failed)}.values())[::-1][: options.drift]
+    drift = Drift(loaded[0], options.temperature)
     others = [other_feedback(first, place) for place in range(len(first))]
     for name, build in builders(parts, loaded).items():
         answers = retries(parts, failed, [build(r, r) for r in failed], "eval_retry")
@@ -100,8 +108,8 @@ def measured(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> 
         pairs = list(zip(failed, answers, strict=True))
         for attempt, answer in pairs[: options.show]:
             show(parts, name, build(attempt, attempt), attempt, answer)
-        style = [drift(loaded[0], r, build(r, o), options.temperature)[0] for r, o in zip(first, others, strict=True)]
-        own = [drift(loaded[0], r, build(r, r), options.temperature)[1] for r in first]
+        style = [drift.style(r, build(r, other)) for r, other in zip(first, others, strict=True)]
+        own = [drift.own(r, build(r, r)) for r in first]
         cells = [
             student,
             with_error(teacher.values()),
@@ -166,21 +174,32 @@ def other_feedback(attempts: Sequence[Rollout], place: int) -> Rollout:
     return next((r for r in ring if r.context != attempts[place].context), attempts[place])
 
 
-@torch.no_grad()
-def drift(model: Any, attempt: Rollout, prompt: Tokens, temperature: float) -> tuple[float, float]:
-    """KL(teacher || student) of the next token along an attempt, and log q - log pi of its tokens; nats a token."""
-    answer = attempt.completion.tokens
-    student, teacher = (next_tokens(model, read, answer) / temperature for read in (attempt.prompt, prompt))
-    apart = divergence(student, teacher, alpha=0.0).mean().item()
-    tokens = torch.tensor([answer])
-    return apart, (token_logprobs(teacher, tokens) - token_logprobs(student, tokens)).mean().item()
+class Drift:
+    """What a teacher's prompt changes along an attempt, in nats a token."""
 
+    def __init__(self, model: Any, temperature: float):
+        self._model = model
+        self._temperature = temperature
+        self._student = functools.cache(lambda attempt: self._logits(attempt.prompt, attempt.completion.tokens))
 
-def next_tokens(model: Any, prompt: Tokens, answer: Tokens) -> torch.Tensor:
-    """The logits [1,T,V] that choose each token of the answer."""
-    ids = torch.tensor([[*prompt, *answer]])
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
-    return logits.float()
+    def style(self, attempt: Rollout, prompt: Tokens) -> float:
+        """KL(teacher || student) of the next token."""
+        teacher = self._logits(prompt, attempt.completion.tokens)
+        return float(divergence(self._student(attempt), teacher, alpha=0.0).mean())
+
+    def own(self, attempt: Rollout, prompt: Tokens) -> float:
+        """log q - log pi of the attempt's tokens."""
+        answer = attempt.completion.tokens
+        tokens = torch.tensor([answer])
+        teacher = token_logprobs(self._logits(prompt, answer), tokens)
+        return float((teacher - token_logprobs(self._student(attempt), tokens)).mean())
+
+    @torch.no_grad()
+    def _logits(self, prompt: Tokens, answer: Tokens) -> torch.Tensor:
+        """The logits [1,T,V] that choose each token of an answer, at the sampler's temperature."""
+        ids = torch.tensor([[*prompt, *answer]])
+        logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits
+        return logits[:, :-1].float() / self._temperature
 
 
 def same(attempt: Rollout, answer: Rollout) -> bool:
