@@ -11,14 +11,13 @@ and the feedback as the user's next message (``turn+``: and the task once more).
 * gain: teacher less control, the mean over tasks of the difference, with its standard error
 * quoted: words in a row that a retry shares with its feedback and not with the task; repeated: retries that are the
   failed attempt, word for word
-* style: KL(teacher || student) of the next token, nats, along the student's failed attempts, where the teacher reads the
-  feedback on *another* task's attempt: what a student would learn of the prompt besides what its own feedback says
+* style: KL(teacher || student) of the next token, nats, along the student's failed attempts, where the teacher reads
+  the feedback on *another* task's attempt: what a student would learn of the prompt besides its own feedback
 * own: how much likelier the failed attempt is under the teacher that reads its own feedback, nats a token
 """
 
 import argparse
 import dataclasses
-import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from vpd.prompts.settings import PromptSettings
 from vpd.quoting import feedback_quoted
 from vpd.recipes.assemble import Parts, load_model, window_of
 from vpd.rollout import Request
-from vpd.types import Rollout, Tokens
+from vpd.types import Rollout, SampleKey, Tokens
 
 Build = Callable[[Rollout, Rollout], Tokens]  # an attempt, and the one whose feedback is read: the teacher's prompt
 LAYOUTS = ("block", "request", "system")
@@ -180,7 +179,7 @@ class Drift:
     def __init__(self, model: Any, temperature: float):
         self._model = model
         self._temperature = temperature
-        self._student = functools.cache(lambda attempt: self._logits(attempt.prompt, attempt.completion.tokens))
+        self._read: dict[SampleKey, torch.Tensor] = {}
 
     def style(self, attempt: Rollout, prompt: Tokens) -> float:
         """KL(teacher || student) of the next token."""
@@ -193,6 +192,11 @@ class Drift:
         tokens = torch.tensor([answer])
         teacher = token_logprobs(self._logits(prompt, answer), tokens)
         return float((teacher - token_logprobs(self._student(attempt), tokens)).mean())
+
+    def _student(self, attempt: Rollout) -> torch.Tensor:
+        if attempt.key not in self._read:
+            self._read[attempt.key] = self._logits(attempt.prompt, attempt.completion.tokens)
+        return self._read[attempt.key]
 
     @torch.no_grad()
     def _logits(self, prompt: Tokens, answer: Tokens) -> torch.Tensor:
