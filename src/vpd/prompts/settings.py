@@ -12,6 +12,7 @@ from vpd.errors import ConfigError, ModelError
 from vpd.settings import Settings
 
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
+BEFORE_LAYOUTS = {"layout": "block"}  # what a file says that was written before there was a choice
 Layout: TypeAlias = Literal["block", "request", "system"]
 
 
@@ -72,7 +73,7 @@ def saved_settings(folder: Path) -> PromptSettings | None:
     if not path.is_file():
         return None
     try:
-        return PromptSettings(**json.loads(path.read_text()))
+        return PromptSettings(**(BEFORE_LAYOUTS | json.loads(path.read_text())))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} holds no prompt settings",
