@@ -57,8 +57,8 @@ def main() -> None:
     print(f"{commit()}, {options}\n", flush=True)
     loaded = load_model(vpd.parse_config({"model": model_section(options)}).model)
     print(f"| env | layout | {' | '.join(COLUMNS)} | control |\n|---|---|{'---|' * (len(COLUMNS) + 1)}", flush=True)
-    for env in options.env:
-        for row in measured(options, yaml.safe_load(env), loaded):
+    for env in map(yaml.safe_load, options.env):
+        for row in measured(options, env if isinstance(env, dict) else {"name": env}, loaded):
             print(row, flush=True)
 
 
@@ -66,12 +66,12 @@ def model_section(options: argparse.Namespace) -> dict[str, str]:
     return {"name_or_path": options.model, "dtype": options.dtype}
 
 
-def assembled(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> Parts:
+def assembled(options: argparse.Namespace, env: dict[str, Any], loaded: tuple[Any, Any]) -> Parts:
     """The parts of a run on these settings; the model is loaded once."""
     config = vpd.parse_config(
         {
             "model": model_section(options),
-            "env": env if isinstance(env, dict) else {"name": env},
+            "env": env,
             "feedback": ["environment"],
             "prompts": {"layout": "block"},
             "rollout": {"max_completion_length": options.max_tokens, "temperature": options.temperature},
@@ -84,7 +84,7 @@ def assembled(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) ->
     return parts
 
 
-def measured(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> Iterator[str]:
+def measured(options: argparse.Namespace, env: dict[str, Any], loaded: tuple[Any, Any]) -> Iterator[str]:
     """The rows of one environment."""
     parts = assembled(options, env, loaded)
     sampling = parts.config.rollout.sampling
@@ -119,7 +119,7 @@ def measured(options: argparse.Namespace, env: Any, loaded: tuple[Any, Any]) -> 
             with_error(own, "+"),
             with_error(control.values()),
         ]
-        yield f"| {env} | {name} | {' | '.join(cells)} |"
+        yield f"| {env['name']} | {name} | {' | '.join(cells)} |"
 
 
 def builders(parts: Parts, loaded: tuple[Any, Any]) -> dict[str, Build]:
@@ -136,8 +136,8 @@ def builders(parts: Parts, loaded: tuple[Any, Any]) -> dict[str, Build]:
 
 
 def of_layout(prompter: Prompter) -> Build:
-    def build(attempt: Rollout, told: Rollout) -> Tokens:
-        prompt = prompter.build_teacher_prompt(attempt.task, told.context)
+    def build(attempt: Rollout, read: Rollout) -> Tokens:
+        prompt = prompter.build_teacher_prompt(attempt.task, read.context)
         assert prompt is not None, f"no room for the feedback on {attempt.task.id}"
         return prompt.tokens
 
@@ -145,8 +145,8 @@ def of_layout(prompter: Prompter) -> Build:
 
 
 def of_turns(prompter: Prompter, length: int, again: bool) -> Build:
-    def build(attempt: Rollout, told: Rollout) -> Tokens:
-        said = "\n\n".join(section.text for section in told.context)
+    def build(attempt: Rollout, read: Rollout) -> Tokens:
+        said = "\n\n".join(section.text for section in read.context)
         question = attempt.task.messages[-1]["content"]
         messages = [
             *attempt.task.messages,
