@@ -51,54 +51,54 @@ def parts_of(
     same = _common(whole.text, student.text)
     back = min(_common(whole.text[::-1], student.text[::-1]), len(student.text) - same, len(whole.text) - same)
     end = len(whole.text) - back  # where the template goes on as in the student's prompt
-    closing = _line(settings, "closing")
+    closing = _squeeze(str(settings.get("closing", "")))
     close = whole.text.rfind(closing, same, end) if closing else end
     close = end if close < 0 else close
     found: list[tuple[PartKind, int, int, str]] = []
     place = same
     texts = _texts(context)
-    headers = {kind: _line(settings, f"{kind}_header") for kind in texts}
     for kind, text in texts.items():
-        header = headers[kind]
-        start = _start_of(whole.text, header or _squeeze(text)[:OPENING], place, close)
+        header, start = _start_of(whole.text, kind, text, settings, (place, close))
         if start < 0:
             continue
         begins = start + len(header)
-        following = headers.get("feedback", "") or _squeeze(texts.get("feedback", ""))[:OPENING]
-        ends, missing = _end_of(whole.text, begins, close, text, following if kind == "demonstration" else "")
+        following = _start_of(whole.text, "feedback", texts.get("feedback", ""), settings, (begins, close))[1]
+        stop = following if kind == "demonstration" and following >= 0 else close
+        ends, missing = _end_of(whole.text, begins, stop, text)
         found += [("header", start, begins, "")] if header else []
         found.append((kind, begins, ends, missing))  # type: ignore[arg-type]
         place = ends
     return _cut_up(teacher_prompt, whole, found, (close, end) if found else None)
 
 
-def _line(settings: Mapping[str, Any], name: str) -> str:
-    """A line around the sections, squeezed; empty where the layout does not have it."""
-    shown = name == "demonstration_header" or settings.get("layout", "block") == "block"
-    return _squeeze(str(settings.get(name, ""))) if shown else ""
-
-
 def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-def _start_of(whole: str, mark: str, place: int, close: int) -> int:
-    """Where ``mark`` begins; its first characters may be what the student's prompt goes on with, before ``place``."""
-    start = whole.find(mark, place, close)
-    return start if start >= 0 else whole.find(mark, max(place - len(mark), 0), close)
+def _start_of(whole: str, kind: str, text: str, settings: Mapping[str, Any], inside: Span) -> tuple[str, int]:
+    """The line above a section, and where it begins; without the line, "" and where the text does; -1: nowhere.
+
+    Its first characters may be what the student's prompt goes on with, before ``inside``.
+    """
+    low, high = inside
+    for line, mark in ((_squeeze(str(settings.get(f"{kind}_header", ""))), ""), ("", _squeeze(text)[:OPENING])):
+        sought = line or mark
+        start = whole.find(sought, low, high)
+        start = start if start >= 0 else whole.find(sought, max(low - len(sought), 0), high)
+        if sought and start >= 0:
+            return line, start
+    return "", -1
 
 
-def _end_of(whole: str, begins: int, close: int, text: str, following: str) -> tuple[int, str]:
-    """Where a section ends in the squeezed prompt, and what was cut from it."""
+def _end_of(whole: str, begins: int, stop: int, text: str) -> tuple[int, str]:
+    """Where a section ends in the squeezed prompt, ``stop`` at the latest, and what was cut from it."""
     squeezed = _Squeezed(text)
     if whole.startswith(squeezed.text, begins):
         return begins + len(squeezed.text), ""
-    ends = whole.find(following, begins, close) if following else close
-    ends = close if ends < 0 else ends
-    kept = whole[begins:ends]
+    kept = whole[begins:stop]
     head = _common(kept, squeezed.text)
     tail = min(_common(kept[::-1], squeezed.text[::-1]), len(squeezed.text) - head)
-    return ends, text[squeezed.place(head) : squeezed.place(len(squeezed.text) - tail)]
+    return stop, text[squeezed.place(head) : squeezed.place(len(squeezed.text) - tail)]
 
 
 def _cut_up(
