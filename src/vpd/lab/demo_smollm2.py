@@ -75,15 +75,15 @@ def config_of(base: Path, steps: int, seed: int) -> Config:
 def introduction(steps: int, *, is_cached: bool) -> str:
     """What will be done, and how long it takes."""
     minutes = (CONVENTIONS.seconds[1] * steps + 3 * EVAL_SECONDS) / 60
-    lines = [
-        "SmolLM2-135M-Instruct writes a sentence about a topic for one of four clients. Each client wants something",
-        "that only the reviewer's note on a refused sentence says. The same model tries again with the note, and",
-        f"learns from what is accepted: {steps} iterations, about {minutes:.0f} minutes of one idle core. Topics of",
-        "the evaluation are never trained on.",
-    ]
+    text = (
+        "SmolLM2-135M-Instruct writes a sentence about a topic for one of four clients. Each client wants something "
+        "that only the reviewer's note on a refused sentence says. The same model tries again with the note, and "
+        f"learns from what is accepted: {steps} iterations, about {minutes:.0f} minutes of one idle core. Topics of "
+        "the evaluation are never trained on."
+    )
     if not is_cached:
-        lines.append(f"First the packaged model is converted, once, about a minute, into {bases.cache_folder()}.")
-    return "\n".join(lines) + "\n"
+        text += f" First the packaged model is converted, once, about a minute, into {bases.cache_folder()}."
+    return text + "\n"
 
 
 def learn(config: Config, output: Path, console: Terminal) -> dict[str, Any]:
