@@ -25,7 +25,7 @@ from helpers import keys, vpd_train
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import vpd
 from vpd.bundled import load_bundled
@@ -403,6 +403,13 @@ def test_text_whose_ends_become_more_tokens_beside_the_marker_is_cut_further() -
     fitted = prompter(tokenizer, cut_marker=" ").fit("fox" * 20, 5)
     assert len(tokenizer.encode("fox" * 2 + " " + "fox" * 2)) == 6  # what five tokens come to
     assert len(tokenizer.encode(fitted.text)) <= 5 and fitted.text.startswith("fox") and fitted.cut == 17
+
+
+def test_a_conversation_beyond_the_window_is_measured_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """``model_max_length`` of the base is its window, 96."""
+    made = prompter(AutoTokenizer.from_pretrained(load_bundled()), window=96)
+    assert made.excess([{"role": "user", "content": "1 " * 200}], 6) > 100
+    assert not caplog.messages
 
 
 def test_a_template_that_lengthens_text_still_fits_the_window() -> None:

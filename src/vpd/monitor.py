@@ -195,6 +195,21 @@ def _no_context(history: History) -> str | None:
     return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
 
 
+def _nothing_learned(history: History) -> str | None:
+    rows = _series(history, "rows/trained")[-5:]
+    learns = [name for name in ("preference", "sft", "ldd") if f"{name}/rows" in history[-1]]
+    if not learns or len(rows) < 5 or max(rows) > 0:
+        return None
+    drawn = statistics.fmean(_series(history, "rows/drawn")[-5:])
+    reasons = {
+        name.removeprefix("rows/"): value
+        for name, value in history[-1].items()
+        if name.startswith("rows/") and name not in ("rows/drawn", "rows/trained") and value
+    }
+    why = ", ".join(f"{name} {value:.0f}" for name, value in reasons.items())
+    return f"for 5 steps none of {drawn:.0f} attempts a step was learned from; left out in the last: {why or 'none'}"
+
+
 def _dead_gradient(history: History) -> str | None:
     for step in ("m_step", "e_step", "policy"):
         norm, loss = history[-1].get(f"{step}/grad_norm"), history[-1].get(f"{step}/loss")
@@ -295,6 +310,13 @@ RULES = (
         "Let the grader say why (informative feedback), or add 'sibling' or 'self_critique' to feedback.",
     ),
     Rule(
+        "nothing_learned",
+        _nothing_learned,
+        "Look at rollouts/: plare needs a judge that decides (judge/unreadable, judge/disagree), sft successes, ldd"
+        " text that says more than right or wrong.",
+        needs="rows/trained",
+    ),
+    Rule(
         "e_step_saturated",
         _above("e_step/saturation", 0.5, "most rows are past learning in the E-step"),
         "Lower algorithm.teacher_beta, or set algorithm.log_ratio to mean.",
@@ -334,3 +356,30 @@ RULES = (
     ),
     Rule("sampler_differs", _sampler_differs, "Check that both use one precision and the same weights."),
 )
+
+
+def names_read(rule: Rule) -> set[str]:
+    """The metrics that a rule looks at, found by showing it steps that have any metric."""
+    names: set[str] = set()
+    for value in (0.0, 0.01, 0.5, 1.0, 5.0):  # a rule that fires at once may not look at all
+        rule.look([_Asked(value, names) for _ in range(30)])
+    return names
+
+
+class _Asked(dict[str, float]):
+    """Metrics that hold ``value`` under any name and keep the names that were asked for."""
+
+    def __init__(self, value: float, names: set[str]):
+        super().__init__()
+        self.value, self.names = value, names
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return True
+
+    def __getitem__(self, name: str) -> float:
+        self.names.add(name)
+        return self.value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]

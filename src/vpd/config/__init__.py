@@ -3,7 +3,7 @@
     model: {name_or_path: tiny}
     env: {name: digits}
     feedback: [environment]
-    algorithm: {name: vpd, e_every: 5}
+    algorithm: {name: gated, e_every: 5}
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
@@ -174,8 +174,11 @@ def parse(data: Mapping[str, Any]) -> Config:
     return config
 
 
-def parse_sections(data: Mapping[str, Any]) -> Config:
-    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError."""
+def parse_sections(data: Mapping[str, Any], *, recorded: bool = False) -> Config:
+    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError.
+
+    ``recorded``: an environment that was passed has recorded answers.
+    """
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
@@ -185,7 +188,7 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
     given["prompts"] = with_layout(given["prompts"])
-    given["algorithm"] = {**defaults_for_samples(given), **given["algorithm"]}
+    given["algorithm"] = {**defaults_for_samples(given, recorded=recorded), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
         sections["prompts"] = None
@@ -208,7 +211,10 @@ def check_together(config: Config) -> None:
         )
     if alone and needs.group:
         raise ConfigError(
-            f"{config.method} compares the attempts of a group", got="rollout.num_generations 1", expected="at least 2"
+            f"{config.method} compares the attempts of a group",
+            got="rollout.num_generations 1",
+            expected="at least 2",
+            do="Raise it, or take a method that compares none, such as vpd or sdpo.",
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")

@@ -355,7 +355,9 @@ class Prompter:
     def _tokens(self, conversation: str) -> Tokens:
         """A conversation (JSON: messages and tools) as the chat template writes it, ready for an answer."""
         messages, tools = json.loads(conversation)
-        return tuple(self._apply_template(messages, tools=tools or None, tokenize=True, return_dict=False))
+        quiet = {"verbose": False}  # about a long conversation: whether it fits the window is checked here
+        options = {"tools": tools or None, "tokenizer_kwargs": quiet}
+        return tuple(self._apply_template(messages, tokenize=True, return_dict=False, **options))
 
     def _apply_template(self, messages: Sequence[Any], **options: Any) -> Any:
         usual = {"add_generation_prompt": True, "enable_thinking": self.settings.enable_thinking}

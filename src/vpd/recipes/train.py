@@ -15,7 +15,7 @@ from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback, Remote
-from vpd.learners.journal import Fault
+from vpd.learners.calls import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
 from vpd.model.threads import threads_for
@@ -152,7 +152,7 @@ def _prepared(parts: Parts, recorder: Recorder, past: RunState | None) -> Loop:
 def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
     """The run's own observers, and those that were passed."""
     config, output, files = parts.config, recorder.folder, recorder.files
-    progress = ConsoleProgress(config.run.max_steps, title=config.method)
+    progress = ConsoleProgress(config.run.max_steps, title=config.method, evaluates=config.run.eval_steps > 0)
     monitor = Monitor(progress.warn, folder=output, files=files)
     trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
     trackers.config = config.as_dict()
