@@ -262,6 +262,18 @@ def test_a_run_of_an_older_version_keeps_its_settings(tmp_path: Path, monkeypatc
         train(load("old-sdpo/config.yaml", changes))
 
 
+def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
+    run = {"output_dir": str(OLD / "vpd"), "resume": True}
+    changes = ["--run.resume", "true", "--run.output_dir", run["output_dir"], "--algorithm.e_every", "3"]
+    from_a_terminal = load(None, [str(word) for word in changes])
+    more = {"run": run}
+    options: dict[str, Any] = {"tokenizer": None, "algorithm": {"e_every": 3}, "feedback": None, "more": more}
+    from_python = read_arguments(None, None, None, **options).config
+    for config in (from_a_terminal, from_python):
+        assert config.as_dict()["algorithm"]["name"] == "vpd" != load().method
+        assert config.as_dict()["algorithm"]["e_every"] == 3
+
+
 def test_a_run_that_recorded_no_layout_goes_on_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lines around the feedback are the usual ones, which say nothing else about its layout."""
     shutil.copytree(OLD / "base", tmp_path / "base")
@@ -275,18 +287,6 @@ def test_a_run_that_recorded_no_layout_goes_on_with_the_block(tmp_path: Path, mo
     assert yaml.safe_load((old / "config.yaml").read_text())["prompts"]["layout"] == "block"
     state = run_state.read(old)
     assert state is not None and state.settings["prompts"]["layout"] == "block"
-
-
-def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
-    run = {"output_dir": str(OLD / "vpd"), "resume": True}
-    changes = ["--run.resume", "true", "--run.output_dir", run["output_dir"], "--algorithm.e_every", "3"]
-    from_a_terminal = load(None, [str(word) for word in changes])
-    more = {"run": run}
-    options: dict[str, Any] = {"tokenizer": None, "algorithm": {"e_every": 3}, "feedback": None, "more": more}
-    from_python = read_arguments(None, None, None, **options).config
-    for config in (from_a_terminal, from_python):
-        assert config.as_dict()["algorithm"]["name"] == "vpd" != load().method
-        assert config.as_dict()["algorithm"]["e_every"] == 3
 
 
 def of_step(folder: Path, step: int) -> None:
