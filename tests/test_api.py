@@ -593,4 +593,4 @@ def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder
     run = small_run(TASKS, grade)
     assert run.report() == Path("out/report.html") and run.report(folder / "mine.html") == folder / "mine.html"
     for path in ("out/report.html", "mine.html"):
-        assert '<h1 id="overview-title">VPD</h1>' in (folder / path).read_text()
+        assert '<h1 id="overview-title">evidence-gated VPD</h1>' in (folder / path).read_text()

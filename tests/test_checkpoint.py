@@ -14,6 +14,7 @@ import torch
 from helpers import metrics_of, tiny_learner, tiny_model
 from safetensors.torch import load_file
 
+from vpd.api.arguments import read_arguments
 from vpd.bundled import sha256
 from vpd.config import load
 from vpd.errors import StorageError
@@ -257,6 +258,18 @@ def test_a_run_of_an_older_version_keeps_its_settings(tmp_path: Path, monkeypatc
     changes = ["--run.resume", "true", "--run.max_steps", "4", "--run.seed", "3", "--prompts.closing", "Go."]
     with pytest.raises(StorageError, match=r'prompts.closing "" -> "Go\."; run.seed 0 -> 3'):
         train(load("old-sdpo/config.yaml", changes))
+
+
+def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
+    run = {"output_dir": str(OLD / "vpd"), "resume": True}
+    changes = ["--run.resume", "true", "--run.output_dir", run["output_dir"], "--algorithm.e_every", "3"]
+    from_a_terminal = load(None, [str(word) for word in changes])
+    more = {"run": run}
+    options: dict[str, Any] = {"tokenizer": None, "algorithm": {"e_every": 3}, "feedback": None, "more": more}
+    from_python = read_arguments(None, None, None, **options).config
+    for config in (from_a_terminal, from_python):
+        assert config.as_dict()["algorithm"]["name"] == "vpd" != load().method
+        assert config.as_dict()["algorithm"]["e_every"] == 3
 
 
 def of_step(folder: Path, step: int) -> None:

@@ -63,7 +63,7 @@ def test_help_shows_every_setting_of_every_section(capsys: pytest.CaptureFixture
         "shift_momentum share of the old reward shift delta that each E-step keeps (from 0.0 to below 1.0) [0.9]",
         "r rank (at least 1) [16]",
         "preset paper: 1 unless set (from 0.0 to 1.0) [0.5]",
-        "algorithm.name: one of vpd, gated, sdpo, gkd, grpo, hybrid, plare, sft, ldd (default vpd).",
+        "algorithm.name: one of vpd, gated, sdpo, gkd, grpo, hybrid, plare, sft, ldd (default gated).",
         "engine.name: one of embedded, vllm (default embedded).",
         "(where model.name_or_path is a shipped base such as tiny, the defaults are: learning_rate 0.0002",
         "half of what the longest known prompt leaves of the model's window",

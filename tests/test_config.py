@@ -15,6 +15,7 @@ from vpd.algorithms.vpd import VPDSettings
 from vpd.config import Config, RunSettings, load, load_env, of_another, parse
 from vpd.config.elsewhere import ABSENT, RENAMED
 from vpd.config.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
+from vpd.config.starter import starter
 from vpd.errors import ConfigError
 from vpd.learners.accelerate_learner import OptimSettings
 from vpd.rollout import RolloutSettings
@@ -55,7 +56,7 @@ def test_a_method_that_reads_feedback_refuses_to_run_without() -> None:
 def test_the_preset_holds_in_python_and_in_a_file() -> None:
     paper = VPDSettings(preset="paper")
     assert (paper.distillation_alpha, paper.teacher) == (1.0, "live")
-    assert parse({"algorithm": {"preset": "paper"}}).algorithm == paper
+    assert parse({"algorithm": {"name": "vpd", "preset": "paper"}}).algorithm == paper
     assert (VPDSettings().distillation_alpha, VPDSettings().teacher) == (0.5, "ema")
     assert GatedSettings(preset="paper").teacher == "live"
     mixed = VPDSettings(preset="paper", distillation_alpha=0.25)
@@ -87,8 +88,15 @@ def test_another_algorithm_over_a_file_keeps_what_both_have_and_names_what_it_dr
 
 def test_the_same_name_again_drops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run.yaml").write_text(FILE.replace("name: vpd, ", ""))
-    config = load(str(tmp_path / "run.yaml"), ["--algorithm.name", "vpd", "--env.name", "digits"])
+    config = load(str(tmp_path / "run.yaml"), ["--algorithm.name", "gated", "--env.name", "digits"])
     assert dataclasses.asdict(config.algorithm)["e_every"] == 3 and not caplog.messages  # type: ignore[call-overload]
+
+
+def test_the_default_method_is_the_one_that_is_recommended(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(FILE.replace("name: vpd, ", ""))
+    unnamed = load(str(tmp_path / "run.yaml"), ["--algorithm.e_every", "4"]).algorithm
+    assert unnamed == GatedSettings(e_every=4, teacher_ema_rate=0.2, distillation_topk=7)
+    assert parse({}).algorithm == parse(yaml.safe_load(starter())).algorithm == GatedSettings()
 
 
 def test_another_environment_over_a_file_names_what_it_drops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,14 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, Olmo3Config, Qwen3Config
 
 from vpd.algorithms.distill import SDPOSettings
+from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.grpo import GRPOSettings
 from vpd.algorithms.vpd import VPDSettings
 from vpd.cli import main
 from vpd.config import load, parse
 from vpd.config.dry_run import load_dry_run
+from vpd.config.reading import read_sections
+from vpd.config.starter import starter
 from vpd.errors import ConfigError, ModelError
 from vpd.estimate import memory
 from vpd.estimate.architecture import Architecture, find_architecture, layer_sizes
@@ -214,6 +217,18 @@ def test_what_vpd_asks_of_the_learner() -> None:
     ]  # fmt: skip
     assert calls[1].use.measured and calls[1].use.read == {"teacher"}
     assert calls[2].use.divergence == {"alpha": 0.5, "top_k": None, "tail": True}
+
+
+def test_the_gated_method_is_rehearsed_with_a_teacher_that_it_trusts() -> None:
+    """What its E-step needs counts in memory and time, though a run's gate may skip it."""
+    calls = rehearsed(GatedSettings(e_every=1), groups_of())
+    assert [(call.kind, call.name, sorted(call.use.read)) for call in calls] == [
+        ("score", "score", ["student"]), ("score", "score", ["teacher"]), ("score", "score", ["student"]),
+        ("update", "e_step", ["teacher"]), ("update", "m_step", ["student", "teacher"]),
+    ]  # fmt: skip
+    recommended = read_sections(starter(["--env.length", "4"]).encode(), "the file of vpd init")
+    phases = dry_run(parse(recommended), DryRunSettings()).estimate.phases
+    assert {phase.work.name: phase.times for phase in phases if phase.part == "update"}["e_step"] == 1 / 5
 
 
 def test_operations_by_hand() -> None:

@@ -31,7 +31,7 @@ STEPS = {"run__max_steps": 2, "run__save_steps": 1, "run__eval_steps": 2}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the whole model in ``whole``, and one of an adapter in ``lora``."""
     folder = tmp_path_factory.mktemp("runs")
-    assert vpd_train(folder / "whole", **STEPS) == 0
+    assert vpd_train(folder / "whole", **STEPS, algorithm__name="vpd") == 0
     assert vpd_train(folder / "lora", **STEPS, model__lora="{r: 2}", optim__learning_rate=0.05) == 0
     return folder
 

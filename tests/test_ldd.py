@@ -211,7 +211,7 @@ def test_from_transcripts_to_a_tied_policy(tmp_path: Path) -> None:
     losses = [line["ldd/loss"] for line in metrics_of(tmp_path / "ldd")]
     assert losses[-1] < losses[0] and "reward" not in metrics_of(tmp_path / "ldd")[0]
     start = {"model__name_or_path": tmp_path / "ldd" / "model", "run__max_steps": 2}
-    assert vpd_train(tmp_path / "vpd", dynamics__weight=0.5, **start) == 0
+    assert vpd_train(tmp_path / "vpd", algorithm__name="vpd", dynamics__weight=0.5, **start) == 0
     first, second = metrics_of(tmp_path / "vpd")
     assert second["m_step/dynamics_loss"] > 0 and first["rows/drawn"] == 16
 

@@ -288,6 +288,7 @@ def test_adapters_of_a_16_bit_model_are_fp32_and_move() -> None:
 RUN: dict[str, object] = {
     "model__lora": "{r: 4, target_modules: all-linear}",
     "optim__learning_rate": 1e-2,
+    "algorithm__name": "vpd",
     "algorithm__e_every": 2,
     "run__save_steps": 2,
 }

@@ -41,7 +41,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def test_a_run_has_its_method_progress_and_best(runs: Path) -> None:
     found = by_name(runs)
     a, b = found["a"], found["b"]
-    assert (a.method, a.state, a.step, a.max_steps, a.metric) == ("vpd", "done", 2, 2, "eval/accuracy")
+    assert (a.method, a.state, a.step, a.max_steps, a.metric) == ("gated", "done", 2, 2, "eval/accuracy")
     measured = {int(line["step"]): line["eval/accuracy"] for line in lines(runs / "a") if line["step"]}
     assert a.last is not None and (a.last.step, a.last.value) == (2, measured[2])
     assert a.best is not None and a.best.value == max(measured.values())

@@ -12,6 +12,7 @@ import torch
 import vpd
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
+from vpd.lab import tiny
 from vpd.lab.reproduce import bases, run, settings_table, tune, versions
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
@@ -192,6 +193,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         and "continues an interrupted suite" in " ".join(text.split())
         and all(name in text for name in SETTINGS)
     )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_expert_of_every_setting_has_its_words_and_answers_of_its_length(name: str) -> None:
+    job = Job(setting=name, method="gkd", seed=3, learning_rate=1e-3)
+    student, expert = tiny.BASES[job.base()[0]], tiny.BASES[job.expert()[0]]
+    assert (expert.more_words, expert.length) == (student.more_words, SETTINGS[name].length)
+    assert job.expert() in job.bases() and job.config_data()["algorithm"]["teacher_model"] == f"{job.expert()[0]}:0"
 
 
 def test_the_shipped_rates_cover_every_claim() -> None:

@@ -40,8 +40,11 @@ def parts_of(**settings: Any) -> Any:
     return assemble(load(None, words))
 
 
+STEP = {"run.max_steps": 1, "algorithm.name": "vpd", "algorithm.e_every": 1}
+
+
 def one_step(recording: Recording | None, **settings: Any) -> tuple[Keeping, Any]:
-    parts, keeping = parts_of(**{"run.max_steps": 1, "algorithm.e_every": 1, **settings}), Keeping([])
+    parts, keeping = parts_of(**STEP, **settings), Keeping([])
     loop = make_loop(parts, [keeping], output=None)
     loop.recording = recording
     loop.run()

@@ -21,7 +21,7 @@ class Listening(RecordingObserver):
 
 
 def test_an_observer_that_wants_them_gets_the_signals_of_every_rollouts_tokens() -> None:
-    settings = SMALL | {"run.max_steps": 1, "algorithm.e_every": 1}
+    settings = SMALL | {"run.max_steps": 1, "algorithm.name": "vpd", "algorithm.e_every": 1}
     parts = assemble(load(None, [word for key, value in settings.items() for word in (f"--{key}", str(value))]))
     plain, listening = RecordingObserver([]), Listening([])
     make_loop(parts, [plain, listening], output=None).run()

@@ -26,7 +26,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
-    assert vpd_train(tmp_path / "run", algorithm__e_every=2, run__save_steps=2, run__eval_steps=2) == 0
+    vpd = {"algorithm__name": "vpd", "algorithm__e_every": 2}
+    assert vpd_train(tmp_path / "run", **vpd, run__save_steps=2, run__eval_steps=2) == 0
     run = tmp_path / "run"
     steps = metrics_of(run)
     assert [line["step"] for line in steps] == [0, 1, 2, 3, 4]
@@ -97,7 +98,7 @@ def test_resume_passes_over_a_damaged_checkpoint_and_a_finished_run_exits_0(
 
 
 def test_e_every_null_is_sdpo(tmp_path: Path) -> None:
-    assert vpd_train(tmp_path / "vpd", algorithm__e_every="null") == 0
+    assert vpd_train(tmp_path / "vpd", algorithm__name="vpd", algorithm__e_every="null") == 0
     assert vpd_train(tmp_path / "sdpo", algorithm__name="sdpo") == 0
     vpd, sdpo = weights_of(tmp_path / "vpd"), weights_of(tmp_path / "sdpo")
     assert all(torch.equal(vpd[key], sdpo[key]) for key in vpd)

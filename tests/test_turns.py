@@ -236,6 +236,7 @@ def test_a_run_with_two_turns(tmp_path: Path) -> None:
         "prompts__closing": "",
         "prompts__feedback_header": " . feedback : ",
         "rollout__max_completion_length": 24,
+        "algorithm__name": "vpd",
         "algorithm__e_every": 2,
         "run__max_steps": 2,
     }

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from vpd.bundled import load_bundled
 
+VPD = {"algorithm.name": "vpd", "algorithm.e_every": 2}
+
 
 @pytest.fixture
 def server() -> Iterator[tuple[FakeVLLM, dict[str, object]]]:
@@ -25,7 +27,7 @@ def test_a_run_trains_on_the_server_and_goes_on_where_it_stopped(
     server: tuple[FakeVLLM, dict[str, object]], tmp_path: Path
 ) -> None:
     fake, engine = server
-    options = engine | {"engine.sync_dir": tmp_path / "sync", "run.save_steps": 1, "algorithm.e_every": 2}
+    options = engine | {"engine.sync_dir": tmp_path / "sync", "run.save_steps": 1, **VPD}
     assert vpd_train(tmp_path / "whole", **options, run__max_steps=3) == 0
     assert (
         yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["algorithm"]["importance_reference"]

@@ -19,7 +19,8 @@ from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
 from vpd.errors import NonFiniteError
 from vpd.learners import Learner, Update
-from vpd.learners.journal import Fault, Journal
+from vpd.learners.calls import Fault
+from vpd.learners.journal import Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
 from vpd.ranks import OneProcess, Ranks, gather, largest, on_first, together
 from vpd.rollout import Source

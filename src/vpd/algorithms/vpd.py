@@ -58,7 +58,9 @@ class VPDSettings(SelfTeacher, RetrySettings, DistillSettings):
         " of live and initial logits; preset paper: live unless set",
     ] = _PRESET
     e_every: Annotated[
-        int | None, Ge(1), "F: one E-step in this many iterations, the first included; null: never (SDPO)"
+        int | None,
+        Ge(1),
+        "F: one E-step in this many iterations, the first included; null: never (SDPO); 1 is best with retries",
     ] = 5
     e_epochs: Annotated[int, Ge(1), "updates per E-step"] = 1
     e_lr_scale: Annotated[float, Gt(0), "the E-step's learning rate, as a multiple of the M-step's"] = 1.0

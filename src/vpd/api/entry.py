@@ -36,7 +36,7 @@ def train(
     number; from ``rollout.success_threshold`` on a success), ``(reward, feedback)`` or a :class:`vpd.Grade`.  Reward
     functions of TRL and verl are taken as they are.
 
-    ``algorithm``: a name, a mapping with ``name`` and settings, or settings of a method of your own; default ``vpd``.
+    ``algorithm``: a name, a mapping with ``name`` and settings, or settings of a method of your own; default ``gated``.
 
     ``feedback``: where the teacher's context comes from: names, mappings and functions ``(groups, writer)``; default
     ``["environment"]``, the grader's text.

@@ -3,7 +3,7 @@
     model: {name_or_path: tiny}
     env: {name: digits}
     feedback: [environment]
-    algorithm: {name: vpd, e_every: 5}
+    algorithm: {name: gated, e_every: 5}
     optim: {learning_rate: 2.0e-4}
     run: {max_steps: 100, output_dir: out}
 
@@ -210,7 +210,10 @@ def check_together(config: Config) -> None:
         )
     if alone and needs.group:
         raise ConfigError(
-            f"{config.method} compares the attempts of a group", got="rollout.num_generations 1", expected="at least 2"
+            f"{config.method} compares the attempts of a group",
+            got="rollout.num_generations 1",
+            expected="at least 2",
+            do="Raise it, or take a method that compares none, such as vpd or sdpo.",
         )
     if needs.feedback and not config.feedback:
         raise ConfigError(f"{config.method} needs feedback", got="feedback: []", do="Add 'environment' or 'sibling'.")

@@ -116,7 +116,11 @@ CHOICES: Mapping[str, Choice] = {
         "feedback source", SOURCES, None, "feedback '[my_source.py:MySource]'", "called with (groups, writer)"
     ),
     "algorithm": Choice(
-        "algorithm", ALGORITHMS, "vpd", "algorithm.name my_algorithm.py:MySettings", "a dataclass with needs and build"
+        "algorithm",
+        ALGORITHMS,
+        "gated",
+        "algorithm.name my_algorithm.py:MySettings",
+        "a dataclass with needs and build",
     ),
     "engine": Choice(
         "engine",

@@ -1,7 +1,6 @@
 """A first configuration, as a file with comments: what each setting means is what its class declares.
 
-The settings are the recommended ones (evidence-gated VPD with an E-step in every iteration, docs/gated.md), and
-whatever was asked for over them.
+The settings are the recommended ones (the default method, docs/choosing.md), and whatever was asked for over them.
 """
 
 import dataclasses
@@ -17,7 +16,6 @@ from vpd.settings import declarations
 
 WIDTH = 100
 MODEL = "Qwen/Qwen3-0.6B"  # for every environment but the shipped base's own
-METHOD = "gated"
 ABOUT = {
     "feedback": "Where the teacher's context comes from; further sources are sibling, self_critique, critic and judge.",
     "algorithm": "The method: gated when unsure; grpo where the feedback says no more than right or wrong.",
@@ -59,7 +57,7 @@ def questions(given: Mapping[str, Any]) -> Iterator[Question]:
         yield Question(key="model.name_or_path", text=text, default=_model_for(given["env.name"]))
     if "algorithm.name" not in given:
         text = f"Method: {', '.join(CHOICES['algorithm'].table)}"
-        yield Question(key="algorithm.name", text=text, default=METHOD)
+        yield Question(key="algorithm.name", text=text, default=CHOICES["algorithm"].default)
     if given.get("algorithm.name") == "gkd" and "algorithm.teacher_model" not in given:
         yield Question(key="algorithm.teacher_model", text="Teacher: a Hub id or folder with the student's tokenizer")
     if "run.max_steps" not in given:
@@ -91,7 +89,7 @@ FEEDBACK: Mapping[str, list[Any]] = {"grpo": [], "gkd": [], "plare": [{"name": "
 
 def _recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings to start with; those that hang on what was ``given`` fit it."""
-    env, method = given.get("env.name", "digits"), given.get("algorithm.name", METHOD)
+    env, method = given.get("env.name", "digits"), given.get("algorithm.name", CHOICES["algorithm"].default)
     model = given.get("model.name_or_path", _model_for(env))
     fixed_length = env == "digits"
     return {

@@ -14,6 +14,8 @@ from vpd.model.scorer import Divergence, Role
 from vpd.policy import FixedPolicy, Policy
 from vpd.types import Example
 
+PREFERENCE = 0.01  # nats per token by which the rehearsal's teacher prefers a success
+
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
@@ -42,9 +44,10 @@ class Call:
 
 @dataclass
 class Rehearsal:
-    """A learner without weights, which keeps what it is asked.  Log-probs are the sampler's own, losses are 0.
+    """A learner without weights, which keeps what it is asked.  Losses are 0, and log-probs are the sampler's own.
 
-    ``version`` is that of its weights; where it is not the rows' own, these are stale.
+    Only the teacher's are higher on successes: a method that does as much of its work as the teacher is worth then does
+    all of it.  ``version`` is that of its weights; where it is not the rows' own, these are stale.
     """
 
     version: int = 0
@@ -57,7 +60,8 @@ class Rehearsal:
             return []
         use = Use(read=frozenset(_ask([measure], examples[0]).read))
         self.calls.append(Call(kind="score", name="score", examples=list(examples), use=use, model=model))
-        return [list(example.behaviour) for example in examples]
+        teacher = "teacher" in use.read
+        return [[logprob + PREFERENCE * (teacher and e.success) for logprob in e.behaviour] for e in examples]
 
     def update(
         self,

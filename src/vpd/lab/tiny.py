@@ -66,6 +66,7 @@ class Base:
 
 
 _ALL = {"student": 80, "skill": 16, "hint": 80, "demonstration": 32, "critic": 40}
+_RULES, _ANSWERS = {"skill": 96, "student": 64}, {"student": 128, "skill": 32}
 BASES: dict[str, Base] = {
     "tiny": Base(
         first={"skill": 96, "hint": 96},
@@ -74,7 +75,7 @@ BASES: dict[str, Base] = {
     ),
     "tiny-mid": Base(first={"skill": 96, "hint": 96, "critic": 32}, then=_ALL, knows=0.55, silent=0.2, more_words=True),
     "tiny-cold": Base(  # never shown a teacher's format
-        first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.55, more_words=True
+        first=_RULES, then=_ANSWERS, knows=0.55, more_words=True
     ),
     "tiny-long": Base(
         first={"student": 80, "hint": 32},
@@ -85,7 +86,9 @@ BASES: dict[str, Base] = {
         steps=(180, 150),
         start="tiny",
     ),
-    "tiny-expert": Base(first={"skill": 96, "student": 64}, then={"student": 128, "skill": 32}, knows=0.95),
+    "tiny-expert": Base(first=_RULES, then=_ANSWERS, knows=0.95),
+    "tiny-mid-expert": Base(first=_RULES, then=_ANSWERS, knows=0.95, more_words=True),
+    "tiny-long-expert": Base(first={"student": 160}, then={"student": 160}, knows=0.95, length=10, start="tiny-long"),
 }
 
 

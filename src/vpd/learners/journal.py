@@ -9,45 +9,15 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Measure, ModelName, Objective, Update
 from vpd.learners.around import LearnerAround
+from vpd.learners.calls import Call, Result
 from vpd.learners.token_records import TokenRecorder
 from vpd.model.scorer import Role
 from vpd.types import Example, Group, Metrics, Rollout, SampleKey
-
-#: What a call gave: log-probs of ``score``, or the report of ``update``.
-Result: TypeAlias = list[list[float]] | Update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """A call of ``score`` (``name`` says which weights) or of ``update`` (``name`` of the update)."""
-
-    kind: Literal["score", "update"]
-    name: str
-    examples: Sequence[Example]
-    train: Role = "student"
-    lr_scale: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """All that it takes to run an iteration again that met a number that is not finite.
-
-    ``algorithm`` is its state before the iteration, ``results`` what the calls gave that went well, ``call`` the one
-    that did not (None: the weights are not finite at the end of the iteration).
-    """
-
-    step: int
-    error: str
-    groups: Sequence[Group]
-    algorithm: Mapping[str, Any]
-    results: Sequence[Result]
-    call: Call | None
 
 
 class Journal(LearnerAround):

@@ -20,7 +20,7 @@ from vpd.types import Example, Floats, Group, Rollout, SampleKey, Tokens, attemp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vpd.learners.journal import Call
+    from vpd.learners.calls import Call
     from vpd.model.batch import Batch
     from vpd.model.scorer import Scorer
 

@@ -96,6 +96,7 @@ def verdict(gain: float, error: float) -> str:
     if gain < -2 * error:
         return (
             "The feedback makes answers worse: look at the teacher's prompts, or use a method that reads none (grpo)."
+            " After a run that is no fault where the student has overtaken its teacher."
         )
     smallest = 2 * error
     return (

@@ -12,7 +12,8 @@ from vpd.config import Config, parse
 from vpd.errors import NonFiniteError, StorageError
 from vpd.learners import Measure, ModelName, Objective, Update
 from vpd.learners.accelerate_learner import AccelerateLearner
-from vpd.learners.journal import Call, Fault, Journal
+from vpd.learners.calls import Call, Fault
+from vpd.learners.journal import Journal
 from vpd.learners.nonfinite import MOST, Trace, numbers_not_finite, watched_measure, weights_not_finite
 from vpd.model.scorer import Role
 from vpd.recipes.assemble import load_model, make_learner, make_prompter

@@ -15,7 +15,7 @@ from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback, Remote
-from vpd.learners.journal import Fault
+from vpd.learners.calls import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
 from vpd.model.threads import threads_for

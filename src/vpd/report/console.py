@@ -11,36 +11,37 @@ from rich.text import Text
 
 from vpd.monitor import Alarm
 from vpd.printable import for_terminal
+from vpd.report.metric_table import meaning_of
 from vpd.types import Group, Metrics
 
 
 class Column(NamedTuple):
-    """A column of the table: its title, its metric, what it means, and how its numbers are written."""
+    """A column of the table: its title, its metric, and how its numbers are written."""
 
     title: str
     metric: str
-    means: str
     form: str = ".3f"
 
 
 COLUMNS = (
-    Column("reward", "reward", "mean reward"),
-    Column("success", "success", "share of answers that count as solved"),
-    Column("length", "completions/mean_length", "tokens of an answer", ".1f"),
-    Column("context", "teacher/rows_with_context", "answers with feedback for the teacher", ".0f"),
-    Column("retries", "retries/success", "share of the teacher's retries that are solved"),
-    Column("E rows", "e_step/rows", "answers the E-step learned from", ".0f"),
-    Column("E acc", "e_step/accuracy", "how well the teacher tells successes from failures (.5: by chance)"),
-    Column("M rows", "m_step/rows", "answers the M-step learned from", ".0f"),
-    Column("diverg.", "m_step/divergence", "of student and teacher, nats a token"),
-    Column("policy", "policy/loss", "the policy gradient's loss"),
-    Column("unsure", "judge/unsure", "share of the pairs of attempts that the judge does not decide"),
-    Column("pref acc", "preference/accuracy", "share of the decided pairs whose better attempt is the likelier one"),
-    Column("LDD", "ldd/loss", "of the environment's text, nats a token"),
-    Column("SFT", "sft/loss", "of the answers that are learned, nats a token"),
-    Column("student", "eval/accuracy", "held-out tasks: right without feedback"),
-    Column("teacher", "eval_teacher/accuracy", "failed held-out attempts again, with feedback"),
-    Column("control", "eval_teacher/student_accuracy", "the same again without"),
+    Column("reward", "reward"),
+    Column("success", "success"),
+    Column("length", "completions/mean_length", ".1f"),
+    Column("context", "teacher/rows_with_context", ".0f"),
+    Column("retries", "retries/success"),
+    Column("E rows", "e_step/rows", ".0f"),
+    Column("E acc", "e_step/accuracy"),
+    Column("M rows", "m_step/rows", ".0f"),
+    Column("diverg.", "m_step/divergence"),
+    Column("trust", "gate/trust"),
+    Column("policy", "policy/loss"),
+    Column("unsure", "judge/unsure"),
+    Column("pref acc", "preference/accuracy"),
+    Column("LDD", "ldd/loss"),
+    Column("SFT", "sft/loss"),
+    Column("student", "eval/accuracy"),
+    Column("teacher", "eval_teacher/accuracy"),
+    Column("control", "eval_teacher/student_accuracy"),
 )
 
 
@@ -146,7 +147,7 @@ class ConsoleProgress:
             or column.metric in metrics
             or (column.metric.startswith(by_part) and column.metric.split("/")[0] in prefixes)
         ]
-        legend = "; ".join(f"{column.title}: {column.means}" for column in self._columns)
+        legend = "; ".join(f"{column.title}: {meaning_of(column.metric)}" for column in self._columns)
         self._console.print(legend, style="dim", highlight=False, markup=False)
         titles = "".join(f"{column.title:>9}" for column in self._columns)
         self._console.print("  step" + titles, style="bold", soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from vpd.errors import StorageError
 from vpd.learners import Learner, Update
-from vpd.learners.journal import Call, Fault, Result
+from vpd.learners.calls import Call, Fault, Result
 from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem
 from vpd.run_folder.groups_file import group_of, tuples, without_payloads

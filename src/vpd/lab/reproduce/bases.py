@@ -30,6 +30,15 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "tiny-cold": {"student": (0.45, 0.68), "hint": (-1.0, -0.25)},
     "tiny-long": {"student": (0.5, 0.75), "hint": (0.05, 1.0)},
     "tiny-expert": {"student": (0.85, 1.0)},
+    "tiny-mid-expert": {"student": (0.85, 1.0)},
+    "tiny-long-expert": {"student": (0.85, 1.0)},
+}
+#: GKD's teacher of each base: one that is good at the same task, with the same tokenizer.
+EXPERTS = {
+    "tiny": "tiny-expert",
+    "tiny-mid": "tiny-mid-expert",
+    "tiny-cold": "tiny-mid-expert",
+    "tiny-long": "tiny-long-expert",
 }
 
 

@@ -31,7 +31,6 @@ Run: TypeAlias = Mapping[str, Any]
 
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
-EXPERT = ("tiny-expert", 0)  # GKD's teacher: the base and its seed
 BASE_SECONDS = 45.0  # to make a base, on one core
 KEPT = (
     "reward",
@@ -90,7 +89,11 @@ class Job:
 
     def bases(self) -> list[tuple[str, int]]:
         """Name and seed of every base it needs."""
-        return [self.base(), *([EXPERT] if self._has_expert else [])]
+        return [self.base(), *([self.expert()] if self._has_expert else [])]
+
+    def expert(self) -> tuple[str, int]:
+        """Name and seed of GKD's teacher."""
+        return bases.EXPERTS[find_setting(self.setting).base], 0
 
     def config_data(self) -> dict[str, Any]:
         """The whole configuration, with the names of bases in place of their folders.
@@ -102,7 +105,7 @@ class Job:
         algorithm = dict(method.algorithm)
         samples = setting.eval_samples if method.reads_feedback or family.same_evaluation else 1
         if self._has_expert:
-            algorithm["teacher_model"] = _label(EXPERT)
+            algorithm["teacher_model"] = _label(self.expert())
         attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
             "model": {"name_or_path": _label(self.base())},
@@ -285,7 +288,7 @@ def _config(job: Job, base: Path) -> Config:
     data = job.config_data()
     data["model"]["name_or_path"] = str(base)
     if "teacher_model" in data["algorithm"]:
-        data["algorithm"]["teacher_model"] = str(bases.ensure(*EXPERT))
+        data["algorithm"]["teacher_model"] = str(bases.ensure(*job.expert()))
     return parse(data)
 
 
