@@ -50,7 +50,7 @@ from vpd.feedback import SiblingDemonstration
 from vpd.feedback.judge import Judge
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
-from vpd.prompts.settings import PromptSettings
+from vpd.prompts.settings import PromptSettings, with_layout
 from vpd.rollout import RolloutSettings
 from vpd.settings import expand_path
 
@@ -187,6 +187,7 @@ def parse_sections(data: Mapping[str, Any], *, recorded: bool = False) -> Config
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
+    given["prompts"] = with_layout(given["prompts"])
     given["algorithm"] = {**defaults_for_samples(given, recorded=recorded), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
