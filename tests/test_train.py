@@ -51,8 +51,8 @@ PARTIAL = f"{Path(__file__).resolve().parent}/partial_env.py:Partial"
 STOPPED: dict[str, dict[str, object]] = {
     "vpd": {"algorithm__e_every": 2},
     "sdpo": {},
-    "grpo": {},
-    "hybrid": {},
+    "grpo": {"env__name": PARTIAL},
+    "hybrid": {"env__name": PARTIAL},
     "gkd": {"algorithm__teacher_model": tiny.FOLDER, "algorithm__student_fraction": 0.5},
     "gkd, data": {
         "algorithm__teacher_model": tiny.FOLDER,
