@@ -51,7 +51,7 @@ def load(name: str) -> tuple[Any, Any, str]:
 
 
 def prompter_of(name: str, tokenizer: Any, shape: Shape) -> Prompter:
-    settings = tiny.TEMPLATE if name == "tiny" else PromptSettings()
+    settings = tiny.TEMPLATE if name == "tiny" else PromptSettings(layout="block")
     return Prompter(tokenizer, settings, window=None, max_completion_length=shape.completion)
 
 

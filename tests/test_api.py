@@ -1,5 +1,6 @@
 """``vpd.train`` and ``vpd.evaluate`` with objects of Python, and ``vpd.Run``."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -23,7 +24,7 @@ from vpd.config import RunSettings
 from vpd.envs.given import MOST_ENTRIES, as_function, read_entries
 from vpd.learners.settings import OptimSettings
 from vpd.recipes.assemble import load_model
-from vpd.types import Group
+from vpd.types import Comparison, Group
 
 TASKS = [{"prompt": f"apply rule A to {n} 2 3", "answer": f"3 2 {n}"} for n in range(6)]
 SMALL = {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 6}
@@ -358,6 +359,104 @@ def test_a_feedback_source_that_raises_is_named() -> None:
 
     with pytest.raises(vpd.EnvError, match=r"the feedback source test_api.*careless raised AttributeError at"):
         small_run(TASKS, grade, feedback=careless)
+
+
+# the neighbours
+
+ROWS = [{"prompt": task["prompt"], "completion": task["answer"], "feedback": "wrong : rule A"} for task in TASKS]
+
+
+def compare(groups: list[Group], writer: vpd.Writer) -> list[Group]:
+    """A judge of one's own: of the first two attempts the first is better."""
+    better = (Comparison(other=1, preferred=True),)
+    pairs = [(group.rollouts[0], group.rollouts[1:]) for group in groups]
+    return [Group(rollouts=(dataclasses.replace(first, comparisons=better), *rest)) for first, rest in pairs]
+
+
+NEIGHBOURS: dict[str, tuple[dict[str, Any], str]] = {
+    "sft": ({"algorithm": "sft"}, "sft/rows"),
+    "ldd": ({"algorithm": "ldd"}, "ldd/rows"),
+    "the auxiliary term": ({"algorithm": "sdpo", "dynamics": {"weight": 0.5}}, "m_step/dynamics_loss"),
+    "plare": ({"algorithm": "plare", "feedback": {"name": "judge", "judge": "reward"}}, "preference/pairs"),
+    "plare, a judge of one's own": ({"algorithm": "plare", "feedback": compare}, "preference/pairs"),
+    "recorded": ({"algorithm": "sdpo", "env": {"name": "recorded", "path": ROWS}}, "recorded/rows"),
+}
+
+
+@pytest.mark.parametrize("which", NEIGHBOURS)
+def test_every_neighbour_is_trained_from_python(which: str) -> None:
+    more, metric = NEIGHBOURS[which]
+
+    def by_digit(text: str, task: dict[str, str]) -> Any:
+        same = sum(a == b for a, b in zip(text.split(), task["answer"].split(), strict=False))
+        return same / 3, "wrong : rule A means swap"
+
+    run = small_run(TASKS, by_digit, **{"rollout": SMALL | {"success_threshold": 0.3}, **more})
+    assert run.record.metrics[-1][metric] > 0 or metric == "m_step/dynamics_loss"
+    again = vpd.train(run, TASKS, by_digit, algorithm="sdpo", rollout=SMALL, run={"max_steps": 1, "output_dir": "next"})
+    assert again.settings["model"]["name_or_path"] == str(run.folder / "model")
+
+
+def test_a_run_teaches_and_tasks_hold_the_data_s_answers() -> None:
+    teacher = small_run(TASKS, grade, algorithm="sft", run={"max_steps": 1, "output_dir": "teacher"})
+    mixed = {"name": "gkd", "teacher_model": teacher, "student_fraction": 0.0, "other_answers": "data"}
+    with pytest.raises(vpd.DataError, match="tasks from Python hold it as 'completion'"):
+        small_run(TASKS, grade, algorithm=mixed)
+    run = small_run([task | {"completion": task["answer"]} for task in TASKS], grade, algorithm=mixed)
+    rows = run.rollouts_table().to_pylist()
+    assert len(rows) == 4 and all(row["reward"] == 1 for row in rows)
+
+
+def test_records_may_be_objects_a_file_or_a_run_beside_tasks_that_are_answered_now(folder: Path) -> None:
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    first = small_run(TASKS, grade, run={"max_steps": 1, "output_dir": "first"})
+    wanted = small_run(env={"name": "recorded", "path": "log.jsonl"}, algorithm="sdpo")
+    for number, path in enumerate((ROWS, datasets.Dataset.from_list(ROWS), "log.jsonl", first)):
+        section = {"name": "recorded", "path": path, "fresh_share": 0.5}
+        run = small_run(
+            TASKS[:3], grade, env=section, eval_tasks=TASKS[3:], algorithm="sdpo",
+            run={"max_steps": 2, "eval_steps": 2, "eval_samples": 1, "output_dir": f"out-{number}"},
+        )  # fmt: skip
+        last = run.record.metrics[-1]
+        assert last["recorded/rows"] == (2 if number == 3 else 1) and last["eval/accuracy"] >= 0
+        assert run.settings["algorithm"]["importance_reference"] == "sampler"
+    assert run.settings["env"]["object"].startswith("first beside 3 tasks (")
+    alone = small_run(env={"name": "recorded", "path": ROWS}, algorithm="sdpo", run={"max_steps": 1, "output_dir": "a"})
+    assert alone.record.metrics[-1]["m_step/loss"] == wanted.record.metrics[-1]["m_step/loss"]
+    settings = {"max_steps": 2, "output_dir": "a", "resume": True}
+    with pytest.raises(vpd.StorageError, match=r'env.object "6 records \(\w+\)" -> "5 records'):
+        vpd.train(env={"name": "recorded", "path": ROWS[:5]}, run=settings)
+
+
+BAD_RECORDS: dict[str, tuple[dict[str, Any], str]] = {
+    "no rows": ({"path": 3}, "env.path is no list of tasks; got int"),
+    "a row without an answer": ({"path": [{"prompt": "1"}]}, r"data\[0\] has no answer"),
+    "an unknown key": ({"path": ROWS, "fresh_sare": 0.5}, "unknown key env.fresh_sare. Did you mean 'fresh_share'"),
+    "a share of nothing": ({"path": ROWS, "fresh_share": 0.5}, "env.fresh_share without an environment"),
+    "no path": ({}, "env.path is missing"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_RECORDS)
+def test_records_that_cannot_be_used_are_one_line_and_no_folder(what: str) -> None:
+    section, message = BAD_RECORDS[what]
+    with pytest.raises(vpd.VPDError, match=message):
+        small_run(env={"name": "recorded", **section}, algorithm="sdpo")
+    both = {"name": "recorded", "path": ROWS, "fresh": {"name": "digits"}}
+    with pytest.raises(vpd.ConfigError, match="what is answered now is not clear"):
+        small_run(TASKS, grade, env=both, algorithm="sdpo")
+    assert not Path("out").exists()
+
+
+def test_a_list_of_tasks_is_collected_once() -> None:
+    vpd.collect("log.jsonl", "tiny", TASKS, grade, rollout=SMALL)
+    assert len(Path("log.jsonl").read_text().splitlines()) == 2 * len(TASKS)
+
+
+def test_a_long_wrong_value_is_cut_in_its_line() -> None:
+    with pytest.raises(vpd.ConfigError) as caught:
+        vpd.parse_config({"env": {"name": "recorded", "path": ROWS * 100}})
+    assert len(str(caught.value)) < 500
 
 
 # callbacks

@@ -49,6 +49,26 @@ def test_overlap_is_compared_with_none_at_two_latencies() -> None:
     assert [row[1].strip() for row in rows] == ["0.00", "0.30"] and all(float(row[4]) > 0 for row in rows)
 
 
+def test_every_layout_is_compared_on_the_same_failed_attempts() -> None:
+    said = bench(
+        "layouts.py",
+        "--model",
+        "tiny",
+        "--env",
+        "digits",
+        "{name: digits, hint: empty}",
+        "--tasks",
+        "4",
+        "--drift",
+        "2",
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    header, *rows = rows
+    assert [row[1] for row in rows] == 2 * ["block", "request", "system", "turn", "turn+"]
+    assert len({row[2] for row in rows[:5]}) == len({row[-1] for row in rows[:5]}) == 1  # student, control
+    assert all(float(row[header.index("style")].split()[0]) > 0 for row in rows)
+
+
 @pytest.mark.skipif(not TRL_PYTHON, reason="set TRL_PYTHON to an interpreter that has trl")
 @pytest.mark.parametrize("micro_batch_size", ["2", "4"])
 def test_both_sides_of_the_comparison_do_the_same_work(tmp_path: Path, micro_batch_size: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import metrics_of, tiny_learner, tiny_model
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from vpd.api.arguments import read_arguments
 from vpd.bundled import sha256
 from vpd.config import load
 from vpd.errors import StorageError
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import train
 from vpd.run_folder import checkpoint
@@ -270,6 +272,21 @@ def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
     for config in (from_a_terminal, from_python):
         assert config.as_dict()["algorithm"]["name"] == "vpd" != load().method
         assert config.as_dict()["algorithm"]["e_every"] == 3
+
+
+def test_a_run_that_recorded_no_layout_goes_on_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines around the feedback are the usual ones, which say nothing else about its layout."""
+    shutil.copytree(OLD / "base", tmp_path / "base")
+    old = shutil.copytree(OLD / "sdpo", tmp_path / "old-sdpo")
+    monkeypatch.chdir(tmp_path)
+    recorded = yaml.safe_load((old / "config.yaml").read_text())
+    usual = PromptSettings()
+    recorded["prompts"] |= {"feedback_header": usual.feedback_header, "closing": usual.closing}
+    (old / "config.yaml").write_text(yaml.safe_dump(recorded))
+    train(load("old-sdpo/config.yaml", ["--run.resume", "true", "--run.max_steps", "3"]))
+    assert yaml.safe_load((old / "config.yaml").read_text())["prompts"]["layout"] == "block"
+    state = run_state.read(old)
+    assert state is not None and state.settings["prompts"]["layout"] == "block"
 
 
 def of_step(folder: Path, step: int) -> None:

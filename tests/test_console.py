@@ -32,6 +32,32 @@ def test_the_first_evaluation_is_printed_and_counts_are_whole_numbers() -> None:
     ]
 
 
+def test_a_run_without_evaluation_has_no_columns_for_it() -> None:
+    out = io.StringIO()
+    progress = ConsoleProgress(2, evaluates=False, console=Console(file=out, width=200))
+    progress.on_step(1, {"reward": 1.0, "sft/loss": 2.0}, random_groups(0))
+    legend, header, _ = out.getvalue().splitlines()
+    assert header.split() == ["step", "reward", "SFT"] and "held-out" not in legend and "control" not in legend
+
+
+@pytest.mark.parametrize(
+    ("part", "metric", "title"),
+    [
+        ("preference", "accuracy", "pref acc"),
+        ("policy", "loss", "policy"),
+        ("sft", "loss", "SFT"),
+        ("ldd", "loss", "LDD"),
+    ],
+)
+def test_a_part_without_rows_at_the_first_step_has_its_column(part: str, metric: str, title: str) -> None:
+    out = io.StringIO()
+    progress = ConsoleProgress(2, evaluates=False, console=Console(file=out, width=200))
+    progress.on_step(1, {"reward": 1.0, f"{part}/rows": 0.0}, random_groups(0))
+    progress.on_step(2, {"reward": 1.0, f"{part}/rows": 4.0, f"{part}/{metric}": 0.5}, random_groups(0))
+    _, header, first, second = out.getvalue().splitlines()
+    assert title in header and first.split()[-1] == "-" and second.split()[-1] == "0.500"
+
+
 def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel says that it takes colours, and rich would ask for ipywidgets there."""
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))

@@ -373,6 +373,7 @@ def test_the_page_about_python_runs_from_front_to_end(workplace: Path, capsys: p
         exec(in_one_step(block), names)
     out = capsys.readouterr().out
     assert "the environment was passed as an object (6" in out and "Pass env= (or tasks= and grader=) again" in out
+    assert names["solution"].tries["adapt"][0].solved and not names["solution"].tries["best_of"][0].solved
     assert names["result"].retries and (workplace / "exported" / "README.md").is_file()
 
 

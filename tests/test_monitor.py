@@ -33,6 +33,11 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "length_collapse": (6, {"completions/mean_length": 9.0}, {"completions/mean_length": 25.0}),
     "flat_reward": (0, {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.99}),
     "no_context": (0, {"teacher/rows_with_context": 0.0}, {"teacher/rows_with_context": 0.0, "success": 1.0}),
+    "nothing_learned": (
+        0,
+        {"rows/trained": 0.0, "rows/drawn": 4.0, "rows/no_preference": 4.0, "preference/rows": 0.0},
+        {"rows/trained": 2.0, "rows/drawn": 4.0, "rows/no_preference": 2.0, "preference/rows": 2.0},
+    ),
     "e_step_saturated": (1, {"e_step/saturation": 0.6}, {"e_step/saturation": 0.4}),
     "kind_predicts_success": (1, {"e_step/kind_predicts_success": 0.7}, {"e_step/kind_predicts_success": 0.6}),
     "grader_failed": (1, {"env/grader_failed": 0.1}, {"env/grader_failed": 0.0}),
@@ -178,6 +183,7 @@ def alarms_of(folder: Path) -> set[str]:
     [
         ({}, set()),
         ({"env__hint": "verdict", "run__max_steps": 6}, {"no_context"}),
+        ({"algorithm__name": "sft", "env__length": 12, "run__max_steps": 5}, {"nothing_learned"}),
         ({"optim__learning_rate": 0.05, "algorithm__e_every": 1}, {"student_drift"}),
         ({"algorithm__teacher_beta": 50.0, "run__max_steps": 1}, {"e_step_saturated"}),
         ({"algorithm__success_context": "own", "feedback": "[environment, sibling]", "run__max_steps": 1}, set()),

@@ -25,8 +25,9 @@ from helpers import keys, vpd_train
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import vpd
 from vpd.bundled import load_bundled
 from vpd.control_tokens import ControlTokens
 from vpd.engines import ScriptedEngine
@@ -255,7 +256,7 @@ def plain_cut(tokenizer: Any, text: str, budget: int, marker: str) -> str:
 @pytest.mark.parametrize("text", ORDINARY)
 @pytest.mark.parametrize("tokenizer", [llama3, qwen, gemma, mistral, llama2, vicuna])
 def test_ordinary_text_reaches_the_template_as_it_is(tokenizer: Callable[[], Any], text: str) -> None:
-    made = prompter(tokenizer(), max_feedback_length=40)
+    made = prompter(tokenizer(), layout="block", max_feedback_length=40)
     layout = made.settings
 
     def rendered(content: str) -> Tokens:
@@ -269,11 +270,12 @@ def test_ordinary_text_reaches_the_template_as_it_is(tokenizer: Callable[[], Any
     assert teacher_prompt(made, feedback(ORDINARY[-1]), task=task).tokens == rendered(
         text + layout.feedback_header + shown + layout.closing
     )
-    prompt = teacher_prompt(prompter(tokenizer()), feedback(text), task=task)
+    prompt = teacher_prompt(prompter(tokenizer(), layout="block"), feedback(text), task=task)
     assert prompt.tokens == rendered(text + layout.feedback_header + text + layout.closing) and prompt.cut == 0
 
 
 HEADER = PromptSettings().demonstration_header
+FEEDBACK, CLOSING = PromptSettings().feedback_header, PromptSettings().closing
 LAYOUTS = {
     "one line of feedback in the request": (
         "request",
@@ -281,19 +283,25 @@ LAYOUTS = {
         None,
         [("user", "Add 2. Be brief.")],
     ),
-    "several lines in a paragraph": ("request", [("feedback", "a\nb")], None, [("user", "Add 2.\n\na\nb")]),
-    "two sources in a paragraph": (
+    "several lines are a block": (
+        "request",
+        [("feedback", "a\nb")],
+        None,
+        [("user", f"Add 2.{FEEDBACK}a\nb{CLOSING}")],
+    ),
+    "two sources are a block": (
         "request",
         [("feedback", "a"), ("feedback", "b")],
         None,
-        [("user", "Add 2.\n\na\n\nb")],
+        [("user", f"Add 2.{FEEDBACK}a\n\nb{CLOSING}")],
     ),
-    "a demonstration keeps its header": (
+    "a demonstration is a block": (
         "request",
         [("demonstration", "4")],
         "Be kind.",
-        [("system", "Be kind."), ("user", f"Add 2.{HEADER}4")],
+        [("system", "Be kind."), ("user", f"Add 2.{HEADER}4{CLOSING}")],
     ),
+    "a line in a block": ("block", [("feedback", "a")], None, [("user", f"Add 2.{FEEDBACK}a{CLOSING}")]),
     "a system message of its own": (
         "system",
         [("feedback", "Be brief.")],
@@ -324,19 +332,40 @@ def test_where_the_teacher_reads(layout: Any, context: Any, system: str | None, 
     assert prompt.tokens == tuple(llama3().apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
-@pytest.mark.parametrize("layout", ["request", "system"])
-def test_the_frame_of_a_layout_takes_its_room(layout: Any) -> None:
+def test_feedback_beside_a_demonstration_is_not_written_into_it() -> None:
+    sections = [Section(kind="demonstration", source="sibling", text="4"), feedback("Be brief.")]
+    expected = {"request": f"Add 2.{HEADER}4{FEEDBACK}Be brief.{CLOSING}", "system": f"{HEADER}4\n\nBe brief.".strip()}
+    for layout, content in expected.items():
+        made = prompter(llama3(), layout=layout, feedback_with_demonstration=True)
+        read = llama3().decode(list(teacher_prompt(made, *sections, task=asking("Add 2.")).tokens))
+        assert f"{content}<|eot_id|>" in read
+
+
+@pytest.mark.parametrize(
+    ("layout", "window", "end"), [("request", 200, "\nlong"), ("request", 80, ""), ("system", 80, "\nlong")]
+)
+def test_the_frame_of_a_layout_takes_its_room(layout: Any, window: int, end: str) -> None:
     task = asking("Add 2.")
-    made = prompter(llama3(), layout=layout, window=80)
-    prompt = teacher_prompt(made, feedback("very " * 400 + "\nlong"), task=task)
-    assert prompt.cut > 0 and 80 - 8 - 6 <= len(prompt.tokens) <= 80 - 8
+    made = prompter(llama3(), layout=layout, window=window)
+    prompt = teacher_prompt(made, feedback("very " * 400 + end), task=task)
+    assert prompt.cut > 0 and window - 8 - 6 <= len(prompt.tokens) <= window - 8
 
 
 @pytest.mark.parametrize("changed", [{"feedback_header": "Note: "}, {"closing": "Go."}])
-def test_only_the_layout_block_has_lines_around_the_feedback(changed: Any) -> None:
-    with pytest.raises(ConfigError, match=r"prompts\.(feedback_header|closing) has no place in the layout 'request'"):
-        PromptSettings(layout="request", **changed)
-    assert PromptSettings(layout="block", **changed)
+def test_lines_around_the_feedback_choose_the_block(changed: Any) -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.(feedback_header|closing) has no place in the layout 'system'"):
+        PromptSettings(layout="system", **changed)
+    assert PromptSettings().layout == "request" and PromptSettings(layout="request", **changed).layout == "request"
+    assert PromptSettings(**changed).layout == parsed_prompts(changed).layout == "block"
+    recorded = {"feedback_header": FEEDBACK, "closing": CLOSING}  # as every run wrote it before there was a choice
+    assert parsed_prompts(recorded).layout == "block" and parsed_prompts({"max_feedback_length": 9}).layout == "request"
+    assert parsed_prompts({**recorded, "layout": "request"}).layout == "request"
+
+
+def parsed_prompts(section: dict[str, Any]) -> PromptSettings:
+    found = vpd.parse_config({"prompts": section}).prompts
+    assert found is not None
+    return found
 
 
 ALPHABETS = ["abcdef ", "😀🎉漢字é", "e\u0301\u200d\u0327🏳️‍🌈", " \n\t", "0123456789", "�a", "<|im_end|>"]
@@ -374,6 +403,13 @@ def test_text_whose_ends_become_more_tokens_beside_the_marker_is_cut_further() -
     fitted = prompter(tokenizer, cut_marker=" ").fit("fox" * 20, 5)
     assert len(tokenizer.encode("fox" * 2 + " " + "fox" * 2)) == 6  # what five tokens come to
     assert len(tokenizer.encode(fitted.text)) <= 5 and fitted.text.startswith("fox") and fitted.cut == 17
+
+
+def test_a_conversation_beyond_the_window_is_measured_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """``model_max_length`` of the base is its window, 96."""
+    made = prompter(AutoTokenizer.from_pretrained(load_bundled()), window=96)
+    assert made.excess([{"role": "user", "content": "1 " * 200}], 6) > 100
+    assert not caplog.messages
 
 
 def test_a_template_that_lengthens_text_still_fits_the_window() -> None:

@@ -39,9 +39,12 @@ NAMES = [
     "SandboxError",
     "Section",
     "Settings",
+    "Solution",
+    "SolveOptions",
     "StorageError",
     "Task",
     "TrainingError",
+    "Try",
     "VPDError",
     "Writer",
     "assemble",
@@ -53,6 +56,7 @@ NAMES = [
     "parse_config",
     "per_row",
     "sft",
+    "solve",
     "train",
 ]
 
@@ -61,6 +65,7 @@ PARAMETERS = {
     "assemble": "config, *, model, tokenizer, env, feedback, observers, ranks",
     "collect": "path, model, tasks, grader, *, options, tokenizer, more",
     "sft": "model, data, *, tokenizer, algorithm, callbacks, more",
+    "solve": "model, tasks, grader, *, options, output, tokenizer, algorithm, feedback, more",
     "evaluate": "model, tasks, grader, *, options, tokenizer, algorithm, feedback, more",
     "Run": "folder",
     "load_config": "path, overrides",
@@ -71,6 +76,7 @@ PARAMETERS = {
     "Grade": "*, reward, success, feedback, informative, metrics, graded",
     "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
+    "SolveOptions": "*, task, train, budget, repeats, compare",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "
     "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy",
     "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",

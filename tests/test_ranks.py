@@ -4,11 +4,13 @@ All small runs are made by three launches of tests/two_ranks.py, and judged by t
 """
 
 import json
+import random
 import re
 import signal
 import time
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ CASES = (
     "vpd", "vpd, epochs", "vpd, retries", "vpd, critique", "vpd, uneven", "vpd, lora", "vpd, server", "gated",
     "gated, uneven", "sdpo", "sdpo, lora", "sdpo, lora, server", "sdpo, trust region", "grpo", "grpo, uneven", "gkd",
     "gkd, data", "plare", "hybrid", "hybrid, reweight", "sft", "ldd", "vpd, tied",
+    "vpd, recorded", "sdpo, recorded",
 )  # fmt: skip
 OWN = ("time/", "memory/", "e_step/padding", "m_step/padding", "policy/padding")  # of each rank's own micro-batches
 pytestmark = pytest.mark.timeout(600)
@@ -55,6 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
+    write_log(folder / "log.jsonl")
     launches = (("one", 1, "all", 250), ("two", 2, "all", 300), ("again", 1, "resume", 150))
     with serving(exact_server()) as whole, serving(exact_server()) as adapters:
         for name, world, part, deadline in launches:
@@ -64,6 +68,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert [made.get("error") for made in (found.one, *found.two)] == [None, None, None]
     assert [made["world"] for made in (found.one, *found.two)] == [1, 2, 2]
     return found
+
+
+def write_log(path: Path) -> None:
+    """Recorded answers to 5 questions, 1 to 4 of each: with and without outcomes, text, tokens and log-probs."""
+    draw, tokenizer = random.Random(0), tiny.make_tokenizer()
+    with path.open("w") as file:
+        for number, question in enumerate([0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4, 4]):
+            digits = " ".join(str((question + place) % 10) for place in range(4))
+            answer = " ".join(draw.choices("0123456789", k=4))
+            row: dict[str, Any] = {"prompt": f"apply rule A to {digits}", "completion": answer}
+            if number % 4:
+                row |= {"feedback": "wrong : rule A means swap"}
+            if number % 3:
+                row |= {"reward": number % 2, "success": bool(number % 2)}
+            if number % 5 == 0:
+                tokens = tokenizer.encode(answer, add_special_tokens=False)
+                row |= {"tokens": tokens, "logprobs": [-draw.random() - 0.5 for _ in tokens]}
+            file.write(json.dumps(row) + "\n")
 
 
 def exact_server() -> FakeVLLM:

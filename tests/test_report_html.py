@@ -154,6 +154,41 @@ def test_the_parts_of_a_teachers_prompt(feedback: str, inside: str) -> None:
     assert len(found.missing) == (560 if "[...]" in inside else 0)
 
 
+WITHOUT_LINES = {
+    "request": ("request", "<user>Do it.", "<user>Do it. {}", "Two words."),
+    "request, and it begins as the template goes on": ("request", "<user>Do it.", "<user>Do it. {}", "<b> of Two."),
+    "request, cut": ("request", "<user>Do it.", "<user>Do it.\n\n{}", "a" * 300 + "b" * 300),
+    "system": ("system", "<user>Do it.", "<system>{}<user>Do it.", "Two words."),
+    "system, behind its own text": ("system", "<system>Be kind.<user>", "<system>Be kind.\n\n{}<user>", "Two words."),
+}
+
+
+@pytest.mark.parametrize(("layout", "asked", "read", "feedback"), WITHOUT_LINES.values(), ids=WITHOUT_LINES)
+def test_feedback_without_a_line_above_it_is_found(layout: str, asked: str, read: str, feedback: str) -> None:
+    settings = {**SETTINGS["prompts"], "layout": layout}  # type: ignore[dict-item]
+    inside = feedback if len(feedback) < 40 else "a" * 20 + " [...] " + "b" * 20
+    teacher = f"{read.format(inside)}<assistant>"
+    parts = parts_of(f"{asked}<assistant>", teacher, [{"source": "environment", "text": feedback}], settings)
+    assert "".join(part.text for part in parts) == teacher
+    assert {part.kind for part in parts} == {"task", "feedback"}
+    [found] = [part for part in parts if part.kind == "feedback"]
+    assert found.text.strip() == inside and len(found.missing) == (560 if "[...]" in inside else 0)
+
+
+def test_a_demonstration_that_was_cut_ends_where_feedback_without_a_line_begins() -> None:
+    context = [
+        {"source": "sibling", "kind": "demonstration", "text": "x" * 90},
+        {"source": "environment", "kind": "feedback", "text": "Mind the gap, please."},
+    ]
+    teacher = "<user>Do it. Like this: xxx[...]xxx Mind the gap, please.<assistant>"
+    settings = {"layout": "request", "demonstration_header": "\n\nLike this: "}
+    parts = parts_of("<user>Do it.<assistant>", teacher, context, settings)
+    assert [(part.kind, part.text.strip()) for part in parts] == [
+        ("task", "<user>Do it."), ("header", "Like this:"), ("demonstration", "xxx[...]xxx"),
+        ("feedback", "Mind the gap, please."), ("task", "<assistant>"),
+    ]  # fmt: skip
+
+
 def test_a_demonstration_and_feedback_are_told_apart_though_spaces_are_lost() -> None:
     settings = {"demonstration_header": " . solution : ", "feedback_header": " . feedback : ", "closing": ""}
     context = [

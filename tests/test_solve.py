@@ -3,20 +3,24 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import ScriptedEnv
 from test_critique import rollout
 from transformers import AutoModelForCausalLM
 
+import vpd
 from vpd import solving
 from vpd.bundled import ASSETS, load_bundled
 from vpd.cli import main
 from vpd.config import parse
 from vpd.errors import ConfigError
+from vpd.recipes.assemble import load_model
 from vpd.recipes.solve import Solution, solve
 from vpd.solving import SolveOptions, Try
 from vpd.types import Comparison, Grade, Group, Rollout, Section, Task
@@ -73,8 +77,16 @@ def result_of(**options: Any) -> Solution:
     return solve(parse(SMALL), SolveOptions(**options))
 
 
-def test_each_way_keeps_to_the_budget_and_counts_what_it_made() -> None:
-    found = result_of(task=1, budget=240)
+def test_each_way_keeps_to_the_budget_and_counts_what_it_made(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vpd"):
+        found = result_of(task=1, budget=240)
+    said = [message for message in caplog.messages if message.startswith("run 1 of 1, ")]
+    assert [message.split(": ")[0] for message in said] == [
+        f"run 1 of 1, {title}" for title in ("best of k", "repair in turns", "adapted")
+    ]
+    assert said[0].endswith(
+        f"in {found.tries['best_of'][0].attempts} attempts, {found.tries['best_of'][0].tokens} tokens"
+    )
     for way, (one,) in found.tries.items():
         assert one.tokens <= 240 and one.tokens == 6 * one.attempts, way
         assert one.solved == (one.answer is not None)
@@ -83,6 +95,15 @@ def test_each_way_keeps_to_the_budget_and_counts_what_it_made() -> None:
     assert adapted.steps == (adapted.attempts - 1) // 4  # a step after every four that fail
     assert set(found.numbers()) == {"adapt", "best_of", "repair"}
     assert found.task.id.startswith("eval") or found.task.payload is not None
+
+
+def test_the_answer_is_the_adapted_models_before_another_ways() -> None:
+    won, lost = (Try(solved=won, attempts=1, tokens=1, answer="a" if won else None) for won in (True, False))
+    other = dataclasses.replace(won, answer="b")
+    made = Solution(task=Task(id="t", messages=()), budget=9, tries={"best_of": [lost, other], "adapt": [lost, won]})
+    assert made.answer == "a"
+    assert dataclasses.replace(made, tries={"best_of": [lost, other], "adapt": [lost]}).answer == "b"
+    assert dataclasses.replace(made, tries={"adapt": [lost]}).answer is None
 
 
 def test_adapting_to_a_task_solves_what_the_model_as_it_is_does_not() -> None:
@@ -146,6 +167,55 @@ def test_the_model_on_disk_stays_and_output_has_the_adapted_one(tmp_path: Path, 
     assert main([*words, "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert set(numbers) == {"adapt"} and numbers["adapt"]["tokens_sampled"] <= 60
+
+
+def grade(text: str, task: dict[str, str]) -> Any:
+    return 1.0 if text == task["answer"] else (0.0, "wrong : rule A means swap")
+
+
+HARD = [
+    {"prompt": "apply rule A to 6 5 4 3 2 1", "answer": "never"},
+    {"prompt": "apply rule A to 1 2 3 4 5 6", "answer": "0 3 2 5 4 7"},
+]
+FROM_PYTHON: dict[str, Any] = {name: SMALL[name] for name in ("algorithm", "rollout", "optim")}
+
+
+def test_from_python_one_of_the_tasks_is_solved_and_the_numbers_are_the_command_lines(tmp_path: Path) -> None:
+    solution = vpd.solve("tiny", HARD, grade, options={"task": 1, "budget": 1000, "compare": False}, **FROM_PYTHON)
+    assert isinstance(solution, vpd.Solution) and solution.task.messages[-1]["content"] == HARD[1]["prompt"]
+    assert solution.answer == HARD[1]["answer"] and set(solution.tries) == {"adapt"}
+    [one] = solution.tries["adapt"]
+    assert one == vpd.Try(solved=True, attempts=one.attempts, tokens=one.tokens, steps=one.steps, answer=one.answer)
+    assert solution.numbers()["adapt"]["attempts"] == one.attempts <= 1000 / 6
+    named = vpd.solve(
+        "tiny", env="digits", options=vpd.SolveOptions(task=1, budget=240), output=tmp_path / "solved", **FROM_PYTHON
+    )
+    assert named == solve(parse(SMALL), SolveOptions(task=1, budget=240))
+    assert (tmp_path / "solved" / "model" / "config.json").is_file()
+
+
+def test_from_python_a_model_that_was_passed_is_adapted_in_place() -> None:
+    model, tokenizer = load_model(parse(SMALL).model)
+    before = model.get_input_embeddings().weight.detach().clone()
+    options = {"budget": 60, "compare": False}
+    solution = vpd.solve(model, HARD[:1], grade, tokenizer=tokenizer, options=options, **FROM_PYTHON)
+    assert solution.answer is None and "attempts" not in solution.numbers()["adapt"]
+    assert not torch.equal(before, model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"eval_tasks": HARD}, r"vpd.solve solves one of tasks=; got eval_tasks=. Pass it in tasks"),
+        ({"options": 3}, r"options cannot be used; got 3; expected a mapping of task, train, budget, repeats, compare"),
+        ({"options": {"bugdet": 3}}, r"unknown key options.bugdet. Did you mean 'budget'"),
+        ({"options": {"task": 2}}, r"there is no held-out task 2; got 2 tasks"),
+        ({"grader": None}, r"what to train on is not clear; got tasks; expected tasks and grader, or env="),
+    ],
+)
+def test_from_python_wrong_arguments_are_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        vpd.solve(**{"model": "tiny", "tasks": HARD, "grader": grade, **given})
 
 
 @pytest.mark.parametrize(

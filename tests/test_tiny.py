@@ -54,3 +54,9 @@ def test_a_base_is_built_with_its_prompt_settings_and_hashes(tmp_path: Path, mon
     folder = tiny.build(tmp_path)
     assert saved_settings(folder) == tiny.TEMPLATE and SETTINGS_FILE in (folder / "SHA256").read_text()
     check_hashes(folder, "the base", "")
+
+
+def test_a_folder_that_names_no_layout_was_trained_with_the_block() -> None:
+    folder = load_bundled("tiny")
+    assert "layout" not in json.loads((folder / SETTINGS_FILE).read_text())  # written before there was a choice
+    assert saved_settings(folder) == tiny.TEMPLATE and tiny.TEMPLATE.layout == "block"

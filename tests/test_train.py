@@ -16,6 +16,7 @@ from vpd.cli import main
 from vpd.config import parse
 from vpd.envs import held_out_tasks
 from vpd.evaluation import EvalSettings, evaluate
+from vpd.lab import tiny
 from vpd.recipes.assemble import assemble
 from vpd.run_folder import checkpoint
 
@@ -45,15 +46,28 @@ def test_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(run / "model")
 
 
-@pytest.mark.parametrize("name", ["vpd", "sdpo", "grpo", "gkd"])
-def test_same_seed_same_run_and_resume_is_uninterrupted(name: str, tmp_path: Path) -> None:
-    extra: dict[str, object] = {"algorithm__name": name, "run__save_steps": 2}
-    if name == "gkd":
-        from vpd.lab import tiny
+PARTIAL = f"{Path(__file__).resolve().parent}/partial_env.py:Partial"
+#: settings of runs that are stopped after 2 of 4 steps
+STOPPED: dict[str, dict[str, object]] = {
+    "vpd": {"algorithm__e_every": 2},
+    "sdpo": {},
+    "grpo": {"env__name": PARTIAL},
+    "hybrid": {"env__name": PARTIAL},
+    "gkd": {"algorithm__teacher_model": tiny.FOLDER, "algorithm__student_fraction": 0.5},
+    "gkd, data": {
+        "algorithm__teacher_model": tiny.FOLDER,
+        "algorithm__student_fraction": 0.5,
+        "algorithm__other_answers": "data",
+    },
+    "plare": {"feedback": "[{name: judge, judge: reward, max_pairs: 5}]", "env__name": PARTIAL},
+    "sft": {"env__name": PARTIAL},
+    "ldd": {},
+}
 
-        extra |= {"algorithm__teacher_model": tiny.FOLDER, "algorithm__student_fraction": 0.5}
-    if name == "vpd":
-        extra |= {"algorithm__e_every": 2}
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_same_seed_same_run_and_resume_is_uninterrupted(name: str, tmp_path: Path) -> None:
+    extra = STOPPED[name] | {"algorithm__name": name.split(",")[0], "run__save_steps": 2}
     assert vpd_train(tmp_path / "whole", **extra) == 0
     assert vpd_train(tmp_path / "again", **extra) == 0
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "again")
@@ -62,6 +76,8 @@ def test_same_seed_same_run_and_resume_is_uninterrupted(name: str, tmp_path: Pat
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    start = AutoModelForCausalLM.from_pretrained(load_bundled()).state_dict()
+    assert not all(torch.equal(whole[key], start[key]) for key in whole)
 
 
 def test_resume_passes_over_a_damaged_checkpoint_and_a_finished_run_exits_0(

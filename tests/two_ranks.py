@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from helpers import ALGORITHMS, norm_in_its_own_precision, random_groups, tiny_learner, tiny_model
+from partial_env import Partial
 from transformers.models.llama import modeling_llama
 
 from vpd.algorithms.examples import student_logprobs, to_examples
 from vpd.config import parse
-from vpd.envs import per_row
-from vpd.envs.digits import Digits
+from vpd.envs import Env
+from vpd.envs.recorded import RecordedAnswers, beside
 from vpd.errors import VPDError
 from vpd.learners.sharding import whole
 from vpd.model import lora
@@ -28,7 +29,7 @@ from vpd.model.settings import LoraSettings
 from vpd.ranks import launched
 from vpd.recipes.assemble import assemble
 from vpd.recipes.train import make_loop, train
-from vpd.types import Grade, Group, Metrics, Task
+from vpd.types import Group, Metrics
 
 FOLDER, NAME, PART, *SHARDINGS = sys.argv[1:]
 RANK, WORLD = launched()
@@ -73,20 +74,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ldd": ({"name": "ldd"}, {}),
     "vpd, tied": ({"name": "vpd", "e_every": 2}, {"dynamics": {"weight": 0.5}}),
     "sft": ({"name": "sft"}, {"rollout": {"retries": 1}}),
+    "vpd, recorded": ({"name": "vpd", "e_every": 2, "importance_reference": "sampler"}, {"rollout": UNEVEN}),
+    "sdpo, recorded": ({"name": "sdpo", "teacher": "live", "importance_reference": "sampler"}, {"model": LORA}),
     "hybrid, reweight": ({"name": "hybrid", "form": "reweight"}, {"rollout": UNEVEN}),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Partial(Digits):
-    """Digits with a reward for each; a quarter of them is a success, so that groups are mixed from the first step."""
-
-    @per_row
-    def grade(self, task: Task, text: str) -> Grade:
-        wanted = self.solution(task).split()
-        share = sum(a == b for a, b in zip(wanted, text.split(), strict=False)) / len(wanted)
-        feedback = "right" if share == 1 else f"wrong : rule {task.payload.rule} means {task.payload.named}"
-        return Grade(reward=share, success=share >= 0.25, feedback=feedback, informative=share < 1)
 
 
 class Recorder:
@@ -131,9 +122,16 @@ def flat(model: Any) -> torch.Tensor:
     return torch.cat([whole(p.detach()).double().flatten() for p in model.parameters()])
 
 
+def env_of(name: str) -> Env:
+    """What a run is trained on: of a case that says so, half of the tasks come with recorded answers."""
+    fresh = Partial(length=4)
+    log = RecordedAnswers(path=f"{FOLDER}/log.jsonl", group_size=3)
+    return beside(log, fresh, 0.5) if "recorded" in name else fresh
+
+
 def trained(name: str, sharding: str) -> dict[str, Any]:
     algorithm, more = CASES[name]
-    parts = assemble(config_of(algorithm, more, sharding), env=Partial(length=4))
+    parts = assemble(config_of(algorithm, more, sharding), env=env_of(name))
     seen, start = Recorder(), flat(parts.learner.model)
     make_loop(parts, [seen], output=None).run()
     average = parts.learner.teacher._average

@@ -5,16 +5,20 @@ import vpd
 #: Pages with their title, an introduction and the names on them, in the order of a reader.
 PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "run": (
-        "Train, evaluate, runs",
+        "Train, evaluate, solve, runs",
         "[From Python](../python.md) shows them at work.",
         (
             "train",
             "evaluate",
             "sft",
             "collect",
+            "solve",
             "Run",
             "EvalOptions",
             "Evaluation",
+            "SolveOptions",
+            "Solution",
+            "Try",
             "load_config",
             "parse_config",
             "Config",

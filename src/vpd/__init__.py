@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vpd.api.entry import evaluate, train
     from vpd.api.runs import Run
     from vpd.api.sft import sft
+    from vpd.api.solve import solve
     from vpd.config import Config
     from vpd.config import load as load_config
     from vpd.config import parse as parse_config
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from vpd.feedback import Feedback, Writer, extend
     from vpd.loop import Observer
     from vpd.recipes.assemble import Parts, assemble
+    from vpd.recipes.solve import Solution
     from vpd.settings import Settings
+    from vpd.solving import SolveOptions, Try
     from vpd.types import Completion, Example, Grade, Group, Message, Metrics, Rollout, Section, Task
 
 __version__ = "0.1.0"
@@ -73,9 +76,12 @@ __all__ = [
     "SandboxError",
     "Section",
     "Settings",
+    "Solution",
+    "SolveOptions",
     "StorageError",
     "Task",
     "TrainingError",
+    "Try",
     "VPDError",
     "Writer",
     "assemble",
@@ -87,6 +93,7 @@ __all__ = [
     "parse_config",
     "per_row",
     "sft",
+    "solve",
     "train",
 ]
 
@@ -96,6 +103,7 @@ _MODULES = {
     "vpd.api.entry": ("evaluate", "train"),
     "vpd.api.runs": ("Run",),
     "vpd.api.sft": ("sft",),
+    "vpd.api.solve": ("solve",),
     "vpd.config": ("Config", "load_config", "parse_config"),
     "vpd.engines": ("Engine",),
     "vpd.engines.settings": ("EngineParts",),
@@ -116,7 +124,9 @@ _MODULES = {
     "vpd.feedback": ("Feedback", "Writer", "extend"),
     "vpd.loop": ("Observer",),
     "vpd.recipes.assemble": ("Parts", "assemble"),
+    "vpd.recipes.solve": ("Solution",),
     "vpd.settings": ("Settings",),
+    "vpd.solving": ("SolveOptions", "Try"),
     "vpd.types": ("Completion", "Example", "Grade", "Group", "Message", "Metrics", "Rollout", "Section", "Task"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -195,6 +195,21 @@ def _no_context(history: History) -> str | None:
     return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
 
 
+def _nothing_learned(history: History) -> str | None:
+    rows = _series(history, "rows/trained")[-5:]
+    learns = [name for name in ("preference", "sft", "ldd") if f"{name}/rows" in history[-1]]
+    if not learns or len(rows) < 5 or max(rows) > 0:
+        return None
+    drawn = statistics.fmean(_series(history, "rows/drawn")[-5:])
+    reasons = {
+        name.removeprefix("rows/"): value
+        for name, value in history[-1].items()
+        if name.startswith("rows/") and name not in ("rows/drawn", "rows/trained") and value
+    }
+    why = ", ".join(f"{name} {value:.0f}" for name, value in reasons.items())
+    return f"for 5 steps none of {drawn:.0f} attempts a step was learned from; left out in the last: {why or 'none'}"
+
+
 def _dead_gradient(history: History) -> str | None:
     for step in ("m_step", "e_step", "policy"):
         norm, loss = history[-1].get(f"{step}/grad_norm"), history[-1].get(f"{step}/loss")
@@ -293,6 +308,13 @@ RULES = (
         "no_context",
         _no_context,
         "Let the grader say why (informative feedback), or add 'sibling' or 'self_critique' to feedback.",
+    ),
+    Rule(
+        "nothing_learned",
+        _nothing_learned,
+        "Look at rollouts/: plare needs a judge that decides (judge/unreadable, judge/disagree), sft successes, ldd"
+        " text that says more than right or wrong.",
+        needs="rows/trained",
     ),
     Rule(
         "e_step_saturated",

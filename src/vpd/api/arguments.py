@@ -1,4 +1,4 @@
-"""The arguments of ``vpd.train`` and ``vpd.evaluate`` as a :class:`~vpd.config.Config` and the objects beside it.
+"""The arguments of ``vpd.train`` and its like as a :class:`~vpd.config.Config` and the objects beside it.
 
 A section of the settings is a keyword, with the keys of the file: ``optim={"learning_rate": 1e-5}`` is ``optim:
 {learning_rate: 1.0e-5}``.  What can be written into ``config.yaml`` goes into the config; an object takes the place of
@@ -9,20 +9,22 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
+from vpd.api.recorded import recorded
 from vpd.api.runs import Run
 from vpd.config import Config, of_another, parse_sections
 from vpd.config.passed import Passed, PassedAlgorithm, PassedEngine, PassedSource, require
 from vpd.config.recorded import over, over_recorded
-from vpd.config.sections import CHOICES, Custom, advice, named
-from vpd.envs import Env
+from vpd.config.sections import CHOICES, Custom, advice, build, make_env, named
+from vpd.envs import Env, RecordedTasks
 from vpd.envs.given import AllHeldOut, GivenTasks, read_entries
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Feedback
 from vpd.printable import shown
 from vpd.settings import Settings, expand_path
 
+Options = TypeVar("Options", bound=Settings)
 Section: TypeAlias = Mapping[str, Any] | Settings
 #: A Hub id, a folder, 'tiny', a :class:`vpd.Run`, a model of transformers, or the section ``model``, whose name_or_path
 #: may be any of these.
@@ -41,7 +43,8 @@ class More(TypedDict, total=False):
 
     ``eval_tasks``: tasks to evaluate on, or a share of ``tasks`` that is held out; ``config``: settings from
     ``load_config`` or ``parse_config``, over which the other arguments are laid; ``env``: an environment in the place
-    of tasks and grader (an object, a name, or a mapping); ``engine`` an object, a name or a mapping; ``prompts``,
+    of tasks and grader (an object, a name, or a mapping), or recorded answers beside them (``{"name": "recorded",
+    "path": ...}``, where the path may be records or a run); ``engine`` an object, a name or a mapping; ``prompts``,
     ``rollout``, ``dynamics``, ``optim`` and ``run`` mappings, or their settings objects.
     """
 
@@ -102,6 +105,16 @@ def read_arguments(
     return Arguments(config=config, objects={name: part for name, part in objects.items() if part is not None})
 
 
+def read_options(kind: type[Options], options: Any) -> Options:
+    """``options=`` as settings of this kind; None: their defaults.  Raises ConfigError."""
+    if isinstance(options, kind):
+        return options
+    if options is not None and not isinstance(options, Mapping):
+        known = ", ".join(entry.name for entry in dataclasses.fields(kind))  # type: ignore[arg-type]
+        raise ConfigError("options cannot be used", got=shown(options), expected=f"a mapping of {known}")
+    return build(kind, options or {}, "options")
+
+
 def _config(data: dict[str, Any], objects: Mapping[str, Any], kept: Mapping[str, Any]) -> Config:
     """The data as a config that holds the parts which were passed; with ``run.resume`` over what the run recorded."""
     run = data.get("run", {})
@@ -110,7 +123,7 @@ def _config(data: dict[str, Any], objects: Mapping[str, Any], kept: Mapping[str,
         data = over_recorded(data, folder)
         for name in kept:
             data.pop(name, None)
-    config = parse_sections(data)
+    config = parse_sections(data, recorded=isinstance(objects.get("env"), RecordedTasks))
     return dataclasses.replace(config, **kept, **({"feedback": objects["feedback"]} if "feedback" in objects else {}))
 
 
@@ -141,14 +154,17 @@ def _add_model(data: dict[str, Any], objects: dict[str, Any], model: ModelLike) 
     if model is None:
         return
     section = _plain(model, "model") if isinstance(model, (Mapping, Settings)) else {"name_or_path": model}
-    name = section.get("name_or_path")
-    if isinstance(name, Run):
-        name = name.folder / "model"
+    name = _model_of(section.get("name_or_path"))
     if isinstance(name, (str, Path)):
         section["name_or_path"] = str(name)
     elif name is not None:
         objects["model"] = section.pop("name_or_path")
     data["model"] = over(data.get("model"), section)
+
+
+def _model_of(value: Any) -> Any:
+    """The folder of a run's model; anything else as it is."""
+    return str(value.folder / "model") if isinstance(value, Run) else value
 
 
 def _add_part(data: dict[str, Any], name: str, part: Any) -> Passed | None:
@@ -161,7 +177,7 @@ def _add_part(data: dict[str, Any], name: str, part: Any) -> Passed | None:
         before = data.get(name, {})
         if "name" in part and "object" not in before:
             before = of_another(name, before, part["name"])
-        data[name] = {**before, **part}
+        data[name] = {**before, **{key: _model_of(value) for key, value in part.items()}}
         return None
     if name == "engine":
         return PassedEngine.of(part, engine=part)
@@ -178,17 +194,24 @@ def _environment(
 ) -> Any:
     """Tasks and grader as an environment, or what ``env`` is; None where neither was passed."""
     env, held_out = more.get("env"), more.get("eval_tasks")
+    log = env if isinstance(env, Mapping) and env.get("name") == "recorded" else None
     if tasks is None and grader is None:
         if held_out is not None:
             raise ConfigError("eval_tasks= without tasks=", expected="tasks and grader, or an environment alone")
-        return env
-    if env is not None or tasks is None or grader is None:
+        return env if log is None else recorded(log)
+    if (env is not None and log is None) or tasks is None or grader is None:
         passed = [name for name, part in (("tasks", tasks), ("grader", grader), ("env", env)) if part is not None]
         raise ConfigError(
             "what to train on is not clear", got=" and ".join(passed), expected="tasks and grader, or env="
         )
     if isinstance(tasks, str) and tasks in CHOICES["env"].table:
         raise ConfigError(f"tasks is the name of an environment, {tasks}", do=f"Write env={tasks!r}, without a grader.")
+    made = _given(tasks, grader, held_out, data, all_held_out=all_held_out)
+    return made if log is None else recorded(log, made)
+
+
+def _given(tasks: Any, grader: Any, held_out: Any, data: Mapping[str, Any], *, all_held_out: bool) -> GivenTasks:
+    """Tasks and grader as an environment."""
     entries = read_entries(tasks, "tasks")
     if all_held_out:
         return AllHeldOut(tasks=entries, grader=grader, eval_share=0.0)
@@ -209,7 +232,7 @@ def _add_environment(data: dict[str, Any], env: Any) -> Any:
     if not isinstance(env, Mapping):
         require(env, ("task", "eval_tasks", "grade"), f"{type(env).__name__} is no environment")
         data.pop("env", None)
-        return env
+        return make_env(env)
     before = data.get("env", {})
     data["env"] = {**(of_another("env", before, env.get("name")) if "object" not in before else {}), **env}
     return None

@@ -1,12 +1,12 @@
 """``vpd.collect``: the command line's ``collect`` for objects of Python."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from vpd.api.arguments import GraderLike, ModelLike, More, Tasks, read_arguments
+from vpd.api.arguments import GraderLike, ModelLike, More, Tasks, read_arguments, read_options
 from vpd.config.collect import CollectOptions
-from vpd.config.sections import build
 from vpd.errors import ConfigError
 from vpd.recipes import collect as collecting
 
@@ -17,14 +17,15 @@ def collect(
     tasks: Tasks | None = None,
     grader: GraderLike | None = None,
     *,
-    options: CollectOptions | dict[str, Any] | None = None,
+    options: CollectOptions | Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     **more: Unpack[More],
 ) -> Path:
     """Sample answers and write them with what the grader said, as records for ``env`` recorded; nothing is trained.
 
-    ``path`` is a new file; the other arguments are those of :func:`vpd.train`.  ``options``: ``tasks`` (how many, 256),
-    ``first`` (the first one's place), ``outcome`` (False: no reward, no success and no bare verdict is written).
+    ``path`` is a new file; the other arguments are those of :func:`vpd.train`.  ``options``: ``tasks`` (how many; by
+    default 256, or all where there are fewer), ``first`` (the first one's place), ``outcome`` (False: no reward, no
+    success and no bare verdict is written).
 
     >>> tasks = ["apply rule A to 1 2 3"]
     >>> short = {"num_generations": 1, "max_completion_length": 6}
@@ -33,6 +34,6 @@ def collect(
     """
     if "eval_tasks" in more:
         raise ConfigError("vpd.collect answers tasks=", got="eval_tasks=", do="Pass them as tasks.")
-    chosen = options if isinstance(options, CollectOptions) else build(CollectOptions, options or {}, "options")
+    chosen = read_options(CollectOptions, options)
     arguments = read_arguments(model, tasks, grader, tokenizer=tokenizer, algorithm="sft", feedback=None, more=more)
     return collecting.collect(arguments.config, Path(path), chosen, **arguments.objects)

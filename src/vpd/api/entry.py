@@ -1,16 +1,13 @@
 """``vpd.train`` and ``vpd.evaluate``: the command line's ``train`` and ``eval`` for objects of Python."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from vpd.api.arguments import FeedbackLike, GraderLike, ModelLike, More, Tasks, read_arguments
+from vpd.api.arguments import FeedbackLike, GraderLike, ModelLike, More, Tasks, read_arguments, read_options
 from vpd.api.callbacks import as_observers
 from vpd.api.runs import Run
-from vpd.config.sections import build
 from vpd.errors import ConfigError
 from vpd.evaluation import EvalOptions, Evaluation
-from vpd.printable import shown
 from vpd.recipes import evaluation
 from vpd.recipes import train as training
 
@@ -96,7 +93,7 @@ def evaluate(
     >>> result.student["answers"], result.student["avg@2"]
     (2.0, 0.0)
     """
-    chosen = _options(options)
+    chosen = read_options(EvalOptions, options)
     if "eval_tasks" in more:
         raise ConfigError("vpd.evaluate answers tasks=", got="eval_tasks=", do="Pass them as tasks.")
     arguments = read_arguments(
@@ -110,12 +107,3 @@ def evaluate(
         all_held_out=True,
     )
     return evaluation.evaluate(arguments.config, chosen, **arguments.objects)
-
-
-def _options(options: Any) -> EvalOptions:
-    if options is None or isinstance(options, EvalOptions):
-        return options or EvalOptions()
-    if not isinstance(options, Mapping):
-        known = ", ".join(field.name for field in dataclasses.fields(EvalOptions))
-        raise ConfigError("options cannot be used", got=shown(options), expected=f"a mapping of {known}")
-    return build(EvalOptions, options, "options")

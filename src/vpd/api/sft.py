@@ -7,10 +7,7 @@ from typing import Any, Unpack
 from vpd.api.arguments import Arguments, ModelLike, More, Tasks, read_arguments
 from vpd.api.callbacks import as_observers
 from vpd.api.runs import Run
-from vpd.config.sections import make_env, named
 from vpd.config.sft import on_answers
-from vpd.envs.given import read_entries
-from vpd.envs.recorded import AnswerTasks, GivenAnswers, RecordedAnswers, beside
 from vpd.errors import ConfigError
 from vpd.recipes import train as training
 
@@ -57,19 +54,13 @@ def _arguments(
         env = more["config"].as_dict()["env"]
     if isinstance(env, str):
         env = {"name": env}
-    is_object = env is not None and not isinstance(env, Mapping)
+    section: dict[str, Any] = {"name": "recorded", "path": data, "only": "success", "fresh": env}
     if isinstance(data, (str, PathLike)):
+        is_object = env is not None and not isinstance(env, Mapping)
         sections = on_answers({} if is_object or env is None else {"env": env}, fspath(data))
         if model is None and more.get("config") is None:
             model = sections.get("model")
         more.setdefault("prompts", sections.get("prompts"))
-        section = sections["env"]
-        if is_object:
-            log: AnswerTasks = RecordedAnswers(path=section["path"], only=section["only"])
-            section = beside(log, env)
-    else:
-        log = GivenAnswers(entries=read_entries(data, "data"), only="success")
-        fresh = make_env(named("env", env, "env")) if isinstance(env, Mapping) else env
-        section = log if fresh is None else beside(log, fresh)
+        section = sections["env"] if not is_object else {**sections["env"], "fresh": env}
     more["env"] = section
     return read_arguments(model, None, None, tokenizer=tokenizer, algorithm=algorithm, feedback=None, more=more)

@@ -15,7 +15,9 @@ SETTINGS: tuple[str, ...] = SECTIONS
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=path, metavar="FILE", help="a new file of JSON lines")
     add_config(parser)
-    parser.add_argument("--tasks", type=int, default=256, help="how many training tasks (default 256)")
+    parser.add_argument(
+        "--tasks", type=int, help="how many training tasks (default 256, or all of a data set with fewer)"
+    )
     parser.add_argument(
         "--first", type=int, default=0, help="the first task's place in the stream of training tasks (default 0)"
     )

@@ -50,7 +50,7 @@ from vpd.feedback import SiblingDemonstration
 from vpd.feedback.judge import Judge
 from vpd.model.settings import ModelSettings
 from vpd.printable import shown
-from vpd.prompts.settings import PromptSettings
+from vpd.prompts.settings import PromptSettings, with_layout
 from vpd.rollout import RolloutSettings
 from vpd.settings import expand_path
 
@@ -174,8 +174,11 @@ def parse(data: Mapping[str, Any]) -> Config:
     return config
 
 
-def parse_sections(data: Mapping[str, Any]) -> Config:
-    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError."""
+def parse_sections(data: Mapping[str, Any], *, recorded: bool = False) -> Config:
+    """Plain data as a Config whose sections are checked, each for itself.  Raises ConfigError.
+
+    ``recorded``: an environment that was passed has recorded answers.
+    """
     for section in data:
         if section not in SECTIONS:
             raise _unknown_section(str(section))
@@ -184,7 +187,8 @@ def parse_sections(data: Mapping[str, Any]) -> Config:
     if given["model"].get("name_or_path", ModelSettings.name_or_path) in BUNDLED:
         for_base = {key: value for key, value in OPTIM_OF_SHIPPED_BASES.items() if key not in given["optim"]}
     given["optim"] = {**given["optim"], **for_base}
-    given["algorithm"] = {**defaults_for_samples(given), **given["algorithm"]}
+    given["prompts"] = with_layout(given["prompts"])
+    given["algorithm"] = {**defaults_for_samples(given, recorded=recorded), **given["algorithm"]}
     sections: dict[str, Any] = {name: build(settings_class(place), given[name], name) for name, place in PLAIN.items()}
     if data.get("prompts") is None:
         sections["prompts"] = None

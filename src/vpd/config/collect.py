@@ -12,6 +12,6 @@ from vpd.settings import Settings
 class CollectOptions(Settings):
     """Which transcripts are written, and whether outcomes are."""
 
-    tasks: Annotated[int, Ge(1), "training tasks"] = 256
+    tasks: Annotated[int | None, Ge(1), "training tasks; null: 256, or all of a data set with fewer"] = None
     first: Annotated[int, Ge(0), "the first one's place in the stream"] = 0
     outcome: Annotated[bool, "write reward and success"] = True

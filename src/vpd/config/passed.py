@@ -6,9 +6,9 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
-from vpd.envs import wrap_user_errors
+from vpd.envs import RecordedAs, wrap_user_errors
 from vpd.errors import ConfigError
 from vpd.printable import shown
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from vpd.types import Group
 
 
-@runtime_checkable
-class Recorded(Protocol):
-    """An object that says by which words a run records it."""
-
-    @property
-    def recorded_as(self) -> str: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Passed:
     """The name of the class of an object that was passed, or of a function."""
@@ -37,7 +29,7 @@ class Passed:
 
     @classmethod
     def of(cls, part: Any, **more: Any) -> Self:
-        if isinstance(part, Recorded):
+        if isinstance(part, RecordedAs):
             return cls(object=part.recorded_as, **more)
         kind = part if inspect.isroutine(part) else type(part)
         return cls(object=f"{kind.__module__}.{kind.__qualname__}", **more)

@@ -220,7 +220,7 @@ def named(section: str, data: Data, prefix: str) -> Any:
     return build(settings_class(choice.table[name]), data, prefix)
 
 
-def defaults_for_samples(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+def defaults_for_samples(given: Mapping[str, Mapping[str, Any]], *, recorded: bool = False) -> Mapping[str, Any]:
     """What the engine that is named declares of the defaults of the method that is named, where this has the choice.
 
     With ``rollout.overlap`` any engine's samples are of older weights, and recorded answers are of others: the
@@ -228,7 +228,7 @@ def defaults_for_samples(given: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
     """
     engine, algorithm = _class_of("engine", given["engine"]), _class_of("algorithm", given["algorithm"])
     changes = dict(engine.algorithm_defaults) if isinstance(engine, ChangesDefaults) else {}
-    if given["rollout"].get("overlap") is True or given["env"].get("name") == "recorded":
+    if given["rollout"].get("overlap") is True or recorded or given["env"].get("name") == "recorded":
         changes["importance_reference"] = "sampler"
     if not changes or not _has_declarations(algorithm):
         return {}
@@ -376,7 +376,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if other is None and made == word:
             return made
     raise ConfigError(
-        f"{key}{wrong.place} has a wrong value", got=repr(wrong.got), expected=wrong.expected, do=wrong.do
+        f"{key}{wrong.place} has a wrong value", got=shown(wrong.got), expected=wrong.expected, do=wrong.do
     )
 
 

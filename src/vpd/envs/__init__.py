@@ -104,6 +104,14 @@ class RecordedTasks(Protocol):
 
 
 @runtime_checkable
+class RecordedAs(Protocol):
+    """An object that says by which words ``config.yaml`` names it."""
+
+    @property
+    def recorded_as(self) -> str: ...
+
+
+@runtime_checkable
 class BesideAnother(Protocol):
     """Settings of an environment that may name another one beside it: the section env of that, None for none."""
 
@@ -226,7 +234,8 @@ def solution_of(env: Any, task: Task) -> str:
             f"the data has no answer to task {task.id!r}",
             got="an environment without a method solution" if not known else "None from its method solution",
             expected="a text",
-            do="With env dataset, set env.solution_column to the column that holds it.",
+            do="With env dataset, set env.solution_column to the column that holds it; tasks from Python hold it as"
+            " 'completion'.",
         )
     if not isinstance(answer, str):
         raise EnvError(f"solution of task {task.id!r} is no text", got=shown(answer), expected="str or None", do=FIX)

@@ -109,6 +109,11 @@ class GivenTasks(RecordTasks[Task]):
     def split_key(self, item: Task) -> str:
         return json.dumps(item.messages, default=str)
 
+    def solution(self, task: Task) -> str | None:
+        """The entry's ``completion``, a right answer; None where it has none."""
+        answer = task.payload.columns.get("completion")
+        return answer if isinstance(answer, str) else None
+
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 

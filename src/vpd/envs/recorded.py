@@ -11,6 +11,7 @@ last message, the assistant's.  Everything else is optional: ``feedback`` (a tex
 Nothing is sent anywhere: the file is read on this machine, and what is learned from it stays in the run folder.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from vpd.envs import Announcing, Conversational, Env, FixedLength, Reply, records
+from vpd.envs import Announcing, Conversational, Env, FixedLength, RecordedAs, Reply, records
 from vpd.envs.record_tasks import Part, RecordTasks
 from vpd.errors import ConfigError, DataError
 from vpd.settings import IsPath, Share
@@ -170,6 +171,11 @@ class RecordedAnswers(AnswerTasks):
     def sources(self) -> tuple[str, str | None]:
         return self.path, None
 
+    @property
+    def recorded_as(self) -> str:
+        """How ``config.yaml`` names it beside an environment that was passed."""
+        return self.path
+
     def read_records(self) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         if is_run(self.path):
             return _run_records(Path(self.path))
@@ -189,8 +195,9 @@ class GivenAnswers(AnswerTasks):
 
     @property
     def recorded_as(self) -> str:
-        """How ``config.yaml`` names it."""
-        return f"{len(self.entries)} records"
+        """How ``config.yaml`` names it: number and hash of the records."""
+        text = json.dumps(self.entries, default=str).encode()
+        return f"{len(self.entries)} records ({hashlib.blake2b(text, digest_size=4).hexdigest()})"
 
     def read_records(self) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         for number, entry in enumerate(self.entries):
@@ -212,7 +219,9 @@ class RecordedAndFresh:
     @property
     def recorded_as(self) -> str:
         """How ``config.yaml`` names it where it was passed."""
-        return f"{self.log.sources[0]} beside {type(self.fresh).__name__}"
+        parts = (self.log, self.fresh)
+        names = [part.recorded_as if isinstance(part, RecordedAs) else type(part).__name__ for part in parts]
+        return f"{names[0]} beside {names[1]}"
 
     def task(self, index: int, *, seed: int) -> Task:
         before = int(index * self.share + 1e-9)  # fresh tasks so far

@@ -30,7 +30,11 @@ FOLDER = ASSETS / "tiny"
 SEED = 0
 VERSION = 1  # of this code: raise it when the same recipe gives other weights
 TEMPLATE = PromptSettings(
-    demonstration_header=" . a correct solution : ", feedback_header=" . feedback : ", closing="", cut_marker=" "
+    layout="block",
+    demonstration_header=" . a correct solution : ",
+    feedback_header=" . feedback : ",
+    closing="",
+    cut_marker=" ",
 )
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 WORDS = ["apply", "rule", "to", "means", "right", "wrong", "feedback", "a", "correct", "solution", ":", "."]

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from jinja2 import TemplateError
 from vpd.control_tokens import ControlTokens
 from vpd.errors import EnvError, ModelError
 from vpd.printable import well_formed
-from vpd.prompts.layouts import Kind, frame, with_context
+from vpd.prompts.layouts import KINDS, Kind, frame, with_context
 from vpd.prompts.settings import PromptSettings
 from vpd.tool_messages import check_shown
 from vpd.types import Group, Message, Rollout, Section, Task, TeacherPrompt, Tokens
@@ -117,7 +117,7 @@ class Prompter:
         sections = self.used(context)
         if not sections:
             return None
-        room = self._room(task, {section.kind for section in sections})
+        room = self._room(task, _texts(sections))
         made = self._with_context(task, sections, room)
         while room > 1 and (excess := self._excess(len(made.tokens))) > 0:  # the template may lengthen the texts
             room = max(room - max(excess // 4, 1), 1)
@@ -127,7 +127,7 @@ class Prompter:
 
     def has_room(self, task: Task) -> bool:
         """Whether the teacher's prompt of a task has room for feedback of any length, cut if need be."""
-        return self._room(task, {"feedback"}) >= self._least_room
+        return self._room(task, {"feedback": ""}) >= self._least_room
 
     def shows_context(self, task: Task) -> bool:
         """Whether the chat template shows the teacher its context: other feedback must give another prompt."""
@@ -324,15 +324,13 @@ class Prompter:
             "demonstration": settings.max_demonstration_length,
             "feedback": settings.max_feedback_length,
         }
-        for kind, budget in budgets.items():
-            text = "\n\n".join(section.text for section in sections if section.kind == kind)
-            if text:
-                fitted = self.fit(text, min(budget, room))
-                room = max(room - fitted.length, 0)
-                cut += fitted.cut
-                control += fitted.control_tokens
-                unknown += self._unknown(fitted.text)
-                texts[kind] = fitted.text or settings.cut_marker
+        for kind, text in _texts(sections).items():
+            fitted = self.fit(text, min(budgets[kind], room))
+            room = max(room - fitted.length, 0)
+            cut += fitted.cut
+            control += fitted.control_tokens
+            unknown += self._unknown(fitted.text)
+            texts[kind] = fitted.text or settings.cut_marker
         messages = with_context(self._clean(list(task.messages)), _last_user_message(task), texts, settings)
         return TeacherPrompt(
             tokens=self._render(messages, self._clean(list(task.tools)), what=f"task {task.id!r}"),
@@ -357,7 +355,9 @@ class Prompter:
     def _tokens(self, conversation: str) -> Tokens:
         """A conversation (JSON: messages and tools) as the chat template writes it, ready for an answer."""
         messages, tools = json.loads(conversation)
-        return tuple(self._apply_template(messages, tools=tools or None, tokenize=True, return_dict=False))
+        quiet = {"verbose": False}  # about a long conversation: whether it fits the window is checked here
+        options = {"tools": tools or None, "tokenizer_kwargs": quiet}
+        return tuple(self._apply_template(messages, tokenize=True, return_dict=False, **options))
 
     def _apply_template(self, messages: Sequence[Any], **options: Any) -> Any:
         usual = {"add_generation_prompt": True, "enable_thinking": self.settings.enable_thinking}
@@ -380,11 +380,11 @@ class Prompter:
             case "none":
                 return self._control.neutralise(text)
 
-    def _room(self, task: Task, kinds: Set[Kind]) -> int:
-        """Tokens left for sections of these kinds once task, headers and completion have their place in the window."""
+    def _room(self, task: Task, texts: Mapping[Kind, str]) -> int:
+        """Tokens left for such texts once task, headers and completion have their place in the window."""
         if self.window is None:
             return 1 << 30
-        fixed = len(self._render_task(task)) + len(self._encode(frame(kinds, self.settings)))
+        fixed = len(self._render_task(task)) + len(self._encode(frame(texts, self.settings)))
         return max(self.window - self.max_completion_length - fixed, 1)
 
     def _excess(self, length: int) -> int:
@@ -399,6 +399,12 @@ class Prompter:
                 expected=f"at most {self.window} together",
                 do="Lower rollout.max_completion_length, drop the task, or take a model with a longer window.",
             )
+
+
+def _texts(sections: Sequence[Section]) -> dict[Kind, str]:
+    """What there is to read of each kind, in the order of the prompt."""
+    joined = {kind: "\n\n".join(section.text for section in sections if section.kind == kind) for kind in KINDS}
+    return {kind: text for kind, text in joined.items() if text}
 
 
 def _last_user_message(task: Task) -> int:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge
 
@@ -12,6 +13,7 @@ from vpd.errors import ConfigError, ModelError
 from vpd.settings import Settings
 
 SETTINGS_FILE = "vpd_prompts.json"  # in a model's folder: the prompt settings that it was trained with
+LINES = ("feedback_header", "closing")  # settings that are lines around feedback
 Layout: TypeAlias = Literal["block", "request", "system"]
 
 
@@ -30,16 +32,17 @@ class PromptSettings(Settings, section="prompts"):
         1024
     )
     layout: Annotated[
-        Layout,
-        "where the teacher reads: block: behind the task, under a line that says what it is; request: behind the task,"
-        " as if the user had written it there; system: in the system message",
-    ] = "block"
+        Layout | None,
+        "where the teacher reads: request: one line of feedback behind the task, as if the user had written it there,"
+        " and anything longer as in block; block: behind the task, between a line that says what it is and a closing"
+        " line; system: in the system message; null: block where feedback_header or closing is set, else request",
+    ] = None
     feedback_with_demonstration: Annotated[bool, "show feedback also where there is a demonstration"] = False
     demonstration_header: Annotated[str, "line above the demonstration"] = "\n\nA correct solution to this task:\n\n"
-    feedback_header: Annotated[str, "layout block: line above the feedback"] = (
+    feedback_header: Annotated[str, "layouts block and request: line above the feedback"] = (
         "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
     )
-    closing: Annotated[str, "layout block: the teacher's last line"] = "\n\nNow solve the original task."
+    closing: Annotated[str, "layouts block and request: the teacher's last line"] = "\n\nNow solve the original task."
     cut_marker: Annotated[str, "text that replaces a middle that was cut"] = " [...] "
     enable_thinking: Annotated[bool, "passed to chat templates that have the argument enable_thinking"] = False
     control_tokens_in_tasks: Annotated[
@@ -49,16 +52,32 @@ class PromptSettings(Settings, section="prompts"):
         " purpose); the others are read as text, and feedback, demonstrations and replies may never spell any",
     ] = "tags"
 
+    def __post_init__(self) -> None:
+        if self.layout is None:
+            object.__setattr__(self, "layout", "block" if self._changed_lines() else "request")
+        super().__post_init__()
+
     def check(self) -> None:
         super().check()
-        if self.layout == "block":
-            return
-        for field in dataclasses.fields(self):
-            if field.name in ("feedback_header", "closing") and vars(self)[field.name] != field.default:
-                raise ConfigError(
-                    f"prompts.{field.name} has no place in the layout {self.layout!r}",
-                    do="Remove it, or set prompts.layout to block.",
-                )
+        if self.layout == "system" and (changed := self._changed_lines()):
+            raise ConfigError(
+                f"prompts.{changed[0]} has no place in the layout 'system'",
+                do="Remove it, or set prompts.layout to block.",
+            )
+
+    def _changed_lines(self) -> list[str]:
+        """The lines around feedback that are not those that every prompt has."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in LINES if vars(self)[name] != defaults[name]]
+
+
+def with_layout(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as it was given, with the layout ``block`` where it says what stands around feedback and not where.
+
+    So does every section that was recorded before there was a choice.
+    """
+    lines = any(name in given for name in LINES)
+    return {**given, "layout": "block"} if lines and given.get("layout") is None else dict(given)
 
 
 def save_settings(settings: PromptSettings, folder: Path) -> None:
@@ -72,7 +91,7 @@ def saved_settings(folder: Path) -> PromptSettings | None:
     if not path.is_file():
         return None
     try:
-        return PromptSettings(**json.loads(path.read_text()))
+        return PromptSettings(**with_layout(json.loads(path.read_text())))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} holds no prompt settings",

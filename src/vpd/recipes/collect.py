@@ -10,7 +10,7 @@ from typing import Any
 from vpd.algorithms.sft import SFTSettings
 from vpd.config import Config
 from vpd.config.collect import CollectOptions
-from vpd.envs import Env, draw_tasks
+from vpd.envs import Env, Finite, all_train_tasks, draw_tasks
 from vpd.errors import StorageError
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import Parts, assemble
@@ -18,6 +18,7 @@ from vpd.run_folder.files import storage_errors
 from vpd.types import Group, Rollout, SampleKey
 
 LOG = logging.getLogger("vpd")
+USUAL_TASKS = 256
 
 
 def collect(
@@ -56,12 +57,17 @@ def collect(
 def transcripts(parts: Parts, options: CollectOptions) -> Iterator[Group]:
     """The groups of the training tasks, graded, ``rollout.prompts_per_step`` tasks at a time."""
     batch, rollout = parts.config.rollout.prompts_per_step, parts.config.rollout
-    places = range(options.first, options.first + options.tasks)
+    places = range(options.first, options.first + (options.tasks or usual_tasks(parts.env)))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
         keys = [SampleKey(phase="train", step=0, task=place, sample=0) for place in chosen]
         tasks = draw_tasks(parts.env, chosen, seed=parts.config.run.seed)
         yield from parts.source.generate_groups(keys, tasks, rollout.sampling, rollout.num_generations)
+
+
+def usual_tasks(env: Env) -> int:
+    """How many tasks are answered where no number is given."""
+    return min(USUAL_TASKS, len(all_train_tasks(env))) if isinstance(env, Finite) else USUAL_TASKS
 
 
 def as_record(rollout: Rollout, *, outcome: bool = True) -> dict[str, Any]:

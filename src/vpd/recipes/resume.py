@@ -12,6 +12,7 @@ from vpd.config import SECTIONS, Config
 from vpd.config.passed import Passed
 from vpd.config.sections import Custom
 from vpd.errors import StorageError
+from vpd.prompts.settings import with_layout
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
 from vpd.run_folder.contents import content_hash
@@ -125,7 +126,10 @@ def _check_free(output: Path) -> None:
 
 def _changes(past: RunState, config: Config, contents: Mapping[str, str]) -> list[Change]:
     """The settings, and the files that they name, that differ from those of the run in the folder."""
-    before = {section: _completed(value, config, section) for section, value in past.settings.items()}
+    recorded = dict(past.settings)
+    if isinstance(recorded.get("prompts"), Mapping):
+        recorded["prompts"] = with_layout(recorded["prompts"])
+    before = {section: _completed(value, config, section) for section, value in recorded.items()}
     resolved = settings_of(config)
     for section in ("prompts", "engine", "dynamics"):
         before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice

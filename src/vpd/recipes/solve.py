@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from vpd.run_folder.files import FileSystem
 from vpd.solving import SolveOptions, Try, Way
 from vpd.types import Metrics, Task
 
+LOG = logging.getLogger("vpd")
 LONGEST_ANSWER = 600  # characters of the answer that is shown
 TITLES: Mapping[Way, str] = {"adapt": "adapted", "best_of": "best of k", "repair": "repair in turns"}
 
@@ -45,6 +47,12 @@ class Solution:
         ``attempts_made`` and ``tokens_sampled`` of all runs.
         """
         return {way: _numbers(tries) for way, tries in self.tries.items()}
+
+    @property
+    def answer(self) -> str | None:
+        """An attempt that succeeded, of the adapted model if it has one; None: no way has solved the task."""
+        ways = [way for way in TITLES if way in self.tries]
+        return next((one.answer for way in ways for one in self.tries[way] if one.answer is not None), None)
 
 
 def solve(
@@ -76,7 +84,8 @@ def solve(
         if start is not None:
             parts.learner.restore(copy.deepcopy(start))
             parts.engine.load(parts.learner.policy())
-        for way, found in _one_of_each(parts, task, options, seed=config.run.seed + repeat).items():
+        for way, found in _one_of_each(parts, task, options, seed=config.run.seed + repeat):
+            LOG.info("run %d of %d, %s: %s", repeat + 1, options.repeats, TITLES[way], _in_words(found))
             tries[way].append(found)
     if output is not None:
         _export(parts, output)
@@ -98,16 +107,18 @@ def chosen_task(parts: Parts, options: SolveOptions) -> Task:
     return tasks[options.task]
 
 
-def _one_of_each(parts: Parts, task: Task, options: SolveOptions, *, seed: int) -> dict[Way, Try]:
+def _one_of_each(parts: Parts, task: Task, options: SolveOptions, *, seed: int) -> Iterator[tuple[Way, Try]]:
     """A run of each way; the two that train nothing come first, with the weights as they were loaded."""
     source = dataclasses.replace(solving.alone(parts.source, task), seed=seed)
-    found: dict[Way, Try] = {}
     if options.compare:
-        found["best_of"] = solving.best_of(source, task, budget=options.budget)
-        found["repair"] = solving.repair(source, task, budget=options.budget)
+        yield "best_of", solving.best_of(source, task, budget=options.budget)
+        yield "repair", solving.repair(source, task, budget=options.budget)
     algorithm = parts.config.algorithm.build(parts.prompter)
-    found["adapt"] = solving.adapt(source, parts.engine, parts.learner, algorithm, budget=options.budget)
-    return found
+    yield "adapt", solving.adapt(source, parts.engine, parts.learner, algorithm, budget=options.budget)
+
+
+def _in_words(one: Try) -> str:
+    return f"{'solved' if one.solved else 'not solved'} in {one.attempts} attempts, {one.tokens} tokens"
 
 
 def _check(options: SolveOptions, output: Path | None) -> None:
@@ -117,10 +128,10 @@ def _check(options: SolveOptions, output: Path | None) -> None:
         return
     if options.repeats > 1:
         raise ConfigError(
-            "one adapted model can be written", got=f"--output with --repeats {options.repeats}", expected="--repeats 1"
+            "one adapted model can be written", got=f"output with repeats {options.repeats}", expected="repeats 1"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output} is there already", expected="a new folder, so that nothing is lost")
+        raise ConfigError(f"output {output} is there already", expected="a new folder, so that nothing is lost")
 
 
 def _export(parts: Parts, output: Path) -> None:
@@ -167,9 +178,8 @@ def show(solution: Solution, console: Terminal | None = None) -> None:
         f" means over all runs. Each way may sample {solution.budget} tokens a run.",
         highlight=False,
     )
-    answer = next((one.answer for tries in solution.tries.values() for one in tries if one.answer is not None), None)
-    if answer is not None:
-        console.print(f"answer  {cut(answer, LONGEST_ANSWER)}", markup=False, highlight=False, soft_wrap=True)
+    if solution.answer is not None:
+        console.print(f"answer  {cut(solution.answer, LONGEST_ANSWER)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(numbers: Metrics) -> list[str]:

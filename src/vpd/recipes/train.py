@@ -152,7 +152,7 @@ def _prepared(parts: Parts, recorder: Recorder, past: RunState | None) -> Loop:
 def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
     """The run's own observers, and those that were passed."""
     config, output, files = parts.config, recorder.folder, recorder.files
-    progress = ConsoleProgress(config.run.max_steps, title=config.method)
+    progress = ConsoleProgress(config.run.max_steps, title=config.method, evaluates=config.run.eval_steps > 0)
     monitor = Monitor(progress.warn, folder=output, files=files)
     trackers = Trackers(config.run.report_to, output, tokenizer=parts.tokenizer if config.run.log_completions else None)
     trackers.config = config.as_dict()

@@ -62,10 +62,22 @@ class Terminal(Console):
 
 
 class ConsoleProgress:
-    """An observer; use as a context manager.  ``every`` steps one line of the table is printed."""
+    """An observer; use as a context manager.
 
-    def __init__(self, max_steps: int, *, title: str = "", every: int = 1, console: Terminal | None = None):
+    ``every`` steps one line of the table is printed, with columns for evaluation where the run ``evaluates``.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        *,
+        title: str = "",
+        every: int = 1,
+        evaluates: bool = True,
+        console: Terminal | None = None,
+    ):
         self._console = console or Terminal()
+        self._evaluates = evaluates
         self._every = every
         self._header_shown = False
         self._columns: list[Column] = []
@@ -122,13 +134,16 @@ class ConsoleProgress:
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)
 
     def _show_header(self, metrics: Metrics) -> None:
-        """What the columns mean, and their titles: those of the parts that the method has, and the evaluation's."""
+        """What the columns mean, and their titles: those of the parts that the method has, and an evaluation's.
+
+        A part that learned from no row at the first step has its columns all the same.
+        """
         prefixes = {name.split("/")[0] for name in metrics}
-        by_part = ("e_step/", "m_step/")
+        by_part = ("e_step/", "m_step/", "policy/", "preference/", "ldd/", "sft/")
         self._columns = [
             column
             for column in COLUMNS
-            if column.metric.startswith("eval")
+            if (column.metric.startswith("eval") and self._evaluates)
             or column.metric in metrics
             or (column.metric.startswith(by_part) and column.metric.split("/")[0] in prefixes)
         ]

@@ -120,7 +120,7 @@ def _implied_sdpo(f: Foreign) -> Mapping[str, Any]:
     data = {"env.name": "dataset"}
     if not _is_distillation(f):
         return data
-    return data | {"algorithm.average": "seq_mean", "algorithm.denominator": "all"}
+    return data | {"algorithm.average": "seq_mean", "algorithm.denominator": "all", "prompts.layout": "block"}
 
 
 PREFIXES: Mapping[str, Rule] = {

@@ -297,7 +297,8 @@ def of_sdpo(rules: Mapping[str, Rule]) -> dict[str, Rule]:
 
 
 def implied(f: Foreign) -> Mapping[str, Any]:
+    block = {"prompts.layout": "block"} if _distills(f) else {}
     if _has_reward(f):
-        return {}
+        return block
     path = str(f["data.train_files"]).lower()
-    return {"env.name": next((name for part, name in DATA.items() if part in path), "math")}
+    return block | {"env.name": next((name for part, name in DATA.items() if part in path), "math")}

@@ -1,8 +1,9 @@
 """Which part of a teacher's prompt is what: the task, each section of the context, and what was cut from it.
 
 A run folder has the prompt as text and the sections as they were written.  The parts are found again from the lines
-that the prompt settings put above each section.  Spaces do not count in the comparison: tokenizers of words lose them,
-and control tokens that a section spelled have a gap in them.
+that the prompt settings put above each section, or, where the layout puts none, from a section's first characters.
+Spaces do not count in the comparison: tokenizers of words lose them, and control tokens that a section spelled have a
+gap in them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ PartKind: TypeAlias = Literal["task", "header", "demonstration", "feedback", "cl
 Span: TypeAlias = tuple[int, int]
 
 HEADERS = ("demonstration", "feedback")
+OPENING = 12  # characters by which a section without a line above it is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +51,54 @@ def parts_of(
     same = _common(whole.text, student.text)
     back = min(_common(whole.text[::-1], student.text[::-1]), len(student.text) - same, len(whole.text) - same)
     end = len(whole.text) - back  # where the template goes on as in the student's prompt
-    closing = "".join(str(settings.get("closing", "")).split())
+    closing = _squeeze(str(settings.get("closing", "")))
     close = whole.text.rfind(closing, same, end) if closing else end
     close = end if close < 0 else close
     found: list[tuple[PartKind, int, int, str]] = []
     place = same
-    for kind, text in _texts(context).items():
-        header = "".join(str(settings.get(f"{kind}_header", "")).split())
-        start = whole.text.find(header, max(place - len(header), 0), close)
+    texts = _texts(context)
+    for kind, text in texts.items():
+        header, start = _start_of(whole.text, kind, text, settings, (place, close))
         if start < 0:
             continue
         begins = start + len(header)
-        ends, missing = _end_of(whole.text, begins, close, text, settings, kind)
-        found += [("header", start, begins, ""), (kind, begins, ends, missing)]  # type: ignore[list-item]
+        following = _start_of(whole.text, "feedback", texts.get("feedback", ""), settings, (begins, close))[1]
+        stop = following if kind == "demonstration" and following >= 0 else close
+        ends, missing = _end_of(whole.text, begins, stop, text)
+        found += [("header", start, begins, "")] if header else []
+        found.append((kind, begins, ends, missing))  # type: ignore[arg-type]
         place = ends
     return _cut_up(teacher_prompt, whole, found, (close, end) if found else None)
 
 
-def _end_of(whole: str, begins: int, close: int, text: str, settings: Mapping[str, Any], kind: str) -> tuple[int, str]:
-    """Where a section ends in the squeezed prompt, and what was cut from it."""
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _start_of(whole: str, kind: str, text: str, settings: Mapping[str, Any], inside: Span) -> tuple[str, int]:
+    """The line above a section, and where it begins; without the line, "" and where the text does; -1: nowhere.
+
+    Its first characters may be what the student's prompt goes on with, before ``inside``.
+    """
+    low, high = inside
+    for line, mark in ((_squeeze(str(settings.get(f"{kind}_header", ""))), ""), ("", _squeeze(text)[:OPENING])):
+        sought = line or mark
+        start = whole.find(sought, low, high)
+        start = start if start >= 0 else whole.find(sought, max(low - len(sought), 0), high)
+        if sought and start >= 0:
+            return line, start
+    return "", -1
+
+
+def _end_of(whole: str, begins: int, stop: int, text: str) -> tuple[int, str]:
+    """Where a section ends in the squeezed prompt, ``stop`` at the latest, and what was cut from it."""
     squeezed = _Squeezed(text)
     if whole.startswith(squeezed.text, begins):
         return begins + len(squeezed.text), ""
-    following = "".join(str(settings.get("feedback_header", "")).split()) if kind == "demonstration" else ""
-    ends = whole.find(following, begins, close) if following else close
-    ends = close if ends < 0 else ends
-    kept = whole[begins:ends]
+    kept = whole[begins:stop]
     head = _common(kept, squeezed.text)
     tail = min(_common(kept[::-1], squeezed.text[::-1]), len(squeezed.text) - head)
-    return ends, text[squeezed.place(head) : squeezed.place(len(squeezed.text) - tail)]
+    return stop, text[squeezed.place(head) : squeezed.place(len(squeezed.text) - tail)]
 
 
 def _cut_up(
