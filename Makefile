@@ -75,7 +75,7 @@ bench: $(VENV)/ready $(TRL)/ready smollm2/model.safetensors
 	mkdir -p out/bench
 	$(ONE) benchmarks/floor.py --model smollm2
 	$(ONE) benchmarks/sampling.py --model smollm2
-	$(ONE) benchmarks/memory.py --output out/bench
+	$(ONE) benchmarks/memory.py --output out/bench --trl_python $(TRL)/bin/python
 	$(ONE) benchmarks/vs_trl.py --model smollm2 --trl_python $(TRL)/bin/python --output out/bench
 
 # At most 45 minutes on two cores: kills, full disks, damaged files, bad graders, signals; the same command goes on after

@@ -42,7 +42,7 @@ MIB = 1 << 20
 BASE = Shape(prompts=2, generations=4, prompt=128, feedback=32, completion=64)
 MEMORY_BASE = {"vocabulary": 32_768, "completion": 256}
 MEMORY = {"vocabulary": (2048, 8192, 32_768, 65_536, 106_496, 151_936), "completion": (64, 128, 256, 512, 1024)}
-TRL_MEMORY = {"vocabulary": (2048, 65_536, 151_936), "completion": (64, 512, 1024)}
+TRL_MEMORY = {"vocabulary": (2048, 32_768, 65_536), "completion": (64, 256, 512)}  # more takes above 5 GB
 COST = {"generations": (1, 2, 4, 8, 16), "completion": (16, 32, 64, 128, 256), "prompt": (32, 64, 128, 256, 512, 1024)}
 AXES = {
     "vocabulary": "vocabulary",
@@ -251,14 +251,14 @@ def draw_memory(path: Path, held: Held, theirs: Held) -> None:
     for panel, (name, points) in zip(panels, held.items(), strict=True):
         xs = [x for x, _ in points]
         panel.plot(xs, [logits_mib(name, x) for x in xs], "--", color="#8c8c8c", label="one [B,T,V] tensor of logits")
-        panel.plot(xs, [y for _, y in points], "o-", color="#0072b2", label="an iteration's peak above the fixed part")
+        panel.plot(xs, [y for _, y in points], "o-", color="#0072b2", label="VPD, an iteration with an E-step")
         if theirs:
-            panel.plot(*zip(*theirs[name], strict=True), "s-", color="#d55e00", label="a step of TRL's SDPO, likewise")
+            panel.plot(*zip(*theirs[name], strict=True), "s-", color="#d55e00", label="TRL's SDPO, a step")
         other = next(k for k in MEMORY_BASE if k != name)
         panel.set_title(f"{other} {MEMORY_BASE[other]:,}, {BASE.rows} rows", fontsize=11)
         _finish(panel, AXES[name])
-    panels[0].set_ylabel("MiB")
-    panels[0].legend(frameon=False)
+    panels[0].set_ylabel("peak above the fixed part, MiB")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
 
 
