@@ -378,6 +378,18 @@ def test_a_base_is_warmed_up_by_the_sizes_of_its_family(
     assert saved_settings(folder) == TEMPLATE
 
 
+def test_a_supervised_warm_up_without_a_success_leaves_the_base_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = settings_table.Warming(tasks=32, batch=32, steps=2, rows=4, rate=1e-3, seconds=1.0)
+    family = dataclasses.replace(DIGITS, warming=sizes)
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], family=family))
+    warmup = Job(setting="sparse", method="sft_vpd", seed=0, learning_rate=1e-3).warmup()
+    assert warmup is not None
+    assert warm_up(warmup, bases.ensure("tiny", 0), tmp_path) == bases.ensure("tiny", 0)
+    assert '"success": true' not in (tmp_path / "transcripts.jsonl").read_text()
+
+
 def test_a_warm_up_that_came_out_wrong_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPD_CACHE", str(tmp_path))
     seeds: list[int] = []

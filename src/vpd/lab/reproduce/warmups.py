@@ -1,9 +1,11 @@
 """What a base is trained with before a method begins: language dynamics (LDD), or answers that succeeded (SFT).
 
 Both read the same transcripts of the base, and cost the same: as many updates on as many rows, with the same rate.  LDD
-looks at the environment's text and at no outcome; SFT at the outcomes, for it learns the attempts that succeeded.
+looks at the environment's text and at no outcome; SFT at the outcomes, for it learns the attempts that succeeded, and
+where none did the base stays as it is.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ class Warmup:
 
 
 def warm_up(warmup: Warmup, base: Path, folder: Path) -> Path:
-    """Collect transcripts of the base, train it on them, and give the folder of the model, inside of ``folder``."""
+    """Collect transcripts of the base in ``folder``, train it on them, and give the folder of the model."""
     family, sizes = warmup.family, warmup.family.warming
     common = {
         "model": {"name_or_path": str(base)},
@@ -56,6 +58,8 @@ def warm_up(warmup: Warmup, base: Path, folder: Path) -> Path:
     batch = {**rollout, "prompts_per_step": sizes.batch, "num_generations": 1}
     sampled = parse(common | {"env": dict(warmup.env), "algorithm": {"name": warmup.name}, "rollout": batch})
     collect(sampled, log, CollectOptions(tasks=sizes.tasks, outcome=warmup.name == "sft"))
+    if warmup.name == "sft" and not any(json.loads(line)["success"] for line in log.read_text().splitlines()):
+        return base
     recorded = {"name": "recorded", "path": str(log), "only": "success" if warmup.name == "sft" else "all"}
     rows = {**rollout, "prompts_per_step": sizes.rows}
     parts = assemble(parse(common | {"env": recorded, "algorithm": {"name": warmup.name}, "rollout": rows}))
