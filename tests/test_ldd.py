@@ -201,8 +201,8 @@ def test_of_a_large_vocabulary_the_rest_is_one_bucket() -> None:
 
 def test_from_transcripts_to_a_tied_policy(tmp_path: Path) -> None:
     log = tmp_path / "t.jsonl"
-    words = ["--model.name_or_path", "tiny", "--env.name", "digits", "--rollout.num_generations", "2"]
-    assert main(["collect", str(log), *words, "--tasks", "8", "--no_outcome"]) == 0
+    words = ["--model.name_or_path", "tiny", "--env.name", "digits", "--rollout.num_generations", "1"]
+    assert main(["collect", str(log), *words, "--tasks", "16", "--no_outcome"]) == 0
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(rows) == 16 and not any("reward" in row or "success" in row for row in rows)
     assert all(row["feedback"].startswith("wrong") for row in rows if row["feedback"])

@@ -27,11 +27,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.config import load
+    from vpd.config import load_to_sample
     from vpd.config.collect import CollectOptions
 
     chosen = CollectOptions(tasks=options.tasks, first=options.first, outcome=not options.no_outcome)
-    config = load(options.config, rest)
+    config = load_to_sample(options.config, rest)
     from vpd.recipes.collect import collect  # loads torch
 
     collect(config, options.output, chosen)

@@ -167,6 +167,11 @@ def load_env(path: str | Sequence[str] | None = None, overrides: Sequence[str] =
     return named("env", mapping(merged_data(path, pairs), "env"), "env")
 
 
+def load_to_sample(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """As :func:`load`, where nothing is trained: the algorithm plays no part, so it refuses nothing."""
+    return parse_sections(merged_data(path, pairs_of(overrides)))
+
+
 def parse(data: Mapping[str, Any]) -> Config:
     """Plain data as a checked Config.  Raises ConfigError."""
     config = parse_sections(data)
