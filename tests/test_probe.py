@@ -8,7 +8,7 @@ from helpers import VOCABULARY, tiny_model
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from vpd.errors import ModelError
-from vpd.model import attention
+from vpd.model import attention, widened
 from vpd.model.decoding import EnginePath
 from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.probe import check_head, engine_path, learner_path
@@ -72,6 +72,33 @@ def test_a_difference_that_shows_in_log_probs_is_not_rounding() -> None:
     model = Crowded(tiny_model().config).eval()
     assert learner_path(model, share_prefixes=False) == "by_length"
     assert learner_path(tiny_model(dtype=torch.float32), share_prefixes=False) == "padded"
+
+
+def test_a_difference_that_16_bits_hide_is_seen() -> None:
+    model = Crowded(tiny_model().config).to(torch.bfloat16).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert learner_path(model, share_prefixes=False) == "by_length"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+class Rounded(Crowded):
+    """A model whose rounding in 16 bits, as that of 30 layers, moves the logits by a tenth of their size."""
+
+    def __init__(self, config: Any):
+        LlamaForCausalLM.__init__(self, config)
+
+        def move(module: Any, inputs: Any, states: torch.Tensor) -> torch.Tensor:
+            return states * 1.1 if states.dtype is torch.bfloat16 and len(states) > 1 else states
+
+        self.model.norm.register_forward_hook(move)
+
+
+def test_the_rounding_of_16_bits_refuses_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Rounded(tiny_model().config).to(torch.bfloat16).eval()
+    assert learner_path(model, share_prefixes=False) == "padded"
+    monkeypatch.setattr(widened, "SHARE", 0.0)  # no memory for float32
+    assert not widened.can_widen(model) and learner_path(model, share_prefixes=False) == "padded"
 
 
 class Wider(LlamaForCausalLM):

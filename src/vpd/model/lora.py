@@ -181,6 +181,10 @@ class View:
         """All parameters of ``model``; callers look at device and dtype."""
         return self.model.parameters()
 
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """All buffers of ``model``."""
+        return self.model.buffers()
+
     def get_output_embeddings(self) -> Any:
         return self.model.get_output_embeddings()
 
