@@ -116,7 +116,7 @@ def test_what_the_library_logs_is_shown_once_and_the_logger_is_left_alone(
     for _ in range(2):
         assert main(["train", "--config", str(tmp_path / "run.yaml"), "--algorithm.name", "grpo"]) == 2
         shown = capsys.readouterr()
-        assert shown.out.count("grpo has no e_every, left out") == 1 and shown.err.count("\n") == 1
+        assert shown.out.count("dropped, as grpo has no such setting: e_every") == 1 and shown.err.count("\n") == 1
     assert (logger.level, list(logger.handlers), logger.propagate) == before
 
 
