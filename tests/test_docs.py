@@ -39,7 +39,10 @@ FOREIGN = {
     **dict.fromkeys(("datasets.Dataset",), "datasets"),
     "torch.compile": "torch",
     "transformers.generate": "transformers",
-    **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
+    **dict.fromkeys(
+        ("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable", "logging.basicConfig"),
+        "Python",
+    ),
     "reward_model.ground_truth": "a column of verl's records",
     **dict.fromkeys(("data.train_batch_size", "trainer.total_epochs"), "verl"),
     "floor.count": "benchmarks/floor.py",
