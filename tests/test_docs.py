@@ -36,13 +36,11 @@ HISTORY = "docs/LOG.md"  # quotes commands, names and options of their commits, 
 #: Names that are not this project's, with whose they are.
 FOREIGN = {
     "AutoModelForCausalLM.from_pretrained": "transformers",
+    "logging.basicConfig": "logging",
     **dict.fromkeys(("datasets.Dataset",), "datasets"),
     "torch.compile": "torch",
     "transformers.generate": "transformers",
-    **dict.fromkeys(
-        ("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable", "logging.basicConfig"),
-        "Python",
-    ),
+    **dict.fromkeys(("signal.alarm", "sys.exit", "sys.stdout", "os._exit", "os.fork", "logging.disable"), "Python"),
     "reward_model.ground_truth": "a column of verl's records",
     **dict.fromkeys(("data.train_batch_size", "trainer.total_epochs"), "verl"),
     "floor.count": "benchmarks/floor.py",
