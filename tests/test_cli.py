@@ -225,6 +225,8 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("trian --config x.yaml", "unknown command 'trian'. Did you mean 'train'?"),
+        ("train --config no_such.yaml", "No such file or directory. Write one with vpd init"),
         ("train run.yaml", "Write --config run.yaml."),
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),

@@ -107,6 +107,23 @@ def test_a_method_that_has_no_teacher_is_not_told_about_it() -> None:
     assert told == []
 
 
+def test_a_teacher_that_was_overtaken_is_normal_in_gated_and_the_advice_fits_the_method() -> None:
+    def said(first_gain: float, **now: float) -> list[str]:
+        monitor = Monitor(lambda alarm: None)
+        monitor.on_step(0, RETRIES | {"eval_teacher/gain": first_gain}, [])
+        monitor.on_step(1, CALM | RETRIES | {"eval_teacher/gain": -0.1} | now, [])
+        return [alarm.do for alarm in monitor.alarms]
+
+    gated = {name: {"gate/trust": trust} for name, trust in (("full", 1.0), ("none", 0.0))}
+    assert said(0.3, **gated["none"]) == []
+    [overtaken] = said(0.3)
+    assert "overtaken" in overtaken and "use algorithm.name gated" in overtaken
+    for [advice] in (said(0.3, **gated["full"]), said(0.0, **gated["none"])):
+        assert "use algorithm.name" not in advice
+    [never] = said(0.0)
+    assert "feedback" in never and "gated or grpo" in never and "overtaken" not in never
+
+
 def test_what_is_measured_now_and_then_is_not_quiet_in_between() -> None:
     """A teacher that is no better in one evaluation after the other: one alarm, and after ten good ones another."""
     bad, good = RETRIES | {"eval_teacher/gain": 0.0}, RETRIES | {"eval_teacher/gain": 0.5}

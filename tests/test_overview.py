@@ -102,6 +102,21 @@ def test_the_table_names_every_run(
     assert str(runs / "deep" / "b") in capsys.readouterr().out
 
 
+def test_on_a_narrow_screen_no_setting_is_broken_and_what_most_runs_have_is_said_once(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("c", "d"):
+        shutil.copytree(runs / "a", runs / name)
+    assert main(["runs", str(runs)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80 and len(shown) < 20
+    usual, own = shown.index("settings of most runs:"), shown.index("deep/b:")
+    assert "optim.learning_rate 0.001" in shown[usual + 1] and "run.eval_steps 1" in shown[usual + 1]
+    assert "optim.learning_rate 0.0001" in " ".join(shown[own:])
+    assert not {"a:", "c:", "d:"} & set(shown)
+
+
 def test_a_folder_without_runs_and_one_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert "no run in" in capsys.readouterr().out

@@ -24,6 +24,7 @@ START = 5  # steps whose mean is "the beginning"
 # An evaluation that may say that a teacher is no better: a gain of .2 is then two standard errors at least.
 ENOUGH_TASKS = 16
 LARGEST_SE = 0.1
+LEAST_TRUST = 0.1  # below it next to nothing of the loss of `gated` comes from the teacher
 NEGLIGIBLE = 0.02  # a gain that is not worth having
 #: Metrics that say how far the sampler is from the learner.
 GAPS = [f"{step}/{name}" for step in ("m_step", "policy") for name in ("sampler_mismatch", "sampling_logp_difference")]
@@ -44,19 +45,23 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An alarm's name, its condition (None: fine; else what was seen), and its advice.
+    """An alarm's name, its condition (None: fine; else what was seen), and its advice, or how it follows from the steps.
 
     ``needs`` names the metric without which there is nothing to look at in a step; empty: it looks at every step.
     """
 
     name: str
     look: Callable[[History], str | None]
-    do: str
+    do: str | Callable[[History], str]
     needs: str = ""
 
     def looks_at(self, metrics: Metrics) -> bool:
         """Whether a step has what the rule is about."""
         return not self.needs or self.needs in metrics
+
+    def advice(self, history: History) -> str:
+        """What to do about what was seen."""
+        return self.do if isinstance(self.do, str) else self.do(history)
 
 
 class Monitor:
@@ -91,7 +96,7 @@ class Monitor:
             first = not fired or sum(map(rule.looks_at, since)) >= REARM
             fired.append(len(self._history))
             if first:
-                self._raise(Alarm(step=step, rule=rule.name, saw=saw, do=rule.do))
+                self._raise(Alarm(step=step, rule=rule.name, saw=saw, do=rule.advice(self._history)))
 
     def rewind(self, step: int) -> None:
         """Forget the metrics and alarms after ``step``, in ``alarms.jsonl`` too."""
@@ -142,6 +147,9 @@ def _teacher_no_better(history: History) -> str | None:
     standard error of at most ``LARGEST_SE``), and where the gain is within two standard errors of 0 and these bound it
     below ``NEGLIGIBLE``.  A useless teacher is noticed at about every second evaluation of 64 tasks; one whose gain is
     two standard errors, and not negligible, is suspected wrongly at one evaluation in 44.
+
+    Silent in ``gated`` where the teacher was better once and its trust is gone: the student has overtaken it, as it
+    should, and no longer learns from it.
     """
     names = [f"eval_teacher/{name}" for name in ("gain", "gain_se", "tasks", "accuracy", "student_accuracy")]
     values = [history[-1][name] for name in names if name in history[-1]]
@@ -150,11 +158,35 @@ def _teacher_no_better(history: History) -> str | None:
     gain, error, tasks, teacher, control = values
     none_seen = gain <= 0 and error <= LARGEST_SE and tasks >= ENOUGH_TASKS
     none_left = gain <= 2 * error and gain + 2 * error < NEGLIGIBLE and tasks >= ENOUGH_TASKS
-    if not none_seen and not none_left:
+    overtaken = history[-1].get("gate/trust", 1.0) < LEAST_TRUST and _was_better(history[:-1])
+    if overtaken or not (none_seen or none_left):
         return None
     return (
         f"the teacher is right in {teacher:.1%} of its retries of failed attempts, the same model without the feedback "
         f"in {control:.1%}: a gain of {gain:+.3f} ± {error:.3f} over {tasks:.0f} tasks"
+    )
+
+
+def _was_better(history: History) -> bool:
+    """Whether an evaluation found the teacher better than the control by more than two standard errors."""
+    return any(
+        metrics["eval_teacher/gain"] > 2 * metrics["eval_teacher/gain_se"]
+        for metrics in history
+        if "eval_teacher/gain" in metrics and "eval_teacher/gain_se" in metrics
+    )
+
+
+def _about_the_teacher(history: History) -> str:
+    """What to do about a teacher that is no better: one that never was, or that the student has overtaken."""
+    gated = "gate/trust" in history[-1]
+    if _was_better(history[:-1]):
+        wait = "gate/trust should fall by itself; if it does not, stop."
+        leave = "stop, or use algorithm.name gated, which then learns from the reward."
+        return f"It was better before, so the student may have overtaken its teacher: {wait if gated else leave}"
+    other = "" if gated else ", or use algorithm.name gated or grpo"
+    return (
+        "Look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it say more, or add a"
+        f" source to feedback{other}."
     )
 
 
@@ -280,8 +312,7 @@ RULES = (
     Rule(
         "teacher_no_better",
         _teacher_no_better,
-        "Early in a run, look at the teacher's prompts in rollouts/: is the feedback readable and specific? Make it "
-        "say more, add a source, or use GRPO. Later the student may have overtaken its teacher: stop, or use gated.",
+        _about_the_teacher,
         needs="eval_teacher/gain",
     ),
     Rule(

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpd.commands import path
 from vpd.printable import for_terminal
@@ -49,24 +52,51 @@ def _show(found: "list[Overview]") -> None:
 
     metrics = {run.metric for run in found if run.metric}
     title = f"last and best (step) {metrics.pop()}" if len(metrics) == 1 else None
-    columns = ["run", "method", "step", "state", *(["metric"] if title is None else []), "last", "best", "differs"]
+    columns = ["run", "method", "step", "state", *(["metric"] if title is None else []), "last", "best"]
     table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title, title_justify="left")
     shared = _shared_parent([run.folder for run in found])
-    for run in found:
+    names = [str(run.folder.relative_to(shared) if run.folder.is_relative_to(shared) else run.folder) for run in found]
+    for name, run in zip(names, found, strict=True):
         metric = [run.metric or ""] if title is None else []
-        differs = run.fault or ", ".join(f"{key.partition('.')[2]} {value}" for key, value in run.differs.items())
-        cells = [
-            str(run.folder.relative_to(shared) if run.folder.is_relative_to(shared) else run.folder),
-            run.method,
-            _steps(run),
-            _state(run),
-            *metric,
-            _value(run.last),
-        ]
-        table.add_row(*(escape(for_terminal(cell)) for cell in (*cells, _value(run.best, at_step=True), differs)))
+        cells = [name, run.method, _steps(run), _state(run), *metric, _value(run.last), _value(run.best, at_step=True)]
+        table.add_row(*(escape(for_terminal(cell)) for cell in cells))
     for column in table.columns:
-        column.overflow = "fold"
-    Terminal().print(table)
+        column.overflow, column.no_wrap = "fold", column.header in ("step", "last", "best")
+    console = Terminal()
+    console.print(table)
+    for line in _differences(names, found, console.width):
+        console.print(for_terminal(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _differences(names: list[str], found: "list[Overview]", width: int) -> list[str]:
+    """The settings that differ: what most runs have, then of each run what is different in it, or why it is damaged."""
+    usual = _usual([run.differs for run in found])
+    lines = _paragraph("settings of most runs:", usual, width) if usual else []
+    for name, run in zip(names, found, strict=True):
+        own = {key: value for key, value in run.differs.items() if key not in usual or str(usual[key]) != str(value)}
+        if own or run.fault:
+            lines += _paragraph(f"{name}:", own, width) + ([f"  {run.fault}"] if run.fault else [])
+    return lines
+
+
+def _usual(differs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values that more than half of the runs with a setting have; a value of one run alone is not usual."""
+    usual = {}
+    for key in dict.fromkeys(key for settings in differs for key in settings):
+        values = [settings[key] for settings in differs if key in settings]
+        text, count = Counter(map(str, values)).most_common(1)[0]
+        if count > max(1, len(values) / 2):
+            usual[key] = next(value for value in values if str(value) == text)
+    return usual
+
+
+def _paragraph(title: str, settings: Mapping[str, Any], width: int) -> list[str]:
+    """A title, and below it the settings; a line ends after a setting, within one only where it is longer than that."""
+    room = width - 2
+    texts = [" ".join(f"{key} {value}".split()) for key, value in settings.items()]
+    held = [text.replace(" ", "\xa0") if len(text) < room else text for text in texts]
+    wrapped = textwrap.wrap(", ".join(held), room, break_long_words=False, break_on_hyphens=False)
+    return [title, *(f"  {line}".replace("\xa0", " ") for line in wrapped)]
 
 
 def _shared_parent(folders: list[Path]) -> Path:

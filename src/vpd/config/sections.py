@@ -151,6 +151,7 @@ class CustomEnv(Custom):
     def build(self) -> Env:
         kind = load_object(self.name, "env.name")
         env: Env = construct(kind, self.options, self.name, "env")
+        require(env, ("task", "eval_tasks", "grade"), f"{self.name.rpartition(':')[2]} is no environment")
         return env
 
 

@@ -26,8 +26,7 @@ LOG = logging.getLogger("vpd")
 Form: TypeAlias = Literal["model", "adapter", "gguf"]
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 #: The Hub's own error derives from that of the HTTP library beneath it: httpx, or httpx2 since huggingface_hub 2.
-UPLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError)
-UPLOAD_ERRORS += tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+UPLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, *HfHubHTTPError.__bases__)
 
 
 class Hub(Protocol):
