@@ -92,8 +92,8 @@ def test_train_without_arguments_trains_and_ends_well(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--run.max_steps", "2"]) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("Done: out/")
+    done, following = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert done.startswith("Done: out/") and following == "To look at it: vpd report out"
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert config["rollout"]["max_completion_length"] == 6 and config["optim"]["learning_rate"] == 2e-4
     assert config["prompts"]["feedback_header"] == " . feedback : "  # what the base was trained with

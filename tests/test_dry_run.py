@@ -229,6 +229,8 @@ def test_the_gated_method_is_rehearsed_with_a_teacher_that_it_trusts() -> None:
     recommended = read_sections(starter(["--env.length", "4"]).encode(), "the file of vpd init")
     phases = dry_run(parse(recommended), DryRunSettings()).estimate.phases
     assert {phase.work.name: phase.times for phase in phases if phase.part == "update"}["e_step"] == 1 / 5
+    names = [phase.work.name for phase in phases]
+    assert len(set(names)) == len(names) and {"score the student", "score the teacher"} <= set(names)
 
 
 def test_operations_by_hand() -> None:
@@ -289,6 +291,7 @@ def test_a_folder_without_weights_is_enough(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", *words]) == 0
     said = capsys.readouterr().out
     assert "a stand-in" in said and "e_step" in said and "fits" in said and "Computed, not measured" in said
+    assert "Assumed hardware, not this machine's: 1 GPU to train, 80 GiB" in said and "--dry_run.price" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -463,6 +463,38 @@ def test_a_rollout_shows_prompts_tokens_and_probabilities_by_mouse_and_by_keyboa
     assert "Not recorded token by token" in detail.inner_text() and not opened.faults
 
 
+def test_the_list_opens_at_a_row_with_tokens_and_feedback_and_names_task_and_marks(
+    open_report: Any, tmp_path: Path
+) -> None:
+    opened = open_report([write_run(tmp_path / "a", steps=30)])
+    page = opened.page
+    chosen = page.locator("#list [aria-selected=true]")
+    assert "●" in chosen.inner_text() and "Spell a word." in chosen.inner_text()
+    assert page.locator("#rollout .part.feedback").count() and page.locator("#rollout .token").count()
+    page.fill("#filters [name=step_from]", "3")
+    page.reload()  # which keeps the filters
+    page.wait_for_selector("html[data-ready]", timeout=60_000)
+    inside = "(e) => e.getBoundingClientRect().top - document.querySelector('#list').getBoundingClientRect().top"
+    assert "●" in chosen.inner_text() and 0 <= chosen.evaluate(inside) < 5
+    assert "●: recorded token by token" in page.locator("#count").inner_text()
+    page.locator("#rollout .legend summary").click()
+    legend = page.locator("#rollout .legend")
+    page.locator("#rollout .token").first.hover()
+    for name in page.locator("#tip tbody th").all_inner_texts():
+        assert name in legend.locator("dt").all_inner_texts()
+    assert page.locator("#overview a[href='#rollouts']").is_visible() and not opened.faults
+
+
+def test_a_list_scrolls_to_the_row_that_is_chosen_first(open_report: Any, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", steps=30)
+    for step in range(1, 20):
+        (folder / "tokens" / f"step-{step:06d}.parquet").unlink()
+    opened = open_report([folder])
+    chosen = opened.page.locator("#list [aria-selected=true]")
+    inside = "(e) => e.getBoundingClientRect().top - document.querySelector('#list').getBoundingClientRect().top"
+    assert "step 20" in chosen.inner_text() and 0 <= chosen.evaluate(inside) < 5 and not opened.faults
+
+
 def test_hostile_text_is_inert(open_report: Any, tmp_path: Path) -> None:
     long = "x" * 10_000_000
     settings = {

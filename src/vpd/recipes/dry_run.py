@@ -289,14 +289,19 @@ def _summary(found: DryRun) -> list[str]:
     fits = "fits" if estimate.fits else "DOES NOT FIT"
     peak, run = estimate.peak / GIB, estimate.run_seconds
     updates = [f"{stage.name}: {stage.note}" for stage in estimate.stages if stage.note]
+    count = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}"
     return [
         *updates,
+        f"Assumed hardware, not this machine's: {count} to train, each with {machine.memory_gb:g} GiB and"
+        f" {machine.tflops:g} TFLOP/s, at {machine.price:g} an hour;",
+        "for another, set --dry_run.memory_gb, --dry_run.tflops, --dry_run.gb_per_s and --dry_run.price.",
         f"{estimate.parameters / 1e9:.2f}e9 parameters; {peak:.1f} GiB of {machine.memory_gb:g} on each of"
-        f" {machine.gpus} GPUs: {fits}",
+        f" {count}: {fits}",
         f"an iteration: {estimate.sampled_tokens:,} sampled tokens, {estimate.seconds:.0f} s,"
         f" {estimate.cost(estimate.seconds):.2f} in money",
         f"the run: {estimate.iterations} iterations and {estimate.evaluations} evaluations, {run / 3600:.1f} h,"
-        f" {estimate.cost(run):.0f} in money at {machine.price:g} an hour for each of {estimate.gpus} GPUs",
+        f" {estimate.cost(run):.0f} in money at {machine.price:g} an hour for each of {estimate.gpus}"
+        f" GPU{'s' * (estimate.gpus > 1)}",
         "Computed, not measured: seconds and money are as good as the assumptions (--dry_run.tflops, utilisation, ...);"
         " what graders take is not counted.",
     ]

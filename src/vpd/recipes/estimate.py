@@ -1,7 +1,7 @@
 """What an iteration takes: the method is rehearsed, its updates are run without data, seconds are added up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vpd.config import Config
@@ -236,9 +236,12 @@ def _phases(
     calls = [call for one in _calls(config, prompter, attempts.expected, iterations) for call in one]
     kinds: dict[tuple[str, int], list[Call]] = {}
     for call in calls:
-        kinds.setdefault((call.name, len(call.examples)), []).append(call)
-    for same in kinds.values():
-        phases.append(Phase(work=work_of(same[0], trained, sizes, machine), times=len(same) / iterations))
+        kinds.setdefault((_title(call), len(call.examples)), []).append(call)
+    titles = [title for title, _ in kinds]
+    for (title, rows), same in kinds.items():
+        name = title if titles.count(title) == 1 else f"{title}, {rows} rows"
+        work = replace(work_of(same[0], trained, sizes, machine), name=name)
+        phases.append(Phase(work=work, times=len(same) / iterations))
     updates = sum(call.kind == "update" for call in calls) / iterations
     phases.append(Phase(work=_optimiser_work(trained, sizes, machine), times=updates))
     if machine.server_gpus:
@@ -246,6 +249,11 @@ def _phases(
         sync = Work(name="weights to the server", operations=0, tokens=0, seconds=seconds)
         phases.append(Phase(work=sync, times=1.0, part="sync"))
     return phases
+
+
+def _title(call: Call) -> str:
+    """An update's name; of a score, whose log-probs it measures."""
+    return call.name if call.kind == "update" else f"score the {' and the '.join(sorted(call.use.read))}"
 
 
 def _optimiser_work(trained: Trained, sizes: Sizes, machine: DryRunSettings) -> Work:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -94,6 +95,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         loop.stop = stop
         _run(loop, parts, recorder)
     log.info("Done: %s/metrics.jsonl, %s/rollouts/, %s/model/", output, output, output)
+    log.info("To look at it: vpd report %s", shlex.quote(str(output)))
     if config.run.push_to_hub:
         place, private = str(config.run.hub_model_id), config.run.hub_private_repo
         on_first(ranks, "the upload", lambda: push_run(output, place, private=private))

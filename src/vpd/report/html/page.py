@@ -148,7 +148,7 @@ def _with_used_texts(kept: Sequence[Row], pool: Sequence[str]) -> tuple[list[str
 
     found = []
     for row in kept:
-        new = {**row, **{name: place(row[name]) for name in ("task", "prompt", "feedback")}}
+        new = {**row, **{name: place(row[name]) for name in ("task", "start", "prompt", "feedback")}}
         new["context"] = [[source, kind, place(text)] for source, kind, text in row["context"]]
         if "teacher" in row:
             new["teacher"] = [[kind, place(text), place(missing)] for kind, text, missing in row["teacher"]]

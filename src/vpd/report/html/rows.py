@@ -20,6 +20,7 @@ Row: TypeAlias = dict[str, Any]
 LONGEST = 12_000  # characters of one text
 MOST_TOKENS = 3000  # of one answer, shown token by token
 MOST_STEPS = 48  # of one run
+START = 120  # characters of the task in the list
 LOGPROBS = ("sampler", "student", "teacher", "student_before", "teacher_before", "teacher_after")
 
 
@@ -96,6 +97,7 @@ def page_row(place: int, run: Run, row: Mapping[str, Any], tokens: Mapping[str, 
         "group": row.get("group", 0),
         "role": row.get("role", "student"),
         "task": texts.add(clean(str(row.get("task") or ""), 300)),
+        "start": texts.add(clean(_start_of(row)[:START])),
         "prompt": texts.add(clean(prompt)),
         "answer": clean(str(row.get("completion") or "")),
         "tokens": row.get("tokens", 0),
@@ -118,6 +120,17 @@ def page_row(place: int, run: Run, row: Mapping[str, Any], tokens: Mapping[str, 
     if tokens is not None:
         found["by_token"] = _by_token(tokens, texts)
     return found
+
+
+def _start_of(row: Mapping[str, Any]) -> str:
+    """How the task's last message of a user begins; its name where the run kept no messages."""
+    try:
+        messages = json.loads(row.get("messages") or "[]")
+    except (ValueError, RecursionError):
+        messages = []
+    texts = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+    text = texts[-1] if texts and isinstance(texts[-1], str) else str(row.get("task") or "")
+    return " ".join(text[: 10 * START].split())
 
 
 def _by_token(tokens: Mapping[str, Any], texts: Texts) -> Row:

@@ -22,6 +22,7 @@ class Browser {
     this.restoreFilters();
     this.filter();
     this.followHash() || this.choose(this.mostTelling(), false);
+    this.showChosenFirst();
   }
 
   fillChoices() {
@@ -70,12 +71,13 @@ class Browser {
   }
 
   showList() {
-    $("#count").textContent = `${this.found.length} of ${this.rows.length} rollouts`;
+    $("#count").textContent = `${this.found.length} of ${this.rows.length} rollouts${this.found.some((row) => row.by_token) ? "; ●: recorded token by token" : ""}`;
     const several = this.data.runs.length > 1;
     const items = this.found.slice(0, this.shown).map((row, place) => {
       const verdict = row.success === null ? "" : row.success ? el("span", { class: "good" }, "✓ ") : el("span", { class: "bad" }, "✗ ");
       const item = el("div", { class: "item", role: "option", id: `item-${place}`, "aria-selected": row === this.chosen ? "true" : "false", onclick: () => this.choose(row) },
         el("div", { class: "first" }, el("span", {}, verdict, `step ${row.step}, ${row.success === null ? "demonstration" : row.role === "teacher" ? "teacher's retry" : "student"}`), el("span", {}, row.by_token ? el("span", { title: "recorded token by token" }, "● ") : "", row.success === null ? "" : `reward ${shortNumber(row.reward)}`)),
+        el("div", { class: "text start" }, this.texts[row.start]),
         el("div", { class: "text" }, row.answer.slice(0, 120) || "(empty)"),
         several ? el("div", { class: "text" }, this.data.runs[row.run].name) : null);
       item.row = row;
@@ -101,7 +103,7 @@ class Browser {
   }
 
   mostTelling() {
-    const recorded = this.found.filter((row) => row.by_token && row.teacher && viewsOf(row).length);
+    const recorded = this.found.filter((row) => row.by_token && row.teacher && row.context.length && viewsOf(row).length);
     return recorded.find((row) => viewsOf(row).length > 1) || recorded[0] || this.found[0];
   }
 
@@ -134,6 +136,11 @@ class Browser {
     }
     if (link) history.replaceState(null, "", `#rollout-${row.run}-${row.step}-${row.row}`);
     $("#rollout").replaceChildren(...this.detail(row).filter(Boolean));
+  }
+
+  showChosenFirst() {
+    const item = $("[aria-selected=true]", this.list);
+    if (item) this.list.scrollTop += item.getBoundingClientRect().top - this.list.getBoundingClientRect().top - 1;
   }
 
   detail(row) {

@@ -10,6 +10,15 @@ const VIEWS = [
   { key: "retry", title: "teacher (as it sampled) less student", over: "sampler", under: "student" },
 ];
 
+const PROBABILITIES = [
+  { key: "student", title: "student", means: "as the M-step trains it" },
+  { key: "teacher", title: "teacher", means: "as the M-step distils it" },
+  { key: "student_before", title: "student before the E-step", means: "what the E-step compares the teacher with" },
+  { key: "teacher_before", title: "teacher before the E-step", means: "as the E-step begins to train it" },
+  { key: "teacher_after", title: "teacher after the E-step", means: "what the E-step made of it" },
+  { key: "sampler", title: "as it was sampled", means: "by the weights that wrote the answer, as the sampler reported it" },
+];
+
 function viewsOf(row) {
   const tokens = row.by_token;
   return VIEWS.filter((view) => tokens[view.over] && tokens[view.under] && (view.key !== "retry" || (row.role === "teacher" && !tokens.teacher)));
@@ -61,7 +70,13 @@ function tokenView(row, texts) {
   paint();
   listen(box, spans, row, texts);
   const tools = views.length ? el("p", { class: "tools" }, el("label", {}, "Colours: ", select), scale()) : null;
-  return [tools, box, summary];
+  return [tools, box, summary, legendOf(tokens)];
+}
+
+function legendOf(tokens) {
+  const known = PROBABILITIES.filter(({ key }) => (tokens[key] || []).some((value) => value !== null));
+  return el("details", { class: "legend" }, el("summary", {}, "The probabilities that a token shows on hover"),
+    el("dl", {}, ...known.flatMap(({ title, means }) => [el("dt", {}, title), el("dd", {}, means)])));
 }
 
 function scale() {
@@ -103,7 +118,7 @@ function showTip(span, tokens, place, texts) {
   const at = (name) => (tokens[name] ? tokens[name][place] : null);
   const parts = [el("div", {}, el("code", {}, quoted(tokens.texts[place])), ` token ${place + 1} of ${tokens.texts.length}`)];
   if (tokens.sampled && !tokens.sampled[place]) parts.push(el("div", {}, "written by the environment; no loss sees it"));
-  const lines = [["student", at("student")], ["teacher", at("teacher")], ["student before the E-step", at("student_before")], ["teacher before the E-step", at("teacher_before")], ["teacher after the E-step", at("teacher_after")], ["as it was sampled", at("sampler")]];
+  const lines = PROBABILITIES.map(({ key, title }) => [title, at(key)]);
   const known = lines.filter(([, value]) => value !== null && value !== undefined);
   parts.push(el("table", {}, el("tbody", {}, ...known.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "n" }, probability(value)))))));
   if (at("teacher") !== null && at("student") !== null) parts.push(el("div", {}, `log-ratio ${signed(at("teacher") - at("student"))} nats`));
