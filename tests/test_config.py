@@ -343,7 +343,7 @@ def test_a_path_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config.env.packages == (f"{tmp_path}/p", "q")
     assert config.algorithm.needs.external_model == f"{tmp_path}/t"
     assert RunSettings(output_dir="~/a").output_dir == f"{tmp_path}/a"
-    (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, length=1): ...\n")
+    (tmp_path / "mine.py").write_text("class Mine:\n    task = eval_tasks = grade = None\n")
     assert parse({"env": {"name": "~/mine.py:Mine"}}).env.build() is not None
 
 

@@ -113,6 +113,7 @@ def test_no_text_of_a_file_ends_in_a_traceback(text: str, tmp_path: Path) -> Non
 )
 @example(key="feedback", value="[[environment]]")
 @example(key="run.", value="1")
+@example(key="algorithm.name", value="/:0")
 def test_no_word_of_the_command_line_ends_in_a_traceback(key: str, value: str) -> None:
     _parsed_or_refused(lambda: load(None, [f"--{key}={value}"]))
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -127,10 +128,11 @@ def _module(name: str, setting: str) -> ModuleType:
         spec = wrap_user_errors(partial(importlib.util.find_spec, top), f"{setting}: {name!r}", loading=True)
         return spec is not None
 
-    if not found():
+    is_name = re.fullmatch(r"[\w-]+(\.[\w-]+)*", name) is not None
+    if is_name and not found():
         _make_importable(Path.cwd())
         importlib.invalidate_caches()
-    if not found():
+    if not is_name or not found():
         raise ConfigError(
             f"{setting}: no module {name!r}", do="Install its package, or give a file: path/to/file.py:name."
         )
