@@ -86,6 +86,21 @@ def test_a_file_of_records_is_read(folder: Path) -> None:
     assert result.student["tasks"] == 2 and {r.grade.feedback for g in result.groups for r in g.rollouts} != {None}
 
 
+def test_a_result_shows_its_numbers_and_no_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    def wrong(text: str, task: Any) -> Any:
+        return 0.0, "wrong : rule A"
+
+    options = {"num_samples": 2, "teacher": True}
+    with caplog.at_level(logging.INFO, "vpd"):
+        result = vpd.evaluate("tiny", TASKS, wrong, options=options, rollout=SMALL)
+    assert str(result) == repr(result) and "\n" not in repr(result)
+    assert repr(result).startswith(
+        "Evaluation(student: avg@2 0.000 ± 0.000, pass@2 0.000 ± 0.000, reward 0.000, tasks 6,"
+    )
+    assert "; teacher: " in repr(result) and "gain 0.000 ± 0.000" in repr(result) and "tokens" not in repr(result)
+    assert "evaluating tiny: 6 tasks, 2 answers each, failed ones again with their feedback" in caplog.messages
+
+
 def endless() -> Iterator[str]:
     while True:
         yield "apply rule A to 1"
@@ -157,6 +172,10 @@ BAD_GRADERS: dict[str, tuple[Any, str]] = {
     "the wrong way round": (lambda task, text: 0.0, r"got \(task, text\); expected \(text, task\)"),
     "nothing returned": (lambda text, task: None, r"<lambda> returned None"),
     "a text": (lambda text, task: "good", r"<lambda> on row 0 returned no number; got 'good'"),
+    "feedback of another kind": (
+        lambda text, task: (0.0, {"a": 1}),
+        r"<lambda> on row 0 returned feedback that is no text; got \{'a': 1\}; expected \(number, text\)",
+    ),
     "an exception": (lambda text, task: task["nothing"], r"<lambda> on row 0 raised KeyError at .*test_api.py"),
 }
 
@@ -201,9 +220,8 @@ def test_a_config_goes_below_the_other_arguments(caplog: pytest.LogCaptureFixtur
     )
     with caplog.at_level(logging.WARNING, "vpd"):
         run = vpd.train(config, TASKS, grade, algorithm="sdpo", run={"max_steps": 1, "output_dir": "first"})
-    assert [message for message in caplog.messages if "left out" in message] == [
-        "algorithm.name is sdpo instead of vpd: of the settings given, distillation_alpha stay; sdpo has no e_every,"
-        " left out"
+    assert [message for message in caplog.messages if "instead of" in message] == [
+        "algorithm.name is sdpo instead of vpd; kept: distillation_alpha; dropped, as sdpo has no such setting: e_every"
     ]
     assert run.settings["algorithm"]["name"] == "sdpo" and run.settings["algorithm"]["distillation_alpha"] == 0.25
     assert run.settings["optim"]["learning_rate"] == 2e-4  # the shipped base's
@@ -245,6 +263,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no callback": ({"callbacks": [3]}, "a callback cannot be used; got 3"),
     "both": ({"env": "digits"}, "what to train on is not clear; got tasks and grader and env"),
     "no held-out tasks": ({"run": {"eval_steps": 1}}, "run.eval_steps needs held-out tasks. Pass eval_tasks="),
+    "more than all held out": ({"eval_tasks": 1.5}, "^eval_tasks is out of range; got 1.5; expected tasks, or a share"),
+    "held-out tasks that are trained on": (
+        {"eval_tasks": TASKS[:1]},
+        r"tasks and eval_tasks share 1 questions; .* or pass eval_tasks=0.1: that share of tasks is then held out",
+    ),
+    "a folder that cannot be": ({"run": {"output_dir": "/proc/self/out"}}, "cannot write to /proc/self/out"),
     "no model": ({"tokenizer": None, "engine": 3}, "3 is no engine|int is no engine|no engine"),
 }
 

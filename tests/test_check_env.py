@@ -14,7 +14,7 @@ from vpd.envs import per_row
 from vpd.envs.check import Report, check_env, reference_answers
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import FAMILIES, Instructions
-from vpd.errors import EnvError
+from vpd.errors import ConfigError, EnvError
 from vpd.types import Grade, Message, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,3 +286,26 @@ def test_a_fault_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert error.startswith("vpd: error: ") and error.count("\n") == 1
     assert "ZeroDivisionError" in error and "env.py:5" in error
+
+
+@pytest.mark.parametrize("line", ["check {}", "train --env.name {} --run.output_dir {}.out"])
+def test_a_class_that_is_no_environment_is_one_line(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noth.py").write_text("class A:\n    def grade(self, tasks, texts):\n        return []\n")
+    assert main(line.replace("{}", f"{tmp_path}/noth.py:A").split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "A is no environment; got A without task and eval_tasks" in error
+    with pytest.raises(ConfigError, match="A is no environment"):
+        check_env(type("A", (), {})())
+
+
+def test_a_fault_says_what_to_do() -> None:
+    class Same(Sums):
+        def eval_tasks(self, limit: int | None) -> list[Task]:
+            return [self.task(number, seed=0) for number in range(4)][:limit]
+
+    with pytest.raises(
+        EnvError, match=r"not trained on; got 4 of 4 are.*Leave the questions of eval_tasks out of task"
+    ):
+        check_env(Same()).require()

@@ -116,7 +116,7 @@ def test_what_the_library_logs_is_shown_once_and_the_logger_is_left_alone(
     for _ in range(2):
         assert main(["train", "--config", str(tmp_path / "run.yaml"), "--algorithm.name", "grpo"]) == 2
         shown = capsys.readouterr()
-        assert shown.out.count("grpo has no e_every, left out") == 1 and shown.err.count("\n") == 1
+        assert shown.out.count("dropped, as grpo has no such setting: e_every") == 1 and shown.err.count("\n") == 1
     assert (logger.level, list(logger.handlers), logger.propagate) == before
 
 
@@ -225,6 +225,8 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("trian --config x.yaml", "unknown command 'trian'. Did you mean 'train'?"),
+        ("train --config no_such.yaml", "No such file or directory. Write one with vpd init"),
         ("train run.yaml", "Write --config run.yaml."),
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),

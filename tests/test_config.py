@@ -81,9 +81,22 @@ def test_another_algorithm_over_a_file_keeps_what_both_have_and_names_what_it_dr
     kept = dataclasses.asdict(config.algorithm)  # type: ignore[call-overload]
     assert kept["teacher_ema_rate"] == 0.2 and kept["distillation_topk"] == 7 and kept["average"] == "token_mean"
     assert len(caplog.messages) == 1
-    assert "distillation_topk, teacher_ema_rate stay; sdpo has no e_every" in caplog.messages[0]
+    assert caplog.messages[0] == (
+        "algorithm.name is sdpo instead of vpd; kept: distillation_topk, teacher_ema_rate;"
+        " dropped, as sdpo has no such setting: e_every"
+    )
     with pytest.raises(ConfigError, match=r"unknown key algorithm\.e_every"):  # asked for by name: an error as always
         load(str(tmp_path / "run.yaml"), ["--algorithm.name", "sdpo", "--algorithm.e_every", "2"])
+
+
+def test_what_is_kept_or_dropped_is_said_where_there_is_something(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vpd"):
+        of_another("engine", {"name": "vllm", "url": "http://localhost:1"}, "embedded")
+        of_another("algorithm", {"name": "vpd", "distillation_topk": 7}, "sdpo")
+    assert caplog.messages == [
+        "engine.name is embedded instead of vllm; dropped, as embedded has no such setting: url",
+        "algorithm.name is sdpo instead of vpd; kept: distillation_topk",
+    ]
 
 
 def test_the_same_name_again_drops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -104,7 +117,7 @@ def test_another_environment_over_a_file_names_what_it_drops(tmp_path: Path, cap
     (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, length=1): ...\n")
     with caplog.at_level(logging.WARNING, "vpd"):
         config = load(str(tmp_path / "run.yaml"), ["--env.name", f"{tmp_path}/mine.py:Mine"])
-    assert config.env.options == {"length": 5} and "has no hint, left out" in caplog.messages[0]
+    assert config.env.options == {"length": 5} and "has no such setting: hint" in caplog.messages[0]
 
 
 def test_a_config_lays_only_what_was_given_under_other_parts(caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +306,10 @@ def test_an_unknown_key_is_first_looked_for_in_the_other_sections() -> None:
     for data, said in (
         ({"algorithm": {"distillation_is_clip": 2}}, "That is algorithm.importance_clip here."),
         ({"optim": {"max_steps": 2}}, "unknown key optim.max_steps. That is run.max_steps here."),
-        ({"algorithm": {"name": "grpo", "e_every": 2}}, "That is algorithm.e_every (vpd, gated) here."),
+        (
+            {"algorithm": {"name": "grpo", "e_every": 2}},
+            "unknown key algorithm.e_every. Only algorithm.name vpd or gated has it.",
+        ),
         ({"optim": "adamw_torch"}, "That is optim.optimizer (adamw or sgd"),
     ):
         with pytest.raises(ConfigError) as error:

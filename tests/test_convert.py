@@ -181,6 +181,21 @@ def test_a_key_that_asks_for_what_is_done_anyway_is_ignored(key: str) -> None:
     assert fate(converted("trl-grpo", **{key: value}), key) == "ignored"
 
 
+def test_a_share_of_warmup_is_not_undone_by_the_steps_that_are_none() -> None:
+    for given in ({"warmup_ratio": 0.1}, {"warmup_ratio": 0.1, "warmup_steps": 0}):
+        result = converted("trl-grpo", max_steps=20, **given)
+        assert result.config.optim.warmup_steps == 2
+        assert not [x for x in result.lines if x.key == "warmup_steps" and x.outcome.verdict != "ignored"]
+    result = converted("trl-grpo", max_steps=20, warmup_ratio=0.1, warmup_steps=5)
+    assert result.config.optim.warmup_steps == 5 and fate(result, "warmup_ratio") == "ignored"
+
+
+def test_a_mistyped_key_is_answered_with_the_nearest() -> None:
+    lines = {line.key: line.outcome.why for line in converted("trl-grpo", learning_rat=1e-6, zzz=1).lines}
+    assert lines["learning_rat"].endswith("is not known to have it. Did you mean 'learning_rate'?")
+    assert lines["zzz"].endswith("is not known to have it")
+
+
 def test_lora_is_taken_over_where_it_is_used() -> None:
     lora = converted(
         "trl-grpo", use_peft=True, lora_r=4, lora_alpha=8, lora_target_modules=["q_proj"]

@@ -88,7 +88,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "pretty.json": (b'{\n "a": 1\n}', "line 1 is not JSON.*one object a line, or a JSON array"),
     "huge.jsonl": (b'{"a": "' + b"x" * 3_000_000, "line 1 is not JSON"),
     "zeros.jsonl": (b"{}\n" + bytes(100), "line 2 is not JSON"),
-    "empty.jsonl": (b"", "is empty"),
+    "empty.jsonl": (b"", "is empty; expected a record for each task. Write a record on each line"),
     "blank.jsonl": (b" \n\n", "is empty"),
     "empty.json": (b" [ ] ", "is empty"),
     "cut.json": (b'[{"a": 1},\n {"a": 2}', r"line 2 is not JSON; got ''; expected ',' or the array's end"),

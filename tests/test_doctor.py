@@ -74,3 +74,12 @@ def test_a_fault_ends_with_its_line() -> None:
     with pytest.raises(VPDError, match=r"^b is broken \(and 1 more\); got gone. Mend it.$"):
         require_whole(findings)
     require_whole(findings[:1])
+
+
+def test_a_missing_package_that_the_doctor_needs_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "vpd.recipes.doctor")
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    assert main(["doctor", "--no_run", "--no_network"]) == 2
+    assert capsys.readouterr().err.startswith("vpd: error: the package packaging is missing. Install")

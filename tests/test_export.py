@@ -3,6 +3,7 @@
 import base64
 import http.server
 import json
+import socket
 import stat
 import sys
 import threading
@@ -20,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vpd
 from vpd.cli import main
-from vpd.recipes.export import push_run
+from vpd.errors import StorageError
+from vpd.recipes.export import UPLOAD_ERRORS, push_run
 from vpd.report.model_card import model_card, source_commit
 from vpd.run_folder.reading import read_run
 
@@ -260,6 +262,15 @@ def test_a_failed_upload_loses_nothing_and_can_be_made_again(
     assert vpd.Run(tmp_path / "run").record.phase == "done"
     hub.down = False
     assert main([word.rstrip(".") for word in again]) == 0 and "model.safetensors" in hub.uploaded
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(runs: Path, hub: type[FakeHub]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(StorageError, match=r"cannot upload .* to me/mine; got .*try again with"):
+        push_run(runs / "whole", "me/mine", private=True, api=huggingface_hub.HfApi(endpoint=nobody))
+    assert not {Exception, BaseException} & set(UPLOAD_ERRORS)
 
 
 class Recording:

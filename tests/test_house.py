@@ -1,6 +1,9 @@
 """Imports only go down, and the four rules about who may touch what."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,32 @@ def test_only_learners_differentiate() -> None:
         "estimate",
     }  # estimate: tensors without data; lab/tiny.py: the warm-up that makes the shipped base
     assert [p.name for p in FILES if place(p) == "lab" and ".backward(" in p.read_text()] == ["tiny.py"]
+
+
+#: packages that are installed under another name than they are imported by
+INSTALLED_AS = {"mlflow": "mlflow-skinny", "yaml": "pyyaml"}
+
+
+def packages(nodes: list[ast.stmt]) -> set[str]:
+    """Other packages that the statements import, by the names that they are installed by."""
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    names = {module.partition(".")[0] for module in modules} - {*sys.stdlib_module_names, "vpd"}
+    return {INSTALLED_AS.get(name, name).replace("_", "-") for name in names}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=\[; ]", line)[0].replace("_", "-").lower() for line in requirements}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_imported_is_declared(path: Path) -> None:
+    """At the top of a file only what every installation has; what an extra brings, where it is used."""
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]
+    tree = ast.parse(path.read_text())
+    everywhere = declared(project["dependencies"])
+    extras = {
+        name for key, lines in project["optional-dependencies"].items() if key != "dev" for name in declared(lines)
+    }
+    assert not packages(tree.body) - everywhere
+    assert not packages([node for node in ast.walk(tree) if isinstance(node, ast.stmt)]) - everywhere - extras

@@ -351,6 +351,7 @@ def test_adapters_without_a_whole_model_at_the_end_are_refused(tmp_path: Path) -
 def test_names_of_nothing_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run / "model")
+    shutil.copytree(folder, run / "checkpoint-100")
     for name, piece in {
         "": "no such folder",
         str(tmp_path / "modle"): f"Did you mean '{folder}'?",

@@ -46,6 +46,15 @@ def test_the_table_has_a_row_for_each_method_and_a_column_for_each_setting() -> 
     assert "2 seeds a cell" in text and "## Held out" in text
 
 
+def test_answers_of_a_data_set_say_nothing_of_the_student() -> None:
+    text = markdown(
+        {("cold", "gkd_data"): {0: run_of("gkd_data", [1.0] * 10)}, ("cold", "gkd"): {0: run_of("gkd", [0.5] * 10)}}
+    )
+    final, held_out = text.partition("## Mean")[0], text.partition("## Held out")[2]
+    assert "| GKD, right answers of the data |  |" in final and "| GKD (external expert) | **0.50** |" in final
+    assert "| GKD, right answers of the data | " in held_out and "of the data |  |" not in held_out
+
+
 def test_every_compared_method_is_planned_in_every_setting_where_it_has_a_rate() -> None:
     jobs, untuned = jobs_of((), (), range(3), RATES)
     assert len(jobs) == 3 * (len(COMPARED) * len(TINY) - len(untuned))

@@ -172,6 +172,18 @@ def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path
     assert float(done.stdout.split()[-1]) < 1.0
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(before: str | None, after: str) -> None:
+    """Busy waiting makes a shared machine several times slower; torch reads the variable when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": str(Path(vpd.__file__).parent.parent)} | (
+        {"OMP_WAIT_POLICY": before} if before else {}
+    )
+    code = HOOK + "import os, vpd; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == after, done.stderr
+
+
 def test_the_hook_notices() -> None:
     done = subprocess.run([sys.executable, "-c", HOOK + "import torch"], capture_output=True, text=True, check=False)
     assert "torch was imported" in done.stderr

@@ -214,8 +214,8 @@ def test_the_shipped_rates_cover_every_claim() -> None:
         for claim in CLAIMS.values()
         for method in claim.methods()
     )
-    with pytest.raises(ConfigError, match="no learning rate for gkd in the setting cold"):
-        rate_of(rates, "cold", "gkd")
+    with pytest.raises(ConfigError, match="no learning rate for plare in the setting conventions"):
+        rate_of(rates, "conventions", "plare")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from report_runs import write_run
+from report_runs import Letters, write_run
 
 from vpd.cli import main
+from vpd.run_folder.tables import RunFolder
+from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Task
 
 HOSTILE = "\x1b]52;c;aGk=\x07 \u202egnp.exe [red]markup[/red]"
 
@@ -24,6 +26,23 @@ def test_the_last_step_with_prompts_tokens_and_feedback(folder: Path, capsys: py
     assert "answer        wrong" in text and "nats in sum" in text and "grader wrote  Not so." in text
     assert "1 of 3 rollouts that pass, 3 in all, of step 3" in text
     assert "\x1b]52" not in text and "\u202e" not in text and "\\u202e" in text and "[red]markup[/red]" in text
+
+
+def test_a_demonstration_has_no_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letters = Letters()
+    shown = Rollout(
+        key=SampleKey(phase="train", step=1, task=0, sample=0),
+        task=Task(id="one", messages=({"role": "user", "content": "Spell."},)),
+        prompt=letters.encode("Spell."),
+        completion=Completion(tokens=(97,), sampled=(True,), logprobs=(-0.5,), text="a", finish="stop"),
+        grade=Grade(reward=0.0, success=False, graded=False),
+    )
+    run = write_run(tmp_path / "run")
+    RunFolder(run, letters).on_step(4, {}, [Group(rollouts=(shown,))])
+    assert main(["rollouts", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "step 4, group 0, a demonstration: 1 tokens" in text and "failure" not in text and "reward" not in text
+    assert main(["rollouts", str(run), "--outcome", "failure", "--json"]) == 0 and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,15 @@ def test_what_is_missing_or_wrong_is_one_error_and_no_file(
         starter(given)
     assert main(["init", "--yes", *given]) == 2
     assert not Path("run.yaml").exists()
+
+
+def test_the_readme_s_first_file_needs_no_extra(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    commands = re.findall(r"^    vpd init (.*?) *#", readme, re.MULTILINE)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    for number, command in enumerate(commands):
+        assert main(["init", "--yes", *shlex.split(command), "--output", f"{number}.yaml"]) == 0
+    assert Path("0.yaml").is_file()
 
 
 def test_a_file_s_name_alone_is_answered_with_the_option_for_it(

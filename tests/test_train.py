@@ -214,7 +214,7 @@ def test_a_broken_environment_is_one_clear_error(
 
 def test_an_unwritable_folder_and_a_used_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert vpd_train(tmp_path / "file" / "run") == 2
+    assert vpd_train(tmp_path / "file" / "run", model__name_or_path="no_such_model") == 2  # known before it is loaded
     assert "cannot write" in capsys.readouterr().err
     assert vpd_train(tmp_path / "run", run__max_steps=1) == 0
     capsys.readouterr()

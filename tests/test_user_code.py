@@ -49,6 +49,12 @@ def test_whatever_ends_the_code_is_an_error_that_names_it(ending: str) -> None:
         wrap_user_errors(ENDINGS[ending], "the grader")
 
 
+def test_a_syntax_error_is_at_its_own_line(tmp_path: Path) -> None:
+    (tmp_path / "syn.py").write_text("class A(:\n    pass\n")
+    with pytest.raises(EnvError, match=r"raised SyntaxError at .*/syn\.py:1; got .*invalid syntax"):
+        load_object(f"{tmp_path}/syn.py:A", "env.name")
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise ValueError

@@ -10,7 +10,10 @@ the code is the order of the data: types, prompts, engines, envs, feedback, algo
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others; before torch
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, Needs

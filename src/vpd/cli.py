@@ -38,7 +38,7 @@ from vpd.commands import (
     train,
 )
 from vpd.commands.settings_help import settings_help
-from vpd.errors import ConfigError, Interrupted, RankError, VPDError
+from vpd.errors import ConfigError, Interrupted, RankError, VPDError, nearest
 from vpd.printable import LogFormatter, for_terminal
 from vpd.ranks import after_the_one_that_failed, end_process, launched, leave_for_launcher
 from vpd.report.streams import FAREWELL, keep_open
@@ -86,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others; before torch
     sys.excepthook = _show_traceback
     outputs = keep_open()
     parser = _parser()
     try:
+        _check_command(sys.argv[1:] if arguments is None else arguments)
         options, rest = parser.parse_known_args(arguments)
         if rest and not options.command.SETTINGS:
             parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
@@ -112,6 +112,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a first word that is no command."""
+    names = [command.NAME for command in COMMANDS]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in names:
+        raise ConfigError(f"unknown command {arguments[0]!r}", do=f"{nearest(arguments[0], names)} See vpd --help.")
 
 
 def _check_processes(command: Command) -> None:

@@ -99,7 +99,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "Did you mean 'e_every'?"
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Known: {', '.join(known)}." if known else "None is known here."
+    return near(name, known) or (f"Known: {', '.join(known)}." if known else "None is known here.")
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The hint of :func:`nearest` where a known name is near, else None."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else None

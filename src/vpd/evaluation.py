@@ -64,6 +64,10 @@ class Evaluation:
     retries: list[Rollout]
     control_retries: list[Rollout]
 
+    def __repr__(self) -> str:
+        parts = {"student": self.student, "teacher": self.teacher, "control": self.control}
+        return f"Evaluation({'; '.join(f'{name}: {_line(metrics)}' for name, metrics in parts.items() if metrics)})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Evaluated:
@@ -178,6 +182,17 @@ def summarise(answers: Sequence[Sequence[Rollout]], k: int) -> Metrics:
         "tasks": float(len(answers)),
         "answers": float(sum(map(len, answers))),
     }
+
+
+def _line(metrics: Metrics) -> str:
+    """Metrics on a line, each with its standard error where it has one."""
+    shown = []
+    for name, value in metrics.items():
+        error = metrics.get(f"{name}_se", math.nan)
+        if not name.endswith("_se"):
+            number = f"{value:.0f}" if name in ("tasks", "answers") else f"{value:.3f}"
+            shown.append(f"{name} {number}" + ("" if math.isnan(error) else f" ± {error:.3f}"))
+    return ", ".join(shown)
 
 
 def standard_error(values: Sequence[float]) -> float:

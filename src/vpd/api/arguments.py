@@ -216,6 +216,10 @@ def _given(tasks: Any, grader: Any, held_out: Any, data: Mapping[str, Any], *, a
     if all_held_out:
         return AllHeldOut(tasks=entries, grader=grader, eval_share=0.0)
     if isinstance(held_out, float):
+        if not 0 <= held_out < 1:
+            raise ConfigError(
+                "eval_tasks is out of range", got=held_out, expected="tasks, or a share of tasks= from 0 to below 1"
+            )
         return GivenTasks(tasks=entries, grader=grader, eval_share=held_out)
     if held_out is None and data.get("run", {}).get("eval_steps"):
         raise ConfigError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.commands import path
+from vpd.errors import ConfigError
 from vpd.printable import for_terminal
 
 if TYPE_CHECKING:
@@ -31,8 +32,15 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    from vpd.recipes.doctor import as_json, doctor, require_whole
-    from vpd.report.console import Terminal
+    try:
+        from vpd.recipes.doctor import as_json, doctor, require_whole
+        from vpd.report.console import Terminal
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vpd":
+            raise
+        raise ConfigError(
+            f"the package {error.name.partition('.')[0]} is missing", do="Install vpd-rl with what it needs (README)."
+        ) from error
 
     console = Terminal()
 

@@ -337,16 +337,13 @@ def of_another(section: str, settings: dict[str, Any], name: Any) -> dict[str, A
     if name == old or known is None:
         return settings
     kept = {key: value for key, value in options.items() if key in known}
+    dropped = sorted(options.keys() - kept.keys())
     if options:
-        LOG.warning(
-            "%s.name is %s instead of %s: of the settings given, %s stay; %s has no %s, left out",
-            *(section, name, old, _listed(kept), name, _listed(options.keys() - kept.keys())),
-        )
+        parts = [f"{section}.name is {name} instead of {old}"]
+        parts += [f"kept: {', '.join(sorted(kept))}"] if kept else []
+        parts += [f"dropped, as {name} has no such setting: {', '.join(dropped)}"] if dropped else []
+        LOG.warning("%s", "; ".join(parts))
     return kept
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names)) or "(none)"
 
 
 def pairs_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:

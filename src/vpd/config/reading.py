@@ -82,7 +82,8 @@ def read_file(path: str) -> dict[str, Any]:
             content = file.read(LONGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot read the configuration {path}", got=reason) from error
+        do = "Write one with vpd init, or correct the path." if isinstance(error, FileNotFoundError) else None
+        raise ConfigError(f"cannot read the configuration {path}", got=reason, do=do) from error
     if len(content) > LONGEST_FILE:
         raise ConfigError(f"{path} is no settings file", got=f"more than {LONGEST_FILE} bytes")
     return read_sections(content, path)

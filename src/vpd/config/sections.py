@@ -151,6 +151,7 @@ class CustomEnv(Custom):
     def build(self) -> Env:
         kind = load_object(self.name, "env.name")
         env: Env = construct(kind, self.options, self.name, "env")
+        require(env, ("task", "eval_tasks", "grade"), f"{self.name.rpartition(':')[2]} is no environment")
         return env
 
 
@@ -262,8 +263,12 @@ def known_keys(section: str, name: Any) -> set[str] | None:
     return set(_options_of(settings_class(table[name]))) if isinstance(name, str) and name in table else None
 
 
-def advice(key: str, known: Iterable[str]) -> str | None:
-    """What to do about an unknown key: where a setting of that name is, what another library's is here, the nearest."""
+def advice(key: str, known: Iterable[str], section: str = "") -> str | None:
+    """What to do about an unknown key of a section: where a setting of that name is, what another library's is here,
+    the nearest."""
+    methods = _methods_with(key)
+    if section == "algorithm" and methods:
+        return f"Only algorithm.name {' or '.join(methods)} has it."
     places = _places_of(key)
     if places:
         return f"That is {' or '.join(places)} here."
@@ -275,8 +280,12 @@ def _places_of(key: str) -> list[str]:
     """Every section with a setting of that name, whatever is chosen there (environments and feedback left out)."""
     places = {**PLAIN, "model.lora": "vpd.model.settings:LoraSettings"}
     found = [name for name, place in places.items() if key in _options_of(settings_class(place))]
-    methods = [name for name, place in ALGORITHMS.items() if key in _options_of(settings_class(place))]
+    methods = _methods_with(key)
     return [f"{name}.{key}" for name in found] + ([f"algorithm.{key} ({', '.join(methods)})"] if methods else [])
+
+
+def _methods_with(key: str) -> list[str]:
+    return [name for name, place in ALGORITHMS.items() if key in _options_of(settings_class(place))]
 
 
 def is_place(name: Any) -> bool:
@@ -290,7 +299,7 @@ def build(kind: type[Part], data: Data, prefix: str) -> Part:
     hints = get_type_hints(kind)
     for key in data:
         if key not in fields:
-            raise ConfigError(f"unknown key {prefix}.{key}", do=advice(str(key), fields))
+            raise ConfigError(f"unknown key {prefix}.{key}", do=advice(str(key), fields, prefix))
     for name, one in fields.items():
         if name not in data and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}.{name} is missing", do=f"Set it in the file, or as --{prefix}.{name} VALUE.")

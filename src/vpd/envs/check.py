@@ -46,6 +46,20 @@ ALTERED = "another value's"
 RIGHT = ("right", RESTATED)
 SEARCHED = 512  # tasks of an endless stream that held-out tasks are compared with
 
+#: what to do about a fault, by the promise that it breaks
+ADVICE = {
+    "the same index and seed give the same task": "Draw a task from index and seed alone.",
+    "held-out tasks keep their order": "Make them once, or from a seed of their own.",
+    "eval_tasks respects its limit": "Return the first of all: tasks[:limit].",
+    "held-out tasks are not trained on": "Leave the questions of eval_tasks out of task.",
+    "grades are the same again, and in one batch": "Grade by task and text alone.",
+    "metrics are finite numbers": "Leave out what was not measured.",
+    "its own solution is a success": "Correct grade, or solution.",
+    "its solution's value is a success in other forms": "Correct grade, or restated.",
+    "other values fail": "Correct grade, or altered.",
+    "feedback can be written as UTF-8": "Quote answers in it with repr().",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -86,11 +100,20 @@ class Report:
         faults = self.of("fault")
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise EnvError(f"the environment has a fault: {faults[0].name}", got=faults[0].detail + more)
+            name, got = faults[0].name, faults[0].detail + more
+            raise EnvError(f"the environment has a fault: {name}", got=got, do=ADVICE.get(name))
 
 
 def check_env(env: Env, *, tasks: int = 32, seed: int = 0) -> Report:
-    """Draw ``tasks`` training tasks with ``seed``, grade answers to them, and report; faults do not raise."""
+    """Draw ``tasks`` training tasks with ``seed``, grade answers to them, and report; faults do not raise.
+
+    Raises ConfigError for an object that is no environment.
+    """
+    absent = [name for name in ("task", "eval_tasks", "grade") if not hasattr(env, name)]
+    if absent:
+        kind = type(env).__name__
+        got = f"{kind} without {' and '.join(absent)}"
+        raise ConfigError(f"{kind} is no environment", got=got, expected="task, eval_tasks, grade")
     if tasks < 1:
         raise ConfigError("check_env needs at least one task", got=f"tasks {tasks}", expected="at least 1")
     checks: list[Check] = []

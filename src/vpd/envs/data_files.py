@@ -59,7 +59,8 @@ def _from_file(source: Path) -> Iterator[Entry]:
     text = _text(_decompressed(content, source), source)
     suffix = next((s for s in reversed(source.suffixes) if s not in (".gz", ".zst", ".bz2", ".xz")), "")
     if not text.strip():
-        raise DataError(f"{source} is empty", expected="a record for each task")
+        do = "Write a record on each line, or name another file."
+        raise DataError(f"{source} is empty", expected="a record for each task", do=do)
     if suffix.lower() in (".csv", ".tsv"):
         return _csv(text, source, "\t" if suffix.lower() == ".tsv" else ",")
     return _array(text, source) if text.lstrip().startswith("[") else _lines(text, source)

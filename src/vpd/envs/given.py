@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vpd.envs import records, wrap_user_errors
 from vpd.envs.adapters.callers import LocalCaller
@@ -82,6 +82,7 @@ class GivenTasks(RecordTasks[Task]):
     grader: Any
     held_out: tuple[Any, ...] | None = None
     eval_share: EvalShare = 0.1
+    held_out_by_share: ClassVar[str] = "pass eval_tasks=0.1: that share of tasks is then held out"
 
     @property
     def recorded_as(self) -> str:

@@ -25,7 +25,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from annotated_types import Interval
 
@@ -61,6 +61,8 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
 
     name: Any
     eval_share: Any
+    #: how a user has the held-out items taken from the others
+    held_out_by_share: ClassVar[str] = "leave env.eval_path out: env.eval_share of env.path is then held out"
 
     @property
     @abstractmethod
@@ -107,6 +109,7 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
             split_key=self.split_key,
             identity_key=self.identity_key,
             shared_is_meant=self.shared_is_meant,
+            advice=self.held_out_by_share,
         )
         return (
             tuple(self.make_task("train", item) for item in train),
@@ -141,6 +144,7 @@ def train_eval_split(
     split_key: Callable[[Item], str],
     identity_key: Callable[[Item], str],
     shared_is_meant: Callable[[Sequence[Item], Sequence[Item]], bool] = lambda train, held_out: False,
+    advice: str,
 ) -> tuple[list[Item], list[Item]]:
     """(training items, held-out items).
 
@@ -166,7 +170,7 @@ def train_eval_split(
                 f"{path} and {eval_path} share {len(shared)} questions",
                 got=f"record {shared[0].id} of the latter in both",
                 expected="no question in both",
-                do="Remove them from one, or leave env.eval_path out: then env.eval_share of env.path is held out.",
+                do=f"Remove them from one, or {advice}.",
             )
         if not held_out:
             raise DataError(

@@ -55,14 +55,16 @@ def errors_named(what: str, *, do: str | None = FIX) -> Iterator[None]:
             raise
         shown = traceback.TracebackException.from_exception(error)
         raise EnvError(
-            f"{what} raised {type(error).__name__} at {_place(shown.stack)}",
+            f"{what} raised {type(error).__name__} at {_place(error, shown.stack)}",
             got=" ".join(str(shown).split())[:200] or "no message",
             do=do,
         ) from error
 
 
-def _place(stack: traceback.StackSummary) -> str:
-    """File and line of the innermost frame in a file that is not this one."""
+def _place(error: BaseException, stack: traceback.StackSummary) -> str:
+    """File and line of the innermost frame in a file that is not this one, or of what is not Python in a file."""
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        return f"{error.filename}:{error.lineno}"
     files = [frame for frame in stack if frame.filename != __file__ and not frame.filename.startswith("<")]
     return f"{(files or stack)[-1].filename}:{(files or stack)[-1].lineno}" if stack else "an unknown place"
 

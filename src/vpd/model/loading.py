@@ -198,7 +198,8 @@ def _check_folder(folder: Path, what: str) -> None:
         return
     inner = [path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/config.json")]
     gguf = [file for file in names if file.endswith(".gguf")]
-    hint = f"Did you mean {str(sorted(inner)[0])!r}?" if inner else GGUF_HINT if gguf else None
+    inner.sort(key=lambda found: (found.name != "model", found))  # a run's model/ before its checkpoints
+    hint = f"Did you mean {str(inner[0])!r}?" if inner else GGUF_HINT if gguf else None
     raise ModelError(f"{what} has no config.json", expected="a folder that from_pretrained loads", do=hint)
 
 

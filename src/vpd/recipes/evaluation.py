@@ -1,6 +1,7 @@
 """``vpd eval``: avg@k and pass@k of a model, and how much better it retries with feedback than without."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import Terminal
 from vpd.types import Metrics, Rollout
 
+LOG = logging.getLogger("vpd")
 LONGEST_ANSWER = 600  # characters of one text that show_answers prints
 
 
@@ -52,8 +54,12 @@ def _evaluated(parts: Parts, options: EvalOptions) -> Evaluation:
         teacher=options.teacher,
         control=parts.config.run.eval_control,
     )
+    tasks = required_held_out_tasks(parts.env, options.limit)
+    model, k = parts.config.model.name_or_path, options.num_samples
+    again = ", failed ones again with their feedback" if options.teacher else ""
+    LOG.info("evaluating %s: %d tasks, %d answers each%s", model, len(tasks), k, again)
     with threads_for(parts.learner.model):
-        return evaluate_tasks(parts.source, required_held_out_tasks(parts.env, options.limit), settings)
+        return evaluate_tasks(parts.source, tasks, settings)
 
 
 def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:

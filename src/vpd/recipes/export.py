@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-import httpx
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -26,7 +25,8 @@ from vpd.run_folder.reading import RunRecord, read_run
 LOG = logging.getLogger("vpd")
 Form: TypeAlias = Literal["model", "adapter", "gguf"]
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
-UPLOAD_ERRORS = (OSError, ValueError, HfHubHTTPError, httpx.HTTPError)
+#: The Hub's own error derives from that of the HTTP library beneath it: httpx, or httpx2 since huggingface_hub 2.
+UPLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, *HfHubHTTPError.__bases__)
 
 
 class Hub(Protocol):

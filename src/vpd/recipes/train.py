@@ -61,6 +61,7 @@ def train(
     ranks = start_ranks(config.run.rank_timeout)
 
     def work() -> Path:
+        on_first(ranks, "the run folder", lambda: require_writable(Path(config.run.output_dir)))
         objects: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "env": env, "feedback": feedback}
         return run(assemble(config, **objects, observers=observers, ranks=ranks))
 
@@ -355,6 +356,20 @@ def export(parts: Parts, output: Path, files: FileSystem) -> None:
     files.write_folders(output, fill, parts.ranks)
 
 
+def require_writable(output: Path) -> None:
+    """Prove that the run folder can be made or written, and leave nothing behind.  Raises StorageError."""
+    try:
+        place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir.")
+
+
 def prepare_folder(output: Path) -> None:
     """Make the run folder and prove that it can be written.  Raises StorageError."""
     try:
@@ -363,9 +378,7 @@ def prepare_folder(output: Path) -> None:
             probe.write(b"0" * 65536)
             os.fsync(probe.fileno())
     except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir."
-        ) from error
+        raise _unwritable(output, error) from error
 
 
 def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:

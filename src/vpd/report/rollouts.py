@@ -90,7 +90,7 @@ def _rows(folder: Path, step: int) -> list[dict[str, Any]]:
 def _passes(row: Mapping[str, Any], wanted: Wanted) -> bool:
     return (
         (wanted.role is None or row.get("role", "student") == wanted.role)
-        and (wanted.success is None or row["success"] == wanted.success)
+        and (wanted.success is None or (row["success"] == wanted.success and row.get("graded") is not False))
         and (wanted.source is None or (row["source"] or "none") == wanted.source)
         and (wanted.task is None or wanted.task in row["task"])
         and (row["by_token"] is not None or not wanted.recorded)
@@ -101,12 +101,8 @@ def _show_row(console: Terminal, row: Mapping[str, Any], prompts: Mapping[str, A
     def text(value: Any) -> str:
         return for_terminal(str(value) if whole else cut(str(value), SHORT))
 
-    role = "the teacher's retry" if row.get("role") == "teacher" else "the student's attempt"
-    verdict = "success" if row["success"] else "failure"
-    head = (
-        f"step {row['step']}, group {row['group']}, {role}: {verdict}, reward {row['reward']:g}, {row['tokens']} tokens"
-    )
-    console.rule(Text(head), style="green" if row["success"] else "red", align="left")
+    head, style = _head(row)
+    console.rule(Text(head), style=style, align="left")
     _print(console, "task", Text(text(row["task"])))
     if row["teacher_prompt"]:
         _print(console, "student read", Text(text(row["prompt"])))
@@ -119,6 +115,16 @@ def _show_row(console: Terminal, row: Mapping[str, Any], prompts: Mapping[str, A
     if row["feedback"]:
         _print(console, "grader wrote", Text(text(row["feedback"])))
     console.print()
+
+
+def _head(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(title, style) of a row; an answer that nobody graded, a demonstration, has no outcome."""
+    place, length = f"step {row['step']}, group {row['group']}", f"{row['tokens']} tokens"
+    if row.get("graded") is False:
+        return f"{place}, a demonstration: {length}", "dim"
+    role = "the teacher's retry" if row.get("role") == "teacher" else "the student's attempt"
+    verdict, style = ("success", "green") if row["success"] else ("failure", "red")
+    return f"{place}, {role}: {verdict}, reward {row['reward']:g}, {length}", style
 
 
 def _print(console: Terminal, name: str, text: Text) -> None:

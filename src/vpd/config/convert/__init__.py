@@ -16,7 +16,7 @@ import yaml
 
 from vpd.config import SECTIONS, Config, load_over
 from vpd.config.elsewhere import ABSENT, elsewhere
-from vpd.errors import ConfigError, DataError
+from vpd.errors import ConfigError, DataError, near
 from vpd.settings import expand_path
 
 Verdict: TypeAlias = Literal["mapped", "ignored", "impossible"]
@@ -131,7 +131,8 @@ class Dialect:
         if beginning is not None:
             return self.prefixes[beginning]
         hint = elsewhere(key.rpartition(".")[2])
-        return lambda value, foreign: impossible(hint or f"{self.name} is not known to have it")
+        unknown = [f"{self.name} is not known to have it", near(key, self.rules)]
+        return lambda value, foreign: impossible(hint or ". ".join(filter(None, unknown)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,6 +120,14 @@ def _warmup(value: Any, f: Foreign) -> Outcome:
     )
 
 
+def _warmup_ratio(value: Any, f: Foreign) -> Outcome:
+    return ignored("warmup_steps decides") if f["warmup_steps"] else _warmup(value, f)
+
+
+def _warmup_steps(value: Any, f: Foreign) -> Outcome:
+    return _warmup(value, f) if value or not f["warmup_ratio"] else ignored("0: warmup_ratio decides")
+
+
 def _optimiser(value: Any, f: Foreign) -> Outcome:
     name = str(value)
     if name.startswith("adamw_torch") or name == "sgd":
@@ -416,7 +424,7 @@ SHARED: Mapping[str, Rule] = {
     "use_peft": _peft,
     "use_vllm": lambda value, f: common.vllm() if value else ignored("as here: engine.name is embedded"),
     **common.of_vllm(uses_vllm, VLLM),
-    "warmup_ratio": _warmup,
-    "warmup_steps": _warmup,
+    "warmup_ratio": _warmup_ratio,
+    "warmup_steps": _warmup_steps,
     "weight_decay": same("optim.weight_decay"),
 }  # fmt: skip

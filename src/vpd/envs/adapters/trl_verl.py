@@ -197,6 +197,13 @@ def read_answer(answer: Any, what: str) -> Grade | None:
         return _from_mapping(dict(answer), what)
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str | None):
         return Grade(reward=_number(answer[0], what), feedback=answer[1] or None)
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], SupportsFloat):
+        raise EnvError(
+            f"{what} returned feedback that is no text",
+            got=shown(answer[1]),
+            expected="(number, text)",
+            do="Write it as a text, such as json.dumps(...).",
+        )
     return Grade(reward=_number(answer, what))
 
 

@@ -63,10 +63,15 @@ def markdown(runs: Runs) -> str:
         f"Written by `vpd reproduce --methods` at {source_commit() or 'no commit'}; {_range(seeds)} seeds a cell. "
         "Every method samples as many answers in an iteration. *Final* is the share "
         f"of right answers in the last {2 * BLOCK} iterations, *mean* that of the whole run, *held out* that of the "
-        f"last evaluation. Bold: the best mean of a column, and those within {CLOSE:g} standard errors of it.",
+        "last evaluation, the one number of a method that learns from the answers of a data set. "
+        f"Bold: the best mean of a column, and those within {CLOSE:g} standard errors of it.",
     ]
     for measured in MEASURES:
-        cells = {key: [_known(run, measured) for run in found.values()] for key, found in runs.items()}
+        cells = {
+            (setting, method): [_known(run, measured) for run in found.values()]
+            for (setting, method), found in runs.items()
+            if measured == "held_out" or METHODS[method].samples
+        }
         lines += ["", f"## {measured.replace('_', ' ').capitalize()}", "", "| method | " + " | ".join(settings) + " |"]
         lines.append("|---" * (1 + len(settings)) + "|")
         shown = {setting: column(cells, setting, methods) for setting in settings}

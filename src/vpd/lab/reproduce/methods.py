@@ -40,6 +40,11 @@ class Method:
     reads_feedback: bool = True
     tuned_as: str | None = None
 
+    @property
+    def samples(self) -> bool:
+        """Whether it answers training tasks itself, so that they say how good it is."""
+        return bool(self.algorithm.get("student_fraction", 1.0))
+
 
 IMITATE = {"name": "sdpo", "distillation_weight": 0.0}
 WARMED = {"grpo": "GRPO", "vpd": "VPD"}

@@ -108,7 +108,7 @@ class Job:
             algorithm["teacher_model"] = _label(self.expert())
         attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
-            "model": {"name_or_path": _label(self.base())},
+            "model": {"name_or_path": _label(self.base()), **family.model},
             "env": {"name": family.env, **setting.env, **(setting.text if method.reads_feedback else {})},
             "feedback": self._feedback(),
             "prompts": dict(family.prompts),

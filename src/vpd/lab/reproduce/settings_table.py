@@ -49,6 +49,7 @@ class Family:
     """
 
     env: str
+    model: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, Any]
     rollout: Mapping[str, Any]
     optim: Mapping[str, Any]
@@ -83,6 +84,7 @@ DIGITS = Family(
 )
 CONVENTIONS = Family(
     env="conventions",
+    model={"dtype": "bfloat16"},
     prompts={"layout": "request"},
     rollout={"temperature": 0.6},
     optim={"warmup_steps": 3, "micro_batch_size": 64},

@@ -48,7 +48,7 @@ def warm_up(warmup: Warmup, base: Path, folder: Path) -> Path:
     """Collect transcripts of the base in ``folder``, train it on them, and give the folder of the model."""
     family, sizes = warmup.family, warmup.family.warming
     common = {
-        "model": {"name_or_path": str(base)},
+        "model": {"name_or_path": str(base), **family.model},
         "prompts": dict(family.prompts),
         "optim": {**family.optim, "learning_rate": sizes.rate},
         "run": {"max_steps": sizes.steps, "seed": 1000 * SEED + warmup.base[1]},

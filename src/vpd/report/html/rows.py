@@ -104,7 +104,7 @@ def page_row(place: int, run: Run, row: Mapping[str, Any], tokens: Mapping[str, 
         "turns": row.get("turns", 1),
         "finish": row.get("finish"),
         "reward": _number(row.get("reward")),
-        "success": row.get("success"),
+        "success": row.get("success") if row.get("graded") is not False else None,
         "feedback": texts.add(clean(str(row["feedback"]))) if row.get("feedback") else None,
         "source": row.get("source") or "",
         "context": [

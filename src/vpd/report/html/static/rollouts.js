@@ -74,9 +74,9 @@ class Browser {
     $("#count").textContent = `${this.found.length} of ${this.rows.length} rollouts${this.found.some((row) => row.by_token) ? "; ●: recorded token by token" : ""}`;
     const several = this.data.runs.length > 1;
     const items = this.found.slice(0, this.shown).map((row, place) => {
-      const verdict = row.success ? el("span", { class: "good" }, "✓ ") : el("span", { class: "bad" }, "✗ ");
+      const verdict = row.success === null ? "" : row.success ? el("span", { class: "good" }, "✓ ") : el("span", { class: "bad" }, "✗ ");
       const item = el("div", { class: "item", role: "option", id: `item-${place}`, "aria-selected": row === this.chosen ? "true" : "false", onclick: () => this.choose(row) },
-        el("div", { class: "first" }, el("span", {}, verdict, `step ${row.step}, ${row.role === "teacher" ? "teacher's retry" : "student"}`), el("span", {}, row.by_token ? el("span", { title: "recorded token by token" }, "● ") : "", `reward ${shortNumber(row.reward)}`)),
+        el("div", { class: "first" }, el("span", {}, verdict, `step ${row.step}, ${row.success === null ? "demonstration" : row.role === "teacher" ? "teacher's retry" : "student"}`), el("span", {}, row.by_token ? el("span", { title: "recorded token by token" }, "● ") : "", row.success === null ? "" : `reward ${shortNumber(row.reward)}`)),
         el("div", { class: "text start" }, this.texts[row.start]),
         el("div", { class: "text" }, row.answer.slice(0, 120) || "(empty)"),
         several ? el("div", { class: "text" }, this.data.runs[row.run].name) : null);
@@ -147,11 +147,11 @@ class Browser {
     const run = this.data.runs[row.run];
     const fact = (text, kind = "") => el("span", { class: `badge ${kind}` }, text);
     const facts = [
-      fact(row.success ? "success" : "failure", row.success ? "good" : "bad"), fact(`reward ${shortNumber(row.reward)}`), fact(`${row.tokens} tokens`),
+      ...(row.success === null ? [] : [fact(row.success ? "success" : "failure", row.success ? "good" : "bad"), fact(`reward ${shortNumber(row.reward)}`)]), fact(`${row.tokens} tokens`),
       row.finish === "length" ? fact("ended at the length limit") : null, row.turns > 1 ? fact(`${row.turns} turns`) : null,
       row.source ? fact(`feedback from ${row.source}`) : null, row.cut ? fact(`${row.cut} tokens cut from the context`, "bad") : null,
     ];
-    const heading = `${row.role === "teacher" ? "The teacher's retry" : "The student's attempt"} at ${this.texts[row.task]}, step ${row.step}`;
+    const heading = `${row.success === null ? "A demonstration" : row.role === "teacher" ? "The teacher's retry" : "The student's attempt"} at ${this.texts[row.task]}, step ${row.step}`;
     return [
       el("h3", {}, el("bdi", {}, heading)),
       el("p", { class: "muted" }, el("bdi", {}, `${run.name}, environment ${run.env}`)),
@@ -214,7 +214,10 @@ class Browser {
   siblingsOf(row) {
     const others = this.rows.filter((other) => other.run === row.run && other.step === row.step && other.group === row.group && other !== row);
     if (!others.length) return [];
-    const buttons = others.map((other) => el("button", { type: "button", class: other.success ? "good" : "bad", onclick: () => this.choose(other) }, `${other.success ? "✓" : "✗"} ${other.role === "teacher" ? "retry" : "attempt"}, reward ${shortNumber(other.reward)}`));
+    const buttons = others.map((other) => {
+      const outcome = `${other.success ? "✓" : "✗"} ${other.role === "teacher" ? "retry" : "attempt"}, reward ${shortNumber(other.reward)}`;
+      return el("button", { type: "button", class: other.success === null ? "" : other.success ? "good" : "bad", onclick: () => this.choose(other) }, other.success === null ? "demonstration" : outcome);
+    });
     return [el("h4", {}, "Others at this task, in this step"), el("div", { class: "siblings" }, ...buttons)];
   }
 }
