@@ -120,6 +120,17 @@ def write_run(
     return folder
 
 
+def add_demonstration(folder: Path, *, step: int) -> Path:
+    """The run with a step of one answer that nobody graded."""
+    key = SampleKey(phase="train", step=step, task=0, sample=0)
+    task = Task(id="shown", messages=({"role": "user", "content": "Spell."},))
+    grade = Grade(reward=0.0, success=False, graded=False)
+    prompt = Letters().encode("<user>Spell.<assistant>")
+    shown = Rollout(key=key, task=task, prompt=prompt, completion=_completion("a word"), grade=grade)
+    RunFolder(folder, Letters()).on_step(step, {}, [Group(rollouts=(shown,))])
+    return folder
+
+
 def _metrics(step: int, seed: int) -> dict[str, float]:
     return {
         "reward": 0.1 * step + 0.02 * seed,

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from vpd.cli import main
 from vpd.config import load, parse
 from vpd.config.convert import Converted, Foreign, Unread, convert, trl, verl
-from vpd.config.convert.files import DIALECTS, read
+from vpd.config.convert.files import DIALECTS, functions_to_move, read
 from vpd.envs.data_conversion import convert_data
 from vpd.errors import ConfigError, DataError
 
@@ -311,6 +311,44 @@ def test_a_python_script_is_read_and_not_run(tmp_path: Path) -> None:
     assert result.config.optim.learning_rate == 3e-6 and result.config.env.reward == f"{tmp_path}/train.py:right"
     assert result.config.model.lora is not None and result.config.model.lora.r == 2
     assert fate(result, "max_steps") == "impossible"  # its value is an expression
+
+
+ACTING = """
+'''A script.'''
+import re
+try:
+    import wandb
+except ImportError:
+    wandb = None
+from trl import GRPOConfig, GRPOTrainer
+NUMBER = re.compile("[0-9]+")
+def exact(completions, answer, **columns): return [float(c == a) for c, a in zip(completions, answer)]
+def brief(completions, **columns): return [-0.01 * len(NUMBER.findall(c)) for c in completions]
+"""
+TRAINING = """
+args = GRPOConfig(num_generations=4, max_steps=2)
+trainer = GRPOTrainer(model="tiny", reward_funcs=[exact, brief], args=args)
+trainer.train()
+"""
+
+
+def test_functions_of_a_script_that_trains_are_to_be_moved_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, guarded = tmp_path / "grpo.py", tmp_path / "guarded.py"
+    script.write_text(ACTING + TRAINING)
+    guarded.write_text(f"{ACTING}if __name__ == '__main__':{TRAINING.replace(chr(10), chr(10) + '    ')}")
+    for path in (script, guarded):
+        output = path.with_suffix(".yaml")
+        assert main(["convert", str(path), "--env.path", "x.jsonl", "--output", str(output)]) == 0
+        *_, first, last = capsys.readouterr().out.rstrip().splitlines()
+        assert last.endswith(f"vpd train --config {output}")
+        for text in (first, output.read_text()):
+            assert ("First: move exact, brief, with the imports" in text) == (path == script)
+            assert ("my_rewards.py:exact, my_rewards.py:brief" in text) == (path == script)
+    rewards = [f"{tmp_path}/mine.py:exact", "my_rewards:brief"]
+    assert functions_to_move(script, {"env": {"reward": rewards}}) == []
+    assert functions_to_move(script, {"env": {"reward": f"{script}:exact"}}) == ["exact"]
 
 
 IMPORTING = """

@@ -36,6 +36,7 @@ HISTORY = "docs/LOG.md"  # quotes commands, names and options of their commits, 
 #: Names that are not this project's, with whose they are.
 FOREIGN = {
     "AutoModelForCausalLM.from_pretrained": "transformers",
+    "logging.basicConfig": "logging",
     **dict.fromkeys(("datasets.Dataset",), "datasets"),
     "torch.compile": "torch",
     "transformers.generate": "transformers",

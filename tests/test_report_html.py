@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers import vpd_train
-from report_runs import CLOSING, HEADER, SETTINGS, write_run
+from report_runs import CLOSING, HEADER, SETTINGS, add_demonstration, write_run
 
 from vpd.cli import main
 from vpd.errors import ConfigError, StorageError
@@ -553,6 +553,17 @@ def test_every_control_has_a_name_and_ids_are_unique(open_report: Any, tmp_path:
     )
     assert nameless == 0 and plain == 0 and doubled == []
     assert opened.page.locator("h1").count() == 1 and opened.page.locator("html").get_attribute("lang") == "en"
+
+
+def test_a_demonstration_has_no_outcome(open_report: Any, tmp_path: Path) -> None:
+    run = add_demonstration(write_run(tmp_path / "run"), step=4)
+    page = open_report([run]).page
+    page.locator("#list .item", has_text="demonstration").click()
+    detail = page.locator("#rollout").inner_text()
+    assert "A demonstration at shown, step 4" in detail and "6 tokens" in detail
+    assert "failure" not in detail and "reward" not in detail
+    page.select_option("#filters [name=success]", "false")
+    assert page.locator("#list .item", has_text="demonstration").count() == 0
 
 
 def test_without_scripts_the_tables_are_there(browser: Any, tmp_path: Path) -> None:

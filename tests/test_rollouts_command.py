@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from report_runs import Letters, write_run
+from report_runs import add_demonstration, write_run
 
 from vpd.cli import main
-from vpd.run_folder.tables import RunFolder
-from vpd.types import Completion, Grade, Group, Rollout, SampleKey, Task
 
 HOSTILE = "\x1b]52;c;aGk=\x07 \u202egnp.exe [red]markup[/red]"
 
@@ -29,19 +27,10 @@ def test_the_last_step_with_prompts_tokens_and_feedback(folder: Path, capsys: py
 
 
 def test_a_demonstration_has_no_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    letters = Letters()
-    shown = Rollout(
-        key=SampleKey(phase="train", step=1, task=0, sample=0),
-        task=Task(id="one", messages=({"role": "user", "content": "Spell."},)),
-        prompt=letters.encode("Spell."),
-        completion=Completion(tokens=(97,), sampled=(True,), logprobs=(-0.5,), text="a", finish="stop"),
-        grade=Grade(reward=0.0, success=False, graded=False),
-    )
-    run = write_run(tmp_path / "run")
-    RunFolder(run, letters).on_step(4, {}, [Group(rollouts=(shown,))])
+    run = add_demonstration(write_run(tmp_path / "run"), step=4)
     assert main(["rollouts", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "step 4, group 0, a demonstration: 1 tokens" in text and "failure" not in text and "reward" not in text
+    assert "step 4, group 0, a demonstration: 6 tokens" in text and "failure" not in text and "reward" not in text
     assert main(["rollouts", str(run), "--outcome", "failure", "--json"]) == 0 and not capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import html
+import inspect
 import os
 import re
 import shutil
@@ -196,7 +197,8 @@ def test_every_alarm_has_a_row_with_the_settings_of_its_advice() -> None:
     table = {row[0].strip("` "): " ".join(row) for row in rows("troubleshooting.md", "An alarm")}
     assert list(table) == [rule.name for rule in RULES]
     for rule in RULES:
-        for setting in re.findall(r"\b(?:algorithm|optim|env)\.\w+", rule.do):
+        advice = rule.do if isinstance(rule.do, str) else inspect.getsource(rule.do)
+        for setting in re.findall(r"\b(?:algorithm|optim|env)\.\w+", advice):
             assert setting in table[rule.name], f"{rule.name}: {setting}"
 
 

@@ -45,7 +45,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An alarm's name, its condition (None: fine; else what was seen), and its advice, or a function for it.
+    """An alarm's name, its condition (None: fine; else what was seen), and its advice, or how it follows from steps.
 
     ``needs`` names the metric without which there is nothing to look at in a step; empty: it looks at every step.
     """

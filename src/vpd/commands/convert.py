@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import pairs_of
     from vpd.config.convert import Foreign, convert, count_records, lines_of, settings_of
-    from vpd.config.convert.files import read
+    from vpd.config.convert.files import functions_to_move, read
     from vpd.run_folder.files import write_text
 
     dialect, flat = read(options.file, options.origin)
@@ -71,7 +71,8 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     if not options.json:
         _show_lines(lines_of(dialect, foreign), f"{options.file}: {dialect.name}")
     converted = convert(dialect, foreign, rest)
-    text = converted.to_yaml(options.file.name)
+    first = _first(options.file, functions_to_move(options.file, converted.settings))
+    text = converted.to_yaml(options.file.name, first)
     if options.output is not None:
         write_text(options.output, text)
     if options.json:
@@ -80,8 +81,20 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
         _print(text)
     else:
         count = len(converted.of("impossible"))
+        train = f"vpd train --config {options.output}"
         lost = f"; {count} key(s) could not be taken over" if count else ""
-        _print(f"{options.output} is written{lost}: vpd train --config {options.output}")
+        _print(f"{options.output} is written{lost}" + (f".\n{first}\nThen: {train}" if first else f": {train}"))
+
+
+def _first(script: Path, functions: list[str]) -> str | None:
+    """What must be done before a run; None where there is nothing."""
+    if not functions:
+        return None
+    return (
+        f"First: move {', '.join(functions)}, with the imports and constants that they use, out of {script.name} into a"
+        f" file that starts nothing, and set env.reward to it ({', '.join(f'my_rewards.py:{f}' for f in functions)});"
+        f" loading {script.name} for them would run the rest of it too."
+    )
 
 
 def _show_lines(lines: Any, title: str) -> None:

@@ -147,9 +147,10 @@ class Converted:
     def of(self, verdict: Verdict) -> list[Line]:
         return [line for line in self.lines if line.outcome.verdict == verdict]
 
-    def to_yaml(self, origin: str) -> str:
-        """The settings as a file; what could not be taken over stands above them."""
+    def to_yaml(self, origin: str, first: str | None = None) -> str:
+        """The settings as a file; what could not be taken over stands above them, and what is to be done ``first``."""
         head = [f"# Converted from {origin} ({self.dialect})."]
+        head += [f"# {first}"] if first else []
         missing = self.of("impossible")
         if missing:
             head.append("# Not taken over, and the run differs in it:")

@@ -239,6 +239,32 @@ def _whole(entries: list[Any], node: ast.List) -> Any:
     return Unread(ast.unparse(node)) if any(isinstance(entry, Unread) for entry in entries) else entries
 
 
+def functions_to_move(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The reward functions in a script that does more than define things, which loading it for them would do too."""
+    reward = settings.get("env", {}).get("reward")
+    entries = reward if isinstance(reward, list) else [reward]
+    places = [entry.get("function") if isinstance(entry, Mapping) else entry for entry in entries]
+    of_script = [place.partition(":")[2] for place in map(str, places) if place.startswith(f"{path}:")]
+    return of_script if of_script and any(map(_acts, ast.parse(path.read_text()).body)) else []
+
+
+def _acts(statement: ast.AST) -> bool:
+    """Whether a statement at the top of a script makes, loads or runs something, beside what it defines."""
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)):
+        return False
+    if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+        return False
+    if isinstance(statement, (ast.If, ast.Try, ast.ExceptHandler)):
+        return any(
+            _acts(part) for part in ast.iter_child_nodes(statement) if isinstance(part, (ast.stmt, ast.ExceptHandler))
+        )
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        calls = [_name(node) or "" for node in ast.walk(statement) if isinstance(node, ast.Call)]
+        return any(name in CLASSES or name in ARGUMENTS or name.endswith(("Trainer", "_pretrained")) for name in calls)
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return not is_text and not isinstance(statement, ast.Pass)
+
+
 def is_settings(path: Path) -> bool:
     """Whether a file holds settings and no data; a JSON object is settings, anything else in JSON is data."""
     if path.suffix != ".json":
