@@ -291,7 +291,8 @@ def test_a_folder_without_weights_is_enough(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", *words]) == 0
     said = capsys.readouterr().out
     assert "a stand-in" in said and "e_step" in said and "fits" in said and "Computed, not measured" in said
-    assert "Assumed hardware, not this machine's: 1 GPU to train, 80 GiB" in said and "--dry_run.price" in said
+    assert "Assumed hardware, not this machine's: 1 GPU to train, each with 80 GiB" in said
+    assert "--dry_run.price" in said
     assert not (tmp_path / "out").exists()
 
 
