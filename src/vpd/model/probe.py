@@ -195,13 +195,19 @@ class _Probe:
         self._crossed = _crossing(model) <= _longest(model)
 
     def references(self, rows: Rows, counts: Sequence[int]) -> list[list[Tensor]]:
-        """The logits of the rows in the model's own numbers and, of one in 16 bits, in float32 where memory allows."""
+        """The logits of the rows in the model's own numbers and, of one in 16 bits, in float32 where memory allows.
+
+        A model whose code asks for 16 bits is compared in its own numbers alone.
+        """
         self.tokens = sum(len(prompt) + len(completion) for prompt, completion in rows)
-        narrow = self._reference(rows, counts)
-        if not self._wide:
-            return [narrow]
-        with widened(self.model):
-            return [narrow, self._reference(rows, counts)]
+        found = [self._reference(rows, counts)]
+        if self._wide:
+            try:
+                with widened(self.model):
+                    found.append(self._reference(rows, counts))
+            except ModelError:
+                self._wide = False
+        return found
 
     def _reference(self, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
         """Of each row, its logits [count,V] from the untouched model.  Raises ModelError if it cannot be run."""
