@@ -1,6 +1,7 @@
 """``check_env`` and ``vpd check``: what is found, and what is not held against an environment."""
 
 import dataclasses
+import inspect
 import random
 import re
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from vpd.cli import main
-from vpd.envs import per_row
-from vpd.envs.check import Report, check_env, reference_answers
+from vpd.envs import check, per_row
+from vpd.envs.check import ADVICE, Report, check_env, reference_answers
 from vpd.envs.digits import Digits
 from vpd.envs.instructions import FAMILIES, Instructions
 from vpd.errors import ConfigError, EnvError
@@ -188,8 +189,14 @@ def test_a_broken_contract_is_a_fault(broken: type[Sums]) -> None:
     name, message = FAULTS[broken]
     fault, *_ = report.of("fault")
     assert fault.name == name and message in fault.detail, fault
-    with pytest.raises(EnvError, match=re.escape(name)):
+    with pytest.raises(EnvError, match=re.escape(name)) as raised:
         report.require()
+    assert ADVICE.get(name, "") in str(raised.value)
+
+
+def test_advice_is_about_promises_that_are_checked() -> None:
+    source = inspect.getsource(check)
+    assert not [name for name in ADVICE if source.count(f'"{name}"') < 2]
 
 
 class Same(Sums):

@@ -1,6 +1,7 @@
 """Every metric that a run writes is in the table of metrics, every one of the table is written, and so is what an alarm
 reads: a renamed metric must not silence an alarm."""
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import vpd_train
 
-from vpd.monitor import RULES, names_read
+from vpd.monitor import RULES
 from vpd.report.console import COLUMNS
 from vpd.report.html.charts import CHARTS, TIMES, TOKENS
 from vpd.report.metric_table import Metric, find_metric, meaning_of, metrics
@@ -104,8 +105,16 @@ def test_every_metric_that_is_described_is_written(written: set[str]) -> None:
         assert f'"{name}"' in source or (prefix in ("rows", "e_step") and f'"{rest}"' in source), name
 
 
-def test_every_metric_that_an_alarm_reads_is_written(written: set[str]) -> None:
-    read = {name for rule in RULES for name in names_read(rule)}
+@pytest.fixture
+def metrics_page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that writes docs/metrics.md."""
+    monkeypatch.syspath_prepend(str(ROOT / "website"))
+    monkeypatch.delitem(sys.modules, "metrics_page", raising=False)
+    return importlib.import_module("metrics_page")
+
+
+def test_every_metric_that_an_alarm_reads_is_written(written: set[str], metrics_page: Any) -> None:
+    read = {name for rule in RULES for name in metrics_page.names_read(rule)}
     assert {"reward", "success", "m_step/rows", "e_step/saturation", "policy/sampling_logp_difference"} <= read
     assert "eval_teacher/student_accuracy" in read and len(read) >= 18, sorted(read)
     assert read - written == set()
@@ -129,11 +138,7 @@ def test_a_name_has_one_entry_and_an_exact_one_comes_first() -> None:
         meaning_of("mine/loss")
 
 
-def test_the_page_is_made_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "website"))
-    import metrics_page
-
+def test_the_page_is_made_from_the_table(metrics_page: Any) -> None:
     assert metrics_page.PAGE.read_text() == metrics_page.page(), "run python website/metrics_page.py"
     drift = find_metric("e_step/student_drift_kl")
     assert isinstance(drift, Metric) and metrics_page.alarms_of(drift) == ["student_drift"]
-    sys.modules.pop("metrics_page")

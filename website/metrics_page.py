@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vpd.monitor import RULES, names_read
+from vpd.monitor import RULES, Rule
 from vpd.report.metric_table import PARTS, UPDATES, Metric, Part, find_metric
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -40,6 +41,33 @@ def _part(part: Part) -> Iterator[str]:
         cells = (f"`{metric.name}`", metric.meaning, metric.unit, metric.written_by, metric.healthy, alarms)
         rows.append(f"| {' | '.join(cells)} |".replace("  ", " "))
     yield "\n".join(rows)
+
+
+def names_read(rule: Rule) -> set[str]:
+    """The metrics that a rule looks at, found by showing it steps that have any metric."""
+    names: set[str] = set()
+    for value in (0.0, 0.01, 0.5, 1.0, 5.0):  # a rule that fires at once may not look at all
+        rule.look([_Asked(value, names) for _ in range(30)])
+    return names
+
+
+class _Asked(dict[str, float]):
+    """Metrics that hold ``value`` under any name and keep the names that were asked for."""
+
+    def __init__(self, value: float, names: set[str]):
+        super().__init__()
+        self.value, self.names = value, names
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return True
+
+    def __getitem__(self, name: str) -> float:
+        self.names.add(name)
+        return self.value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
 
 
 if __name__ == "__main__":
