@@ -52,7 +52,7 @@ lint: $(VENV)/ready
 quick: $(VENV)/ready
 	$(BIN)/vpd reproduce --quick --jobs 2
 
-# Minutes long: needs the packages that vpd model smollm2-135m names.
+# Minutes long: needs the packages that vpd model smollm2-135m and gemma3-270m name.
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n 0
 

@@ -6,12 +6,12 @@ from vpd.commands import path
 from vpd.printable import for_terminal
 
 NAME = "model"
-ABOUT = "Make a from_pretrained folder: smollm2-135m, or tiny made again."
+ABOUT = "Make a from_pretrained folder: smollm2-135m or gemma3-270m from their packages, or tiny made again."
 SETTINGS: tuple[str, ...] = ()
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=["smollm2-135m", "tiny"], help="which model to make")
+    parser.add_argument("name", choices=["smollm2-135m", "gemma3-270m", "tiny"], help="which model to make")
     parser.add_argument("folder", type=path, help="where it is written")
     parser.add_argument("--seed", type=int, help="tiny only: seed of its weights and warm-up (default 0)")
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 
         tiny.build(options.folder, tiny.SEED if options.seed is None else options.seed)
     else:
-        from vpd.lab import smollm2
+        from vpd.lab import packaged
 
-        smollm2.build(options.folder)
+        packaged.build(options.name, options.folder)
     print(for_terminal(f"{options.folder} is ready: --model.name_or_path {options.folder}"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from vpd.config import Config, parse
 from vpd.errors import StorageError
-from vpd.lab import smollm2
+from vpd.lab import packaged
 from vpd.lab.demo import ROLES, check_least, check_writable
 from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.claims import WIDE
@@ -49,7 +49,7 @@ def demo(output: Path, *, steps: int = STEPS, seed: int = 0, console: Terminal |
     check_least("--seed", seed, 0)
     found = bases.find(PRETRAINED_BASE, seed)
     if found is None:
-        smollm2.packaged()  # an error before anything is made
+        packaged.files_of(PRETRAINED_BASE)  # an error before anything is made
     check_writable(output)
     console = console or Terminal()
     console.print(introduction(steps, is_cached=found is not None), highlight=False)

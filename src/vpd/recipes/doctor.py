@@ -46,7 +46,7 @@ WITHOUT = {  # what needs the packages of an extra
     "reasoning-gym": "env.name reasoning_gym",
     "lora": "model.lora",
     "verifiers": "env.name verifiers",
-    "gguf": "vpd model smollm2-135m",
+    "gguf": "vpd model smollm2-135m and gemma3-270m",
 }
 
 

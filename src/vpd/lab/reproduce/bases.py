@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpd.bundled import BUNDLED, check_hashes, load_bundled
 from vpd.errors import ModelError, StorageError
-from vpd.lab import smollm2, tiny
+from vpd.lab import packaged, tiny
 from vpd.lab.reproduce.settings_table import PRETRAINED_BASE
 
 PROBE_ROWS = 512
@@ -89,7 +89,7 @@ def ensure(name: str, seed: int) -> Path:
         ) from error
     try:
         if name == PRETRAINED_BASE:
-            smollm2.build(draft)
+            packaged.build(PRETRAINED_BASE, draft)
         else:
             _build(draft, name, seed)
         if not folder.exists():
