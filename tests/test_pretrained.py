@@ -132,7 +132,9 @@ def test_vpd_trains_resumes_and_scores_what_it_sampled(
 
     table = pq.read_table(tmp_path / "whole" / "rollouts").to_pylist()
     failed = next(row for row in table if row["teacher_prompt"])
-    assert failed["feedback"] in failed["teacher_prompt"] and failed["teacher_prompt"].rstrip(":\n").endswith(("assistant", "Assistant"))
+    assert failed["feedback"] in failed["teacher_prompt"] and failed["teacher_prompt"].rstrip(":\n").endswith(
+        ("assistant", "Assistant")
+    )
 
     assert main([*words, "--run.output_dir", str(tmp_path / "parts"), "--run.max_steps", "1"]) == 0
     assert main([*words, "--run.output_dir", str(tmp_path / "parts"), "--run.resume", "true"]) == 0

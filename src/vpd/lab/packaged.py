@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vpd.errors import ModelError, nearest
 from vpd.run_folder.checkpoint import save_model
 
-
 #: For a base, which has none: every message is a paragraph that begins with its role.
 PLAIN_CHAT = (
     "{{ bos_token }}{% for message in messages %}"
