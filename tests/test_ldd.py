@@ -240,6 +240,8 @@ def test_transcripts_keep_log_probs_and_a_file_that_is_there(
     before = log.read_text()
     assert main(["collect", str(log), "--model.name_or_path", "tiny"]) == 2
     assert "already there" in capsys.readouterr().err and log.read_text() == before
+    assert main(["collect", str(log / "below"), "--model.name_or_path", "no/such"]) == 2  # before a model is loaded
+    assert "Not a directory. Give a file in a folder of yours." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

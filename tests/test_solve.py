@@ -19,7 +19,7 @@ from vpd import solving
 from vpd.bundled import ASSETS, load_bundled
 from vpd.cli import main
 from vpd.config import parse
-from vpd.errors import ConfigError
+from vpd.errors import ConfigError, StorageError
 from vpd.recipes.assemble import load_model
 from vpd.recipes.solve import Solution, solve
 from vpd.solving import SolveOptions, Try
@@ -235,6 +235,12 @@ def test_one_adapted_model_comes_of_one_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one adapted model can be written"):
         solve(parse(SMALL), SolveOptions(repeats=2), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_for_the_adapted_model_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot write to .*; got Not a directory. Name a folder"):
+        solve(parse(SMALL | {"model": {"name_or_path": "no/such"}}), SolveOptions(), output=tmp_path / "file" / "out")
 
 
 def test_a_task_that_is_not_there_is_one_line() -> None:

@@ -14,7 +14,7 @@ from vpd.envs import Env, Finite, all_train_tasks, draw_tasks
 from vpd.errors import StorageError
 from vpd.feedback import Feedback
 from vpd.recipes.assemble import Parts, assemble
-from vpd.run_folder.files import storage_errors
+from vpd.run_folder.files import require_writable, storage_errors
 from vpd.types import Group, Rollout, SampleKey
 
 LOG = logging.getLogger("vpd")
@@ -38,6 +38,7 @@ def collect(
     """
     if path.exists():
         raise StorageError(f"{path} is already there", do="Choose another file, or remove it.")
+    require_writable(path, "Give a file in a folder of yours.")
     config = dataclasses.replace(config, algorithm=SFTSettings())
     parts = assemble(config, model=model, tokenizer=tokenizer, env=env, feedback=feedback)
     options = options or CollectOptions()

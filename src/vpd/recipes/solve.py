@@ -23,7 +23,7 @@ from vpd.ranks import launched
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.train import save_tokenizer
 from vpd.report.console import Terminal
-from vpd.run_folder.files import FileSystem
+from vpd.run_folder.files import FileSystem, require_writable
 from vpd.solving import SolveOptions, Try, Way
 from vpd.types import Metrics, Task
 
@@ -132,6 +132,7 @@ def _check(options: SolveOptions, output: Path | None) -> None:
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} is there already", expected="a new folder, so that nothing is lost")
+    require_writable(output, "Name a folder where you may write.")
 
 
 def _export(parts: Parts, output: Path) -> None:

@@ -34,7 +34,7 @@ from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers, check_installed
 from vpd.run_folder import checkpoint, faults, groups_file
 from vpd.run_folder.best import BestModel
-from vpd.run_folder.files import FileSystem
+from vpd.run_folder.files import FileSystem, require_writable
 from vpd.run_folder.lock import locked
 from vpd.run_folder.reading import ROLLOUTS, TOKENS, read_run
 from vpd.run_folder.state import Recorder, RunState
@@ -356,20 +356,6 @@ def export(parts: Parts, output: Path, files: FileSystem) -> None:
     files.write_folders(output, fill, parts.ranks)
 
 
-def require_writable(output: Path) -> None:
-    """Prove that the run folder can be made or written, and leave nothing behind.  Raises StorageError."""
-    try:
-        place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise _unwritable(output, error) from error
-
-
-def _unwritable(output: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir.")
-
-
 def prepare_folder(output: Path) -> None:
     """Make the run folder and prove that it can be written.  Raises StorageError."""
     try:
@@ -378,7 +364,7 @@ def prepare_folder(output: Path) -> None:
             probe.write(b"0" * 65536)
             os.fsync(probe.fileno())
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise StorageError(f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir.") from error
 
 
 def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -196,6 +197,16 @@ def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
     after = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
     if after != before:
         files.write_atomically(path, after)
+
+
+def require_writable(path: Path, do: str = "Choose another run.output_dir.") -> None:
+    """Prove that a file or folder can be made there, and leave nothing behind.  Raises StorageError."""
+    try:
+        place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {path}", got=error.strerror, do=do) from error
 
 
 @contextlib.contextmanager
