@@ -14,7 +14,7 @@ import vpd
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.lab import tiny
-from vpd.lab.reproduce import bases, run, settings_table, tune, versions
+from vpd.lab.reproduce import bases, pictures, run, settings_table, tune, versions
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, load_table, rate_of
@@ -27,6 +27,7 @@ from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 from vpd.lab.reproduce.warmups import warm_up
 from vpd.lab.tiny import TEMPLATE
 from vpd.prompts.settings import saved_settings
+from vpd.report.colours import METHOD_COLOURS
 
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
@@ -330,6 +331,31 @@ def test_a_report_names_the_methods_whose_rates_were_not_tuned(tmp_path: Path) -
 
 
 ARMS = ("vpd", "imitate", "gated", "gated_retries")
+
+
+def test_the_pretrained_students_are_drawn_by_method_and_by_what_the_notes_say(tmp_path: Path) -> None:
+    seeds = {seed: fake("imitate", seed, 0.5, "conventions") for seed in (0, 1)}
+    runs = {("conventions", "imitate"): seeds, ("conventions", "grpo"): {0: fake("grpo", 0, 0.1, "conventions")}}
+    assert "evidence.png" not in [p.name for p in write_report([], runs, tmp_path, rates=RATES_FILE)]  # one text only
+    runs["conventions_shuffled", "imitate"] = {0: fake("imitate", 0, 0.0, "conventions_shuffled")}
+    paths = {path.name: path for path in write_report([], runs, tmp_path, rates=RATES_FILE)}
+    assert paths["evidence.png"].stat().st_size > 10_000
+
+
+def test_a_method_has_one_colour_whatever_its_f() -> None:
+    assert pictures._colour("vpd_f1") == pictures._colour("vpd") == METHOD_COLOURS["vpd"]
+    drawn = [pictures._colour(name) for name in pictures.DRAWN_PRETRAINED]
+    assert len(set(drawn)) == len(drawn)
+    assert len({colour for _, colour in pictures.TEXTS.values()}) == len(pictures.TEXTS)
+
+
+def test_f_1_has_the_rate_of_f_5_where_it_has_none() -> None:
+    table = {"conventions": {"vpd": 1.0, "gated": 2.0}}
+    assert rate_of(table, "conventions", "vpd_retries_f1") == 1.0
+    assert rate_of(table, "conventions", "gated_retries_f1") == 2.0
+    table["conventions"] |= {"vpd_f1": 3.0, "gated_f1": 4.0}
+    assert rate_of(table, "conventions", "vpd_retries_f1") == 3.0 and rate_of(table, "conventions", "vpd") == 1.0
+    assert rate_of(table, "conventions", "gated_retries_f1") == 4.0 and rate_of(table, "conventions", "gated") == 2.0
 
 
 def test_tuning_changes_what_it_was_asked_for_and_keeps_the_rest(

@@ -239,7 +239,7 @@ def test_one_adapted_model_comes_of_one_run(tmp_path: Path) -> None:
 
 def test_a_place_for_the_adapted_model_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot write to .*; got Not a directory. Name a folder"):
+    with pytest.raises(StorageError, match=r"cannot write to .*; got Not a directory\. Name a folder"):
         solve(parse(SMALL | {"model": {"name_or_path": "no/such"}}), SolveOptions(), output=tmp_path / "file" / "out")
 
 

@@ -364,7 +364,9 @@ def prepare_folder(output: Path) -> None:
             probe.write(b"0" * 65536)
             os.fsync(probe.fileno())
     except OSError as error:
-        raise StorageError(f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir.") from error
+        raise StorageError(
+            f"cannot write to {output}", got=error.strerror, do="Choose another run.output_dir."
+        ) from error
 
 
 def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:

@@ -7,6 +7,7 @@ METHOD_COLOURS = {
     "gated": "#009e73",
     "vpd_retries_f1": "#d55e00",
     "gated_retries_f1": "#cc79a7",
+    "imitate": "#56b4e9",
 }
 METHOD_TITLES = {
     "grpo": "GRPO",

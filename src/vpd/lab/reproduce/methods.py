@@ -2,7 +2,7 @@
 
 Every method samples as many answers and has a learning rate of its own, chosen from one grid on other seeds
 (rates.yaml).  A method with retries samples half as many attempts, and at most one retry for each; where no rate was
-tuned for it, it has the rate of the method without retries.
+tuned for it, it has the rate of the method without retries; likewise F = 1 without a rate has that of F = 5.
 """
 
 from collections.abc import Mapping
@@ -171,7 +171,7 @@ METHODS: dict[str, Method] = {
             title="VPD with retries, F = 1",
             algorithm={"name": "vpd", "e_every": 1},
             retries=True,
-            tuned_as="vpd",
+            tuned_as="vpd_f1",
         ),
         Method(
             name="gated_retries",
@@ -185,7 +185,7 @@ METHODS: dict[str, Method] = {
             title="evidence-gated VPD with retries, F = 1",
             algorithm={"name": "gated", "e_every": 1},
             retries=True,
-            tuned_as="gated",
+            tuned_as="gated_f1",
         ),
     )
 }

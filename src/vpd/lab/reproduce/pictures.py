@@ -1,6 +1,6 @@
 """Curves of one setting by number of rollouts: student, teacher, the E-step's accuracy, and the student's drift.
 
-Four methods are drawn, so that each has a colour that no other is like; the numbers of their variants are in the table.
+Few methods are drawn, so that each has a colour that no other is like; the numbers of their variants are in the table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.run import Run, curve
-from vpd.lab.reproduce.settings_table import CHANGE, DIGITS, Setting
+from vpd.lab.reproduce.settings_table import CHANGE, CONVENTIONS, DIGITS, Setting
 from vpd.report.colours import METHOD_COLOURS, PALETTE
 from vpd.report.curves import Curve, mean_curve
 
@@ -26,13 +26,14 @@ PANELS = (
 )
 STOPPED = 30  # steps without an E-step before the end that mean that there are no more
 DRAWN = ("grpo", "sdpo", "vpd", "gated")
-DRAWN_PRETRAINED = ("grpo", "sdpo", "vpd_f1", "imitate", "vpd_retries")
+DRAWN_PRETRAINED = ("grpo", "sdpo", "vpd_f1", "gated_f1", "imitate", "vpd_retries_f1", "gated_retries_f1")
 OVERVIEW = ("grpo", "sdpo", "vpd", "gated", "vpd_retries_f1", "gated_retries_f1")
 ACROSS = 4  # panels in a row
 DASHES = {
     "gated_retries_f1": (0, (4, 1)),
     "sdpo": (0, (7, 1.2)),
     "gated": (0, (5, 1, 1, 1)),
+    "gated_f1": (0, (5, 1, 1, 1)),
 }  # so that lines that meet are both seen
 
 
@@ -104,6 +105,43 @@ def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Ma
     plt.close(figure)
 
 
+#: setting -> what the reviewer's notes say in it, and the colour of its line
+TEXTS = {
+    "conventions": ("what the client wants", METHOD_COLOURS["imitate"]),
+    "conventions_noisy": ("three in ten: another client's wish", PALETTE[3]),
+    "conventions_shuffled": ("another client's wish", PALETTE[1]),
+    "conventions_verdict": ("right or wrong, no more", PALETTE[0]),
+    "conventions_silent": ("nothing", PALETTE[6]),
+}
+
+
+def draw_evidence(path: Path, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
+    """Write a PNG of the pretrained student's curves: by method, and of ``imitate`` by what the notes say."""
+    figure, (methods, texts) = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, layout="constrained")
+    rollouts = CONVENTIONS.rollouts
+    for name in DRAWN_PRETRAINED:
+        curves = [curve(run, "student") for run in runs["conventions"].get(name, ())]
+        if curves:
+            _draw(methods, _by_rollouts(curves, rollouts), name, 0)
+    methods.set_title("By method", fontsize=11, loc="left")
+    methods.set_ylabel("share of right answers")
+    for setting, (title, colour) in TEXTS.items():
+        curves = _by_rollouts([curve(run, "student") for run in runs.get(setting, {}).get("imitate", ())], rollouts)
+        for points in curves if len(curves) > 1 else ():
+            texts.plot(*zip(*points, strict=True), color=colour, alpha=0.18, linewidth=0.8)
+        if curves:
+            texts.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, label=title)
+    texts.set_title(f"{METHODS['imitate'].title}, by what the notes say".capitalize(), fontsize=11, loc="left")
+    for panel in (methods, texts):
+        panel.set_xlabel("answers sampled")
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylim(-0.02, 1.02)
+        panel.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
     """The mean of the seeds, thin and dotted."""
     if curves:
@@ -135,5 +173,6 @@ def _draw(panel: Any, curves: Sequence[Curve], method: str, last: int) -> None:
 
 
 def _colour(method: str) -> str:
-    """A method's colour in all pictures; of one that has none, one of the palette."""
-    return METHOD_COLOURS.get(method) or PALETTE[list(METHODS).index(method) % len(PALETTE)]
+    """A method's colour in all pictures, whatever its F; of one that has none, one of the palette."""
+    chosen = METHOD_COLOURS.get(method) or METHOD_COLOURS.get(method.removesuffix("_f1"))
+    return chosen or PALETTE[list(METHODS).index(method) % len(PALETTE)]

@@ -13,7 +13,7 @@ from vpd.errors import StorageError
 from vpd.lab.reproduce import samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
-from vpd.lab.reproduce.pictures import draw_setting, draw_students
+from vpd.lab.reproduce.pictures import draw_evidence, draw_setting, draw_students
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
 from vpd.report.model_card import source_commit
@@ -46,8 +46,10 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """Write ``claims.json``, ``reproduction.md``, ``samples.md`` where runs keep answers, and a picture of each
-    setting, of several settings one of the student in all; returns the paths.
+    """Write ``claims.json``, ``reproduction.md``, ``samples.md`` where runs keep answers, and pictures.
+
+    One is of each setting, one of the student in several, and one of the pretrained student by method and by text.
+    Returns the paths.
     """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
     written = [output / "claims.json", output / "reproduction.md"]
@@ -63,6 +65,9 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
             draw_students(
                 written[-1], [SETTINGS[name] for name in shown], {name: _runs_in(name, runs) for name in shown}
             )
+        if "conventions" in shown and len(shown) > 1:
+            written.append(output / "images" / "evidence.png")
+            draw_evidence(written[-1], {name: _runs_in(name, runs) for name in shown})
         written[1].write_text(markdown(findings, runs, rates=rates))
         if (samples := samples_page.markdown(runs)) is not None:
             written.append(output / "samples.md")
