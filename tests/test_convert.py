@@ -1,7 +1,9 @@
 """``vpd convert``: other libraries' settings and data, and that what comes out trains."""
 
+import ast
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ from transformers import TrainingArguments
 from vpd.cli import main
 from vpd.config import load, parse
 from vpd.config.convert import Converted, Foreign, Unread, convert, trl, verl
-from vpd.config.convert.files import DIALECTS, functions_to_move, read
+from vpd.config.convert.files import DIALECTS, read
+from vpd.config.convert.reward_functions import Extracted, extracted, moved
 from vpd.envs.data_conversion import convert_data
 from vpd.errors import ConfigError, DataError
 
@@ -332,23 +335,116 @@ trainer.train()
 """
 
 
-def test_functions_of_a_script_that_trains_are_to_be_moved_first(
+def test_functions_of_a_script_that_trains_are_written_to_a_file_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script, guarded = tmp_path / "grpo.py", tmp_path / "guarded.py"
     script.write_text(ACTING + TRAINING)
     guarded.write_text(f"{ACTING}if __name__ == '__main__':{TRAINING.replace(chr(10), chr(10) + '    ')}")
     for path in (script, guarded):
-        output = path.with_suffix(".yaml")
-        assert main(["convert", str(path), "--env.path", "x.jsonl", "--output", str(output)]) == 0
-        *_, first, last = capsys.readouterr().out.rstrip().splitlines()
-        assert last.endswith(f"vpd train --config {output}")
-        for text in (first, output.read_text()):
-            assert ("First: move exact, brief, with the imports" in text) == (path == script)
-            assert ("my_rewards.py:exact, my_rewards.py:brief" in text) == (path == script)
+        words = ["convert", str(path), "--env.path", "x.jsonl", "--output", str(path.with_suffix(".yaml"))]
+        assert main(words) == 0
+        lines = capsys.readouterr().out.rstrip().splitlines()
+        assert lines[-1].endswith(f"vpd train --config {path.with_suffix('.yaml')}")
+        beside = tmp_path / f"{path.stem}_rewards.py"
+        assert beside.exists() == (path == script) == ("with what they need of grpo.py." in lines[-2])
+        place = beside if path == script else path
+        settings = yaml.safe_load(path.with_suffix(".yaml").read_text())
+        assert [part["function"] for part in settings["env"]["reward"]] == [f"{place}:exact", f"{place}:brief"]
+    text = (tmp_path / "grpo_rewards.py").read_text()
+    assert "trl" not in text and "wandb" not in text and "'A script.'" not in text
+    made: dict[str, Any] = {}
+    exec(compile(text, "grpo_rewards.py", "exec"), made)
+    assert made["exact"](["a", "b"], ["a", "c"]) == [1.0, 0.0] and made["brief"](["1 22"]) == [-0.02]
+    (tmp_path / "grpo.yaml").unlink()
+    assert main(["convert", str(script), "--env.path", "x.jsonl", "--output", str(tmp_path / "grpo.yaml")]) == 0
+    (tmp_path / "grpo.yaml").unlink()
+    (tmp_path / "grpo_rewards.py").write_text("mine = 1")
+    capsys.readouterr()
+    assert main(["convert", str(script), "--env.path", "x.jsonl", "--output", str(tmp_path / "grpo.yaml")]) == 2
+    assert "grpo_rewards.py exists, where the reward functions of grpo.py" in capsys.readouterr().err
+    assert (tmp_path / "grpo_rewards.py").read_text() == "mine = 1" and not (tmp_path / "grpo.yaml").exists()
+
+
+NEEDED = """
+from __future__ import annotations
+import os, re; import json
+from helpers import *
+from math import log as ln, exp
+WORDS = ["a"]
+WORDS += ["b"]
+TABLE: dict[str, float] = {}
+TABLE["a"] = 2.0
+UNUSED = json.dumps(3)
+def cached(function):
+    return function
+class Scale:
+    factor = 3.0
+def helper(text):
+    model = TABLE.get(text, 1.0)  # a local name, though the script has one too
+    return model * Scale.factor
+@cached
+def right(completions, **columns) -> list[float]:
+    return [helper(c) + ln(len(WORDS)) for c in completions]
+model = AutoModel.from_pretrained("m")
+print(WORDS)
+GRPOTrainer(model=model, reward_funcs=[right], args=GRPOConfig()).train()
+"""
+
+
+def found_in(source: str, folder: Path, *functions: str) -> Extracted:
+    (folder / "script.py").write_text(source)
+    settings = {"env": {"reward": [f"{folder}/script.py:{name}" for name in functions]}}
+    found = extracted(folder / "script.py", settings)
+    assert found is not None
+    return found
+
+
+def test_a_reward_function_takes_along_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
+    text = found_in(NEEDED, tmp_path, "right").text
+    assert text is not None
+    assert ast.parse(text) is not None and text.index("from __future__") < text.index("import *") < text.index("WORDS")
+    assert "from math import log as ln\n" in text and "@cached\ndef right" in text and "# a local name" in text
+    for left in ("os", "json", "exp", "UNUSED", "AutoModel", "print(", "Trainer"):
+        assert left not in text.replace("exec", "")
+    made: dict[str, Any] = {}
+    exec(compile(text.replace("from helpers import *", ""), "rewards.py", "exec"), made)
+    assert made["right"](["a", "z"]) == pytest.approx([6.0 + math.log(2), 3.0 + math.log(2)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "WORDS.append('c')",
+        "for word in open('words'): WORDS.append(word)",
+        "TOKENIZER = AutoTokenizer.from_pretrained('m')",
+    ],
+)
+def test_what_only_running_a_script_makes_is_named(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "TOKENIZER" if "TOKENIZER" in line else "WORDS"
+    source = f"WORDS = []\n{line}\ndef right(completions): return [len({name}) for c in completions]\n{TRAINING}"
+    source = source.replace("[exact, brief]", "[right]")
+    assert found_in(source, tmp_path, "right").missing == [name]
+    output = tmp_path / "run.yaml"
+    assert main(["convert", str(tmp_path / "script.py"), "--env.path", "x.jsonl", "--output", str(output)]) == 0
+    *_, first, last = capsys.readouterr().out.rstrip().splitlines()
+    for text in (first, output.read_text()):
+        assert "First: move right out of script.py" in text and f"They use {name}, which only running" in text
+    assert last == f"Then: vpd train --config {output}" and not (tmp_path / "script_rewards.py").exists()
+
+
+def test_without_an_output_it_is_said_that_functions_would_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grpo.py").write_text(ACTING + TRAINING)
+    assert main(["convert", str(tmp_path / "grpo.py"), "--env.path", "x.jsonl"]) == 0
+    assert "# First: give --output; it writes exact, brief to a file too" in capsys.readouterr().out
     rewards = [f"{tmp_path}/mine.py:exact", "my_rewards:brief"]
-    assert functions_to_move(script, {"env": {"reward": rewards}}) == []
-    assert functions_to_move(script, {"env": {"reward": f"{script}:exact"}}) == ["exact"]
+    assert extracted(tmp_path / "grpo.py", {"env": {"reward": rewards}}) is None
+    weighted = {"env": {"reward": [{"function": f"{tmp_path}/grpo.py:exact", "weight": 2.0}, "m:f"]}}
+    assert moved(weighted, tmp_path / "grpo.py", Path("new.py")) == [{"function": "new.py:exact", "weight": 2.0}, "m:f"]
 
 
 IMPORTING = """

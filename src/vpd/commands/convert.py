@@ -13,6 +13,7 @@ from vpd.printable import for_terminal
 
 if TYPE_CHECKING:
     from vpd.config.convert import Converted
+    from vpd.config.convert.reward_functions import Extracted
     from vpd.envs.data_conversion import ConvertedData
 
 NAME = "convert"
@@ -59,7 +60,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.config import pairs_of
     from vpd.config.convert import Foreign, convert, count_records, lines_of, settings_of
-    from vpd.config.convert.files import functions_to_move, read
+    from vpd.config.convert.files import read
+    from vpd.config.convert.reward_functions import extracted, moved
+    from vpd.config.reading import inline
     from vpd.run_folder.files import write_text
 
     dialect, flat = read(options.file, options.origin)
@@ -71,7 +74,15 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     if not options.json:
         _show_lines(lines_of(dialect, foreign), f"{options.file}: {dialect.name}")
     converted = convert(dialect, foreign, rest)
-    first = _first(options.file, functions_to_move(options.file, converted.settings))
+    found, first, written = extracted(options.file, converted.settings), None, ""
+    if found is not None and found.text is not None and options.output is not None:
+        beside = _beside(options.file, found.text)
+        rewards = moved(converted.settings, options.file, beside)
+        converted = convert(dialect, foreign, [*rest, "--env.reward", inline(rewards)])
+        write_text(beside, found.text)
+        written = f"{beside} is written: {', '.join(found.functions)}, with what they need of {options.file.name}.\n"
+    elif found is not None:
+        first = _first(options.file, found)
     text = converted.to_yaml(options.file.name, first)
     if options.output is not None:
         write_text(options.output, text)
@@ -81,19 +92,32 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
         _print(text)
     else:
         count = len(converted.of("impossible"))
-        train = f"vpd train --config {options.output}"
         lost = f"; {count} key(s) could not be taken over" if count else ""
-        _print(f"{options.output} is written{lost}" + (f".\n{first}\nThen: {train}" if first else f": {train}"))
+        train = f"vpd train --config {options.output}"
+        then = f".\n{first}\nThen: {train}" if first else f": {train}"
+        _print(f"{written}{options.output} is written{lost}{then}")
 
 
-def _first(script: Path, functions: list[str]) -> str | None:
-    """What must be done before a run; None where there is nothing."""
-    if not functions:
-        return None
+def _beside(script: Path, text: str) -> Path:
+    """The file for a script's reward functions, in its folder, so that what they import is found."""
+    path = script.with_name(f"{script.stem}_rewards.py")
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(
+            f"{path} exists, where the reward functions of {script.name} are to be written",
+            do=f"Rename it, or give --env.reward {path}:FUNCTION where it has them.",
+        )
+    return path
+
+
+def _first(script: Path, found: "Extracted") -> str:
+    """What must be done before a run, where the functions are not written to a file of their own."""
+    functions = ", ".join(found.functions)
+    if not found.missing:
+        return f"First: give --output; it writes {functions} to a file too, for loading {script.name} would train."
     return (
-        f"First: move {', '.join(functions)}, with the imports and constants that they use, out of {script.name} into a"
-        f" file that starts nothing, and set env.reward to it ({', '.join(f'my_rewards.py:{f}' for f in functions)});"
-        f" loading {script.name} for them would run the rest of it too."
+        f"First: move {functions} out of {script.name} into a file that starts nothing, and set env.reward to it"
+        f" ({', '.join(f'my_rewards.py:{f}' for f in found.functions)}). They use {', '.join(found.missing)}, which"
+        f" only running {script.name} makes."
     )
 
 

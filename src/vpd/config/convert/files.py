@@ -149,7 +149,7 @@ def _script(path: Path, dialect: str | None) -> tuple[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot read {path}", got=reason) from error
-    calls = [(_name(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [(called(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     found = {CLASSES[name] for name, _ in calls if name in CLASSES}
     wanted = found if dialect is None else found & {dialect}
     if not wanted:
@@ -190,7 +190,8 @@ def _imported(tree: ast.Module) -> dict[str, str]:
     return found
 
 
-def _name(node: ast.Call) -> str | None:
+def called(node: ast.Call) -> str | None:
+    """The name of what is called, without what it is an attribute of."""
     if isinstance(node.func, ast.Attribute):
         return node.func.attr
     return node.func.id if isinstance(node.func, ast.Name) else None
@@ -237,32 +238,6 @@ def _literal(node: ast.expr, names: Mapping[str, Any]) -> Any:
 def _whole(entries: list[Any], node: ast.List) -> Any:
     """A list, unless one of its entries cannot be read."""
     return Unread(ast.unparse(node)) if any(isinstance(entry, Unread) for entry in entries) else entries
-
-
-def functions_to_move(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    """The reward functions in a script that does more than define things, which loading it for them would do too."""
-    reward = settings.get("env", {}).get("reward")
-    entries = reward if isinstance(reward, list) else [reward]
-    places = [entry.get("function") if isinstance(entry, Mapping) else entry for entry in entries]
-    of_script = [place.partition(":")[2] for place in map(str, places) if place.startswith(f"{path}:")]
-    return of_script if of_script and any(map(_acts, ast.parse(path.read_text()).body)) else []
-
-
-def _acts(statement: ast.AST) -> bool:
-    """Whether a statement at the top of a script makes, loads or runs something, beside what it defines."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)):
-        return False
-    if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
-        return False
-    if isinstance(statement, (ast.If, ast.Try, ast.ExceptHandler)):
-        return any(
-            _acts(part) for part in ast.iter_child_nodes(statement) if isinstance(part, (ast.stmt, ast.ExceptHandler))
-        )
-    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-        calls = [_name(node) or "" for node in ast.walk(statement) if isinstance(node, ast.Call)]
-        return any(name in CLASSES or name in ARGUMENTS or name.endswith(("Trainer", "_pretrained")) for name in calls)
-    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return not is_text and not isinstance(statement, ast.Pass)
 
 
 def is_settings(path: Path) -> bool:
