@@ -418,6 +418,8 @@ def test_a_reward_function_takes_along_what_it_needs_and_nothing_else(tmp_path: 
         "WORDS.append('c')",
         "for word in open('words'): WORDS.append(word)",
         "TOKENIZER = AutoTokenizer.from_pretrained('m')",
+        "WORDS = parser.parse_args().words",
+        "(WORDS,) = HfArgumentParser(Words).parse_args_into_dataclasses()",
     ],
 )
 def test_what_only_running_a_script_makes_is_named(

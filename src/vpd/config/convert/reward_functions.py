@@ -5,6 +5,7 @@ script bind or change: imports, constants, other functions, and what these need 
 """
 
 import ast
+import re
 import symtable
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from vpd.config.convert.files import ARGUMENTS, CLASSES, called
 HARMLESS = ("print",)  # calls that change nothing of what they are given
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
+#: calls that load a model, train, or read the words of the command line
+ACTING = re.compile(r"Trainer$|_pretrained$|^parse_(known_)?args|^Accelerator$")
 FIXED = (*DEFINITIONS, *IMPORTS)  # what these bind is not changed by a statement that mentions it
 
 
@@ -104,7 +107,7 @@ def acts(statement: ast.AST) -> bool:
         )
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         calls = [called(node) or "" for node in ast.walk(statement) if isinstance(node, ast.Call)]
-        return any(name in CLASSES or name in ARGUMENTS or name.endswith(("Trainer", "_pretrained")) for name in calls)
+        return any(name in CLASSES or name in ARGUMENTS or ACTING.search(name) for name in calls)
     is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     return not is_text and not isinstance(statement, ast.Pass)
 
