@@ -39,7 +39,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "plare": ABLE | {"algorithm__name": "plare", "feedback": "[{name: judge, judge: reward, use: both}]"},
     "sft": ABLE | {"algorithm__name": "sft"},
     "grpo": ABLE | {"algorithm__name": "grpo", "rollout__prompts_per_step": 16},
-    "grpo_rewards": ONE | {"algorithm__name": "grpo", "env__max_failed": 1.0, "env__name": "dataset"},
+    "grpo_rewards": ONE | {
+        "algorithm__name": "grpo", "env__max_failed": 1.0, "env__name": "dataset", "rollout__max_completion_length": 8,
+    },
     "grpo_sampler": ONE | SAMPLER | {"algorithm__name": "grpo", "env__max_failed": 1.0, "env__name": "dataset"},
     "recorded": ONE | {"algorithm__name": "sdpo", "env__name": "recorded"},
     "ungraded": ONE | {"algorithm__name": "ldd", "env__name": "recorded"},

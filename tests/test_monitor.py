@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers import vpd_train
 
-from vpd.monitor import RULES, Alarm, Monitor
+from vpd.monitor import RULES, START, Alarm, Monitor
 
 CALM = {
     "reward": 0.4, "success": 0.4, "frac_reward_zero_std": 0.2, "completions/mean_length": 60.0,
@@ -15,7 +15,7 @@ CALM = {
     "m_step/teacher_entropy": 1.0, "m_step/sampling_logp_difference": 1e-6, "m_step/sampler_mismatch": 0.002,
     "e_step/student_drift_kl": 0.01,
     "e_step/saturation": 0.0, "e_step/kind_predicts_success": 0.5, "e_step/grad_norm": 1.0, "e_step/loss": 1.3,
-    "completions/quoted_run": 1.0,
+    "completions/quoted_run": 1.0, "m_step/entropy": 1.2, "completions/repetition": 0.1,
 }  # fmt: skip
 RETRIES = {
     "eval_teacher/accuracy": 0.3, "eval_teacher/student_accuracy": 0.3, "eval_teacher/gain_se": 0.1,
@@ -31,6 +31,8 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "teacher_entropy": (6, {"m_step/teacher_entropy": 1.7}, {"m_step/teacher_entropy": 1.5}),
     "student_drift": (1, {"e_step/student_drift_kl": 0.11}, {"e_step/student_drift_kl": 0.09}),
     "length_collapse": (6, {"completions/mean_length": 9.0}, {"completions/mean_length": 25.0}),
+    "entropy_collapse": (6, {"m_step/entropy": 0.3}, {"m_step/entropy": 0.3, "success": 0.51}),
+    "repetition": (6, {"completions/repetition": 0.41}, {"completions/repetition": 0.39}),
     "flat_reward": (0, {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.99}),
     "no_context": (0, {"teacher/rows_with_context": 0.0}, {"teacher/rows_with_context": 0.0, "success": 1.0}),
     "nothing_learned": (
@@ -92,6 +94,29 @@ def test_the_teacher_is_doubted_on_evidence_alone(gain: float, error: float, tas
     seen = {"eval_teacher/gain": gain, "eval_teacher/gain_se": error, "eval_teacher/tasks": tasks}
     assert [alarm.rule for alarm in raised(1, RETRIES | seen)] == ["teacher_no_better"] * fires
     assert raised(1, {name: value for name, value in (RETRIES | seen).items() if not name.endswith("gain")}) == []
+
+
+#: ``m_step/entropy`` of SmolLM2-135M on `conventions`, no answer right: its answers end as "write itself itself itself"
+COLLAPSED = [
+    1.17, 1.37, 1.31, 1.12, 1.08, 1.12, 1.05, 1.04, 1.16, 1.17, 1.13, 1.02, 1.01, 0.86, 0.93, 0.91, 0.86, 0.95, 0.88,
+    0.81, 0.84, 0.89, 0.93, 0.94, 0.64, 0.59, 0.5, 0.62, 0.49, 0.39, 0.59, 0.51, 0.49, 0.44, 0.25, 0.02,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("success", "fires"), [(0.0, [35]), (0.6, [])])
+def test_a_student_that_collapsed_is_noticed(success: float, fires: list[int]) -> None:
+    monitor = Monitor(lambda alarm: None)
+    for step, entropy in enumerate(COLLAPSED, 1):
+        monitor.on_step(step, CALM | {"m_step/entropy": entropy, "success": success if step > START else 0.0}, [])
+    assert [alarm.step for alarm in monitor.alarms if alarm.rule == "entropy_collapse"] == fires
+
+
+def test_certain_answers_that_are_more_often_right_are_no_collapse() -> None:
+    monitor = Monitor(lambda alarm: None)
+    for step in range(20):
+        learned = {"policy/entropy": 1.0 - 0.05 * step, "success": 0.02 + 0.02 * step}
+        monitor.on_step(step, {k: v for k, v in CALM.items() if k != "m_step/entropy"} | learned, [])
+    assert monitor.alarms == []
 
 
 def test_a_sampler_with_older_weights_is_not_taken_for_a_wrong_one() -> None:

@@ -99,6 +99,18 @@ def test_where_every_answer_is_full_a_cut_is_nothing_to_report() -> None:
     assert rollout_metrics(GROUPS, fixed_length=True) == whole
 
 
+def test_repetition_by_hand() -> None:
+    def of(*tokens: int, replied: int = 0) -> Rollout:
+        sampled = (True,) * (len(tokens) - replied) + (False,) * replied
+        spoken = Completion(tokens=tokens, sampled=sampled, logprobs=(0.0,) * len(tokens), text="x", finish="stop")
+        return dataclasses.replace(rollout(0.0), completion=spoken)
+
+    stuck, alternating, fresh, short = of(*[7] * 9), of(*[1, 2] * 4), of(*range(8)), of(*[7] * 7)
+    groups = [Group(rollouts=(stuck, alternating, fresh, short))]  # 6 runs, one kind; 5 runs, two kinds; 5 kinds
+    assert rollout_metrics(groups)["completions/repetition"] == pytest.approx((5 / 6 + 3 / 5 + 0) / 3)
+    assert "completions/repetition" not in rollout_metrics([Group(rollouts=(short, of(*[7] * 9, replied=2)))])
+
+
 def test_turns_by_hand() -> None:
     spoken = Completion(
         tokens=(1, 2, 3, 4, 5), sampled=(True, False, False, True, True), logprobs=(0.0,) * 5, text="x", finish="stop",

@@ -30,6 +30,9 @@ NEGLIGIBLE = 0.02  # a gain that is not worth having
 GAPS = [f"{step}/{name}" for step in ("m_step", "policy") for name in ("sampler_mismatch", "sampling_logp_difference")]
 NOTICEABLE = 0.005  # nats a token that a sampler may move away from the learner
 LEAST_EFFECTIVE, LARGEST_MOVE = 0.5, 1.0  # of recorded answers: effective share of tokens, nats a token
+ENTROPIES = ("m_step/entropy", "policy/entropy")
+ENOUGH_SUCCESS, BETTER = 0.5, 0.1  # certain or repetitive answers are fine where they succeed, or do more often
+REPEATED = 0.3  # a larger share of repeated runs of four tokens than at the beginning
 QUOTED_WORDS = 2.0  # more words in a row of the feedback than at the beginning
 
 
@@ -210,6 +213,30 @@ def _length_collapse(history: History) -> str | None:
     return f"answers shrank from {first:.1f} to {now:.1f} tokens" if now < first / 3 else None
 
 
+def _entropy_collapse(history: History) -> str | None:
+    """Fires where answers become certain (a third of the entropy at the beginning) and no more often right."""
+    names = [name for name in ENTROPIES if name in history[-1]]
+    entropy, success = (_series(history, name) for name in (names[0] if names else "", "success"))
+    if len(entropy) <= START or not success:
+        return None
+    first, now = statistics.fmean(entropy[:START]), statistics.fmean(entropy[-3:])
+    before, after = statistics.fmean(success[:START]), statistics.fmean(success[-3:])
+    if now >= first / 3 or after >= ENOUGH_SUCCESS or after >= before + BETTER:
+        return None
+    return f"the student's entropy fell from {first:.2f} to {now:.2f} nats a token, and {after:.0%} of answers succeed"
+
+
+def _repetition(history: History) -> str | None:
+    values = _series(history, "completions/repetition")
+    if "completions/repetition" not in history[-1] or len(values) <= START:
+        return None
+    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    success = statistics.fmean(_series(history, "success")[-3:] or [0.0])
+    if now < first + REPEATED or success >= ENOUGH_SUCCESS:
+        return None
+    return f"{now:.0%} of the runs of four tokens in an answer stand in it before, {first:.0%} at the beginning"
+
+
 def _flat_reward(history: History) -> str | None:
     equal_rewards = _series(history, "frac_reward_zero_std")[-20:]
     if len(equal_rewards) < 20 or min(equal_rewards) < 1.0:
@@ -329,6 +356,19 @@ RULES = (
     ),
     Rule(
         "length_collapse", _length_collapse, "Look at rollouts/: is a short answer rewarded? Lower the learning rate."
+    ),
+    Rule(
+        "entropy_collapse",
+        _entropy_collapse,
+        "Look at rollouts/: are all answers alike? Lower the learning rate, or let the student learn from what"
+        " succeeds: rollout.retries, algorithm.name gated or grpo.",
+    ),
+    Rule(
+        "repetition",
+        _repetition,
+        "Look at rollouts/: the student has learned to repeat itself. Lower the learning rate, and let the grader"
+        " refuse repetition.",
+        needs="completions/repetition",
     ),
     Rule(
         "flat_reward",

@@ -67,6 +67,8 @@ PARTS = (
         (
             Metric("completions/mean_length", "tokens of an answer", "tokens", "every run", "steady"),
             Metric("completions/max_length", "tokens of the longest answer", "tokens", "every run"),
+            Metric("completions/repetition", "share of the runs of four tokens in an answer that stand in it before",
+                   "share", "answers of eight tokens or more", "as at the beginning"),
             Metric("completions/clipped_ratio", "share of answers that `rollout.max_completion_length` cut", "share",
                    "environments whose answers have no fixed length", "near 0"),
             Metric("completions/mean_turns", "turns of an answer", "turns", "environments with replies"),

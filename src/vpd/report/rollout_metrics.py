@@ -11,6 +11,8 @@ import torch
 from vpd.quoting import feedback_quoted
 from vpd.types import Group, Metrics, Rollout
 
+REPEATED_RUN = 4  # tokens
+
 
 def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> Metrics:
     """Reward, length and context metrics of one iteration.
@@ -24,6 +26,7 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         **_outcomes(groups),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/max_length": float(max(lengths)),
+        **_repetition(rollouts),
         "teacher/rows_with_context": float(sum(rollout.teacher_prompt is not None for rollout in rollouts)),
         "teacher/tokens_cut": float(sum(rollout.teacher_prompt.cut for rollout in rollouts if rollout.teacher_prompt)),
     }
@@ -76,6 +79,20 @@ def _outcomes(groups: Sequence[Group]) -> Metrics:
         "success": statistics.fmean(r.success for group in graded for r in group),
         "frac_reward_zero_std": statistics.fmean(spread == 0 for spread in spreads),
     }
+
+
+def _repetition(rollouts: Sequence[Rollout]) -> Metrics:
+    """Share of the runs of four tokens in an answer that stand in it before (seq-rep-4, arXiv 1908.04319), mean.
+
+    What the environment replied does not count.  Answers of fewer than eight tokens are left out; empty where all are.
+    """
+    shares = []
+    for rollout in rollouts:
+        tokens = [t for t, s in zip(rollout.completion.tokens, rollout.completion.sampled, strict=True) if s]
+        if len(tokens) >= 2 * REPEATED_RUN:
+            runs = [tuple(tokens[i : i + REPEATED_RUN]) for i in range(len(tokens) - REPEATED_RUN + 1)]
+            shares.append(1 - len(set(runs)) / len(runs))
+    return {"completions/repetition": statistics.fmean(shares)} if shares else {}
 
 
 def _retry_metrics(rollouts: Sequence[Rollout]) -> Metrics:
