@@ -74,7 +74,7 @@ def config_of(base: Path, steps: int, seed: int) -> Config:
 
 def introduction(steps: int, *, is_cached: bool) -> str:
     """What will be done, and how long it takes."""
-    minutes = (CONVENTIONS.seconds[1] * steps + 3 * EVAL_SECONDS) / 60
+    minutes = (CONVENTIONS.seconds[0] * steps + 3 * EVAL_SECONDS) / 60
     text = (
         "SmolLM2-135M-Instruct writes a sentence about a topic for one of four clients. Each client wants something "
         "that only the reviewer's note on a refused sentence says. The same model tries again with the note, and "

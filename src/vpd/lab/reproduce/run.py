@@ -31,6 +31,7 @@ Run: TypeAlias = Mapping[str, Any]
 
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
+E_EVERY = 5  # the methods' own F
 BASE_SECONDS = 45.0  # to make a base, on one core
 KEPT = (
     "reward",
@@ -170,10 +171,12 @@ class Job:
 
     def seconds(self) -> float:
         """Estimated time on one idle core."""
-        setting = find_setting(self.setting)
-        without, with_feedback = setting.family.seconds
-        rate = with_feedback if find_method(self.method).reads_feedback else without
-        warming = setting.family.warming.seconds if find_method(self.method).warmup else 0.0
+        setting, method = find_setting(self.setting), find_method(self.method)
+        without, distilling = setting.family.seconds
+        rate = distilling if method.reads_feedback and method.algorithm.get("distillation_weight", 1.0) else without
+        if method.algorithm["name"] in ("vpd", "gated") and (every := method.algorithm.get("e_every", E_EVERY)):
+            rate += setting.family.e_step_seconds / every
+        warming = setting.family.warming.seconds if method.warmup else 0.0
         return rate * setting.steps * setting.length / setting.family.length + warming
 
 

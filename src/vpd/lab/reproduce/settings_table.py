@@ -41,7 +41,8 @@ class Warming:
 class Family:
     """What all settings of one task share: sections of a configuration, and how much is sampled and evaluated.
 
-    ``seconds``: of one iteration on one idle core, without and with feedback, for answers of ``length`` tokens.
+    ``seconds``: of one iteration on one idle core, without and with distillation, for answers of ``length`` tokens;
+    ``e_step_seconds``: what an E-step adds.
     ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read
     no feedback are evaluated with as many answers per task as the others; else with one, on more tasks.
     ``forgetting``: other abilities are measured before and after training.  ``samples``: held-out answers that a run
@@ -63,6 +64,7 @@ class Family:
     same_evaluation: bool = False
     forgetting: bool = False
     samples: int = 0
+    e_step_seconds: float = 0.0
 
     @property
     def rollouts(self) -> int:
@@ -88,7 +90,8 @@ CONVENTIONS = Family(
     prompts={"layout": "request"},
     rollout={"temperature": 0.6},
     optim={"warmup_steps": 3, "micro_batch_size": 64},
-    seconds=(12.0, 15.0),
+    seconds=(8.0, 17.0),
+    e_step_seconds=18.0,
     grid=(2e-5, 5e-5, 1e-4),
     warming=Warming(tasks=512, batch=64, steps=30, rows=16, rate=5e-5, seconds=300.0),
     length=32,
