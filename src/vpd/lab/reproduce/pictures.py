@@ -117,29 +117,34 @@ TEXTS = {
 
 def draw_evidence(path: Path, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
     """Write a PNG of the pretrained student's curves: by method, and of ``imitate`` by what the notes say."""
-    figure, (methods, texts) = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, layout="constrained")
-    rollouts = CONVENTIONS.rollouts
-    for name in DRAWN_PRETRAINED:
-        curves = [curve(run, "student") for run in runs["conventions"].get(name, ())]
-        if curves:
-            _draw(methods, _by_rollouts(curves, rollouts), name, 0)
+    figure, (methods, texts) = plt.subplots(1, 2, figsize=(14, 5.4), sharey=True, layout="constrained")
+    by_method = [(name, METHODS[name].title, runs["conventions"].get(name, ())) for name in DRAWN_PRETRAINED]
+    by_text = [(TEXTS[name], runs.get(name, {}).get("imitate", ())) for name in TEXTS]
+    for name, title, seeds in by_method:
+        _draw_students(methods, title, seeds, _colour(name), DASHES.get(name, "-"))
+    for (title, colour), seeds in by_text:
+        _draw_students(texts, title, seeds, colour, "-")
     methods.set_title("By method", fontsize=11, loc="left")
-    methods.set_ylabel("share of right answers")
-    for setting, (title, colour) in TEXTS.items():
-        curves = _by_rollouts([curve(run, "student") for run in runs.get(setting, {}).get("imitate", ())], rollouts)
-        for points in curves if len(curves) > 1 else ():
-            texts.plot(*zip(*points, strict=True), color=colour, alpha=0.18, linewidth=0.8)
-        if curves:
-            texts.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, label=title)
+    methods.set_ylabel("share of right answers in training")
     texts.set_title(f"{METHODS['imitate'].title}, by what the notes say".capitalize(), fontsize=11, loc="left")
     for panel in (methods, texts):
         panel.set_xlabel("answers sampled")
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(-0.02, 1.02)
-        panel.legend(frameon=False, fontsize=9, loc="upper left")
+        panel.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, columnspacing=1)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _draw_students(panel: Any, title: str, runs: Sequence[Run], colour: str, style: Any) -> None:
+    """The mean of the seeds, and each of several thin."""
+    curves = _by_rollouts([curve(run, "student") for run in runs], CONVENTIONS.rollouts)
+    for points in curves if len(curves) > 1 else ():
+        panel.plot(*zip(*points, strict=True), color=colour, alpha=0.25, linewidth=0.8)
+    if curves:
+        label = f"{title} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+        panel.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, linestyle=style, label=label)
 
 
 def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
