@@ -33,7 +33,7 @@ from vpd.report.model_card import source_commit
 SETTING, METHOD = "conventions", "imitate"
 STEPS = 20
 EVAL_TASKS, EVAL_SAMPLES = 24, 2
-EVAL_SECONDS = 30.0  # of one evaluation, with the retries of teacher and control
+EVAL_SECONDS = 10.0  # of one evaluation, with the retries of teacher and control
 SHOWN = 4  # held-out answers that are printed
 LONGEST = 200  # characters of one answer
 REPORT = Options(title="The demo: SmolLM2-135M learns what clients want from a reviewer's notes")
