@@ -361,7 +361,7 @@ RULES = (
         "entropy_collapse",
         _entropy_collapse,
         "Look at rollouts/: are all answers alike? Lower the learning rate, or let the student learn from what"
-        " succeeds: rollout.retries, algorithm.name gated or grpo.",
+        " succeeds: rollout.retries.",
     ),
     Rule(
         "repetition",

@@ -33,7 +33,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         " (none is executed), or a data set: parquet, JSON lines, JSON, CSV, or a folder of save_to_disk",
     )
     parser.add_argument("--from", dest="origin", choices=FORMS, help="what it is (default: recognized by its keys)")
-    parser.add_argument("--output", type=path, help="the file to write (default: settings are printed)")
+    parser.add_argument(
+        "--output",
+        type=path,
+        help="the file to write (default: settings are printed); reward functions of a script that trains are then"
+        " written too, to a file beside the script",
+    )
     parser.add_argument(
         "--num_processes", type=int, default=1, help="processes that TRL ran in, for its batch size (default 1)"
     )
