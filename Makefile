@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 CHOICE_oldest := lowest-direct
 CHOICE_newest := highest
 
-.PHONY: docs demo test test-oldest test-newest test-vllm lint quick slow health fuzz torture models bench clean
+.PHONY: docs demo test test-oldest test-newest test-vllm test-gpu lint quick slow health fuzz torture models bench clean
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -87,6 +87,10 @@ torture: $(VENV)/ready
 test-vllm: $(VENV)/ready $(VLLM)/ready smollm2/model.safetensors
 	VPD_VLLM_PYTHON=$(VLLM)/bin/python VPD_SMOLLM2=smollm2 OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -m slow -n 0 -s -v tests/test_vllm_real.py
+
+# On a machine with a GPU: every algorithm and every way to save memory there, against the CPU.
+test-gpu: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 4 tests/test_gpu.py
 
 # The package named vllm is the CUDA build.  The audio and vision packages that this one asks for do not fit its torch.
 $(VLLM)/ready:

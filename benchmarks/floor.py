@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from material import SHAPES, Shape, load
-from meters import commit, cpu_seconds, last_line, progress, spread
+from meters import commit, elapsed, last_line, progress, spread
 
 HERE = Path(__file__).resolve().parent
 
@@ -193,9 +193,9 @@ def _best(function: Any, repeats: int = 5) -> float:
     function()
     seconds = []
     for _ in range(repeats):
-        started = cpu_seconds()
+        started = elapsed()
         function()
-        seconds.append(cpu_seconds() - started)
+        seconds.append(elapsed() - started)
     return min(seconds)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from meters import DEVICE
+
 from vpd.bundled import load_bundled
 from vpd.config import ModelSettings
 from vpd.engines.torch_engine import TorchEngine
@@ -40,6 +42,7 @@ LEARNING_RATE = 1e-8  # the same rollouts are trained on several times: they mus
 SHAPES = {
     "prompt-heavy": Shape(prompts=4, generations=4, prompt=250, feedback=64, completion=64),
     "completion-heavy": Shape(prompts=4, generations=4, prompt=64, feedback=64, completion=256),
+    "large": Shape(prompts=8, generations=8, prompt=512, feedback=128, completion=512),  # for a GPU
     "smoke": Shape(prompts=2, generations=2, prompt=16, feedback=8, completion=6),
 }
 
@@ -47,7 +50,7 @@ SHAPES = {
 def load(name: str) -> tuple[Any, Any, str]:
     """Model, tokenizer and folder of a model by folder or ``tiny``."""
     model, tokenizer = load_model(ModelSettings(name_or_path=name))
-    return model, tokenizer, str(load_bundled()) if name == "tiny" else name
+    return model.to(DEVICE), tokenizer, str(load_bundled()) if name == "tiny" else name
 
 
 def prompter_of(name: str, tokenizer: Any, shape: Shape) -> Prompter:

@@ -25,7 +25,7 @@ import matplotlib
 import torch
 from floor import floor, measure
 from material import LEARNING_RATE, Shape, draw, load, prompter_of
-from meters import commit, cpu_seconds, fixed_bytes, last_line, peak, progress, reset_peak, resident
+from meters import commit, elapsed, fixed_bytes, last_line, peak, progress, reset_peak, resident
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpd.algorithms.distill import Distill, SDPOSettings
@@ -171,10 +171,10 @@ def cost_curves(repeats: int, points: int | None) -> dict[str, list[tuple[int, f
 
 
 def seconds(learner: AccelerateLearner, groups: Sequence[Group]) -> float:
-    started = cpu_seconds()
+    started = elapsed()
     Distill(SDPOSettings()).step(groups, learner)
     learner.end_iteration()
-    return cpu_seconds() - started
+    return elapsed() - started
 
 
 class Kept:

@@ -2,22 +2,23 @@
 
     python benchmarks/memory_model.py
 
-Measured is the process's peak resident size in two iterations of VPD, each with an E-step, less what it held before
-the model was made (and after a first iteration of a very small one).  Computed are the fixed items and the larger of
-the two updates' peaks, as ``vpd train --dry_run`` has them.  ``MALLOC_MMAP_THRESHOLD_`` gives freed blocks back at
-once, so that what is resident is in use.
+Measured is the process's peak resident size (on a GPU: what torch allocates there) in two iterations of VPD, each with
+an E-step, less what it held before the model was made (and after a first iteration of a very small one).  Computed are
+the fixed items and the larger of the two updates' peaks, as ``vpd train --dry_run`` has them.
+``MALLOC_MMAP_THRESHOLD_`` gives freed blocks back at once, so that what is resident is in use.
 """
 
 import argparse
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from material import Shape
 from memory import Kept, random_groups
-from meters import commit, last_line, peak, progress, reset_peak, resident
+from meters import commit, last_line, machine, peak, progress, reset_peak, resident
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from vpd.algorithms.vpd import VPD, VPDSettings
@@ -58,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="cases whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes beside each other (default 1)")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,17 +68,17 @@ def main() -> None:
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     lines = [
-        f"{commit()}, torch {torch.__version__}",
+        f"{commit()}, torch {torch.__version__}, {machine()}",
         "",
         "| setting | measured MiB | computed MiB | computed / measured |",
     ]
     lines.append("|---|---|---|---|")
     ratios = []
-    for name, change in CASES.items():
-        if options.only and options.only not in name:
-            continue
-        case = BASE | change
-        found = int(last_line([sys.executable, __file__, "--case", json.dumps(case)]))
+    cases = {name: BASE | change for name, change in CASES.items() if (options.only or "") in name}
+    words = [[sys.executable, __file__, "--case", json.dumps(case)] for case in cases.values()]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        peaks = [int(line) for line in pool.map(last_line, words)]
+    for (name, case), found in zip(cases.items(), peaks, strict=True):
         said = computed(case)
         ratios.append(said / found)
         lines.append(f"| {name} | {found / MIB:.0f} | {said / MIB:.0f} | {said / found:.2f} |")

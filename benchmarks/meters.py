@@ -1,8 +1,9 @@
 """What the benchmarks measure with.
 
-Seconds are CPU seconds of this process (user + system), which with one thread are those of an idle machine, whatever
-else runs beside it.  Memory is the kernel's own count of this process's peak resident size (``VmHWM``; Linux only),
-which it resets on request.
+Without a GPU, seconds are CPU seconds of this process (user + system), which with one thread are those of an idle
+machine, whatever else runs beside it, and memory is the kernel's own count of this process's peak resident size
+(``VmHWM``; Linux only), which it resets on request.  With one, seconds are those of the clock once the GPU has done
+what it was given, and memory is what torch has allocated on it.
 """
 
 import os
@@ -14,27 +15,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 STATUS = Path("/proc/self/status")
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 
 
-def cpu_seconds() -> float:
-    """CPU seconds so far."""
+def elapsed() -> float:
+    """Seconds so far."""
+    if GPU:
+        torch.cuda.synchronize()
+        return time.perf_counter()
     return time.process_time()
 
 
 def resident() -> int:
-    """Bytes resident now."""
-    return _field("VmRSS")
+    """Bytes in use now."""
+    return torch.cuda.memory_allocated() if GPU else _field("VmRSS")
 
 
 def peak() -> int:
-    """The most bytes resident at once since the start, or since :func:`reset_peak`."""
-    return _field("VmHWM")
+    """The most bytes in use at once since the start, or since :func:`reset_peak`."""
+    return torch.cuda.max_memory_allocated() if GPU else _field("VmHWM")
 
 
 def reset_peak() -> None:
     """Count the peak from here on."""
-    Path("/proc/self/clear_refs").write_text("5")
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def machine() -> str:
+    """What it ran on."""
+    return torch.cuda.get_device_properties(0).name if GPU else "CPU, one thread"
 
 
 def _field(name: str) -> int:

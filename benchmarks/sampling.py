@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from material import SHAPES, key_of, load, prompter_of
-from meters import commit, cpu_seconds, progress, spread
+from meters import DEVICE, commit, elapsed, progress, spread
 
 from vpd.engines.torch_engine import TorchEngine
 from vpd.losses import token_logprobs
@@ -46,12 +46,12 @@ def main() -> None:
     rates: dict[str, list[float]] = {"generate": [], "engine": []}
     apart: list[float] = []
     for repeat in range(options.repeats):
-        started = cpu_seconds()
+        started = elapsed()
         lengths = generate(plain, tokenizer, prompts, options.max_tokens, seed=options.seed + repeat)
-        middle = cpu_seconds()
+        middle = elapsed()
         keys = [key_of(repeat, row) for row in range(len(prompts))]
         completions = engine.generate(prompts, keys=keys, seed=options.seed, max_tokens=lengths)
-        ended = cpu_seconds()
+        ended = elapsed()
         useful = sum(lengths)
         assert [len(c.tokens) for c in completions] == lengths
         rates["generate"].append(useful / (middle - started))
@@ -85,12 +85,12 @@ def generate(model: Any, tokenizer: Any, prompts: list[Tokens], max_tokens: int,
     torch.manual_seed(seed)
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
-    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=DEVICE)
+    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
     settings = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": max_tokens}
     whole = model.generate(input_ids=ids, attention_mask=seen, pad_token_id=pad, **settings)
     ends = model.generation_config.eos_token_id
-    eos = torch.tensor(ends if isinstance(ends, list) else [ends])
+    eos = torch.tensor(ends if isinstance(ends, list) else [ends], device=DEVICE)
     lengths = []
     for row in whole[:, longest:]:
         places = torch.isin(row, eos).nonzero()[:, 0].tolist()
@@ -103,10 +103,10 @@ def differences(model: Any, prompts: list[Tokens], completions: list[Completion]
     """|engine's log-prob - plain forward's| of every sampled token."""
     found: list[float] = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        ids = torch.tensor([[*prompt, *completion.tokens]])
+        ids = torch.tensor([[*prompt, *completion.tokens]], device=DEVICE)
         logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
         plain = token_logprobs(logits, ids[:, len(prompt) :])[0]
-        found += (plain - torch.tensor(completion.logprobs)).abs().tolist()
+        found += (plain - torch.tensor(completion.logprobs, device=DEVICE)).abs().tolist()
     return found
 
 

@@ -1,6 +1,8 @@
 """One process of tests/test_ranks.py: trains small runs whole and writes what came out to ``FOLDER/NAME-RANK.pt``.
 
 two_ranks.py FOLDER NAME PART SHARDING...
+
+PART is ``all``, ``resume``, or one of CASES, which is trained on the device that is there (tests/test_gpu.py).
 """
 
 import dataclasses
@@ -136,6 +138,7 @@ def trained(name: str, sharding: str) -> dict[str, Any]:
     make_loop(parts, [seen], output=None).run()
     average = parts.learner.teacher._average
     return {
+        "device": parts.learner.accelerator.device.type,
         "start": start,
         "weights": flat(parts.learner.model),
         "average": torch.zeros(1) if average is None or "lora" in name else flat(average),
@@ -285,7 +288,9 @@ if __name__ == "__main__":
     out: dict[str, Any] = {"world": WORLD}
     try:
         for kind in SHARDINGS:
-            if PART == "all":
+            if PART in CASES:
+                out[kind] = trained(PART, kind)
+            elif PART == "all":
                 out[kind] = all_of(kind)
             else:
                 run_folder("begun-by-two", kind, 4)

@@ -39,8 +39,11 @@ def abilities(parts: Parts) -> dict[str, float]:
 def text_nll(parts: Parts) -> list[float]:
     """Mean negative log-probability of each passage's tokens but its first, in nats a token."""
     found = []
+    device = next(parts.learner.model.parameters()).device
     for passage in passages():
-        tokens = parts.tokenizer(passage, return_tensors="pt", add_special_tokens=False).input_ids[:, :TOKENS]
+        tokens = (
+            parts.tokenizer(passage, return_tensors="pt", add_special_tokens=False).input_ids[:, :TOKENS].to(device)
+        )
         logits = parts.learner.model(input_ids=tokens, use_cache=False).logits[:, :-1]
         logprobs = logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])
         found.append(-float(logprobs.mean()))
