@@ -1,6 +1,6 @@
 """Training on a GPU is training on a CPU; run with ``make test-gpu`` on a machine that has one.
 
-In float64 the two agree as far as sums in another order do: weights, metrics, and every sampled token.
+In float64 they sample the same tokens and agree in weights and metrics as far as rotary angles do, which are float32.
 """
 
 import functools
@@ -68,13 +68,13 @@ def test_a_run_in_float64_is_the_same_on_both(case: str, material: Path) -> None
     for sharding, run in ((kind, gpu[kind]) for kind in ("none", "fsdp2")):
         assert run["device"] == "cuda", sharding
         assert run["rollouts"] == cpu["rollouts"], sharding
-        assert (run["weights"] - cpu["weights"]).norm() / moved < 1e-8, sharding
-        assert (run["average"] - cpu["average"]).norm() / moved < 1e-8, sharding
+        assert (run["weights"] - cpu["weights"]).norm() / moved < 1e-5, sharding
+        assert (run["average"] - cpu["average"]).norm() / moved < 1e-5, sharding
         for ours, theirs in zip(run["metrics"], cpu["metrics"], strict=True):
             assert ours.keys() - theirs.keys() <= {"memory/peak_cuda_gib"} and not theirs.keys() - ours.keys()
             for key in theirs:
                 if not key.startswith(OWN):
-                    assert ours[key] == pytest.approx(theirs[key], rel=1e-6, abs=1e-8, nan_ok=True), (sharding, key)
+                    assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5, nan_ok=True), (sharding, key)
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import torch
 from helpers import ALGORITHMS as METHODS
 from helpers import VOCABULARY, flat, random_groups, tiny_learner, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vpd.model import attention
+from vpd.engines.torch_engine import TorchEngine
+from vpd.model import attention, packing
 from vpd.model.packing import Pack, lay_out, plan, tokens_of
 from vpd.types import Group, Tokens
 
@@ -41,8 +43,18 @@ def test_the_plan_by_hand() -> None:
     assert plan([long, long], [(1,), (1,)], 16) == [Pack((0, 1), 50)]
 
 
+@pytest.fixture(params=["alone", "grouped", "in groups of a few"])
+def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How attention computes the segments: each alone, as on a CPU, or in groups, as on a GPU."""
+    if request.param != "alone":
+        monkeypatch.setattr(packing, "packed_segments", attention.GroupedSegments.of)
+        if request.param == "in groups of a few":
+            monkeypatch.setattr(attention, "SCORES_OF_A_GROUP", 400)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_hidden_states_and_gradients_are_those_of_rows_alone(seed: int) -> None:
+def test_hidden_states_and_gradients_are_those_of_rows_alone(seed: int, segments: str) -> None:
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> Tokens:
@@ -100,12 +112,45 @@ def longer(groups: list[Group]) -> list[Group]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_to_the_same_weights(name: str) -> None:
+def test_every_method_trains_to_the_same_weights(name: str, segments: str) -> None:
     alone = trained(name, gpt2, share_prefixes=False)
     for size in (3, 100):
         assert (trained(name, gpt2, share_prefixes=True, micro_batch_size=size) - alone).norm() < 1e-10 * alone.norm()
     alone = trained(name, tiny_model, share_prefixes=False)
     assert (trained(name, tiny_model, share_prefixes=True) - alone).norm() < 1e-5 * alone.norm()
+
+
+def test_groups_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, int] = {}
+
+    def counted(module: Any, query: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        calls[form] = calls.get(form, 0) + 1
+        return sdpa_attention_forward(module, query, *rest, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    sizes, prefixes = [5, *[3 + number % 4 for number in range(20)]], [None, *[0] * 20]
+    states = torch.randn(1, 2, sum(sizes), 8, dtype=torch.float64)
+    layer = tiny_model().model.layers[0].self_attn
+    outputs = []
+    kinds = {"alone": attention.PackedSegments, "grouped": attention.GroupedSegments}
+    for form, kind in kinds.items():  # noqa: B007 - counted() reads it
+        made = kind.of(sizes, prefixes, device=states.device, dtype=states.dtype)
+        outputs.append(made.attend(layer, states, states, states, scaling=0.3, dropout=0.0))
+    assert torch.allclose(*outputs, atol=1e-12)
+    assert calls == {"alone": 21, "grouped": 1}
+    assert isinstance(packed_on("cpu"), attention.PackedSegments)
+    assert isinstance(packed_on("meta"), attention.GroupedSegments)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_learner(tiny_model()), lambda: TorchEngine(None, eos_ids=())])
+def test_attention_never_makes_a_plan_for_every_shape(make: Any) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    make()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def packed_on(device: str) -> Any:
+    return attention.packed_segments([2, 3], [None, 0], device=torch.device(device), dtype=torch.float32)
 
 
 def test_sharing_computes_fewer_tokens() -> None:

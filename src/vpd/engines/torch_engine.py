@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
+from vpd.model import attention
 from vpd.model.decoding import EnginePath, decoder_for
 from vpd.model.probe import check_causal, check_head, engine_path
 from vpd.policy import Policy
@@ -44,6 +45,7 @@ class TorchEngine:
     """
 
     def __init__(self, tokenizer: Any, *, eos_ids: Sequence[int], max_rows: int = 64):
+        attention.without_cudnn()
         self.tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
         self.max_rows = max_rows

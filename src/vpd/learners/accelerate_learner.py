@@ -75,6 +75,7 @@ class AccelerateLearner:
         total_iterations: int = 0,
         ranks: Ranks | None = None,
     ):
+        attention.without_cudnn()
         self.settings = settings
         self.ranks = ranks or start_ranks()
         self._sharded = settings.sharding != "none"

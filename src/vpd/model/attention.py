@@ -1,9 +1,9 @@
 """Attention over packed segments, and over the shared keys and values of a prefix.
 
 A model that runs on transformers' attention interface is switched to :func:`attend`, which is its scaled dot-product
-attention unless a pass brings :class:`PackedSegments` or :class:`SharedPrefixKV`.  In training one row of tokens is cut
-into segments, each of which attends to itself and to the prefix it continues, so nothing is padded.  In decoding all
-rows of a prompt attend to one copy of the prompt's keys and values.
+attention unless a pass brings :func:`packed_segments` or :class:`SharedPrefixKV`.  In training one row of tokens is cut
+into segments, each of which attends to itself and to the prefix it continues, so nothing is padded (on a GPU, inside
+attention alone).  In decoding all rows of a prompt attend to one copy of the prompt's keys and values.
 
 Both are exact causal attention and nothing else: a model that asks for more in a call (a window, a mask of its own, a
 bias, sinks, a soft cap) gets :class:`FastPathError` and no approximation.
@@ -11,11 +11,13 @@ bias, sinks, a soft cap) gets :class:`FastPathError` and no approximation.
 Callers describe segments by their lengths alone: how attention is computed from them is decided here.
 
 Dimension legend: B rows, U distinct prompts, P longest prompt, T tokens of a row after its prompt, S most rows of one
-prompt, L tokens of a packed row, A heads of queries, C heads of keys and values, R = A / C, D size of a head, X any.
+prompt, L tokens of a packed row, N segments of a group, A heads of queries, C heads of keys and values, R = A / C,
+D size of a head, X any.
 """
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,8 @@ from transformers.masking_utils import sdpa_mask
 from vpd.errors import ModelError
 
 NAME = "vpd_packed"
+SCORES_OF_A_GROUP = 1 << 22  # most scores of one head that a call computes for several segments
+ALIGNED = 8  # keys of a call with a mask: a multiple of it, so that torch need not copy the mask
 #: What a call may ask for without a change of the numbers of causal attention.
 KNOWN = {"dropout", "scaling", "is_causal"}
 WITHOUT_EFFECT = {
@@ -77,6 +81,70 @@ class PackedSegments:
                 k, v = torch.cat([keys[prefix], k], 2), torch.cat([values[prefix], v], 2)
             outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
         return torch.cat(outputs, 1)
+
+
+@dataclass(frozen=True)
+class SegmentGroup:
+    """Segments that one call computes, padded to T queries and S keys: the prefix's, then the segment's own.
+
+    ``query_G`` and ``key_G`` say which tokens of the packed row these are, G = N x T and G = N x S; padding repeats a
+    token.  ``mask`` [N,1,T,S] is added to the scores; None for one segment without a prefix.
+    """
+
+    count: int
+    query_G: Tensor
+    key_G: Tensor
+    mask: Tensor | None
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Queries [1,A,L,D] of these segments to their prefixes and themselves: [N x T,A,D]."""
+        q, k, v = (
+            states[0].index_select(1, places).unflatten(1, (self.count, -1)).transpose(0, 1)
+            for states, places in ((query, self.query_G), (key, self.key_G), (value, self.key_G))
+        )
+        return sdpa_attention_forward(module, q, k, v, self.mask, **options)[0].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class GroupedSegments:
+    """The segments of a packed row, as :class:`PackedSegments`, in few calls: what a GPU wants, which starts kernels
+    more slowly than it computes short segments.
+
+    ``order_L`` finds each token of the row in the groups' outputs.
+    """
+
+    groups: tuple[SegmentGroup, ...]
+    order_L: Tensor
+
+    @classmethod
+    def of(
+        cls, sizes: Sequence[int], prefixes: Sequence[int | None], *, device: torch.device, dtype: torch.dtype
+    ) -> "GroupedSegments":
+        """Segments of these lengths and prefixes, for a model of this device and dtype."""
+        groups: list[SegmentGroup] = []
+        order: dict[int, int] = {}
+        seen = 0
+        for members in _grouped(_places(sizes, prefixes)):
+            groups.append(_segment_group(members, device=device, dtype=dtype))
+            width = max(len(own) for _, own in members)
+            order |= {
+                place: seen + row * width + t for row, (_, own) in enumerate(members) for t, place in enumerate(own)
+            }
+            seen += len(members) * width
+        return cls(tuple(groups), torch.tensor([order[place] for place in range(len(order))], device=device))
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Queries [1,A,L,D] of all segments, each to its prefix and itself: [1,L,A,D]."""
+        outputs = [group.attend(module, query, key, value, **options) for group in self.groups]
+        return torch.cat(outputs).index_select(0, self.order_L)[None]
+
+
+def packed_segments(
+    sizes: Sequence[int], prefixes: Sequence[int | None], *, device: torch.device, dtype: torch.dtype
+) -> PackedSegments | GroupedSegments:
+    """The segments of a packed row, in the form that is fast on this device."""
+    form = PackedSegments if device.type == "cpu" else GroupedSegments
+    return form.of(sizes, prefixes, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -146,7 +214,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    segments: PackedSegments | None = None,
+    segments: PackedSegments | GroupedSegments | None = None,
     prefix_kv: SharedPrefixKV | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -161,6 +229,15 @@ def attend(
         return prefix_kv.attend(module.layer_idx, query, key, value, used["scaling"]), None
     assert segments is not None
     return segments.attend(module, query, key, value, **used), None
+
+
+def without_cudnn() -> None:
+    """Keep torch from cuDNN's attention, which newer GPUs get by default, in this process.
+
+    It makes a plan for every new shape and keeps it in the host's memory, and answers have all lengths: on an H100 an
+    iteration of a 135M model took 25 s with it and 6 s without (docs/performance.md).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _options_of_causal_attention(
@@ -218,6 +295,47 @@ def _segment_mask(prefix: int, size: int, *, device: torch.device, dtype: torch.
     """Additive mask [1,1,size,prefix + size] of a segment: all of its prefix, and its own tokens up to each."""
     seen = torch.ones(size, prefix + size, dtype=torch.bool, device=device).tril(prefix)
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+
+
+def _places(sizes: Sequence[int], prefixes: Sequence[int | None]) -> list[tuple[range, range]]:
+    """Of each segment the places of its prefix and its own in the packed row."""
+    ends = list(itertools.accumulate(sizes))
+    own = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [(range(0) if prefix is None else own[prefix], own[index]) for index, prefix in enumerate(prefixes)]
+
+
+def _grouped(segments: Sequence[tuple[range, range]]) -> Iterator[list[tuple[range, range]]]:
+    """Segments of similar lengths together, as many as keep a group's scores below :data:`SCORES_OF_A_GROUP`."""
+    group: list[tuple[range, range]] = []
+    queries = keys = 0
+    for prefix, own in sorted(segments, key=lambda segment: (len(segment[0]) + len(segment[1]), len(segment[1]))):
+        queries, keys = max(queries, len(own)), max(keys, len(prefix) + len(own))
+        if group and (len(group) + 1) * queries * keys > SCORES_OF_A_GROUP:
+            yield group
+            group, queries, keys = [], len(own), len(prefix) + len(own)
+        group.append((prefix, own))
+    yield group
+
+
+def _segment_group(members: Sequence[tuple[range, range]], *, device: torch.device, dtype: torch.dtype) -> SegmentGroup:
+    queries = max(len(own) for _, own in members)
+    keys = max(len(prefix) + len(own) for prefix, own in members)
+    masked = len(members) > 1 or bool(members[0][0])
+    keys += -keys % ALIGNED if masked else 0
+
+    def filled(places: Sequence[int], width: int) -> list[int]:
+        return [*places, *[places[-1]] * (width - len(places))]
+
+    query_G = [place for _, own in members for place in filled(own, queries)]
+    key_G = [place for prefix, own in members for place in filled([*prefix, *own], keys)]
+    mask = None
+    if masked:
+        first_N = torch.tensor([len(prefix) for prefix, _ in members], device=device)
+        last_NT = first_N[:, None] + torch.arange(queries, device=device)
+        seen_NTS = torch.arange(keys, device=device) <= last_NT[..., None]
+        mask = torch.zeros(seen_NTS.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill(~seen_NTS, torch.finfo(dtype).min)[:, None]
+    return SegmentGroup(len(members), torch.tensor(query_G, device=device), torch.tensor(key_G, device=device), mask)
 
 
 AttentionInterface.register(NAME, attend)

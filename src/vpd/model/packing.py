@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpd.model.attention import PackedSegments
+from vpd.model.attention import packed_segments
 from vpd.types import Tokens
 
 
@@ -76,7 +76,7 @@ def lay_out(
             "input_ids": torch.tensor([packed.ids], device=device),
             "position_ids": torch.tensor([packed.positions], device=device),
             "attention_mask": torch.zeros(1, 1, 1, 1, dtype=dtype, device=device),  # four dimensions: taken as it is
-            "segments": PackedSegments.of(packed.sizes, packed.prefixes, device=device, dtype=dtype),
+            "segments": packed_segments(packed.sizes, packed.prefixes, device=device, dtype=dtype),
         },
         row_N=torch.zeros_like(place_N),
         place_N=place_N,

@@ -293,7 +293,7 @@ def _learner_logits(model: Any, rows: Rows, path: LearnerPath) -> list[Tensor]:
 class _CountingSegments:
     """Packed segments that count how often a layer attends to them."""
 
-    def __init__(self, segments: attention.PackedSegments):
+    def __init__(self, segments: attention.PackedSegments | attention.GroupedSegments):
         self._segments = segments
         self.calls = 0
 

@@ -38,7 +38,7 @@ def _narrow(model: Any) -> list[Tensor]:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes; on CUDA never run."""
+    """Bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
