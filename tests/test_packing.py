@@ -201,3 +201,20 @@ def test_a_model_that_takes_no_packed_segments_is_computed_row_by_row_and_says_s
     assert tiny_learner(gpt2(), share_prefixes=True).shares_prefixes
     assert tiny_learner(model, share_prefixes=False).path == "padded"
     assert not caplog.text
+
+
+@pytest.mark.parametrize("form", [attention.PackedSegments, attention.GroupedSegments])
+def test_the_mask_has_the_dtype_of_the_queries(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mixed precision weights are float32 and queries are not; a GPU's kernels refuse another dtype."""
+    masks = []
+
+    def seen(module: Any, query: torch.Tensor, key: Any, value: Any, mask: torch.Tensor | None, **options: Any) -> Any:
+        masks.append(mask)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", seen)
+    states = torch.randn(1, 2, 9, 8, dtype=torch.bfloat16)
+    segments = form.of([3, 4, 2], [None, 0, 0], device=states.device, dtype=torch.float32)
+    output = segments.attend(tiny_model().model.layers[0].self_attn, states, states, states, scaling=0.3, dropout=0.0)
+    assert output.isfinite().all()
+    assert {mask.dtype for mask in masks if mask is not None} == {torch.bfloat16}

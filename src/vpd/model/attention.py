@@ -79,7 +79,7 @@ class PackedSegments:
         ):
             if prefix is not None:
                 k, v = torch.cat([keys[prefix], k], 2), torch.cat([values[prefix], v], 2)
-            outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
+            outputs.append(_attention(module, q, k, v, mask, **options))
         return torch.cat(outputs, 1)
 
 
@@ -102,7 +102,7 @@ class SegmentGroup:
             states[0].index_select(1, places).unflatten(1, (self.count, -1)).transpose(0, 1)
             for states, places in ((query, self.query_G), (key, self.key_G), (value, self.key_G))
         )
-        return sdpa_attention_forward(module, q, k, v, self.mask, **options)[0].flatten(0, 1)
+        return _attention(module, q, k, v, self.mask, **options).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,13 @@ def attend(
         return prefix_kv.attend(module.layer_idx, query, key, value, used["scaling"]), None
     assert segments is not None
     return segments.attend(module, query, key, value, **used), None
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+    """Attention [N,T,A,D] with a mask for the weights' dtype, which need not be the queries' (mixed precision)."""
+    mask = None if mask is None else mask.to(query.dtype)
+    output: Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    return output
 
 
 def without_cudnn() -> None:
