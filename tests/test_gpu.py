@@ -18,6 +18,7 @@ from test_ranks import CASES, OWN, write_log
 
 from vpd.config import parse
 from vpd.lab.reproduce.forgetting import text_nll
+from vpd.model.number_types import bfloat16_ratio
 from vpd.model.settings import ModelSettings
 from vpd.recipes.assemble import assemble, load_model
 
@@ -159,3 +160,4 @@ def test_the_doctor_finds_the_gpu(capfd: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     said = capfd.readouterr().out
     assert torch.cuda.get_device_properties(0).name in said and "on this GPU" in said
+    assert bfloat16_ratio("cuda") < 0.5

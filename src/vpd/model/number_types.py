@@ -4,6 +4,8 @@ import time
 
 import torch
 
+#: rows of the matrices that are multiplied; a GPU is faster than its kernels start, if there are few
+ROWS_ON_CPU, ROWS_ELSEWHERE = 512, 4096
 SLOW = 1.5  # times as long as in float32, from where on bfloat16 is not worth it
 
 
@@ -12,8 +14,9 @@ def bfloat16_ratio(device: str) -> float:
     return _seconds_of_products(torch.bfloat16, device) / _seconds_of_products(torch.float32, device)
 
 
-def _seconds_of_products(dtype: torch.dtype, device: str, size: int = 512, count: int = 8) -> float:
+def _seconds_of_products(dtype: torch.dtype, device: str, count: int = 8) -> float:
     """The shortest of ``count`` measured times."""
+    size = ROWS_ON_CPU if device == "cpu" else ROWS_ELSEWHERE
     left = torch.ones(size, size, dtype=dtype, device=device)
     times = []
     for _ in range(count):
