@@ -225,6 +225,8 @@ def test_the_shipped_rates_cover_every_claim() -> None:
         ({1e-4: (0.2, 0.6), 3e-4: (0.5, 0.3), 1e-3: (0.1, 0.1)}, 1e-4),
         ({1e-4: (0.5, 0.5), 3e-4: (0.7, 0.9), 1e-3: (0.81, 0.81)}, 3e-4),  # .80 and .81 are as good
         ({1e-4: (0.5, 0.5), 3e-4: (0.7, 0.9), 1e-3: (0.83, 0.83)}, 1e-3),
+        ({1e-4: (0.0, 0.0), 3e-4: (0.01, 0.0), 1e-3: (0.0, 0.0)}, 3e-4),  # not the lowest because nothing learns
+        ({1e-4: (0.0, 0.0), 3e-4: (0.0, 0.0), 1e-3: (0.0, 0.0)}, 1e-4),
     ],
 )
 def test_the_lowest_of_the_best_rates_is_taken(finals: dict[float, tuple[float, float]], chosen: float) -> None:

@@ -17,7 +17,8 @@ FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
 HEAD = f"""\
 # Learning rates, chosen by `vpd reproduce SETTING --tune [--methods ...]`: the lowest of the grid whose mean final
-# accuracy, on seeds that are not reported, is within {TIE} of the best.  All methods have the same grid and rollouts.
+# accuracy, on seeds that are not reported, is within {TIE} of the best (the best itself where none learns even that).
+# All methods have the same grid and rollouts.
 """
 
 
@@ -51,7 +52,10 @@ def tune(
 
 
 def choose(runs: Mapping[Job, Run]) -> dict[str, dict[str, Any]]:
-    """For every setting and method the lowest rate within :data:`TIE` of the best, and all final accuracies."""
+    """For every setting and method the lowest rate within :data:`TIE` of the best, and all final accuracies.
+
+    Where the best is no more than that, every rate would be; then it is the best.
+    """
     finals: dict[str, dict[str, dict[float, list[float]]]] = {}
     seeds: dict[tuple[str, str], set[int]] = {}
     for job, run in runs.items():
@@ -63,7 +67,8 @@ def choose(runs: Mapping[Job, Run]) -> dict[str, dict[str, Any]]:
     for setting, methods in finals.items():
         for method, by_rate in methods.items():
             means = {rate: round(statistics.fmean(values), 3) for rate, values in sorted(by_rate.items())}
-            good = min(rate for rate, mean in means.items() if mean >= max(means.values()) - TIE)
+            best = max(means.values())
+            good = min(rate for rate, mean in means.items() if mean >= best - (TIE if best > TIE else 0.0))
             table.setdefault(setting, {})[method] = {
                 "learning_rate": good,
                 "seeds": sorted(seeds[setting, method]),
