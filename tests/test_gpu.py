@@ -14,13 +14,12 @@ import torch
 from helpers import metrics_of
 from launching import Launch
 from safetensors.torch import load_file
-from test_ranks import CASES, OWN, write_log
+from test_ranks import CASES, OWN, write_material
 
 from vpd.config import parse
 from vpd.lab.reproduce.forgetting import text_nll
 from vpd.model.number_types import bfloat16_ratio
-from vpd.model.settings import ModelSettings
-from vpd.recipes.assemble import assemble, load_model
+from vpd.recipes.assemble import assemble
 
 HERE = Path(__file__).resolve().parent
 ALONE = [name for name in CASES if "server" not in name]
@@ -37,14 +36,7 @@ Train = Callable[..., Path]
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with another teacher and a log of answers."""
     folder = tmp_path_factory.mktemp("gpu")
-    model, tokenizer = load_model(ModelSettings(name_or_path="tiny", dtype="float64"))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
-    model.save_pretrained(folder / "teacher")
-    tokenizer.save_pretrained(folder / "teacher")
-    write_log(folder / "log.jsonl")
+    write_material(folder)
     return folder
 
 

@@ -51,14 +51,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("ranks")
-    model, tokenizer = load_model(ModelSettings(name_or_path="tiny", dtype="float64"))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
-    model.save_pretrained(folder / "teacher")
-    tokenizer.save_pretrained(folder / "teacher")
-    write_log(folder / "log.jsonl")
+    write_material(folder)
     launches = (("one", 1, "all", 250), ("two", 2, "all", 300), ("again", 1, "resume", 150))
     with serving(exact_server()) as whole, serving(exact_server()) as adapters:
         for name, world, part, deadline in launches:
@@ -68,6 +61,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert [made.get("error") for made in (found.one, *found.two)] == [None, None, None]
     assert [made["world"] for made in (found.one, *found.two)] == [1, 2, 2]
     return found
+
+
+def write_material(folder: Path) -> None:
+    """Another teacher and a log of answers, which some of the cases read."""
+    model, tokenizer = load_model(ModelSettings(name_or_path="tiny", dtype="float64"))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    write_log(folder / "log.jsonl")
 
 
 def write_log(path: Path) -> None:
