@@ -75,7 +75,7 @@ def train(tmp_path: Path) -> Train:
     return functools.partial(trained, tmp_path)
 
 
-def trained(place: Path, name: str, *words: str, device: str = "gpu", command: str = "train") -> Path:
+def trained(place: Path, name: str, *words: str, device: str = "gpu") -> Path:
     """The folder of a small run that ``vpd train`` made; it must end well."""
     folder = place / name
     small = [
@@ -86,7 +86,7 @@ def trained(place: Path, name: str, *words: str, device: str = "gpu", command: s
     ]  # fmt: skip
     logs = place / f"{name}-log"
     logs.mkdir(exist_ok=True)
-    launch = Launch(["-m", "vpd", command, *small, *words], 1, logs, **DEVICES[device])
+    launch = Launch(["-m", "vpd", "train", *small, *words], 1, logs, **DEVICES[device])
     assert launch.end(150) == [0], launch.outputs
     return folder
 

@@ -205,7 +205,7 @@ def test_a_model_that_takes_no_packed_segments_is_computed_row_by_row_and_says_s
 
 @pytest.mark.parametrize("form", [attention.PackedSegments, attention.GroupedSegments])
 def test_the_mask_has_the_dtype_of_the_queries(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In mixed precision weights are float32 and queries are not; a GPU's kernels refuse another dtype."""
+    """In mixed precision weights are float32 and queries are not; a GPU's kernels ask for one dtype (read, not run)."""
     masks = []
 
     def seen(module: Any, query: torch.Tensor, key: Any, value: Any, mask: torch.Tensor | None, **options: Any) -> Any:

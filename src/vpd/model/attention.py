@@ -142,7 +142,11 @@ class GroupedSegments:
 def packed_segments(
     sizes: Sequence[int], prefixes: Sequence[int | None], *, device: torch.device, dtype: torch.dtype
 ) -> PackedSegments | GroupedSegments:
-    """The segments of a packed row, in the form that is fast on this device."""
+    """The segments of a packed row, in the form for this device.
+
+    On a CPU each alone is faster, as measured; on a GPU groups start far fewer kernels, which was counted and not timed
+    (docs/performance.md).
+    """
     form = PackedSegments if device.type == "cpu" else GroupedSegments
     return form.of(sizes, prefixes, device=device, dtype=dtype)
 
@@ -242,7 +246,7 @@ def without_cudnn() -> None:
     """Keep torch from cuDNN's attention, which newer GPUs get by default, in this process.
 
     It makes a plan for every new shape and keeps it in the host's memory, and answers have all lengths: on an H100 an
-    iteration of a 135M model took 25 s with it and 6 s without (docs/performance.md).
+    iteration of a 135M model took about 25 s with it and 6 s without (docs/performance.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
