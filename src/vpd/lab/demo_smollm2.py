@@ -18,7 +18,7 @@ from vpd.lab.demo import ROLES, check_least, check_writable
 from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.claims import WIDE
 from vpd.lab.reproduce.methods import METHODS, load_rates, rate_of
-from vpd.lab.reproduce.run import CurveRecorder, Job
+from vpd.lab.reproduce.run import CurveRecorder, Job, dtype_of
 from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import CONVENTIONS, PRETRAINED_BASE
 from vpd.model.threads import threads_for
@@ -33,7 +33,7 @@ from vpd.report.model_card import source_commit
 SETTING, METHOD = "conventions", "imitate"
 STEPS = 20
 EVAL_TASKS, EVAL_SAMPLES = 24, 2
-EVAL_SECONDS = 10.0  # of one evaluation, with the retries of teacher and control
+EVAL_ITERATIONS = 1.25  # an evaluation, with the retries of teacher and control, takes as long as so many iterations
 SHOWN = 4  # held-out answers that are printed
 LONGEST = 200  # characters of one answer
 REPORT = Options(title="The demo: SmolLM2-135M learns what clients want from a reviewer's notes")
@@ -52,16 +52,18 @@ def demo(output: Path, *, steps: int = STEPS, seed: int = 0, console: Terminal |
         packaged.files_of(PRETRAINED_BASE)  # an error before anything is made
     check_writable(output)
     console = console or Terminal()
-    console.print(introduction(steps, is_cached=found is not None), highlight=False)
-    return learn(config_of(bases.ensure(PRETRAINED_BASE, seed), steps, seed), output, console)
+    dtype = dtype_of(SETTING)
+    console.print(introduction(steps, dtype, is_cached=found is not None), highlight=False)
+    return learn(config_of(bases.ensure(PRETRAINED_BASE, seed), steps, seed, dtype), output, console)
 
 
-def config_of(base: Path, steps: int, seed: int) -> Config:
+def config_of(base: Path, steps: int, seed: int, dtype: str) -> Config:
     """The configuration that ``vpd reproduce conventions`` runs, with smaller evaluations, at the start, half-way and
     at the end.
     """
     rate = rate_of(load_rates(), SETTING, METHOD)
-    data = Job(setting=SETTING, method=METHOD, seed=seed, learning_rate=rate).config_data()
+    job = Job(setting=SETTING, method=METHOD, seed=seed, learning_rate=rate, dtype=dtype)
+    data = job.config_data()
     data["model"]["name_or_path"] = str(base)
     data["run"] |= {
         "max_steps": steps,
@@ -72,14 +74,14 @@ def config_of(base: Path, steps: int, seed: int) -> Config:
     return parse(data)
 
 
-def introduction(steps: int, *, is_cached: bool) -> str:
+def introduction(steps: int, dtype: str, *, is_cached: bool) -> str:
     """What will be done, and how long it takes."""
-    minutes = (CONVENTIONS.seconds[0] * steps + 3 * EVAL_SECONDS) / 60
+    seconds = CONVENTIONS.seconds[dtype].plain * (steps + 3 * EVAL_ITERATIONS)
     text = (
         "SmolLM2-135M-Instruct writes a sentence about a topic for one of four clients. Each client wants something "
         "that only the reviewer's note on a refused sentence says. The same model tries again with the note, and "
-        f"learns from what is accepted: {steps} iterations, about {minutes:.0f} minutes of one idle core. Topics of "
-        "the evaluation are never trained on."
+        f"learns from what is accepted: {steps} iterations, in {dtype} about {seconds / 60:.0f} minutes of one idle "
+        "core. Topics of the evaluation are never trained on."
     )
     if not is_cached:
         text += f" First the packaged model is converted, once, about a minute, into {bases.cache_folder()}."

@@ -9,6 +9,17 @@ ROWS_ON_CPU, ROWS_ELSEWHERE = 512, 4096
 SLOW = 1.5  # times as long as in float32, from where on bfloat16 is not worth it
 
 
+def training_device() -> str:
+    """The kind of device that a run on this machine trains on: ``cpu`` where there is nothing else."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if device is None else device.type
+
+
+def faster_type(device: str) -> str:
+    """``bfloat16`` where products take no longer in it than in float32, else ``float32``; measured now."""
+    return "bfloat16" if bfloat16_ratio(device) <= 1.0 else "float32"
+
+
 def bfloat16_ratio(device: str) -> float:
     """How many times as long a product of matrices takes in bfloat16 as in float32, measured now (milliseconds)."""
     return _seconds_of_products(torch.bfloat16, device) / _seconds_of_products(torch.float32, device)

@@ -27,7 +27,7 @@ import vpd
 from vpd.bundled import load_bundled
 from vpd.errors import ConfigError, ModelError, SandboxError, VPDError
 from vpd.model.loading import hub_answers
-from vpd.model.number_types import SLOW, bfloat16_ratio
+from vpd.model.number_types import SLOW, bfloat16_ratio, training_device
 from vpd.sandbox import Limits, Program, strongest
 
 Status: TypeAlias = Literal["ok", "note", "warning", "fault"]
@@ -184,7 +184,7 @@ def _memory() -> Iterator[Finding]:
 
 def _number_types() -> Iterator[Finding]:
     """How long bfloat16 products take beside float32 ones, where the training runs."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = training_device()
     ratio = bfloat16_ratio(device)
     detail = f"products take {ratio:.1f} times as long as in float32 on this {device.upper().replace('CUDA', 'GPU')}"
     slow = ratio > SLOW

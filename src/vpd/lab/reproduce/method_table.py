@@ -8,7 +8,7 @@ from pathlib import Path
 from vpd.errors import ConfigError, StorageError
 from vpd.lab.reproduce.claims import Runs, standard_error
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, rate_of
-from vpd.lab.reproduce.run import BLOCK, Job, Run, make_all, measure
+from vpd.lab.reproduce.run import BLOCK, Job, Run, dtype_of, make_all, measure
 from vpd.lab.reproduce.settings_table import SETTINGS, TINY
 from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit
@@ -19,10 +19,11 @@ CLOSE = 2.0  # a mean within so many standard errors of the difference of the be
 
 
 def jobs_of(
-    settings: Sequence[str], methods: Sequence[str], seeds: Sequence[int], rates: Path
+    settings: Sequence[str], methods: Sequence[str], seeds: Sequence[int], rates: Path, dtype: str | None = None
 ) -> tuple[list[Job], list[str]]:
     """A run for each cell and seed, and the cells whose learning rate is not tuned, which are left empty."""
     known = load_rates(rates)
+    types = {setting: dtype_of(setting, dtype) for setting in settings or TINY}
     jobs: list[Job] = []
     untuned: list[str] = []
     for setting, method in itertools.product(settings or tuple(TINY), methods or COMPARED):
@@ -31,7 +32,9 @@ def jobs_of(
         except ConfigError:
             untuned.append(f"{method} in {setting}")
             continue
-        jobs += [Job(setting=setting, method=method, seed=seed, learning_rate=rate) for seed in seeds]
+        jobs += [
+            Job(setting=setting, method=method, seed=seed, learning_rate=rate, dtype=types[setting]) for seed in seeds
+        ]
     return jobs, untuned
 
 

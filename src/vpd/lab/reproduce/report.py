@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
         f"Written by `vpd reproduce` at {source_commit() or 'no commit'}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
-        *_tasks({SETTINGS[name].family.env for name in SETTINGS if _runs_in(name, runs)}),
+        *_tasks(runs),
         "The student's accuracy is measured on its training rollouts, whose tasks are new in every iteration: "
         f"*final* is the mean of the last {2 * BLOCK} iterations, *peak* the best {BLOCK} iterations in a row. "
         f"*Held out* and *teacher* are evaluations of {EVAL_ANSWERS} answers; the teacher answers the student's "
@@ -130,18 +130,23 @@ def markdown(findings: Sequence[Finding], runs: Runs, *, rates: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tasks(environments: Collection[str]) -> list[str]:
+def _tasks(runs: Runs) -> list[str]:
     """What the task is, in each family of settings that was run."""
+    types: dict[str, set[str]] = {}
+    for (setting, _), seeds in runs.items():
+        here = types.setdefault(SETTINGS[setting].family.env, set())
+        here |= {run["settings"]["model"].get("dtype", "float32") for run in seeds.values()}
     shown = []
-    if DIGITS.env in environments:
+    if DIGITS.env in types:
         shown.append(
             "The task is `digits`: a letter stands for an unknown operation on digits; an answer is right if all its "
             f"digits are. The bases have 0.24 M parameters; every iteration is {DIGITS.prompts_per_step} tasks × "
             f"{DIGITS.num_generations} answers, for every method. Each seed has its own base, tasks and samples. "
         )
-    if CONVENTIONS.env in environments:
+    if CONVENTIONS.env in types:
         shown.append(
-            "In the settings `conventions` the base is SmolLM2-135M-Instruct and the task `conventions`: a sentence "
+            "In the settings `conventions` the base is SmolLM2-135M-Instruct, its weights in "
+            f"{' and in '.join(sorted(types[CONVENTIONS.env]))}, and the task `conventions`: a sentence "
             "for a client, who wants in it what only the reviewer's note on an attempt says. Every iteration is "
             f"{CONVENTIONS.prompts_per_step} tasks × {CONVENTIONS.num_generations} answers (with retries: half of them "
             "are retries); evaluation asks for topics that training never names. Each seed has its own tasks and "

@@ -22,6 +22,7 @@ from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
+from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
@@ -76,12 +77,13 @@ ABILITIES = {"instructions": "instructions/accuracy", "text_nll": "text/nll"}
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Job:
-    """One run to make."""
+    """One run to make; ``dtype`` is that of the base's weights."""
 
     setting: str
     method: str
     seed: int
     learning_rate: float
+    dtype: str = "float32"
 
     def base(self) -> tuple[str, int]:
         """Name and seed of the base it starts from."""
@@ -109,7 +111,7 @@ class Job:
             algorithm["teacher_model"] = _label(self.expert())
         attempts = family.num_generations // 2 if method.retries else family.num_generations
         return {
-            "model": {"name_or_path": _label(self.base()), **family.model},
+            "model": {"name_or_path": _label(self.base()), "dtype": self.dtype},
             "env": {"name": family.env, **setting.env, **(setting.text if method.reads_feedback else {})},
             "feedback": self._feedback(),
             "prompts": dict(family.prompts),
@@ -151,7 +153,7 @@ class Job:
             return None
         family = setting.family
         env = {"name": family.env, **setting.env, **setting.text}
-        return Warmup(name=name, base=self.base(), length=setting.length, env=env, family=family)
+        return Warmup(name=name, base=self.base(), dtype=self.dtype, length=setting.length, env=env, family=family)
 
     def key(self) -> str:
         """A hash (12 characters) of the configuration and of the code that determines the results."""
@@ -172,12 +174,21 @@ class Job:
     def seconds(self) -> float:
         """Estimated time on one idle core."""
         setting, method = find_setting(self.setting), find_method(self.method)
-        without, distilling = setting.family.seconds
-        rate = distilling if method.reads_feedback and method.algorithm.get("distillation_weight", 1.0) else without
+        seconds = setting.family.seconds.get(self.dtype) or next(iter(setting.family.seconds.values()))
+        distils = method.reads_feedback and method.algorithm.get("distillation_weight", 1.0)
+        rate = seconds.distilling if distils else seconds.plain
         if method.algorithm["name"] in ("vpd", "gated") and (every := method.algorithm.get("e_every", E_EVERY)):
-            rate += setting.family.e_step_seconds / every
-        warming = setting.family.warming.seconds if method.warmup else 0.0
+            rate += seconds.e_step / every
+        warming = seconds.warming if method.warmup else 0.0
         return rate * setting.steps * setting.length / setting.family.length + warming
+
+
+def dtype_of(setting: str, asked: str | None = None) -> str:
+    """The number type of the weights in a setting: the one asked for, else its family's; of several the faster one."""
+    known = tuple(find_setting(setting).family.seconds)
+    if asked is not None:
+        return asked
+    return known[0] if len(known) == 1 else faster_type(training_device())
 
 
 class CurveRecorder:

@@ -26,7 +26,7 @@ CRITIQUE = {
 @dataclass(frozen=True, kw_only=True)
 class Warming:
     """How much a base is trained before a method begins: transcripts collected (``batch`` at a time), updates and rows
-    of each, learning rate, and seconds on one idle core.
+    of each, and learning rate.
     """
 
     tasks: int
@@ -34,27 +34,36 @@ class Warming:
     steps: int
     rows: int
     rate: float
-    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """On one idle core: of an iteration without distillation (``plain``) and with it, what an E-step adds, and of a
+    warm-up.
+    """
+
+    plain: float
+    distilling: float
+    e_step: float = 0.0
+    warming: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What all settings of one task share: sections of a configuration, and how much is sampled and evaluated.
 
-    ``seconds``: of one iteration on one idle core, without and with distillation, for answers of ``length`` tokens;
-    ``e_step_seconds``: what an E-step adds.
-    ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read
-    no feedback are evaluated with as many answers per task as the others; else with one, on more tasks.
-    ``forgetting``: other abilities are measured before and after training.  ``samples``: held-out answers that a run
-    keeps from before and after training.
+    ``seconds``: by the number type of the weights, for answers of ``length`` tokens; where there are several types, a
+    machine's faster one is used.  ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read no
+    feedback are evaluated with as many answers per task as the others; else with one, on more tasks.  ``forgetting``:
+    other abilities are measured before and after training.  ``samples``: held-out answers that a run keeps from before
+    and after training.
     """
 
     env: str
-    model: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, Any]
     rollout: Mapping[str, Any]
     optim: Mapping[str, Any]
-    seconds: tuple[float, float]
+    seconds: Mapping[str, Seconds]
     grid: tuple[float, ...]
     warming: Warming
     length: int
@@ -64,7 +73,6 @@ class Family:
     same_evaluation: bool = False
     forgetting: bool = False
     samples: int = 0
-    e_step_seconds: float = 0.0
 
     @property
     def rollouts(self) -> int:
@@ -77,23 +85,24 @@ DIGITS = Family(
     prompts=asdict(tiny.TEMPLATE),
     rollout={"max_rows": 512},
     optim={"weight_decay": 0.0, "micro_batch_size": 128},
-    seconds=(0.07, 0.11),
+    seconds={"float32": Seconds(plain=0.07, distilling=0.11, warming=12.0)},
     grid=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-    warming=Warming(tasks=2048, batch=256, steps=60, rows=64, rate=3e-4, seconds=12.0),
+    warming=Warming(tasks=2048, batch=256, steps=60, rows=64, rate=3e-4),
     length=LENGTH,
     prompts_per_step=16,
     eval_steps=20,
 )
 CONVENTIONS = Family(
     env="conventions",
-    model={"dtype": "bfloat16"},
     prompts={"layout": "request"},
     rollout={"temperature": 0.6},
     optim={"warmup_steps": 3, "micro_batch_size": 64},
-    seconds=(8.0, 17.0),
-    e_step_seconds=18.0,
+    seconds={
+        "bfloat16": Seconds(plain=8.0, distilling=17.0, e_step=18.0, warming=300.0),
+        "float32": Seconds(plain=20.0, distilling=70.0, e_step=70.0, warming=1200.0),
+    },
     grid=(2e-5, 5e-5, 1e-4),
-    warming=Warming(tasks=512, batch=64, steps=30, rows=16, rate=5e-5, seconds=300.0),
+    warming=Warming(tasks=512, batch=64, steps=30, rows=16, rate=5e-5),
     length=32,
     prompts_per_step=8,
     eval_steps=40,

@@ -12,7 +12,7 @@ from vpd.lab.reproduce.method_table import jobs_of, write_methods
 from vpd.lab.reproduce.methods import RATES, find_method, has_own_rate, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import STYLES, write_report
-from vpd.lab.reproduce.run import Job, Run, make_all
+from vpd.lab.reproduce.run import Job, Run, dtype_of, make_all
 from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
@@ -43,6 +43,7 @@ class Options:
     jobs: int = 1
     rates: Path = RATES
     methods: tuple[str, ...] = ()
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("--seeds", 1 if self.seeds is None else self.seeds), ("--jobs", self.jobs)):
@@ -100,7 +101,7 @@ def reproduce(options: Options, console: Terminal | None = None) -> list[Finding
 def compare_methods(options: Options, console: Terminal | None = None) -> Path:
     """Run ``options.methods`` (none: all that are compared) in every setting, and write the table ``methods.md``."""
     seeds = range(options.first_seed, options.first_seed + (options.seeds or SIDE_SEEDS))
-    jobs, untuned = jobs_of(options.settings, options.methods, seeds, options.rates)
+    jobs, untuned = jobs_of(options.settings, options.methods, seeds, options.rates, options.dtype)
     console = console or Terminal()
     if untuned:
         tune = "vpd reproduce --methods METHOD ... --tune, then --rates reproduce-out/rates.yaml"
@@ -113,8 +114,15 @@ def compare_methods(options: Options, console: Terminal | None = None) -> Path:
 
 def plan(claims: Sequence[Claim], options: Options, rates: Mapping[str, Mapping[str, float]]) -> list[Job]:
     """Every run that the claims need, once."""
+    types = {name: dtype_of(name, options.dtype) for name in dict.fromkeys(claim.setting for claim in claims)}
     jobs = [
-        Job(setting=claim.setting, method=method, seed=seed, learning_rate=rate_of(rates, claim.setting, method))
+        Job(
+            setting=claim.setting,
+            method=method,
+            seed=seed,
+            learning_rate=rate_of(rates, claim.setting, method),
+            dtype=types[claim.setting],
+        )
         for claim in claims
         for method in claim.methods()
         for seed in options.seeds_of(claim)
@@ -138,6 +146,7 @@ def tune_rates(options: Options, console: Terminal | None = None) -> Path:
         options.output,
         known=options.rates,
         seeds=options.seeds or TUNING_SEEDS,
+        dtype=options.dtype,
         processes=options.jobs,
         console=console or Terminal(),
     )

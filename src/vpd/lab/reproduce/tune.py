@@ -9,7 +9,7 @@ import yaml
 
 from vpd.errors import StorageError
 from vpd.lab.reproduce.methods import load_table
-from vpd.lab.reproduce.run import Job, Run, make_all, measure
+from vpd.lab.reproduce.run import Job, Run, dtype_of, make_all, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
 from vpd.report.console import Terminal
 
@@ -22,11 +22,12 @@ HEAD = f"""\
 """
 
 
-def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
+def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int, dtype: str | None = None) -> list[Job]:
     """The whole grid for every (setting, method); for a setting that uses another's rates, in that one."""
     own = dict.fromkeys((SETTINGS[setting].tuned_as or setting, method) for setting, method in pairs)
+    types = {setting: dtype_of(setting, dtype) for setting, _ in own}
     return [
-        Job(setting=setting, method=method, seed=FIRST_SEED + seed, learning_rate=rate)
+        Job(setting=setting, method=method, seed=FIRST_SEED + seed, learning_rate=rate, dtype=types[setting])
         for setting, method in own
         for rate in SETTINGS[setting].family.grid
         for seed in range(seeds)
@@ -34,11 +35,18 @@ def tuning_jobs(pairs: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
 
 
 def tune(
-    pairs: Iterable[tuple[str, str]], output: Path, *, known: Path, seeds: int, processes: int, console: Terminal
+    pairs: Iterable[tuple[str, str]],
+    output: Path,
+    *,
+    known: Path,
+    seeds: int,
+    dtype: str | None,
+    processes: int,
+    console: Terminal,
 ) -> Path:
     """Run the grid and write ``rates.yaml``; all other entries are copied from the file ``known``."""
     table = load_table(known)
-    jobs = tuning_jobs(pairs, seeds)
+    jobs = tuning_jobs(pairs, seeds, dtype)
     runs = make_all(jobs, output / "runs", processes=processes, console=console)
     path = output / "rates.yaml"
     for setting, rows in choose(runs).items():

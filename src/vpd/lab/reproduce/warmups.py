@@ -24,10 +24,13 @@ SEED = 7  # of the tasks; those of the method are others
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
-    """``name``: ldd or sft; ``base``: name and seed; ``length`` of an answer; ``env``: the whole section."""
+    """``name``: ldd or sft; ``base``: name and seed, of weights of ``dtype``; ``length`` of an answer; ``env``: the
+    whole section.
+    """
 
     name: str
     base: tuple[str, int]
+    dtype: str = "float32"
     length: int
     env: Mapping[str, Any]
     family: Family
@@ -38,6 +41,7 @@ class Warmup:
         return {
             "name": self.name,
             "base": self.base,
+            "dtype": self.dtype,
             "length": self.length,
             "env": self.env,
             "first_seed": SEED,
@@ -48,7 +52,7 @@ def warm_up(warmup: Warmup, base: Path, folder: Path) -> Path:
     """Collect transcripts of the base in ``folder``, train it on them, and give the folder of the model."""
     family, sizes = warmup.family, warmup.family.warming
     common = {
-        "model": {"name_or_path": str(base), **family.model},
+        "model": {"name_or_path": str(base), "dtype": warmup.dtype},
         "prompts": dict(family.prompts),
         "optim": {**family.optim, "learning_rate": sizes.rate},
         "run": {"max_steps": sizes.steps, "seed": 1000 * SEED + warmup.base[1]},
