@@ -23,6 +23,7 @@ from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, make_all, measure
+from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
 from vpd.lab.reproduce.tune import tuning_jobs
@@ -321,8 +322,35 @@ def test_a_report_from_made_up_runs(tmp_path: Path) -> None:
     assert "2 holds" in text and "2 not run" in text and "± 0.000 | 3 | **holds** |" in text
     assert "chosen on other seeds (`rates.yaml`)." in text  # all were
     assert "| GRPO | 0.001 | 3 | 0.00 ± 0.00 | 0.20 ± 0.01 |" in text
-    assert [p.name for p in paths] == ["claims.json", "reproduction.md", "reproduce-sparse.png"]
-    assert paths[2].stat().st_size > 10_000
+    assert [p.name for p in paths] == ["claims.json", "reproduction.md", "runs.csv", "reproduce-sparse.png"]
+    assert paths[3].stat().st_size > 10_000
+
+
+def test_a_line_of_the_table_of_runs_holds_what_was_measured_in_the_run(tmp_path: Path) -> None:
+    runs = {("sparse", method): {s: fake(method, s, 0.2 + s / 10) for s in (1, 0)} for method in ("grpo", "vpd")}
+    runs["sparse", "grpo"][1] |= {"commit": "abc", "settings": {"model": {"dtype": "bfloat16"}}}
+    write_report([], runs, tmp_path, rates=RATES_FILE)
+    rows = read_runs(tmp_path / "runs.csv")
+    assert [(row["setting"], row["method"], row["seed"]) for row in rows] == [
+        ("sparse", method, seed) for method in ("grpo", "vpd") for seed in ("0", "1")
+    ]
+    first, second = rows[:2]
+    assert (first["dtype"], first["commit"], first["learning_rate"]) == ("float32", "", "0.001")
+    assert (second["dtype"], second["commit"]) == ("bfloat16", "abc")
+    made = runs["sparse", "grpo"][0]
+    assert float(first["final"]) == pytest.approx(measure(made, "final"), rel=1e-4)
+    assert first["e_accuracy"] == "" and float(rows[2]["e_accuracy"]) == 0.8  # GRPO has no E-step
+    rewards = rewards_of(first)
+    assert rewards == [(step, pytest.approx(value, rel=1e-3)) for step, value in made["curves"]["reward"]]
+
+
+def test_what_is_no_table_of_runs_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot read the runs .*none.csv"):
+        read_runs(tmp_path / "none.csv")
+    (tmp_path / "other.csv").write_text("setting,method\nsparse,vpd\n")
+    with pytest.raises(StorageError, match="is no table of runs") as error:
+        read_runs(tmp_path / "other.csv")
+    assert "no column seed" in str(error.value)
 
 
 def test_a_report_names_the_methods_whose_rates_were_not_tuned(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ NAME = "reproduce"
 ABOUT = "Test the paper's claims in miniature, on a CPU."
 SETTINGS: tuple[str, ...] = ()
 REPRODUCE = """\
-Writes claims.json, reproduction.md (claims with their numbers and verdicts) and a picture of each setting to
---output_dir; of a pretrained model also samples.md, what it writes before and after training. Raw runs stay in its
-runs/ and are used again while configuration and code are the same, so the same command continues an interrupted suite.
+Writes claims.json, reproduction.md (claims with their numbers and verdicts), runs.csv (a line for each run) and a
+picture of each setting to --output_dir; of a pretrained model also samples.md, what it writes before and after
+training. Raw runs stay in its runs/ and are used again while configuration and code are the same, so the same command
+continues an interrupted suite.
 
 settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing; of a pretrained model:
 conventions conventions_noisy conventions_shuffled conventions_verdict conventions_silent conventions_themes

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from vpd.errors import StorageError
-from vpd.lab.reproduce import samples_page
+from vpd.lab.reproduce import runs_table, samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
 from vpd.lab.reproduce.pictures import draw_evidence, draw_setting, draw_students
@@ -46,13 +46,13 @@ COLUMNS = (
 
 
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
-    """Write ``claims.json``, ``reproduction.md``, ``samples.md`` where runs keep answers, and pictures.
+    """Write ``claims.json``, ``reproduction.md``, ``runs.csv``, ``samples.md`` where runs keep answers, and pictures.
 
     One is of each setting, one of the student in several, and one of the pretrained student by method and by text.
     Returns the paths.
     """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
-    written = [output / "claims.json", output / "reproduction.md"]
+    written = [output / "claims.json", output / "reproduction.md", output / runs_table.FILE]
     try:
         (output / "images").mkdir(exist_ok=True)
         written[0].write_text(json.dumps([as_data(finding) for finding in findings], indent=1))
@@ -69,6 +69,7 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
             written.append(output / "images" / "evidence.png")
             draw_evidence(written[-1], {name: _runs_in(name, runs) for name in shown})
         written[1].write_text(markdown(findings, runs, rates=rates))
+        runs_table.write_runs(written[2], runs)
         if (samples := samples_page.markdown(runs)) is not None:
             written.append(output / "samples.md")
             written[-1].write_text(samples)

@@ -26,6 +26,7 @@ from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
+from vpd.report.model_card import source_commit
 from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
@@ -233,6 +234,7 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
         "job": asdict(job),
         "settings": job.config_data(),
         "code": job.code(),
+        "commit": source_commit() or "",
         "curves": recorder.curves,
         "abilities": {name: (before.abilities[name], value) for name, value in after.abilities.items()},
         "samples": {"before": before.samples, "after": after.samples} if after.samples else {},
