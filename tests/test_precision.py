@@ -508,17 +508,25 @@ def test_the_tolerance_follows_the_precision() -> None:
 @pytest.mark.parametrize(
     ("sections", "device", "warned"),
     [
-        ({"optim": {"mixed_precision": "bf16"}}, "cpu", "optim.mixed_precision bf16: "),
-        ({"model": {"dtype": "bfloat16"}}, "cpu", "model.dtype bfloat16: "),
-        ({"optim": {"mixed_precision": "bf16"}}, "cuda", ""),
-        ({}, "cpu", ""),
+        ({"optim": {"mixed_precision": "bf16"}}, "cpu", ("optim.mixed_precision bf16", "optim.mixed_precision: no")),
+        ({"model": {"dtype": "bfloat16"}}, "cpu", ("model.dtype bfloat16", "model.dtype: float32")),
+        (
+            {"model": {"dtype": "bfloat16"}, "optim": {"mixed_precision": "bf16"}},
+            "cpu",
+            (
+                "optim.mixed_precision bf16 and model.dtype bfloat16",
+                "optim.mixed_precision: no and model.dtype: float32",
+            ),
+        ),
+        ({"optim": {"mixed_precision": "bf16"}}, "cuda", ()),
+        ({}, "cpu", ()),
     ],
 )
 def test_a_cpu_that_is_slow_in_bfloat16_is_named_at_the_start(
-    sections: dict[str, Any], device: str, warned: str, caplog: pytest.LogCaptureFixture
+    sections: dict[str, Any], device: str, warned: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     check_speed(parse(sections), device, lambda device: 1.4)
     assert not caplog.messages
     check_speed(parse(sections), device, lambda device: 9.6)
-    said = [f"{warned}this CPU takes 9.6 times as long for products in bfloat16 as in float32"]
-    assert caplog.messages == (said if warned else [])
+    said = "{}: this CPU takes 9.6 times as long for products in bfloat16 as in float32; set {}"
+    assert caplog.messages == ([said.format(*warned)] if warned else [])

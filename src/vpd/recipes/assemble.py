@@ -315,12 +315,18 @@ def make_learner(
 def check_speed(config: Config, device: str, ratio: Callable[[str], float] = bfloat16_ratio) -> None:
     """Warn where a run computes in bfloat16 on a CPU that takes much longer for it than for float32."""
     chosen = {
-        "optim.mixed_precision bf16": config.optim.mixed_precision == "bf16",
-        "model.dtype bfloat16": config.model.dtype == "bfloat16",
+        ("optim.mixed_precision bf16", "optim.mixed_precision: no"): config.optim.mixed_precision == "bf16",
+        ("model.dtype bfloat16", "model.dtype: float32"): config.model.dtype == "bfloat16",
     }
-    asked = " and ".join(setting for setting, is_set in chosen.items() if is_set)
-    if asked and device == "cpu" and (times := ratio(device)) > SLOW:
-        log.warning("%s: this CPU takes %.1f times as long for products in bfloat16 as in float32", asked, times)
+    names = [pair for pair, is_set in chosen.items() if is_set]
+    if names and device == "cpu" and (times := ratio(device)) > SLOW:
+        asked, instead = (" and ".join(words) for words in zip(*names, strict=True))
+        log.warning(
+            "%s: this CPU takes %.1f times as long for products in bfloat16 as in float32; set %s",
+            asked,
+            times,
+            instead,
+        )
 
 
 def longest_row(prompter: Prompter, tasks: Sequence[Task]) -> int:
