@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -551,6 +553,67 @@ def test_a_run_keeps_answers_from_before_and_after_training(tmp_path: Path, monk
     assert len(before) == len(after) == 3 and before != after
     assert [sample["task"] for sample in before] == [sample["task"] for sample in after]
     assert all(set(sample) == {"task", "answer", "reward", "feedback"} for sample in before)
+
+
+class Stopped(Exception):
+    """In the place of a kill."""
+
+
+def stopping_at(iteration: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if done >= iteration:
+            raise Stopped
+
+    return advance
+
+
+@pytest.mark.parametrize("method", ["vpd", "ldd_vpd"])
+def test_a_long_run_goes_on_where_it_was_stopped(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
+    sizes = settings_table.Warming(tasks=64, batch=32, steps=2, rows=4, rate=1e-3)
+    family = dataclasses.replace(DIGITS, samples=2, save_steps=2, eval_steps=4, warming=sizes)
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=7, family=family))
+    job = Job(setting="sparse", method=method, seed=0, learning_rate=1e-3)
+    (whole := tmp_path / "whole").mkdir()
+    (parted := tmp_path / "parted").mkdir()
+    expected = run.make(job, whole, lambda steps: None)
+    warmed, warm = [], run.warm_up
+    monkeypatch.setattr(run, "warm_up", lambda *given: warmed.append(1) or warm(*given))
+    unfinished = job.file(parted).with_suffix(".unfinished")
+    for stop, saved in ((1, []), (4, ["checkpoint-2"]), (7, ["checkpoint-6"])):
+        with pytest.raises(Stopped):
+            run.make(job, parted, stopping_at(stop))
+        assert [path.name for path in unfinished.glob("checkpoint-*")] == saved
+        assert not job.file(parted).exists()
+    reported: list[int] = []
+    made = run.make(job, parted, reported.append)
+    assert reported[0] == 6 and sum(reported) == 7
+    assert len(warmed) == (method == "ldd_vpd")
+    assert made["curves"] == expected["curves"] and made["samples"] == expected["samples"]
+    assert made["seconds"] >= made["cpu_seconds"] * 0.1 > 0
+    assert not unfinished.exists() and not job.file(whole).with_suffix(".unfinished").exists()
+
+
+def test_a_long_run_whose_checkpoints_are_damaged_is_not_begun_anew_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
+    family = dataclasses.replace(DIGITS, save_steps=2)
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=3, family=family))
+    job = Job(setting="sparse", method="grpo", seed=0, learning_rate=1e-3)
+    with pytest.raises(Stopped):
+        run.make(job, tmp_path, stopping_at(3))
+    [saved] = job.file(tmp_path).with_suffix(".unfinished").glob("checkpoint-*")
+    (saved / "trainer.json").write_text("{")
+    with pytest.raises(StorageError, match=r"no checkpoint in .*unfinished can be read"):
+        make_all([job], tmp_path, processes=1, console=run.Terminal())
+    assert "1 to make (1 of them begun before)" in capsys.readouterr().out
+    shutil.rmtree(saved)
+    assert list(make_all([job], tmp_path, processes=1, console=run.Terminal())) == [job]
 
 
 def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:

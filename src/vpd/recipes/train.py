@@ -289,6 +289,21 @@ def make_loop(
     )
 
 
+def saved_loop(parts: Parts, observers: Sequence[Observer], output: Path) -> Loop:
+    """A loop that keeps its checkpoints in ``output`` and nothing else, set to the newest of them.
+
+    Raises StorageError where there are some and none can be read.
+    """
+    FileSystem().repair(output)
+    loop = make_loop(parts, observers, output=output)
+    loop.recording = None
+    start, found = checkpoint.newest_good(output)
+    if start is None and found:
+        raise StorageError(f"no checkpoint in {output} can be read", got=found[0], do="Remove it to begin anew.")
+    _resume(loop, parts, start)
+    return loop
+
+
 @contextlib.contextmanager
 def kept_run(parts: Parts, output: Path, observers: Sequence[Observer]) -> Iterator[Loop]:
     """A loop whose settings, metrics, rollouts and alarms are kept in a run folder, without checkpoints and model.

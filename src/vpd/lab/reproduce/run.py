@@ -1,13 +1,12 @@
 """Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
 
-import contextlib
 import hashlib
 import json
 import os
+import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,9 +21,9 @@ from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
+from vpd.lab.reproduce.workplace import Workplace, folder_beside, workplace
 from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
-from vpd.recipes.train import make_loop
 from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit
 from vpd.types import Group, Metrics
@@ -193,10 +192,15 @@ def dtype_of(setting: str, asked: str | None = None) -> str:
 
 
 class CurveRecorder:
-    """An observer that keeps the curves of some metrics: name -> [(step, value), ...], NaN left out."""
+    """An observer that keeps the curves of some metrics: name -> [(step, value), ...], NaN left out.
+
+    ``began`` and ``began_cpu`` are the times, in seconds, since when this process has been at it; they lie further back
+    where a run was continued.
+    """
 
     def __init__(self, names: Sequence[str], advance: Advance) -> None:
         self._advance = advance
+        self.began, self.began_cpu = time.perf_counter(), time.process_time()
         self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
 
     def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
@@ -207,62 +211,76 @@ class CurveRecorder:
             self._advance(1)
 
     def rewind(self, step: int) -> None:
-        """Such a run is never continued."""
+        """Nothing to do: what :meth:`restore` sets ends at the checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"curves": self.curves, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Such a run is never continued."""
+        curves = state["curves"]
+        self.curves = {name: [(int(step), value) for step, value in curves[name]] for name in self.curves}
+        self.began -= state["seconds"]
+        self.began_cpu -= state["cpu_seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent."""
+        return time.perf_counter() - self.began
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Time of a core spent."""
+        return time.process_time() - self.began_cpu
 
 
 def make(job: Job, folder: Path, advance: Advance) -> Run:
-    """Make one run and write its file; a file that exists is loaded instead."""
+    """Make one run and write its file; a file that exists is loaded instead.
+
+    A run whose family saves it goes on where it was stopped.
+    """
     file = job.file(folder)
     if file.is_file():
         return load(file)
-    started, cpu = time.perf_counter(), time.process_time()
+    with workplace(file, is_kept=find_setting(job.setting).family.save_steps > 0) as place:
+        run = _made(job, place, advance)
+        draft = file.with_suffix(f".{os.getpid()}")
+        try:
+            draft.write_text(json.dumps(run))
+            draft.replace(file)
+        except OSError as error:
+            raise StorageError(f"cannot write {file}", got=error.strerror, do="Choose another --output_dir.") from error
+    return load(file)
+
+
+def _made(job: Job, place: Workplace, advance: Advance) -> dict[str, Any]:
     recorder = CurveRecorder(KEPT, advance)
     family = find_setting(job.setting).family
-    with _started(job) as config:
-        parts = assemble(config)
-        before = _looked_at(parts, family)
-        make_loop(parts, [recorder], output=None).run()
+    parts = assemble(_config(job, _base(job, place)))
+    before = place.once("before", lambda: _looked_at(parts, family))
+    loop = place.loop(parts, [recorder])
+    advance(loop.step)
+    loop.run()
     parts.engine.load(parts.learner.policy())
     after = _looked_at(parts, family)
-    run = {
+    return {
         "job": asdict(job),
         "settings": job.config_data(),
         "code": job.code(),
         "commit": source_commit() or "",
         "curves": recorder.curves,
-        "abilities": {name: (before.abilities[name], value) for name, value in after.abilities.items()},
-        "samples": {"before": before.samples, "after": after.samples} if after.samples else {},
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": time.process_time() - cpu,
+        "abilities": {name: (before["abilities"][name], value) for name, value in after["abilities"].items()},
+        "samples": {"before": before["samples"], "after": after["samples"]} if after["samples"] else {},
+        "seconds": recorder.seconds,
+        "cpu_seconds": recorder.cpu_seconds,
     }
-    draft = file.with_suffix(f".{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(run))
-        draft.replace(file)
-    except OSError as error:
-        raise StorageError(f"cannot write {file}", got=error.strerror, do="Choose another --output_dir.") from error
-    return load(file)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Look:
+def _looked_at(parts: Parts, family: Family) -> dict[str, Any]:
     """A model before or after training: its other abilities, and some of its answers."""
-
-    abilities: Mapping[str, float]
-    samples: Sequence[Mapping[str, Any]]
-
-
-def _looked_at(parts: Parts, family: Family) -> _Look:
-    return _Look(
-        abilities=abilities(parts) if family.forgetting else {},
-        samples=held_out_samples(parts, family.samples) if family.samples else (),
-    )
+    return {
+        "abilities": abilities(parts) if family.forgetting else {},
+        "samples": list(held_out_samples(parts, family.samples)) if family.samples else [],
+    }
 
 
 def _make_base(name: str, seed: int, advance: Advance) -> Path:
@@ -286,7 +304,8 @@ def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Term
     """All runs of a plan, made in ``processes`` of one thread each; runs whose files exist are used again."""
     first = list({job.key(): job for job in jobs if not job.file(folder).is_file()}.values())
     missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))
-    console.print(estimate(len(jobs), first, missing, processes), highlight=False)
+    begun = sum(folder_beside(job.file(folder)).is_dir() for job in first)
+    console.print(estimate(len(jobs), first, missing, processes, begun=begun), highlight=False)
     if missing:
         calls = [Call(arguments=base, title="bases") for base in missing]
         run_calls(_make_base, calls, processes=processes, console=console)
@@ -299,29 +318,35 @@ def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Term
     return {job: load(job.file(folder)) for job in jobs}
 
 
-def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int) -> str:
+def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int, *, begun: int = 0) -> str:
     """The plan in one line."""
     seconds = sum(job.seconds() for job in todo) + BASE_SECONDS * len(missing)
     return (
-        f"{asked} runs in the plan, {len(todo)} to make, {len(missing)} bases to make: "
+        f"{asked} runs in the plan, {len(todo)} to make{f' ({begun} of them begun before)' * bool(begun)}, "
+        f"{len(missing)} bases to make: "
         f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / processes:.0f} with --jobs {processes}."
     )
 
 
-@contextlib.contextmanager
-def _started(job: Job) -> Iterator[Config]:
-    """The configuration with the folders of bases, while a base that was warmed up is there."""
+def _base(job: Job, place: Workplace) -> Path:
+    """The folder of the base, warmed up where the method says so."""
     base, warmup = bases.ensure(*job.base()), job.warmup()
     if warmup is None:
-        yield _config(job, base)
-        return
-    with tempfile.TemporaryDirectory(prefix="vpd-warm-") as folder:
-        yield _config(job, warm_up(warmup, base, Path(folder)))
+        return base
+    folder = place.folder / "warm"
+
+    def warm() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)  # of a warm-up that was stopped
+        folder.mkdir()
+        return warm_up(warmup, base, folder) != base
+
+    return folder / "model" if place.once("is_warm", warm) else base
 
 
 def _config(job: Job, base: Path) -> Config:
     data = job.config_data()
     data["model"]["name_or_path"] = str(base)
+    data["run"] |= {"save_steps": find_setting(job.setting).family.save_steps, "save_total_limit": 1}
     if "teacher_model" in data["algorithm"]:
         data["algorithm"]["teacher_model"] = str(bases.ensure(*job.expert()))
     return parse(data)

@@ -56,7 +56,8 @@ class Family:
     machine's faster one is used.  ``grid``: learning rates to choose from.  ``same_evaluation``: methods that read no
     feedback are evaluated with as many answers per task as the others; else with one, on more tasks.  ``forgetting``:
     other abilities are measured before and after training.  ``samples``: held-out answers that a run keeps from before
-    and after training.
+    and after training.  ``save_steps``: a run is saved every so many iterations and goes on from there (0: never, it is
+    short).
     """
 
     env: str
@@ -73,6 +74,7 @@ class Family:
     same_evaluation: bool = False
     forgetting: bool = False
     samples: int = 0
+    save_steps: int = 0
 
     @property
     def rollouts(self) -> int:
@@ -99,7 +101,7 @@ CONVENTIONS = Family(
     optim={"warmup_steps": 3, "micro_batch_size": 64},
     seconds={
         "bfloat16": Seconds(plain=8.0, distilling=17.0, e_step=18.0, warming=300.0),
-        "float32": Seconds(plain=20.0, distilling=70.0, e_step=70.0, warming=1200.0),
+        "float32": Seconds(plain=35.0, distilling=70.0, e_step=60.0, warming=1200.0),
     },
     grid=(2e-5, 5e-5, 1e-4),
     warming=Warming(tasks=512, batch=64, steps=30, rows=16, rate=5e-5),
@@ -109,6 +111,7 @@ CONVENTIONS = Family(
     same_evaluation=True,
     forgetting=True,
     samples=16,
+    save_steps=5,
 )
 
 
