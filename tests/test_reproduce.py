@@ -611,9 +611,13 @@ def test_a_long_run_whose_checkpoints_are_damaged_is_not_begun_anew_in_silence(
     (saved / "trainer.json").write_text("{")
     with pytest.raises(StorageError, match=r"no checkpoint in .*unfinished can be read"):
         make_all([job], tmp_path, processes=1, console=run.Terminal())
-    assert "1 to make (1 of them begun before)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 to make (1 of them begun before)" in said and "Unfinished" not in said
+    other = dataclasses.replace(job, seed=1, learning_rate=2e-3)
+    shutil.copytree(saved.parent, other.file(tmp_path).with_suffix(".unfinished"))
     shutil.rmtree(saved)
     assert list(make_all([job], tmp_path, processes=1, console=run.Terminal())) == [job]
+    assert "Unfinished runs of other plans or of other versions of the code: 1, 0.0 GB (" in capsys.readouterr().out
 
 
 def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
-from vpd.lab.reproduce.workplace import Workplace, folder_beside, workplace
+from vpd.lab.reproduce.workplace import Workplace, folder_beside, left_over, workplace
 from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import Terminal
@@ -306,6 +306,8 @@ def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Term
     missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))
     begun = sum(folder_beside(job.file(folder)).is_dir() for job in first)
     console.print(estimate(len(jobs), first, missing, processes, begun=begun), highlight=False)
+    if others := left_over(folder, [job.file(folder) for job in jobs]):
+        console.print(others, highlight=False, soft_wrap=True)
     if missing:
         calls = [Call(arguments=base, title="bases") for base in missing]
         run_calls(_make_base, calls, processes=processes, console=console)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from vpd.recipes.assemble import Parts
 from vpd.recipes.train import make_loop, prepare_folder, saved_loop
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import locked
+
+UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,20 @@ class Workplace:
 
 def folder_beside(file: Path) -> Path:
     """Where the run that will be ``file`` is made, if it is a long one."""
-    return file.with_suffix(".unfinished")
+    return file.with_suffix(UNFINISHED)
+
+
+def left_over(folder: Path, wanted: Collection[Path]) -> str:
+    """A line about unfinished runs in ``folder`` that are not those of the files ``wanted``; empty without any."""
+    ours = {folder_beside(file) for file in wanted}
+    others = [path for path in folder.glob(f"*{UNFINISHED}") if path not in ours]
+    size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
+    return (
+        f"Unfinished runs of other plans or of other versions of the code: {len(others)}, {size / 1e9:.1f} GB "
+        f"({folder}/*{UNFINISHED})"
+        if others
+        else ""
+    )
 
 
 @contextlib.contextmanager
