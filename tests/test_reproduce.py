@@ -510,6 +510,8 @@ def test_a_pretrained_model_is_trained_in_the_type_that_this_machine_computes_fa
     """In bfloat16 one CPU is five times faster than in float32, and one without instructions for it 50 times slower."""
     monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 56.3)
     assert run.dtype_of("conventions") == "float32"
+    monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 0.95)  # neither, as measured twice
+    assert run.dtype_of("conventions") == "float32"
     monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 0.2)
     assert run.dtype_of("conventions") == run.dtype_of("sparse", "bfloat16") == "bfloat16"
     assert run.dtype_of("conventions", "float32") == run.dtype_of("sparse") == "float32"  # tiny: whatever is faster
@@ -595,6 +597,8 @@ def test_a_long_run_goes_on_where_it_was_stopped(method: str, tmp_path: Path, mo
     assert len(warmed) == (method == "ldd_vpd")
     assert made["curves"] == expected["curves"] and made["samples"] == expected["samples"]
     assert made["seconds"] >= made["cpu_seconds"] * 0.1 > 0
+    unfinished.mkdir()  # of a process that was killed here
+    assert list(make_all([job], parted, processes=1, console=run.Terminal())) == [job]
     assert not unfinished.exists() and not job.file(whole).with_suffix(".unfinished").exists()
 
 

@@ -21,7 +21,7 @@ from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
-from vpd.lab.reproduce.workplace import Workplace, folder_beside, left_over, workplace
+from vpd.lab.reproduce.workplace import Workplace, clear, folder_beside, left_over, workplace
 from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
 from vpd.report.console import Terminal
@@ -302,6 +302,8 @@ def load(file: Path) -> Run:
 
 def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Terminal) -> dict[Job, Run]:
     """All runs of a plan, made in ``processes`` of one thread each; runs whose files exist are used again."""
+    for job in jobs:
+        clear(job.file(folder))
     first = list({job.key(): job for job in jobs if not job.file(folder).is_file()}.values())
     missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))
     begun = sum(folder_beside(job.file(folder)).is_dir() for job in first)

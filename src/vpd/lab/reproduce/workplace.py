@@ -48,6 +48,12 @@ def folder_beside(file: Path) -> Path:
     return file.with_suffix(UNFINISHED)
 
 
+def clear(file: Path) -> None:
+    """Remove what a process left that was killed when it had just written ``file``."""
+    if file.is_file():
+        shutil.rmtree(folder_beside(file), ignore_errors=True)
+
+
 def left_over(folder: Path, wanted: Collection[Path]) -> str:
     """A line about unfinished runs in ``folder`` that are not those of the files ``wanted``; empty without any."""
     ours = {folder_beside(file) for file in wanted}
@@ -75,5 +81,4 @@ def workplace(file: Path, *, is_kept: bool) -> Iterator[Workplace]:
     prepare_folder(folder)
     with locked(folder):
         yield Workplace(folder, is_kept)
-    if file.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+    clear(file)
