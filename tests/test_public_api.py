@@ -159,7 +159,12 @@ LIGHT = {
 def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(ENV)
     (tmp_path / "trl.yaml").write_text("reward_funcs: [a.b]\ndataset_name: x.jsonl\n")
-    clock = "\nimport time; print('seconds', time.process_time())"
+    clock = """
+import time
+start = time.process_time()
+sum(i * i for i in range(2_000_000))  # what this machine, as busy as it is, takes for a fixed piece of work
+print('times as long', start / (time.process_time() - start))
+"""
     done = subprocess.run(
         [sys.executable, "-c", HOOK + LIGHT[what] + clock],
         cwd=tmp_path,
@@ -169,7 +174,7 @@ def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert float(done.stdout.split()[-1]) < 1.0
+    assert float(done.stdout.split()[-1]) < 12.0  # torch alone is twenty
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
