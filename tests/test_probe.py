@@ -11,7 +11,7 @@ from vpd.errors import ModelError
 from vpd.model import attention, widened
 from vpd.model.decoding import EnginePath
 from vpd.model.passes import LearnerPath, last_hidden
-from vpd.model.probe import check_head, engine_path, learner_path
+from vpd.model.probe import check_causal, check_head, engine_path, learner_path
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,31 @@ def test_the_rounding_of_16_bits_refuses_no_path(monkeypatch: pytest.MonkeyPatch
     model = Rounded(tiny_model().config).to(torch.bfloat16).eval()
     assert learner_path(model, share_prefixes=False) == "padded"
     monkeypatch.setattr(widened, "SHARE", 0.0)  # no memory for float32
-    assert not widened.can_widen(model) and learner_path(model, share_prefixes=False) == "padded"
+    assert widened.wider_type(model) is None and learner_path(model, share_prefixes=False) == "padded"
+
+
+class Amplifying(Crowded):
+    """A model in which rounding of float32 grows to a thousandth, as in one with large weights."""
+
+    def __init__(self, config: Any):
+        LlamaForCausalLM.__init__(self, config)
+
+        def move(module: Any, inputs: Any, states: torch.Tensor) -> torch.Tensor:
+            return states * (1 + 1e-3 * states.shape[1] / 8) if states.dtype is torch.float32 else states
+
+        self.model.norm.register_forward_hook(move)
+
+
+def test_the_rounding_of_float32_refuses_no_path_and_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Amplifying(tiny_model().config).float().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_causal(model, "model")
+    assert learner_path(model, share_prefixes=False) == "padded"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    monkeypatch.setattr(widened, "SHARE", 0.0)  # no memory for float64: refused, as before
+    with pytest.raises(ModelError, match="not causal"):
+        check_causal(model, "model")
 
 
 class Wider(LlamaForCausalLM):

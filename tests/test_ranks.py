@@ -157,8 +157,7 @@ def test_shards_that_are_computed_in_bfloat16_and_lie_in_the_cpus_memory_train_a
     assert moved > 0 and one["weights"].dtype == torch.float64
     for other in (*others, plain):
         assert (other["weights"] - one["weights"]).norm() < 0.2 * moved
-        for ours, theirs in zip(other["scores"], one["scores"], strict=True):
-            assert ours == pytest.approx(theirs, abs=0.1)
+        assert (other["after"] - one["after"]).norm() < 0.5 * (one["after"] - one["before"]).norm()
 
 
 def test_an_fp32_adapter_trains_on_a_base_of_16_bits_in_shards(runs: Runs) -> None:

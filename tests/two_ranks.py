@@ -205,13 +205,15 @@ def in_bfloat16(sharding: str) -> Any:
     AcceleratorState._reset_state()  # it keeps one precision for the whole process
     learner = tiny_learner(model, mixed_precision="bf16", sharding=sharding, learning_rate=0.03, **offload)
     start, grpo = flat(model), ALGORITHMS["grpo"][0]()
+    rows = to_examples(random_groups(5, groups=2, size=2))
+    before = learner.score(rows, student_logprobs)
     for seed in range(3):
         grpo.step(random_groups(seed, groups=3, size=3), learner)
         learner.end_iteration()
-    rows = to_examples(random_groups(5, groups=2, size=2))
-    scores = learner.score(rows, student_logprobs)
+    after = learner.score(rows, student_logprobs)
     AcceleratorState._reset_state()
-    return {"start": start, "weights": flat(model), "scores": scores}
+    scores = [torch.tensor([one for row in scored for one in row]) for scored in (before, after)]
+    return {"start": start, "weights": flat(model), "before": scores[0], "after": scores[1]}
 
 
 def an_adapter_in_bfloat16(sharding: str) -> Any:

@@ -8,6 +8,7 @@ first path that gives the model's numbers is taken; where none does, the model i
 Dimension legend: N compared tokens, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -24,7 +25,7 @@ from vpd.model import attention, forward, head, lora
 from vpd.model.decoding import EnginePath, decoder_for
 from vpd.model.packing import Layout
 from vpd.model.passes import LearnerPath, last_hidden
-from vpd.model.widened import can_widen, widened
+from vpd.model.widened import NARROW, widened, wider_type
 from vpd.types import Tokens
 
 LOG = logging.getLogger("vpd")
@@ -44,6 +45,7 @@ SCALED_BY_LENGTH = {"longrope", "dynamic"}
 #: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
 #: be routed to other experts, so the median of each row counts there; else the largest.  Two right passes of a model of
 #: 30 layers are .07 apart in bfloat16 (SmolLM2-135M), so that what a path computes is compared in float32 besides.
+#: What moves the logits in float32 and not in float64 is rounding that the model amplifies, and is let pass.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}
 
 
@@ -70,14 +72,14 @@ def learner_path(model: Any, name: str = "model", *, share_prefixes: bool = True
     Switches the model's attention to :func:`vpd.model.attention.attend` where packed rows are right.
     ``share_prefixes`` False: packed rows are not tried.  Raises ModelError where no path is right.
     """
-    probe = _Probe(model, f"the learner's passes of the {name}")
+    rows = _learner_rows(model)
+    counts = [len(completion) for completion in rows.completions]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
-        rows = _learner_rows(model)
-        expected = probe.references(rows, [len(completion) for completion in rows.completions])
+        probe = _Probe(model, f"the learner's passes of the {name}", rows, counts)
         paths: list[LearnerPath] = ["by_length"]
         if not forward.rope_types(model) & SCALED_BY_LENGTH:
             paths = ["packed", "padded", "by_length"] if share_prefixes else ["padded", "by_length"]
-        return probe.first_right(paths, lambda path: _learner_logits(model, rows, path), expected)
+        return probe.first_right(paths, lambda path: _learner_logits(model, rows, path))
 
 
 @torch.no_grad()
@@ -87,14 +89,14 @@ def engine_path(model: Any) -> EnginePath:
     Switches the model's attention to :func:`vpd.model.attention.attend` where shared prompts are right.  Raises
     ModelError where no way is right.
     """
-    probe = _Probe(model, "the engine's passes of the model")
+    rows = _engine_rows(model)
+    counts = [len(completion) + 1 for completion in rows.completions]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
-        rows = _engine_rows(model)
-        expected = probe.references(rows, [len(completion) + 1 for completion in rows.completions])
+        probe = _Probe(model, "the engine's passes of the model", rows, counts)
         paths: list[EnginePath] = ["recomputed"]
         if not forward.rope_types(model) & SCALED_BY_LENGTH:
             paths = ["shared", "cached", "cached_by_length", "recomputed"]
-        return probe.first_right(paths, lambda path: _decoded_logits(model, rows, path), expected)
+        return probe.first_right(paths, lambda path: _decoded_logits(model, rows, path))
 
 
 @torch.no_grad()
@@ -140,17 +142,14 @@ def check_causal(model: Any, name: str) -> None:
 
     ``name`` is the model's in the message.
     """
-    ids = _Ids(model)(8)
-    device = next(model.parameters()).device
-    logits = []
     try:
         with attention.untouched(model):
-            for row in (ids, ids[:5]):
-                inputs = {"input_ids": torch.tensor([row], device=device), "use_cache": False}
-                logits.append(model(**forward.accepted(model, **inputs)).logits[0, :5].float())
+            difference = _of_later_tokens(model, model.dtype)
+            if difference is not None and (dtype := wider_type(model)) is not None:
+                with widened(model, dtype):
+                    difference = _of_later_tokens(model, dtype)
     except forward.RAISED as error:
         raise ModelError(f"the {name} ({_name(model)}) cannot be run", got=_first_line(error)) from error
-    difference = _difference(logits[:1], logits[1:], model.dtype)
     if difference is not None:
         raise ModelError(
             f"the {name} ({_name(model)}) is not causal: what it says of a token depends on the tokens after it",
@@ -158,6 +157,17 @@ def check_causal(model: Any, name: str) -> None:
             do="Take a causal language model, or set what makes this one causal in its configuration (is_decoder, "
             "causal).",
         )
+
+
+def _of_later_tokens(model: Any, dtype: torch.dtype) -> str | None:
+    """How far the logits of five tokens change with three more after them, in numbers of ``dtype``."""
+    ids = _Ids(model)(8)
+    device = next(model.parameters()).device
+    logits = []
+    for row in (ids, ids[:5]):
+        inputs = {"input_ids": torch.tensor([row], device=device), "use_cache": False}
+        logits.append(model(**forward.accepted(model, **inputs)).logits[0, :5].float())
+    return _difference(logits[:1], logits[1:], dtype)
 
 
 @torch.enable_grad()
@@ -184,37 +194,34 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
 
 
+@dataclass(frozen=True)
+class _InWider:
+    """Logits [count,V] of each row from a model in more bits than its own."""
+
+    dtype: torch.dtype
+    logits: list[Tensor]
+
+
 class _Probe:
     """One comparison of a model with itself, and what it cost."""
 
-    def __init__(self, model: Any, what: str):
+    def __init__(self, model: Any, what: str, rows: Rows, counts: Sequence[int]):
+        """``counts`` are the logits that are compared of each row, from its prompt's last token on."""
         self.model = model
         self.what = f"{what} ({_name(model)})"
-        self._begin = time.monotonic()
-        self._wide = can_widen(model)
-        self._crossed = _crossing(model) <= _longest(model)
-
-    def references(self, rows: Rows, counts: Sequence[int]) -> list[list[Tensor]]:
-        """The logits of the rows in the model's own numbers and, of one in 16 bits, in float32 where memory allows.
-
-        A model whose code asks for 16 bits is compared in its own numbers alone.
-        """
         self.tokens = sum(len(prompt) + len(completion) for prompt, completion in rows)
-        found = [self._reference(rows, counts)]
-        if self._wide:
-            try:
-                with widened(self.model):
-                    found.append(self._reference(rows, counts))
-            except ModelError:
-                self._wide = False
-        return found
+        self._begin = time.monotonic()
+        self._rows, self._counts = rows, counts
+        self._crossed = _crossing(model) <= _longest(model)
+        self._own = self._references()
+        self._wider: _InWider | None = None
 
-    def _reference(self, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
+    def _references(self) -> list[Tensor]:
         """Of each row, its logits [count,V] from the untouched model.  Raises ModelError if it cannot be run."""
         logits = []
         try:
             with attention.untouched(self.model):
-                for (prompt, completion), count in zip(rows, counts, strict=True):
+                for (prompt, completion), count in zip(self._rows, self._counts, strict=True):
                     forward.forget_lengths(self.model)
                     ids = torch.tensor([prompt + completion], device=next(self.model.parameters()).device)
                     whole = self.model(**forward.accepted(self.model, input_ids=ids, use_cache=False)).logits[0]
@@ -223,11 +230,11 @@ class _Probe:
             raise ModelError(f"{self.what}: the model cannot be run", got=_first_line(error)) from error
         return logits
 
-    def first_right(self, paths: Sequence[Any], compute: Compute, expected: Sequence[list[Tensor]]) -> Any:
-        """The first path that gives the :meth:`references`; one line says why those before it are not taken."""
+    def first_right(self, paths: Sequence[Any], compute: Compute) -> Any:
+        """The first path that gives the model's own logits; one line says why those before it are not taken."""
         refused: list[str] = []
         for path in paths:
-            reason = self._why_not(path, compute, expected)
+            reason = self._why_not(path, compute)
             if reason is None:
                 self._report(path, refused)
                 return path
@@ -238,22 +245,31 @@ class _Probe:
             do="Such models are not supported; docs/models.md lists those that are.",
         )
 
-    def _why_not(self, path: Any, compute: Compute, expected: Sequence[list[Tensor]]) -> str | None:
+    def _why_not(self, path: Any, compute: Compute) -> str | None:
         fast, installed = path in ("packed", "shared"), attention.is_installed(self.model)
         if fast and not self._crossed:
             return f"it has a window of {_crossing(self.model)} tokens, too many to try"
         if fast and not attention.install(self.model):
             return "its attention cannot be replaced"
         try:
-            reason = _difference(compute(path), expected[0], self.model.dtype)
-            if reason is None and self._wide:
-                with widened(self.model):
-                    reason = _difference(compute(path), expected[1], torch.float32)
+            reason = _difference(compute(path), self._own, self.model.dtype)
+            # 16 bits hide mistakes; in float32, the rounding of a model that amplifies it looks like one
+            if (reason is None) == (self.model.dtype in NARROW) and (wider := self._in_wider()) is not None:
+                with widened(self.model, wider.dtype):
+                    reason = _difference(compute(path), wider.logits, wider.dtype)
         except forward.RAISED as error:  # what models raise when a path is not for them; anything else is a bug
             reason = _first_line(error)
         if reason is not None and fast and not installed:
             attention.remove(self.model)
         return reason
+
+    def _in_wider(self) -> _InWider | None:
+        """The references in more bits, None without memory for them or where the model's code asks for 16."""
+        dtype = wider_type(self.model)
+        if self._wider is None and dtype is not None:
+            with contextlib.suppress(ModelError), widened(self.model, dtype):
+                self._wider = _InWider(dtype, self._references())
+        return self._wider
 
     def _report(self, path: Any, refused: Sequence[str]) -> None:
         if refused:

@@ -1,4 +1,4 @@
-"""The weights of a model in 16 bits as float32 for a moment, so that a comparison sees mistakes and no rounding."""
+"""The weights of a model in more bits for a moment, so that a comparison sees mistakes and no rounding."""
 
 import contextlib
 import os
@@ -13,28 +13,34 @@ SHARE = 0.8  # of the free memory that may be taken
 
 
 @contextlib.contextmanager
-def widened(model: Any) -> Iterator[None]:
-    """Parameters and buffers of 16 bits hold their numbers as float32 inside; afterwards they are the very same."""
-    narrow = [(tensor, tensor.data) for tensor in _narrow(model)]
+def widened(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters and buffers of fewer bits hold their numbers as ``dtype`` inside; then they are as before."""
+    narrower = [(tensor, tensor.data) for tensor in _narrower(model, dtype)]
     try:
-        for tensor, data in narrow:
-            tensor.data = data.float()
+        for tensor, data in narrower:
+            tensor.data = data.to(dtype)
         yield
     finally:
-        for tensor, data in narrow:
+        for tensor, data in narrower:
             tensor.data = data
 
 
-def can_widen(model: Any) -> bool:
-    """Whether there are 16-bit numbers, and memory for them as float32 besides."""
+def wider_type(model: Any) -> torch.dtype | None:
+    """float32 for a model with numbers of 16 bits, float64 for another; None without memory for it, or need."""
+    dtype = torch.float32 if any(tensor.dtype in NARROW for tensor in _tensors(model)) else torch.float64
     needed: dict[torch.device, int] = {}
-    for tensor in _narrow(model):
-        needed[tensor.device] = needed.get(tensor.device, 0) + 4 * tensor.numel()
-    return bool(needed) and all(size < SHARE * _free(device) for device, size in needed.items())
+    for tensor in _narrower(model, dtype):
+        needed[tensor.device] = needed.get(tensor.device, 0) + dtype.itemsize * tensor.numel()
+    return dtype if needed and all(size < SHARE * _free(device) for device, size in needed.items()) else None
 
 
-def _narrow(model: Any) -> list[Tensor]:
-    return [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.dtype in NARROW]
+def _tensors(model: Any) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _narrower(model: Any, dtype: torch.dtype) -> list[Tensor]:
+    floats = [tensor for tensor in _tensors(model) if tensor.dtype in (*NARROW, torch.float32)]
+    return [tensor for tensor in floats if tensor.dtype.itemsize < dtype.itemsize]
 
 
 def _free(device: torch.device) -> int:
