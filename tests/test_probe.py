@@ -1,5 +1,6 @@
 """What a model can do is found by trying: fast paths are refused where they would change its numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,10 +55,17 @@ def test_a_sliding_window_of_all_layers_takes_none_of_them() -> None:
 
 
 def test_another_attention_takes_none_of_them_and_stays() -> None:
-    model = tiny_model()
+    model = tiny_model(dtype=torch.float32)
     model.set_attn_implementation("eager")
     assert paths(model) == ("padded", "cached")
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_prompt_that_becomes_nan_beside_a_longer_one_is_seen() -> None:
+    """The eager attention of transformers takes the softmax of a mask of float64's least number in float32."""
+    model = tiny_model(dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    assert engine_path(model) == "cached_by_length"
 
 
 class Crowded(LlamaForCausalLM):
@@ -121,6 +129,53 @@ def test_the_rounding_of_float32_refuses_no_path_and_no_model(monkeypatch: pytes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     monkeypatch.setattr(widened, "SHARE", 0.0)  # no memory for float64: refused, as before
+    with pytest.raises(ModelError, match="not causal"):
+        check_causal(model, "model")
+
+
+class Changed(LlamaForCausalLM):
+    """A model whose states are changed by a function of them."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__(tiny_model().config)
+        self.model.norm.register_forward_hook(lambda module, inputs, states: change(states))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("change", [lambda states: states * torch.nan, lambda states: states / 0])
+def test_what_is_no_number_is_refused(change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> None:
+    model = Changed(lambda states: change(states) if len(states) > 1 else states).to(dtype).eval()
+    assert learner_path(model, share_prefixes=False) == "by_length"
+    with pytest.raises(ModelError, match="logits that are no numbers"):
+        engine_path(Changed(change).to(dtype).eval())
+
+
+def test_a_model_that_becomes_nan_once_a_token_follows_is_not_causal() -> None:
+    def change(states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([states[:, :-1] * torch.nan, states[:, -1:]], dim=1)
+
+    with pytest.raises(ModelError, match=r"not causal.*no numbers"):
+        check_causal(Changed(change).float().eval(), "model")
+
+
+def test_tokens_that_are_never_said_hide_no_difference() -> None:
+    def silent(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return torch.cat([logits[..., :-2], torch.full_like(logits[..., -2:], torch.finfo(logits.dtype).min)], dim=-1)
+
+    good, bad = tiny_model(dtype=torch.float32), Crowded(tiny_model().config).float().eval()
+    for model in (good, bad):
+        model.get_output_embeddings().register_forward_hook(silent)
+    assert learner_path(good, share_prefixes=False) == "padded"
+    assert learner_path(bad, share_prefixes=False) == "by_length"
+
+
+def test_a_large_difference_in_float32_is_not_taken_for_rounding() -> None:
+    model = Changed(lambda states: states * 2 if states.dtype is torch.float32 and len(states) > 1 else states)
+    assert learner_path(model.float().eval(), share_prefixes=False) == "by_length"
+
+
+def test_a_model_that_cannot_be_run_in_float64_is_judged_by_float32() -> None:
+    model = Changed(lambda states: (states + 1e-3 * states.mean(1, keepdim=True)).float()).float().eval()
     with pytest.raises(ModelError, match="not causal"):
         check_causal(model, "model")
 

@@ -1,6 +1,7 @@
 """``vpd reproduce``: the rule by hand, plans, reuse, the report from made-up runs, bad input."""
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ import vpd
 from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.lab import tiny
-from vpd.lab.reproduce import bases, pictures, report, run, settings_table, tune, versions
+from vpd.lab.reproduce import bases, pictures, report, run, settings_table, tune, versions, workplace
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
 from vpd.lab.reproduce.method_table import jobs_of
@@ -34,6 +35,7 @@ from vpd.lab.tiny import TEMPLATE
 from vpd.model import number_types
 from vpd.prompts.settings import saved_settings
 from vpd.report.colours import METHOD_COLOURS
+from vpd.run_folder.lock import locked
 
 SAVED = {"model": {"dtype": "float32"}}  # of the settings, what the report reads
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
@@ -508,11 +510,21 @@ def test_a_pretrained_model_is_trained_in_the_type_that_this_machine_computes_fa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In bfloat16 one CPU is five times faster than in float32, and one without instructions for it 50 times slower."""
-    monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 56.3)
+
+    def measured(*ratios: float) -> None:
+        given = iter(ratios)
+        monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: next(given))
+        number_types.faster_type.cache_clear()
+
+    monkeypatch.setattr(number_types, "faster_type", functools.cache(number_types.faster_type.__wrapped__))
+    monkeypatch.setattr(run, "faster_type", number_types.faster_type)
+    measured(56.3)
     assert run.dtype_of("conventions") == "float32"
-    monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 0.95)  # neither, as measured twice
+    measured(0.95)  # neither, as measured twice
     assert run.dtype_of("conventions") == "float32"
-    monkeypatch.setattr(number_types, "bfloat16_ratio", lambda device: 0.2)
+    measured(0.79, 0.81)  # the settings of one plan do not differ by a measurement's noise
+    assert run.dtype_of("conventions") == run.dtype_of("conventions_noisy") == "bfloat16"
+    measured(0.2)
     assert run.dtype_of("conventions") == run.dtype_of("sparse", "bfloat16") == "bfloat16"
     assert run.dtype_of("conventions", "float32") == run.dtype_of("sparse") == "float32"  # tiny: whatever is faster
     options = Options(output=Path(), only=("conventions_imitate",), seeds=1)
@@ -585,7 +597,7 @@ def test_a_long_run_goes_on_where_it_was_stopped(method: str, tmp_path: Path, mo
     expected = run.make(job, whole, lambda steps: None)
     warmed, warm = [], run.warm_up
     monkeypatch.setattr(run, "warm_up", lambda *given: warmed.append(1) or warm(*given))
-    unfinished = job.file(parted).with_suffix(".unfinished")
+    unfinished = workplace.folder_beside(job.file(parted))
     for stop, saved in ((1, []), (4, ["checkpoint-2"]), (7, ["checkpoint-6"])):
         with pytest.raises(Stopped):
             run.make(job, parted, stopping_at(stop))
@@ -599,7 +611,7 @@ def test_a_long_run_goes_on_where_it_was_stopped(method: str, tmp_path: Path, mo
     assert made["seconds"] >= made["cpu_seconds"] * 0.1 > 0
     unfinished.mkdir()  # of a process that was killed here
     assert list(make_all([job], parted, processes=1, console=run.Terminal())) == [job]
-    assert not unfinished.exists() and not job.file(whole).with_suffix(".unfinished").exists()
+    assert not unfinished.exists() and not list(whole.glob("*.unfinished"))
 
 
 def test_a_long_run_whose_checkpoints_are_damaged_is_not_begun_anew_in_silence(
@@ -611,17 +623,80 @@ def test_a_long_run_whose_checkpoints_are_damaged_is_not_begun_anew_in_silence(
     job = Job(setting="sparse", method="grpo", seed=0, learning_rate=1e-3)
     with pytest.raises(Stopped):
         run.make(job, tmp_path, stopping_at(3))
-    [saved] = job.file(tmp_path).with_suffix(".unfinished").glob("checkpoint-*")
+    [saved] = workplace.folder_beside(job.file(tmp_path)).glob("checkpoint-*")
     (saved / "trainer.json").write_text("{")
     with pytest.raises(StorageError, match=r"no checkpoint in .*unfinished can be read"):
         make_all([job], tmp_path, processes=1, console=run.Terminal())
     said = capsys.readouterr().out
     assert "1 to make (1 of them begun before)" in said and "Unfinished" not in said
     other = dataclasses.replace(job, seed=1, learning_rate=2e-3)
-    shutil.copytree(saved.parent, other.file(tmp_path).with_suffix(".unfinished"))
+    shutil.copytree(saved.parent, workplace.folder_beside(other.file(tmp_path)))
     shutil.rmtree(saved)
     assert list(make_all([job], tmp_path, processes=1, console=run.Terminal())) == [job]
     assert "Unfinished runs of other plans or of other versions of the code: 1, 0.0 GB (" in capsys.readouterr().out
+
+
+def a_long_run(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Job:
+    monkeypatch.setattr(run, "EVAL_ANSWERS", 8)
+    family = dataclasses.replace(DIGITS, samples=2, save_steps=2, eval_steps=0, **changes)
+    monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=3, family=family))
+    return Job(setting="sparse", method="grpo", seed=0, learning_rate=1e-3)
+
+
+def test_what_another_version_of_the_code_began_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = a_long_run(monkeypatch)
+    with pytest.raises(Stopped):
+        run.make(job, tmp_path, stopping_at(3))
+    old = workplace.folder_beside(job.file(tmp_path))
+    monkeypatch.setattr(workplace, "maker_version", lambda: "another")
+    assert "other versions of the code: 1" in workplace.left_over(tmp_path, [job.file(tmp_path)])
+    with locked(old):  # another process is at it
+        assert workplace.left_over(tmp_path, [job.file(tmp_path)]) == ""
+        reported: list[int] = []
+        run.make(job, tmp_path, reported.append)
+        assert reported[0] == 0 and sum(reported) == 3 and old.exists()
+    workplace.clear(job.file(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [job.file(tmp_path).name]
+
+
+def test_the_time_of_what_is_taken_over_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_long_run(monkeypatch)
+    with pytest.raises(Stopped):
+        run.make(job, tmp_path, stopping_at(1))  # before the first checkpoint
+    path = workplace.folder_beside(job.file(tmp_path)) / "before.json"
+    kept = json.loads(path.read_text())
+    assert 0 < kept["cpu_seconds"] < 60 and 0 < kept["seconds"] < 600
+    path.write_text(json.dumps(kept | {"seconds": 5000.0, "cpu_seconds": 4000.0}))
+    with pytest.raises(Stopped):
+        run.make(job, tmp_path, stopping_at(3))  # with a checkpoint, whose times count what was taken over
+    made = run.make(job, tmp_path, lambda steps: None)
+    assert 4000 < made["cpu_seconds"] < 4100 and 5000 < made["seconds"] < 5600
+
+
+def test_a_run_that_another_process_ends_meanwhile_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, prepare = a_long_run(monkeypatch), workplace.prepare_folder
+    others: list[Any] = []
+
+    def later(folder: Path) -> None:
+        prepare(folder)
+        if not others:
+            others.append(None)
+            others[0] = run.make(job, tmp_path, lambda steps: None)
+
+    monkeypatch.setattr(workplace, "prepare_folder", later)
+    steps: list[int] = []
+    assert run.make(job, tmp_path, steps.append) == others[0] and not steps
+    assert [path.name for path in tmp_path.iterdir()] == [job.file(tmp_path).name]
+
+
+def test_a_folder_that_cannot_be_written_says_what_to_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_long_run(monkeypatch)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"choose another --output_dir; the same command goes on") as error:
+        run.make(job, tmp_path / "file", lambda steps: None)
+    assert "run.output_dir" not in str(error.value)
 
 
 def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_answer_is_the_adapted_models_before_another_ways() -> None:
 
 def test_adapting_to_a_task_solves_what_the_model_as_it_is_does_not() -> None:
     """The shipped base answers one task in a thousand, and reads feedback."""
-    found = result_of(budget=4000, repeats=2)
+    found = result_of(budget=4000)
     numbers = found.numbers()
     assert numbers["adapt"]["solved"] == 1.0
     assert numbers["adapt"]["attempts"] < 300

@@ -113,7 +113,7 @@ def config_of(algorithm: dict[str, Any], more: dict[str, Any], sharding: str, **
         "algorithm": algorithm,
         "rollout": {"prompts_per_step": 4, "num_generations": 4, "max_completion_length": 6},
         "optim": optim | {"micro_batch_size": 8, "sharding": sharding},
-        "run": {"max_steps": 3, "eval_steps": 2, "eval_limit": 6, "eval_samples": 2, "rank_timeout": 60.0} | run,
+        "run": {"max_steps": 2, "eval_steps": 2, "eval_limit": 6, "eval_samples": 2, "rank_timeout": 60.0} | run,
     }
     for section, value in more.items():
         data[section] = data.get(section, {}) | value if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ from vpd.printable import one_line
 
 
 class VPDError(Exception):
-    """A mistake or an outside fault, in one line: what, got, expected, do.
+    """A mistake or an outside fault, in one line: what, got, expected, do; ``problem`` is the line without the last.
 
     >>> print(VPDError("alpha is out of range", got=2, expected="from 0 to 1", do="Lower it."))
     alpha is out of range; got 2; expected from 0 to 1. Lower it.
@@ -29,8 +29,8 @@ class VPDError(Exception):
             parts.append(f"got {one_line(str(got))}")
         if expected is not None:
             parts.append(f"expected {one_line(str(expected))}")
-        line = "; ".join(parts)
-        super().__init__(f"{line}. {one_line(do)}" if do else line)
+        self.problem = "; ".join(parts)
+        super().__init__(f"{self.problem}. {one_line(do)}" if do else self.problem)
 
 
 class ConfigError(VPDError):

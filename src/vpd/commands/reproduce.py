@@ -12,8 +12,8 @@ REPRODUCE = """\
 Writes claims.json, reproduction.md (claims with their numbers and verdicts), runs.csv (a line for each run) and a
 picture of each setting to --output_dir; of a pretrained model also samples.md, what it writes before and after
 training. Raw runs stay in its runs/ and are used again while configuration and code are the same, so the same command
-continues an interrupted suite. A run of a pretrained model is saved every five iterations, in 2 GB beside its file
-until that is written, and continued from there.
+continues an interrupted suite. A run of a pretrained model is saved every five iterations, in 2 GB beside its file (4
+while it saves) until that is written, and continued from there.
 
 settings (SETTING): sparse sibling self_critique rigid cold noisy partial changing; of a pretrained model:
 conventions conventions_noisy conventions_shuffled conventions_verdict conventions_silent conventions_themes

@@ -11,6 +11,7 @@ Dimension legend: N compared tokens, V vocabulary.
 import contextlib
 import dataclasses
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from vpd.types import Tokens
 
 LOG = logging.getLogger("vpd")
 Compute: TypeAlias = Callable[[Any], list[Tensor]]  # the logits of the rows by a path
+HIDDEN = -1e30  # logits below it are those of tokens that a model never says (Chameleon)
+SMALLEST = 1e-30  # size of logits that are all alike, so that what equals them is no further away
 SHORTEST = 24  # tokens of the longest prompt, if the configuration has nothing to cross
 LONGEST = 4096  # windows beyond it are not crossed: the fast paths are then refused
 BEYOND = 18  # tokens of the longest row after what is crossed
@@ -45,8 +48,10 @@ SCALED_BY_LENGTH = {"longrope", "dynamic"}
 #: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
 #: be routed to other experts, so the median of each row counts there; else the largest.  Two right passes of a model of
 #: 30 layers are .07 apart in bfloat16 (SmolLM2-135M), so that what a path computes is compared in float32 besides.
-#: What moves the logits in float32 and not in float64 is rounding that the model amplifies, and is let pass.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}
+#: Up to this distance in float32 is it asked whether the logits agree in float64: what they differ by is then rounding,
+#: which the model amplifies, and no fault.
+AMPLIFIED = 1e-2
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,8 @@ def check_causal(model: Any, name: str) -> None:
     try:
         with attention.untouched(model):
             difference = _of_later_tokens(model, model.dtype)
-            if difference is not None and (dtype := wider_type(model)) is not None:
-                with widened(model, dtype):
+            if difference is not None and difference.may_be_rounding(model.dtype) and (dtype := wider_type(model)):
+                with contextlib.suppress(*forward.RAISED), widened(model, dtype):  # else what was seen before counts
                     difference = _of_later_tokens(model, dtype)
     except forward.RAISED as error:
         raise ModelError(f"the {name} ({_name(model)}) cannot be run", got=_first_line(error)) from error
@@ -159,7 +164,7 @@ def check_causal(model: Any, name: str) -> None:
         )
 
 
-def _of_later_tokens(model: Any, dtype: torch.dtype) -> str | None:
+def _of_later_tokens(model: Any, dtype: torch.dtype) -> "_Difference | None":
     """How far the logits of five tokens change with three more after them, in numbers of ``dtype``."""
     ids = _Ids(model)(8)
     device = next(model.parameters()).device
@@ -252,11 +257,13 @@ class _Probe:
         if fast and not attention.install(self.model):
             return "its attention cannot be replaced"
         try:
-            reason = _difference(compute(path), self._own, self.model.dtype)
+            found = _difference(compute(path), self._own, self.model.dtype)
             # 16 bits hide mistakes; in float32, the rounding of a model that amplifies it looks like one
-            if (reason is None) == (self.model.dtype in NARROW) and (wider := self._in_wider()) is not None:
+            doubtful = self.model.dtype in NARROW if found is None else found.may_be_rounding(self.model.dtype)
+            if doubtful and (wider := self._in_wider()) is not None:
                 with widened(self.model, wider.dtype):
-                    reason = _difference(compute(path), wider.logits, wider.dtype)
+                    found = _difference(compute(path), wider.logits, wider.dtype)
+            reason = None if found is None else str(found)
         except forward.RAISED as error:  # what models raise when a path is not for them; anything else is a bug
             reason = _first_line(error)
         if reason is not None and fast and not installed:
@@ -267,7 +274,7 @@ class _Probe:
         """The references in more bits, None without memory for them or where the model's code asks for 16."""
         dtype = wider_type(self.model)
         if self._wider is None and dtype is not None:
-            with contextlib.suppress(ModelError), widened(self.model, dtype):
+            with contextlib.suppress(ModelError, RuntimeError), widened(self.model, dtype):
                 self._wider = _InWider(dtype, self._references())
         return self._wider
 
@@ -279,16 +286,36 @@ class _Probe:
         LOG.info("%s are %s, %s", self.what, path, checked)
 
 
-def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+@dataclass(frozen=True)
+class _Difference:
+    """How far logits are apart: relative to their size, infinite where they have another shape or are no numbers."""
+
+    distance: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def may_be_rounding(self, dtype: torch.dtype) -> bool:
+        """Whether it may be what a model makes of the rounding of float32."""
+        return dtype is torch.float32 and self.distance <= AMPLIFIED
+
+
+def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> _Difference | None:
     """How far the logits of the rows are apart, None where they agree."""
     exact = dtype in (torch.float32, torch.float64)
     worst = 0.0
     for mine, own in zip(ours, theirs, strict=True):
         if mine.shape != own.shape:
-            return f"logits of shape {tuple(mine.shape)} instead of {tuple(own.shape)}"
-        distance_N = (mine - own).norm(dim=-1) / (own - own.mean(-1, keepdim=True)).norm(dim=-1)
-        worst = max(worst, float(distance_N.nan_to_num(torch.inf).quantile(1.0 if exact else 0.5)))
-    return None if worst <= TOLERANCE[dtype] else f"logits differ by {worst:.1e} of their size"
+            return _Difference(math.inf, f"logits of shape {tuple(mine.shape)} instead of {tuple(own.shape)}")
+        hidden = (mine < HIDDEN) & (own < HIDDEN)
+        mine, own = mine.masked_fill(hidden, 0), own.masked_fill(hidden, 0)
+        size_N = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=SMALLEST)
+        distance_N = ((mine - own).norm(dim=-1) / size_N).nan_to_num(math.inf, math.inf).sort().values
+        worst = max(worst, float(distance_N[-1 if exact else len(distance_N) // 2]))
+    if math.isinf(worst):
+        return _Difference(worst, "logits that are no numbers")
+    return None if worst <= TOLERANCE[dtype] else _Difference(worst, f"logits differ by {worst:.1e} of their size")
 
 
 def _learner_logits(model: Any, rows: Rows, path: LearnerPath) -> list[Tensor]:

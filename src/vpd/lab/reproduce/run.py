@@ -219,8 +219,11 @@ class CurveRecorder:
     def restore(self, state: dict[str, Any]) -> None:
         curves = state["curves"]
         self.curves = {name: [(int(step), value) for step, value in curves[name]] for name in self.curves}
-        self.began -= state["seconds"]
-        self.began_cpu -= state["cpu_seconds"]
+        self.took_before(state["seconds"], state["cpu_seconds"])
+
+    def took_before(self, seconds: float, cpu_seconds: float) -> None:
+        """Set the times spent up to now."""
+        self.began, self.began_cpu = time.perf_counter() - seconds, time.process_time() - cpu_seconds
 
     @property
     def seconds(self) -> float:
@@ -241,15 +244,23 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
     file = job.file(folder)
     if file.is_file():
         return load(file)
-    with workplace(file, is_kept=find_setting(job.setting).family.save_steps > 0) as place:
-        run = _made(job, place, advance)
-        draft = file.with_suffix(f".{os.getpid()}")
-        try:
-            draft.write_text(json.dumps(run))
-            draft.replace(file)
-        except OSError as error:
-            raise StorageError(f"cannot write {file}", got=error.strerror, do="Choose another --output_dir.") from error
+    try:
+        with workplace(file, is_kept=find_setting(job.setting).family.save_steps > 0) as place:
+            if not file.is_file():
+                _write(_made(job, place, advance), file)
+    except StorageError:
+        if not file.is_file():  # else another process ended it while this one came to its folder
+            raise
     return load(file)
+
+
+def _write(run: Run, file: Path) -> None:
+    draft = file.with_suffix(f".{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(run))
+        draft.replace(file)
+    except OSError as error:
+        raise StorageError(f"cannot write {file}", got=error.strerror, do="Choose another --output_dir.") from error
 
 
 def _made(job: Job, place: Workplace, advance: Advance) -> dict[str, Any]:
@@ -257,6 +268,7 @@ def _made(job: Job, place: Workplace, advance: Advance) -> dict[str, Any]:
     family = find_setting(job.setting).family
     parts = assemble(_config(job, _base(job, place)))
     before = place.once("before", lambda: _looked_at(parts, family))
+    recorder.took_before(recorder.seconds + place.seconds, recorder.cpu_seconds + place.cpu_seconds)
     loop = place.loop(parts, [recorder])
     advance(loop.step)
     loop.run()

@@ -23,8 +23,18 @@ EXCLUDED = ("vpd.errors",)  # does not influence results
 @functools.cache
 def code_version(algorithm: str, env: str) -> str:
     """A hash (12 characters) of the sources of an algorithm, an environment, and of everything that runs them."""
+    return _hash_of(*COMMON, ENVS[env].partition(":")[0], ALGORITHMS[algorithm].partition(":")[0])
+
+
+@functools.cache
+def maker_version() -> str:
+    """A hash (12 characters) of the sources of what makes a run, measures it before and after, and saves it."""
+    return _hash_of("vpd.lab.reproduce.run")
+
+
+def _hash_of(*modules: str) -> str:
     digest = hashlib.sha256()
-    for module in sorted(sources(*COMMON, ENVS[env].partition(":")[0], ALGORITHMS[algorithm].partition(":")[0])):
+    for module in sorted(sources(*modules)):
         digest.update(_file(module).read_bytes())
     return digest.hexdigest()[:12]
 

@@ -1,42 +1,57 @@
 """Where one run is made.  A long one is saved as it goes, and continued where it was stopped."""
 
 import contextlib
+import glob
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpd.errors import StorageError
+from vpd.lab.reproduce.versions import maker_version
 from vpd.loop import Loop, Observer
 from vpd.recipes.assemble import Parts
 from vpd.recipes.train import make_loop, prepare_folder, saved_loop
 from vpd.run_folder.files import FileSystem
-from vpd.run_folder.lock import locked
+from vpd.run_folder.lock import is_locked, locked
 
 UNFINISHED = ".unfinished"
+DO = "Mend that, or choose another --output_dir; the same command goes on from what was saved."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workplace:
-    """The folder of a run while it is made: what is computed before its first iteration, and its checkpoints."""
+    """The folder of a run while it is made: what is computed before its first iteration, and its checkpoints.
+
+    ``seconds`` and ``cpu_seconds`` are the time that an earlier process took for what is taken over from it.
+    """
 
     folder: Path
     is_kept: bool
+    seconds: float = field(default=0.0, init=False)
+    cpu_seconds: float = field(default=0.0, init=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gave, plain data, when the run was begun."""
         path = self.folder / f"{name}.json"
         try:
             if path.is_file():
-                return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+                found = json.loads(path.read_text())
+                self.seconds += found["seconds"]
+                self.cpu_seconds += found["cpu_seconds"]
+                return found["made"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise StorageError(f"cannot read {path}", got=str(error), do=f"Remove {self.folder}.") from error
+        began, began_cpu = time.perf_counter(), time.process_time()
         made = make()
-        FileSystem().write_atomically(path, json.dumps(made).encode())
-        return json.loads(json.dumps(made))
+        spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
+        text = json.dumps({"made": made, **spent})
+        FileSystem().write_atomically(path, text.encode())
+        return json.loads(text)["made"]
 
     def loop(self, parts: Parts, observers: Sequence[Observer]) -> Loop:
         """The run's loop, set to its newest checkpoint.  Raises StorageError."""
@@ -44,20 +59,25 @@ class Workplace:
 
 
 def folder_beside(file: Path) -> Path:
-    """Where the run that will be ``file`` is made, if it is a long one."""
-    return file.with_suffix(UNFINISHED)
+    """Where the run that will be ``file`` is made, if it is a long one; each version of the code has its own."""
+    return file.with_suffix(f".{maker_version()}{UNFINISHED}")
 
 
 def clear(file: Path) -> None:
-    """Remove what a process left that was killed when it had just written ``file``."""
+    """Remove the places in which ``file`` was being made, if it stands."""
     if file.is_file():
-        shutil.rmtree(folder_beside(file), ignore_errors=True)
+        for folder in file.parent.glob(f"{glob.escape(file.stem)}.*{UNFINISHED}"):
+            if not is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def left_over(folder: Path, wanted: Collection[Path]) -> str:
-    """A line about unfinished runs in ``folder`` that are not those of the files ``wanted``; empty without any."""
+    """A line about unfinished runs in ``folder`` that are not those of the files ``wanted``; empty without any.
+
+    Those that another process is making at this moment are not counted.
+    """
     ours = {folder_beside(file) for file in wanted}
-    others = [path for path in folder.glob(f"*{UNFINISHED}") if path not in ours]
+    others = [path for path in folder.glob(f"*{UNFINISHED}") if path not in ours and not is_locked(path)]
     size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
     return (
         f"Unfinished runs of other plans or of other versions of the code: {len(others)}, {size / 1e9:.1f} GB "
@@ -78,7 +98,12 @@ def workplace(file: Path, *, is_kept: bool) -> Iterator[Workplace]:
             yield Workplace(Path(temporary), is_kept)
         return
     folder = folder_beside(file)
-    prepare_folder(folder)
-    with locked(folder):
-        yield Workplace(folder, is_kept)
+    try:
+        prepare_folder(folder)
+        with locked(folder):
+            yield Workplace(folder, is_kept)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BlockingIOError):
+            raise StorageError(error.problem, do=DO) from error.__cause__
+        raise
     clear(file)
