@@ -15,6 +15,7 @@ from vpd.bundled import check_hashes, load_bundled
 from vpd.engines import ScriptedEngine
 from vpd.engines.mixed_engine import MixedEngine
 from vpd.engines.torch_engine import TorchEngine, draw, truncate
+from vpd.errors import NonFiniteError
 from vpd.lab import tiny
 from vpd.model.decoding import decoder_for
 from vpd.model.probe import engine_path
@@ -178,6 +179,25 @@ def test_misuse_is_refused() -> None:
         engine().generate(PROMPTS, keys=keys(1), seed=0, max_tokens=2)
     with pytest.raises(RuntimeError, match="load"):
         TorchEngine(Words(), eos_ids=[0]).generate([(1,)], keys=keys(1), seed=0, max_tokens=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_the_sampling(temperature: float) -> None:
+    """As of a model whose float16 overflows on some text: it was right when it was tried."""
+    policy = FixedPolicy(tiny_model(dtype=torch.float32), 7)
+    made = TorchEngine(Words(), eos_ids=[])
+    made.load(policy)
+    made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=3, temperature=temperature)
+    passes = 0
+
+    def overflow(module: Any, inputs: Any, states: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return states * torch.inf if passes > 2 else states
+
+    policy.model.model.norm.register_forward_hook(overflow)
+    with pytest.raises(NonFiniteError, match=r"logits are not finite; got NaN or infinity .* token 2 .*float16"):
+        made.generate(PROMPTS, keys=KEYS, seed=100, max_tokens=5, temperature=temperature)
 
 
 def test_mixed_engine_sends_whole_groups_and_loads_the_first_only() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.engines import limits_of
+from vpd.errors import NonFiniteError
 from vpd.model import attention
 from vpd.model.decoding import EnginePath, decoder_for
 from vpd.model.probe import check_causal, check_head, engine_path
@@ -107,6 +108,13 @@ class TorchEngine:
         for step in range(width):
             logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / max(asked.temperature, 1e-6)
             logp_BV = torch.log_softmax(logits_BV, -1)
+            if bool(logp_BV[running, 0].isnan().any()):  # one logit that is none makes the whole row so
+                raise NonFiniteError(
+                    "the model's logits are not finite",
+                    got=f"NaN or infinity in the logits of token {step} of an answer",
+                    do="Numbers of float16 overflow (take model.dtype bfloat16 or float32), and so do weights that a "
+                    "learning rate drives up.",
+                )
             chosen_B = draw(
                 truncate(logp_BV, asked.top_p, asked.top_k), uniform[rows, step], greedy=asked.temperature == 0.0
             )
