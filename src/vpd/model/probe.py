@@ -11,7 +11,6 @@ Dimension legend: N compared tokens, V vocabulary.
 import contextlib
 import dataclasses
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor
 from vpd.errors import ModelError
 from vpd.model import attention, forward, head, lora
 from vpd.model.decoding import EnginePath, decoder_for
+from vpd.model.difference import Difference, are_numbers, difference_of
 from vpd.model.packing import Layout
 from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.widened import NARROW, widened, wider_type
@@ -31,8 +31,6 @@ from vpd.types import Tokens
 
 LOG = logging.getLogger("vpd")
 Compute: TypeAlias = Callable[[Any], list[Tensor]]  # the logits of the rows by a path
-HIDDEN = -1e30  # logits below it are those of tokens that a model never says (Chameleon)
-SMALLEST = 1e-30  # size of logits that are all alike, so that what equals them is no further away
 SHORTEST = 24  # tokens of the longest prompt, if the configuration has nothing to cross
 LONGEST = 4096  # windows beyond it are not crossed: the fast paths are then refused
 BEYOND = 18  # tokens of the longest row after what is crossed
@@ -45,13 +43,6 @@ COUNTS_BLOCKS = re.compile(r"index_topk|block_topk|budget")
 SIZE_OF_BLOCKS = re.compile(r"block_size|compress_rat")
 #: RoPE that is scaled by the length of the longest row in a pass.
 SCALED_BY_LENGTH = {"longrope", "dynamic"}
-#: Largest distance of logits [V] at one token, relative to their norm around the mean.  In 16 bits single tokens may
-#: be routed to other experts, so the median of each row counts there; else the largest.  Two right passes of a model of
-#: 30 layers are .07 apart in bfloat16 (SmolLM2-135M), so that what a path computes is compared in float32 besides.
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}
-#: Up to this distance in float32 is it asked whether the logits agree in float64: what they differ by is then rounding,
-#: which the model amplifies, and no fault.
-AMPLIFIED = 1e-2
 
 
 @dataclass(frozen=True)
@@ -75,12 +66,16 @@ def learner_path(model: Any, name: str = "model", *, share_prefixes: bool = True
     """The fastest path that gives the log-probs of rows computed alone; ``name`` is the model's in messages.
 
     Switches the model's attention to :func:`vpd.model.attention.attend` where packed rows are right.
-    ``share_prefixes`` False: packed rows are not tried.  Raises ModelError where no path is right.
+    ``share_prefixes`` False: packed rows are not tried.  Raises ModelError where no path is right.  A model whose own
+    logits are no numbers, as of weights that a step has broken, is computed one length at a time, with a warning.
     """
     rows = _learner_rows(model)
     counts = [len(completion) for completion in rows.completions]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         probe = _Probe(model, f"the learner's passes of the {name}", rows, counts)
+        if not probe.has_numbers:
+            LOG.warning("%s: by_length, because its own logits are no numbers", probe.what)
+            return "by_length"
         paths: list[LearnerPath] = ["by_length"]
         if not forward.rope_types(model) & SCALED_BY_LENGTH:
             paths = ["packed", "padded", "by_length"] if share_prefixes else ["padded", "by_length"]
@@ -98,6 +93,11 @@ def engine_path(model: Any) -> EnginePath:
     counts = [len(completion) + 1 for completion in rows.completions]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         probe = _Probe(model, "the engine's passes of the model", rows, counts)
+        if not probe.has_numbers:
+            raise ModelError(
+                f"the logits of the model ({_name(model)}) are not finite",
+                do="Its weights are damaged, or too large for the numbers that it computes in (model.dtype).",
+            )
         paths: list[EnginePath] = ["recomputed"]
         if not forward.rope_types(model) & SCALED_BY_LENGTH:
             paths = ["shared", "cached", "cached_by_length", "recomputed"]
@@ -145,7 +145,7 @@ def check_head(model: Any, name: str, device: torch.device) -> None:
 def check_causal(model: Any, name: str) -> None:
     """Raise ModelError if logits of ``model`` depend on later tokens (XLNet, CPM-Ant): such a model cannot answer.
 
-    ``name`` is the model's in the message.
+    ``name`` is the model's in the message.  Of a model whose logits are no numbers without them too, nothing is said.
     """
     try:
         with attention.untouched(model):
@@ -164,7 +164,7 @@ def check_causal(model: Any, name: str) -> None:
         )
 
 
-def _of_later_tokens(model: Any, dtype: torch.dtype) -> "_Difference | None":
+def _of_later_tokens(model: Any, dtype: torch.dtype) -> Difference | None:
     """How far the logits of five tokens change with three more after them, in numbers of ``dtype``."""
     ids = _Ids(model)(8)
     device = next(model.parameters()).device
@@ -172,7 +172,7 @@ def _of_later_tokens(model: Any, dtype: torch.dtype) -> "_Difference | None":
     for row in (ids, ids[:5]):
         inputs = {"input_ids": torch.tensor([row], device=device), "use_cache": False}
         logits.append(model(**forward.accepted(model, **inputs)).logits[0, :5].float())
-    return _difference(logits[:1], logits[1:], dtype)
+    return difference_of(logits[:1], logits[1:], dtype) if are_numbers(logits[1]) else None
 
 
 @torch.enable_grad()
@@ -235,6 +235,11 @@ class _Probe:
             raise ModelError(f"{self.what}: the model cannot be run", got=_first_line(error)) from error
         return logits
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether there is something to compare with."""
+        return all(are_numbers(logits) for logits in self._own)
+
     def first_right(self, paths: Sequence[Any], compute: Compute) -> Any:
         """The first path that gives the model's own logits; one line says why those before it are not taken."""
         refused: list[str] = []
@@ -257,12 +262,12 @@ class _Probe:
         if fast and not attention.install(self.model):
             return "its attention cannot be replaced"
         try:
-            found = _difference(compute(path), self._own, self.model.dtype)
+            found = difference_of(compute(path), self._own, self.model.dtype)
             # 16 bits hide mistakes; in float32, the rounding of a model that amplifies it looks like one
             doubtful = self.model.dtype in NARROW if found is None else found.may_be_rounding(self.model.dtype)
             if doubtful and (wider := self._in_wider()) is not None:
                 with widened(self.model, wider.dtype):
-                    found = _difference(compute(path), wider.logits, wider.dtype)
+                    found = difference_of(compute(path), wider.logits, wider.dtype)
             reason = None if found is None else str(found)
         except forward.RAISED as error:  # what models raise when a path is not for them; anything else is a bug
             reason = _first_line(error)
@@ -284,38 +289,6 @@ class _Probe:
         seconds = time.monotonic() - self._begin
         checked = f"checked against the model itself ({self.tokens} tokens, {seconds:.1f} s)"
         LOG.info("%s are %s, %s", self.what, path, checked)
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """How far logits are apart: relative to their size, infinite where they have another shape or are no numbers."""
-
-    distance: float
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-    def may_be_rounding(self, dtype: torch.dtype) -> bool:
-        """Whether it may be what a model makes of the rounding of float32."""
-        return dtype is torch.float32 and self.distance <= AMPLIFIED
-
-
-def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> _Difference | None:
-    """How far the logits of the rows are apart, None where they agree."""
-    exact = dtype in (torch.float32, torch.float64)
-    worst = 0.0
-    for mine, own in zip(ours, theirs, strict=True):
-        if mine.shape != own.shape:
-            return _Difference(math.inf, f"logits of shape {tuple(mine.shape)} instead of {tuple(own.shape)}")
-        hidden = (mine < HIDDEN) & (own < HIDDEN)
-        mine, own = mine.masked_fill(hidden, 0), own.masked_fill(hidden, 0)
-        size_N = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=SMALLEST)
-        distance_N = ((mine - own).norm(dim=-1) / size_N).nan_to_num(math.inf, math.inf).sort().values
-        worst = max(worst, float(distance_N[-1 if exact else len(distance_N) // 2]))
-    if math.isinf(worst):
-        return _Difference(worst, "logits that are no numbers")
-    return None if worst <= TOLERANCE[dtype] else _Difference(worst, f"logits differ by {worst:.1e} of their size")
 
 
 def _learner_logits(model: Any, rows: Rows, path: LearnerPath) -> list[Tensor]:
