@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,11 @@ def fail_or_sleep(number: int, advance: Advance) -> None:
     if number == 0:
         raise ModelError("this model is no good")
     time.sleep(120)
+
+
+def speak(number: int, advance: Advance) -> None:
+    logging.getLogger("vpd").info("a line of every run")
+    logging.getLogger("vpd").warning("a warning of a run")
 
 
 def die(number: int, advance: Advance) -> None:
@@ -84,6 +90,13 @@ def test_a_tiny_model_has_one_thread_unless_the_user_said_how_many(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_in_one_process_a_run_says_its_warnings_alone(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vpd")
+    run_calls(speak, calls(1), processes=1, console=console)
+    assert [record.message for record in caplog.records] == ["a warning of a run"]
+    assert logging.getLogger("vpd").level == logging.INFO
 
 
 def test_an_error_in_a_process_is_raised_and_ends_the_others(console: Console) -> None:

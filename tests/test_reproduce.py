@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ from vpd.cli import main
 from vpd.errors import ConfigError, ModelError, StorageError
 from vpd.lab import tiny
 from vpd.lab.reproduce import bases, pictures, report, run, settings_table, tune, versions, workplace
+from vpd.lab.reproduce import plan as run_plan
 from vpd.lab.reproduce.claims import Claim, Comparison, decide, difference_text, judge, standard_error, together
 from vpd.lab.reproduce.forgetting import TOKENS, passages, text_nll
 from vpd.lab.reproduce.method_table import jobs_of
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, load_table, rate_of
 from vpd.lab.reproduce.methods import RATES as RATES_FILE
 from vpd.lab.reproduce.paper import CLAIMS
+from vpd.lab.reproduce.plan import make_all
 from vpd.lab.reproduce.report import write_report
-from vpd.lab.reproduce.run import Job, make_all, measure
+from vpd.lab.reproduce.run import Job, measure
 from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
 from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
@@ -35,7 +39,8 @@ from vpd.lab.tiny import TEMPLATE
 from vpd.model import number_types
 from vpd.prompts.settings import saved_settings
 from vpd.report.colours import METHOD_COLOURS
-from vpd.run_folder.lock import locked
+from vpd.report.console import Terminal
+from vpd.run_folder.lock import LockedError, locked
 
 SAVED = {"model": {"dtype": "float32"}}  # of the settings, what the report reads
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
@@ -486,7 +491,7 @@ def test_bases_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("VPD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert bases.cache_folder() == tmp_path / "vpd"
-    assert make_all([], tmp_path, processes=1, console=run.Terminal()) == {}
+    assert make_all([], tmp_path, processes=1, console=Terminal()) == {}
 
 
 def test_settings_of_the_pretrained_model_differ_in_their_text_alone() -> None:
@@ -562,7 +567,7 @@ def test_a_run_keeps_answers_from_before_and_after_training(tmp_path: Path, monk
     family = dataclasses.replace(DIGITS, samples=3)
     monkeypatch.setitem(SETTINGS, "sparse", dataclasses.replace(SETTINGS["sparse"], steps=1, family=family))
     job = Job(setting="sparse", method="imitate", seed=0, learning_rate=1e-3)
-    [made] = make_all([job], tmp_path, processes=1, console=run.Terminal()).values()
+    [made] = make_all([job], tmp_path, processes=1, console=Terminal()).values()
     before, after = made["samples"]["before"], made["samples"]["after"]
     assert len(before) == len(after) == 3 and before != after
     assert [sample["task"] for sample in before] == [sample["task"] for sample in after]
@@ -610,7 +615,7 @@ def test_a_long_run_goes_on_where_it_was_stopped(method: str, tmp_path: Path, mo
     assert made["curves"] == expected["curves"] and made["samples"] == expected["samples"]
     assert made["seconds"] >= made["cpu_seconds"] * 0.1 > 0
     unfinished.mkdir()  # of a process that was killed here
-    assert list(make_all([job], parted, processes=1, console=run.Terminal())) == [job]
+    assert list(make_all([job], parted, processes=1, console=Terminal())) == [job]
     assert not unfinished.exists() and not list(whole.glob("*.unfinished"))
 
 
@@ -626,13 +631,13 @@ def test_a_long_run_whose_checkpoints_are_damaged_is_not_begun_anew_in_silence(
     [saved] = workplace.folder_beside(job.file(tmp_path)).glob("checkpoint-*")
     (saved / "trainer.json").write_text("{")
     with pytest.raises(StorageError, match=r"no checkpoint in .*unfinished can be read"):
-        make_all([job], tmp_path, processes=1, console=run.Terminal())
+        make_all([job], tmp_path, processes=1, console=Terminal())
     said = capsys.readouterr().out
     assert "1 to make (1 of them begun before)" in said and "Unfinished" not in said
     other = dataclasses.replace(job, seed=1, learning_rate=2e-3)
     shutil.copytree(saved.parent, workplace.folder_beside(other.file(tmp_path)))
     shutil.rmtree(saved)
-    assert list(make_all([job], tmp_path, processes=1, console=run.Terminal())) == [job]
+    assert list(make_all([job], tmp_path, processes=1, console=Terminal())) == [job]
     assert "Unfinished runs of other plans or of other versions of the code: 1, 0.0 GB (" in capsys.readouterr().out
 
 
@@ -689,6 +694,64 @@ def test_a_run_that_another_process_ends_meanwhile_is_loaded(tmp_path: Path, mon
     steps: list[int] = []
     assert run.make(job, tmp_path, steps.append) == others[0] and not steps
     assert [path.name for path in tmp_path.iterdir()] == [job.file(tmp_path).name]
+
+
+@pytest.mark.parametrize("other_ends", [True, False])
+def test_plans_that_share_a_folder_divide_their_runs(
+    other_ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_plan, "LOOK_SECONDS", 0.01)
+    job = a_long_run(monkeypatch)
+    ours = dataclasses.replace(job, learning_rate=2e-3)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (runs := tmp_path / "runs").mkdir()
+    theirs = run.make(job, elsewhere, lambda steps: None)
+    place = workplace.folder_beside(job.file(runs))
+    place.mkdir()
+    held = threading.Event()
+
+    def other_process() -> None:
+        with locked(place):
+            held.set()
+            while not ours.file(runs).is_file():
+                time.sleep(0.01)
+            if other_ends:
+                shutil.copy(job.file(elsewhere), job.file(runs))
+
+    other = threading.Thread(target=other_process)
+    other.start()
+    held.wait()
+    made = make_all([job, ours], runs, processes=1, console=Terminal())
+    other.join()
+    said = capsys.readouterr().out
+    assert "2 runs in the plan, 2 to make (1 of them being made by other processes)" in said
+    assert "Other processes are making 1 of the runs: waiting for them." in said
+    assert made[job]["curves"] == theirs["curves"] and set(made) == {job, ours}
+    assert (made[job]["seconds"] == theirs["seconds"]) == other_ends
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_run_is_made_by_one_process_also_if_it_is_short(is_kept: bool, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    with pytest.raises(Stopped), workplace.workplace(file, is_kept=is_kept):
+        assert workplace.is_being_made(file)
+        with pytest.raises(LockedError), workplace.workplace(file, is_kept=is_kept):
+            pass
+        raise Stopped
+    assert workplace.folder_beside(file).is_dir() == is_kept and not workplace.is_being_made(file)
+
+
+def test_a_base_that_another_process_makes_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPD_CACHE", str(tmp_path))
+
+    def build(folder: Path, name: str, seed: int) -> None:
+        (folder / "ours").touch()
+        (theirs := tmp_path / f"{name}-{tiny.recipe_hash(name)}-{seed}").mkdir()
+        (theirs / "theirs").touch()
+
+    monkeypatch.setattr(bases, "_build", build)
+    made = bases.ensure("tiny", 7)
+    assert [path.name for path in made.iterdir()] == ["theirs"] and list(tmp_path.iterdir()) == [made]
 
 
 def test_a_folder_that_cannot_be_written_says_what_to_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

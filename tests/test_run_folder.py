@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from vpd.recipes.train import train
 from vpd.run_folder import state as run_state
 from vpd.run_folder.contents import WHOLE, content_hash
 from vpd.run_folder.files import FileSystem
-from vpd.run_folder.lock import locked
+from vpd.run_folder.lock import is_locked, locked
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Grade, Task
 
@@ -503,6 +505,18 @@ def test_a_folder_is_held_once_even_within_a_process(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_look_at_a_lock_does_not_keep_a_run_out(tmp_path: Path) -> None:
+    """``vpd runs`` looks by taking the lock, shared, for a moment."""
+    (tmp_path / ".lock").touch()
+    descriptor = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    end = threading.Timer(0.08, os.close, [descriptor])
+    end.start()
+    with locked(tmp_path):
+        end.join()
+        assert is_locked(tmp_path)
 
 
 @pytest.mark.timeout(30)

@@ -81,7 +81,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         " machine computes faster)",
     )
     parser.add_argument("--rates", type=path, help="rates.yaml written by --tune (default: the shipped table)")
-    parser.add_argument("--output_dir", type=path, default=Path("reproduce-out"), help="(default reproduce-out)")
+    parser.add_argument(
+        "--output_dir",
+        type=path,
+        default=Path("reproduce-out"),
+        help="(default reproduce-out); the same command, started again beside this one or on a machine that shares the"
+        " folder, takes the runs that no process is making",
+    )
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:

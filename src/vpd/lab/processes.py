@@ -4,6 +4,7 @@ Tiny models run fastest on one thread; with more, the threads spend their time w
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -47,7 +48,7 @@ def run_calls(function: Callable[..., Any], calls: Sequence[Call], *, processes:
     with _Bars(calls, console) as bars:
         if processes > 1:
             return _in_workers(function, calls, min(processes, len(calls)), bars)
-        with one_thread():
+        with one_thread(), _warnings_alone():
             results = []
             for index, call in enumerate(calls):
                 results.append(function(*call.arguments, lambda steps, index=index: bars.advance(index, steps)))
@@ -169,6 +170,18 @@ def _start(function: Callable[..., Any]) -> _Worker:
         process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextlib.contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """What each run says of itself is left out, as in processes of their own."""
+    logger = logging.getLogger("vpd")
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextlib.contextmanager

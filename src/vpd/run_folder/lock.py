@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,17 @@ from vpd.errors import StorageError
 from vpd.run_folder.files import storage_errors
 
 FILE = ".lock"
+TRIES, PAUSE = 6, 0.05  # a look of another process (is_locked) may hold the lock for a moment
 _held: set[int] = set()
+
+
+class LockedError(StorageError):
+    """Another process holds the folder at this moment."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process.  Raises StorageError if another run holds it.
+    """Hold a folder for this process.  Raises LockedError if another run holds it.
 
     Where the file system has no locks there is a warning, and nothing is held.
     """
@@ -58,10 +64,10 @@ def is_locked(folder: Path) -> bool:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-        raise StorageError(
+        raise LockedError(
             f"another process is training in {folder}",
             got=holder or None,
             do="Wait for its end, or choose another run.output_dir.",
@@ -76,6 +82,15 @@ def _lock(descriptor: int, folder: Path) -> None:
     with storage_errors(folder / FILE):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _take(descriptor: int) -> None:
+    """Take the lock.  Raises BlockingIOError if another process keeps it."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(PAUSE)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _release_in_child() -> None:

@@ -92,8 +92,10 @@ def ensure(name: str, seed: int) -> Path:
             packaged.build(PRETRAINED_BASE, draft)
         else:
             _build(draft, name, seed)
-        if not folder.exists():
-            draft.rename(folder)
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has made it meanwhile
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder

@@ -8,7 +8,8 @@ from pathlib import Path
 from vpd.errors import ConfigError, StorageError
 from vpd.lab.reproduce.claims import Runs, standard_error
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, rate_of
-from vpd.lab.reproduce.run import BLOCK, Job, Run, dtype_of, make_all, measure
+from vpd.lab.reproduce.plan import make_all
+from vpd.lab.reproduce.run import BLOCK, Job, Run, dtype_of, measure
 from vpd.lab.reproduce.settings_table import SETTINGS, TINY
 from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit

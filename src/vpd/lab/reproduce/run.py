@@ -1,4 +1,4 @@
-"""Make the runs of a plan, in parallel; a finished run is a JSON file and is used again."""
+"""One run: what it is, how it is made, what is measured of it; a finished one is a JSON file and is used again."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from vpd.config import Config, parse
 from vpd.errors import StorageError
-from vpd.lab.processes import Advance, Call, run_calls
+from vpd.lab.processes import Advance
 from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.forgetting import abilities
 from vpd.lab.reproduce.methods import find_method
@@ -21,11 +21,11 @@ from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
-from vpd.lab.reproduce.workplace import Workplace, clear, folder_beside, left_over, workplace
+from vpd.lab.reproduce.workplace import Workplace, workplace
 from vpd.model.number_types import faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
-from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit
+from vpd.run_folder.lock import LockedError
 from vpd.types import Group, Metrics
 
 Run: TypeAlias = Mapping[str, Any]
@@ -33,7 +33,6 @@ Run: TypeAlias = Mapping[str, Any]
 BLOCK = 5  # iterations of one point of the student's curve
 EVAL_ANSWERS = 256
 E_EVERY = 5  # the methods' own F
-BASE_SECONDS = 45.0  # to make a base, on one core
 KEPT = (
     "reward",
     "frac_reward_zero_std",
@@ -236,8 +235,8 @@ class CurveRecorder:
         return time.process_time() - self.began_cpu
 
 
-def make(job: Job, folder: Path, advance: Advance) -> Run:
-    """Make one run and write its file; a file that exists is loaded instead.
+def make(job: Job, folder: Path, advance: Advance) -> Run | None:
+    """Make one run and write its file; a file that exists is loaded instead.  None: another process is making it.
 
     A run whose family saves it goes on where it was stopped.
     """
@@ -248,6 +247,8 @@ def make(job: Job, folder: Path, advance: Advance) -> Run:
         with workplace(file, is_kept=find_setting(job.setting).family.save_steps > 0) as place:
             if not file.is_file():
                 _write(_made(job, place, advance), file)
+    except LockedError:
+        return load(file) if file.is_file() else None
     except StorageError:
         if not file.is_file():  # else another process ended it while this one came to its folder
             raise
@@ -295,10 +296,6 @@ def _looked_at(parts: Parts, family: Family) -> dict[str, Any]:
     }
 
 
-def _make_base(name: str, seed: int, advance: Advance) -> Path:
-    return bases.ensure(name, seed)
-
-
 def load(file: Path) -> Run:
     """Load a finished run.  Raises StorageError if the file is damaged."""
     try:
@@ -310,38 +307,6 @@ def load(file: Path) -> Run:
             do="Remove the file; the run is then made again.",
         ) from error
     return run
-
-
-def make_all(jobs: Sequence[Job], folder: Path, *, processes: int, console: Terminal) -> dict[Job, Run]:
-    """All runs of a plan, made in ``processes`` of one thread each; runs whose files exist are used again."""
-    for job in jobs:
-        clear(job.file(folder))
-    first = list({job.key(): job for job in jobs if not job.file(folder).is_file()}.values())
-    missing = list(dict.fromkeys(b for job in first for b in job.bases() if bases.find(*b) is None))
-    begun = sum(folder_beside(job.file(folder)).is_dir() for job in first)
-    console.print(estimate(len(jobs), first, missing, processes, begun=begun), highlight=False)
-    if others := left_over(folder, [job.file(folder) for job in jobs]):
-        console.print(others, highlight=False, soft_wrap=True)
-    if missing:
-        calls = [Call(arguments=base, title="bases") for base in missing]
-        run_calls(_make_base, calls, processes=processes, console=console)
-    if first:
-        first.sort(key=Job.seconds, reverse=True)
-        calls = [
-            Call(arguments=(job, folder), title="iterations", steps=find_setting(job.setting).steps) for job in first
-        ]
-        run_calls(make, calls, processes=processes, console=console)
-    return {job: load(job.file(folder)) for job in jobs}
-
-
-def estimate(asked: int, todo: Sequence[Job], missing: Sequence[Any], processes: int, *, begun: int = 0) -> str:
-    """The plan in one line."""
-    seconds = sum(job.seconds() for job in todo) + BASE_SECONDS * len(missing)
-    return (
-        f"{asked} runs in the plan, {len(todo)} to make{f' ({begun} of them begun before)' * bool(begun)}, "
-        f"{len(missing)} bases to make: "
-        f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / processes:.0f} with --jobs {processes}."
-    )
 
 
 def _base(job: Job, place: Workplace) -> Path:

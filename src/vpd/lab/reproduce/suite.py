@@ -11,8 +11,9 @@ from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, jud
 from vpd.lab.reproduce.method_table import jobs_of, write_methods
 from vpd.lab.reproduce.methods import RATES, find_method, has_own_rate, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
+from vpd.lab.reproduce.plan import make_all
 from vpd.lab.reproduce.report import STYLES, write_report
-from vpd.lab.reproduce.run import Job, Run, dtype_of, make_all
+from vpd.lab.reproduce.run import Job, Run, dtype_of
 from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune

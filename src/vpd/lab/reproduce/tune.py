@@ -9,7 +9,8 @@ import yaml
 
 from vpd.errors import StorageError
 from vpd.lab.reproduce.methods import load_table
-from vpd.lab.reproduce.run import Job, Run, dtype_of, make_all, measure
+from vpd.lab.reproduce.plan import make_all
+from vpd.lab.reproduce.run import Job, Run, dtype_of, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
 from vpd.report.console import Terminal
 

@@ -4,7 +4,6 @@ import contextlib
 import glob
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from vpd.loop import Loop, Observer
 from vpd.recipes.assemble import Parts
 from vpd.recipes.train import make_loop, prepare_folder, saved_loop
 from vpd.run_folder.files import FileSystem
-from vpd.run_folder.lock import is_locked, locked
+from vpd.run_folder.lock import LockedError, is_locked, locked
 
 UNFINISHED = ".unfinished"
 DO = "Mend that, or choose another --output_dir; the same command goes on from what was saved."
@@ -27,6 +26,7 @@ DO = "Mend that, or choose another --output_dir; the same command goes on from w
 class Workplace:
     """The folder of a run while it is made: what is computed before its first iteration, and its checkpoints.
 
+    ``is_kept``: a long run, which is saved in it as it goes.
     ``seconds`` and ``cpu_seconds`` are the time that an earlier process took for what is taken over from it.
     """
 
@@ -59,7 +59,7 @@ class Workplace:
 
 
 def folder_beside(file: Path) -> Path:
-    """Where the run that will be ``file`` is made, if it is a long one; each version of the code has its own."""
+    """Where the run that will be ``file`` is made; each version of the code has its own."""
     return file.with_suffix(f".{maker_version()}{UNFINISHED}")
 
 
@@ -69,6 +69,11 @@ def clear(file: Path) -> None:
         for folder in file.parent.glob(f"{glob.escape(file.stem)}.*{UNFINISHED}"):
             if not is_locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_being_made(file: Path) -> bool:
+    """Whether another process makes the run that will be ``file`` at this moment."""
+    return is_locked(folder_beside(file))
 
 
 def left_over(folder: Path, wanted: Collection[Path]) -> str:
@@ -89,21 +94,23 @@ def left_over(folder: Path, wanted: Collection[Path]) -> str:
 
 @contextlib.contextmanager
 def workplace(file: Path, *, is_kept: bool) -> Iterator[Workplace]:
-    """A folder for the run that will be ``file``: beside it until that is written, or a temporary one.
+    """A folder for the run that will be ``file``, beside it until that is written; it stays only if it is kept.
 
-    Raises StorageError: it cannot be written, or another process makes the same run.
+    Raises LockedError: another process makes the same run; StorageError: the folder cannot be written.
     """
-    if not is_kept:
-        with tempfile.TemporaryDirectory(prefix="vpd-run-") as temporary:
-            yield Workplace(Path(temporary), is_kept)
-        return
     folder = folder_beside(file)
     try:
         prepare_folder(folder)
         with locked(folder):
-            yield Workplace(folder, is_kept)
+            try:
+                yield Workplace(folder, is_kept)
+            finally:
+                if not is_kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+    except LockedError:
+        raise
     except StorageError as error:
-        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BlockingIOError):
+        if isinstance(error.__cause__, OSError):
             raise StorageError(error.problem, do=DO) from error.__cause__
         raise
     clear(file)
