@@ -496,7 +496,7 @@ def test_a_list_scrolls_to_the_row_that_is_chosen_first(open_report: Any, tmp_pa
 
 
 def test_hostile_text_is_inert(open_report: Any, tmp_path: Path) -> None:
-    long = "x" * 10_000_000
+    long = "x" * 1_000_000
     settings = {
         "env": {"name": HOSTILE.replace("\ud83d", "")},
         "model": {"name_or_path": HOSTILE.replace("\ud83d", "")},

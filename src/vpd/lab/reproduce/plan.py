@@ -50,6 +50,7 @@ def _call(job: Job, folder: Path) -> Call:
 def _wait_for_others(files: Sequence[Path], console: Terminal) -> None:
     """Wait until one of these runs, which other processes are making, is done or given up."""
     console.print(f"Other processes are making {len(files)} of the runs: waiting for them.", highlight=False)
+    time.sleep(LOOK_SECONDS)  # also where a file system has locks that cannot be looked at
     while all(is_being_made(file) for file in files):
         time.sleep(LOOK_SECONDS)
 
