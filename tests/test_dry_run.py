@@ -32,7 +32,7 @@ from vpd.estimate.tracing import LiveBytes
 from vpd.estimate.work import Decoding, Sizes, decoding_work, work_of
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.settings import OptimSettings, TeacherSettings
-from vpd.model import lora
+from vpd.model import head, lora
 from vpd.model.settings import LoraSettings, ModelSettings
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
@@ -176,12 +176,31 @@ def test_the_model_of_memory_is_what_the_learner_holds(case: str, config: dict[s
 
 
 def test_a_deep_model_is_extrapolated_exactly() -> None:
-    trained, settings = trained_as("bf16, selective", num_hidden_layers=12)
-    for call in rehearsed(settings, groups_of()):
-        if call.kind == "update":
-            whole = memory._peak_of([memory._trace(Weights(trained), call, 1)], call)
-            assert trained.architecture.with_periods(1) is not None
-            assert update_peak(trained, call).bytes == pytest.approx(whole.bytes, rel=0.01)
+    trained, settings = trained_as("bf16, selective", num_hidden_layers=8)
+    assert trained.architecture.with_periods(1) is not None
+    m_step = rehearsed(settings, groups_of())[-1]
+    whole = memory._peak_of([memory._trace(Weights(trained), m_step, 1)], m_step)
+    assert update_peak(trained, m_step).bytes == pytest.approx(whole.bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("case", ["bf16", "grpo"])
+def test_pieces_of_the_head_that_a_dry_run_leaves_out_would_hold_no_more(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "BLOCK", 10 * 4096)
+    trained, settings = trained_as(case, vocab_size=4096)
+    trained = dataclasses.replace(trained, optim=dataclasses.replace(trained.optim, chunk_tokens=40))
+    calls = [call for call in rehearsed(settings, groups_of()) if call.kind == "update"]
+    few = [update_peak(trained, call).bytes for call in calls]
+    tried: list[int] = []  # numbers of chunks, and of blocks of a chunk
+
+    def all_starts(rows: torch.Tensor, step: int) -> range:
+        tried.append(-(-len(rows) // step))
+        return range(0, len(rows), step)
+
+    monkeypatch.setattr(head, "_starts", all_starts)
+    assert [update_peak(trained, call).bytes for call in calls] == few
+    assert {4, max(tried)} <= set(tried) and max(tried) > 3
 
 
 def test_a_window_of_attention_takes_padded_rows() -> None:

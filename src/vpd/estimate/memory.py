@@ -29,7 +29,6 @@ from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.settings import ModelSettings
 from vpd.types import Example, Tokens
 
-CHUNKS = 3  # of the head, that a pass without data computes
 LOGITS_OF_A_CHUNK = 1 << 24  # as the learner's (learners/accelerate_learner.py)
 
 
@@ -278,13 +277,9 @@ def _mark_gradient(live: LiveBytes, module: Any, inputs: Any, output: Tensor) ->
 
 
 def _value(weights: Weights, call: Call, hidden_NH: Tensor, others: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """The loss of the first tokens by the chunked head: a comparison with the other role's logits, or log-probs.
-
-    More than a few chunks hold no more at once, and take time.
-    """
+    """The loss by the chunked head: a comparison with the other role's logits, or log-probs."""
     weight_VH = head_weight(weights.model)
     chunk = weights.trained.optim.chunk_tokens or max(LOGITS_OF_A_CHUNK // len(weight_VH), 1)
-    hidden_NH = hidden_NH[: CHUNKS * chunk]
     tokens_N = torch.empty(len(hidden_NH), dtype=torch.long)
     options = call.use.divergence
 

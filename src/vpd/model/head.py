@@ -169,7 +169,7 @@ class _ChunkedHead:
         hidden_grad = torch.empty_like(hidden_NH) if needs[0] else None
         head_grad = torch.zeros_like(weight_VH, dtype=self.wide) if needs[1] else None
         results = _Results(len(hidden_NH))
-        for start in range(0, max(len(hidden_NH), 1), self.chunk):
+        for start in _starts(hidden_NH, self.chunk):
             rows = slice(start, min(start + self.chunk, len(hidden_NH)))
             own_weight_n = None if weight_N is None else weight_N[rows]
             logits_nV = self._run_chunk(hidden_NH, head_VH, rows, results, any(needs), own_weight_n)
@@ -193,7 +193,7 @@ class _ChunkedHead:
         if self.scale != 1.0:
             logits_nV.mul_(self.scale)
         function, step = self.function(rows), max(BLOCK // len(head_VH), 1)
-        for low in range(0, max(len(logits_nV), 1), step):
+        for low in _starts(logits_nV, step):
             block_nV = logits_nV[low : low + step]
             place = slice(low, low + len(block_nV))
             slope = self._slope(block_nV) if wanted else 1.0  # before the function may overwrite the logits
@@ -228,6 +228,15 @@ class _ChunkedHead:
                 head_grad.addmm_(grad_nV.T, rows_nH)
             else:
                 head_grad += grad_nV.T @ rows_nH
+
+
+def _starts(rows: Tensor, step: int) -> Sequence[int]:
+    """Where each piece of ``step`` rows begins; of rows without data (a dry run) the first two pieces and the last.
+
+    Those between would hold what the second holds.
+    """
+    starts = range(0, max(len(rows), 1), step)
+    return (*starts[:2], starts[-1]) if len(starts) > 3 and isinstance(rows, FakeTensor) else starts
 
 
 class _Function(torch.autograd.Function):
