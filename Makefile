@@ -13,6 +13,7 @@ CHOICE_newest := highest
 
 .PHONY: docs demo test test-oldest test-newest test-vllm test-gpu lint quick slow health fuzz torture models bench clean
 $(VENV)/ready: pyproject.toml
+	@echo "Setting up $(VENV) with torch and what vpd needs: some minutes, without a word."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)

@@ -66,6 +66,25 @@ def test_every_column_reaches_a_function_of_trl(tmp_path: Path) -> None:
     assert graded(tmp_path, picky, ["", ""])[1].reward == int(second) / 2
 
 
+def test_records_without_a_column_that_a_function_needs_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a row is often an oversight, and every attempt at it a failure; a function with a default allows for it."""
+    rows = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "2 + 2?"}, {"prompt": "3 + 3?", "answer": None}]
+
+    def lenient(completions: list[str], answer: Any = None) -> list[float]:
+        return [0.0] * len(completions)
+
+    def strict(completions: list[str], answer: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    with caplog.at_level(logging.WARNING, "vpd"):
+        graded(tmp_path, lenient, [""], rows, eval_share=0.0)
+        assert not caplog.text
+        graded(tmp_path, strict, [""], rows, eval_share=0.0)
+    assert "strict gets None for 'answer' where the data has none: in 2 of 3 records, first 2." in caplog.text
+
+
 def test_completions_are_texts_or_messages_as_the_prompt_is(tmp_path: Path) -> None:
     seen: list[Any] = []
 

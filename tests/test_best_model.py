@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from vpd.config import parse
 from vpd.errors import ConfigError
+from vpd.report.metric_table import names_of_evaluation
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
 from vpd.run_folder.best import BestModel
@@ -130,7 +131,35 @@ def test_a_best_checkpoint_that_is_gone_is_an_error_with_a_way_out(
 def test_a_metric_that_is_never_measured_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = FALLING | {"run__metric_for_best_model": "nonsense", "run__load_best_model_at_end": True}
     assert vpd_train(tmp_path / "run", **settings, run__max_steps=1) == 0
-    assert "run.metric_for_best_model nonsense was never measured" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "run.metric_for_best_model: vpd itself measures no nonsense" in said.splitlines()[0]
+    assert "run.metric_for_best_model nonsense was never measured" in said
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"),
+    [
+        ("eval/acuracy", "Did you mean 'eval/accuracy'?"),
+        ("eval/pass@16", "Did you mean 'eval/pass@2'?"),
+        ("evaluation", ""),
+    ],
+)
+def test_a_misspelt_metric_of_the_evaluation_is_an_error_before_training(
+    metric: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"run__metric_for_best_model": metric, "run__eval_steps": 1, "run__load_best_model_at_end": True}
+    assert vpd_train(tmp_path / "run", **settings) == 2
+    said = capsys.readouterr().err
+    assert f"is nothing that an evaluation measures; got {metric}" in said and hint in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_evaluation_measures_may_choose_the_best_step(tmp_path: Path) -> None:
+    settings = {"run__eval_steps": 1, "run__max_steps": 1, "run__eval_limit": 4, "run__eval_samples": 3}
+    assert vpd_train(tmp_path / "run", **settings) == 0
+    measured = {name for line in metrics_of(tmp_path / "run") for name in line if name.startswith("eval")}
+    assert measured <= set(names_of_evaluation(3))
+    assert {name for name in names_of_evaluation(3) if name.startswith("eval/")} <= measured
 
 
 MISTAKES = [

@@ -234,7 +234,11 @@ def test_a_number_is_finite(key: str, value: str) -> None:
     [
         ("run.max_steps", True, "expected a number"),
         ("optim.learning_rate", True, "expected a number"),
-        ("run.output_dir", 2025, "expected a valid string. A text needs quotes."),
+        ("run.output_dir", 2025, "expected a text. A text needs quotes."),
+        ("run.max_steps", "ten", "got 'ten'; expected an integer"),
+        ("run.max_steps", 1.5, "got 1.5; expected an integer"),
+        ("optim.learning_rate", "small", "got 'small'; expected a number"),
+        ("run.eval_control", "maybe", "got 'maybe'; expected true or false"),
         ("env.start_date", 0, "A text needs quotes."),
         ("run.report_to", "none", "got 'none'; expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'"),
         ("optim.lr_scheduler_type", "cosin", "'cosine'"),
@@ -252,6 +256,35 @@ def test_a_value_of_another_kind_is_an_error(key: str, value: Any, said: str) ->
     with pytest.raises(ConfigError, match=rf"^{key}[.0-9]* has a wrong value") as error:
         parse(data)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run:\n  max_steps: 2\n   eval_steps: 1\n", "a line that is indented too far (line 3). Indent by spaces"),
+        ("run:\n  max_steps: 2\n eval_steps: 1\n", "an indentation that fits nothing above it (line 3). Indent"),
+        ("run:\n\tmax_steps: 2\n", "got a tab (line 2). Indent by spaces"),
+        ("run: max_steps: 2\n", "got a second ': ' on a line, or"),
+        ("run: {max_steps: 2\nenv: {name: digits}\n", "got a { } that is not closed, or"),
+        ("feedback: [sibling\nenv: {name: digits}\n", "got a [ ] that is not closed, or"),
+        ('run: {output_dir: "a}\n', "got a quote that is not closed (line 2)"),
+        ("run:\n  max_steps: 2\nenv\noptim: {}\n", "got a line that is no 'key: value'"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_an_error_in_plain_words(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML; got ") as error:
+        load(str(tmp_path / "run.yaml"))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("more", [[], ["--run.max_steps", "3"]])
+def test_a_resume_of_nothing_that_says_nothing_is_an_error(more: list[str], tmp_path: Path) -> None:
+    """A mistyped folder would begin a run of the defaults; with a task of its own, a resume may be the first start."""
+    words = ["--run.resume", "true", "--run.output_dir", str(tmp_path / "nosuch"), *more]
+    with pytest.raises(ConfigError, match=r"nosuch holds no run to continue.*Correct run\.output_dir"):
+        load(None, words)
+    assert load(None, [*words, "--env.name", "digits"]).run.resume
 
 
 def test_a_word_stands_for_a_list_of_one() -> None:

@@ -87,6 +87,11 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "number.jsonl": (b'{"a": 1}\n7', "line 2 is not an object; got int"),
     "pretty.json": (b'{\n "a": 1\n}', "line 1 is not JSON.*one object a line, or a JSON array"),
     "huge.jsonl": (b'{"a": "' + b"x" * 3_000_000, "line 1 is not JSON"),
+    "colon.jsonl": (b'{"a": 1}\n{"a" 2}', "line 2 is not JSON; got Expecting ':' delimiter at column 6; expected"),
+    "colon.json": (
+        b'[{"a": 1},\n {"a":\n 2 3}]',
+        "line 2 is not JSON; got Expecting ',' delimiter at column 4 of line 3;",
+    ),
     "zeros.jsonl": (b"{}\n" + bytes(100), "line 2 is not JSON"),
     "empty.jsonl": (b"", "is empty; expected a record for each task. Write a record on each line"),
     "blank.jsonl": (b" \n\n", "is empty"),

@@ -82,12 +82,29 @@ def test_a_share_that_would_take_all_or_none_holds_nothing_out(
     for share in (0.01, 0.99):
         env = Words(path=written(tmp_path / "a.jsonl", ["one"]), eval_share=share)
         assert len(env.train_tasks()) == 1 and not env.eval_tasks(None)
-        assert "of 1 questions holds none out" in caplog.text
+        assert "of 1 different questions holds none out" in caplog.text
         with pytest.raises(DataError, match="holds no task out"):
             required_held_out_tasks(env, None)
         caplog.clear()
     env = Words(path=written(tmp_path / "a.jsonl", [f"word {number}" for number in range(50)]), eval_share=0.0)
     assert len(env.train_tasks()) == 50 and not env.eval_tasks(None) and not caplog.text
+
+
+def test_a_share_of_a_small_file_holds_out_one_question_where_it_is_large_enough(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chance alone would leave one file in eight of 20 questions without evaluation."""
+    for number in range(40):
+        words = [f"word {number} {place}" for place in range(20)] * 4  # four records of each question
+        env = Words(path=written(tmp_path / "a.jsonl", words), eval_share=0.1)
+        held_out = {task.messages[0]["content"] for task in env.eval_tasks(None)}
+        below = {word for word in words if fraction(word) < 0.1}
+        assert held_out == (below or {min(words, key=fraction)})
+        assert not held_out & {task.messages[0]["content"] for task in env.train_tasks()}
+    assert not caplog.text
+    few = [f"word {place}" for place in range(100) if fraction(f"word {place}") >= 0.1][:9]
+    env = Words(path=written(tmp_path / "a.jsonl", few * 2), eval_share=0.1)
+    assert not env.eval_tasks(None) and "env.eval_share 0.1 of 9 different questions holds none out" in caplog.text
 
 
 def test_a_file_for_evaluation_must_hold_something(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import vpd
 from vpd.bundled import load_bundled
+from vpd.config import parse
+from vpd.config.sections import make_env
 from vpd.control_tokens import ControlTokens
 from vpd.engines import ScriptedEngine
 from vpd.errors import ConfigError, EnvError, ModelError
@@ -36,7 +38,8 @@ from vpd.feedback.critique import SelfCritique
 from vpd.feedback.writers import ModelWriter
 from vpd.lab import tiny
 from vpd.prompts import Prompter
-from vpd.prompts.settings import PromptSettings
+from vpd.prompts.settings import PromptSettings, saved_settings
+from vpd.recipes.assemble import load_model, resolve
 from vpd.recipes.prompt_checks import check_prompts
 from vpd.types import Completion, Grade, Group, Message, Rollout, Section, Task, Tokens
 
@@ -544,3 +547,29 @@ def test_the_keys_that_every_message_has_are_never_changed() -> None:
     made._control._neutralised = lambda text, which: (text.replace("content", "con tent"), 1)
     task = Task(id="t", messages=({"role": "user", "content": "the content"},))
     assert "content the con tent" in qwen().decode(made.build_student_prompt(task))
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [
+        ({"max_feedback_length": 512}, {"max_feedback_length": 512}),
+        ({"layout": None}, {}),
+        ({"layout": "request"}, {"layout": "request"}),
+        ({"closing": " ."}, {"closing": " ."}),
+        (
+            {"layout": "system"},
+            {"layout": "system", "closing": PromptSettings.closing, "feedback_header": PromptSettings.feedback_header},
+        ),
+    ],
+)
+def test_what_the_section_leaves_out_is_as_the_models_folder_says(
+    section: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    """A length that somebody sets must not change the words that a trained model is used to."""
+    config = parse({"prompts": section})
+    model, tokenizer = load_model(config.model)
+    saved = saved_settings(Path(model.name_or_path))
+    assert saved is not None and saved.layout == "block" and saved.closing != PromptSettings.closing
+    resolved = resolve(config, make_env(config.env), model, tokenizer)
+    assert resolved.prompts == dataclasses.replace(saved, **changed)
+    assert resolve(resolved, make_env(config.env), model, tokenizer).prompts == resolved.prompts

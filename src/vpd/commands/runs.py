@@ -61,7 +61,7 @@ def _show(found: "list[Overview]") -> None:
         cells = [name, run.method, _steps(run), _state(run), *metric, _value(run.last), _value(run.best, at_step=True)]
         table.add_row(*(escape(for_terminal(cell)) for cell in cells))
     for column in table.columns:
-        column.overflow, column.no_wrap = "fold", column.header in ("step", "last", "best")
+        column.overflow, column.no_wrap = "fold", column.header not in ("run", "state")
     console = Terminal()
     console.print(table)
     for line in _differences(names, found, console.width):

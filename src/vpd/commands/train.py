@@ -7,8 +7,8 @@ from vpd.commands import SECTIONS, add_config
 
 NAME = "train"
 ABOUT = (
-    "Train a model with VPD, evidence-gated VPD, SDPO, GKD, GRPO or a hybrid. Without any argument: VPD on the "
-    "shipped tiny base and the task digits, less than a minute on one core."
+    "Train a model with VPD, evidence-gated VPD, SDPO, GKD, GRPO or a hybrid. Without any argument: evidence-gated VPD "
+    "on the shipped tiny base and the task digits, less than a minute on one core."
 )
 SETTINGS: tuple[str, ...] = (*SECTIONS, "dry_run")
 

@@ -145,7 +145,13 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
-        data = over_recorded(data, Path(folder))
+        recorded = over_recorded(data, Path(folder))
+        if recorded == data and not any(data.get(section) for section in SECTIONS if section != "run"):
+            raise ConfigError(
+                f"run.resume: {folder} holds no run to continue, and nothing says what else to train",
+                do="Correct run.output_dir, or give the settings of a new run (--config).",
+            )
+        data = recorded
     return parse(data)
 
 

@@ -14,6 +14,17 @@ from vpd.errors import ConfigError
 
 LONGEST_FILE = 1 << 20  # bytes
 MOST_VALUES = 10_000  # in one text, each as often as its aliases repeat it
+INDENTATION = "Indent by spaces, the keys of a section alike, and put a value that holds ': ' in quotes."
+#: part of what the parser says -> what it means for whoever wrote the file
+PLAIN_REASONS = {
+    "found character '\\t'": "a tab",
+    "mapping values are not allowed here": "a second ': ' on a line, or a line that is indented too far",
+    "expected <block end>": "an indentation that fits nothing above it",
+    "expected ',' or '}'": "a { } that is not closed, or in which a ',' is missing",
+    "expected ',' or ']'": "a [ ] that is not closed, or in which a ',' is missing",
+    "unexpected end of stream": "a quote that is not closed",
+    "could not find expected ':'": "a line that is no 'key: value'",
+}
 NULLS = ("null", "Null", "NULL", "~")
 
 _TAG = "tag:yaml.org,2002:"
@@ -91,7 +102,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 def read_sections(content: bytes, path: str) -> dict[str, Any]:
     """The sections in the content of the file ``path``.  Raises ConfigError."""
-    do = "Inside of { } a value with ${VAR} needs quotes." if b"${" in content else None
+    do = "Inside of { } a value with ${VAR} needs quotes." if b"${" in content else INDENTATION
     data = _read(content, f"{path} is not valid YAML", do) or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no sections", got=type(data).__name__, expected="section: {key: value}")
@@ -128,7 +139,7 @@ def _read(content: str | bytes, what: str, do: str | None = None) -> Any:
     except RecursionError as error:
         raise ConfigError(what, got="brackets in brackets, too deep to read") from error
     except yaml.YAMLError as error:
-        raise ConfigError(what, got=_reason(error), do=do) from error
+        raise ConfigError(what, got=_reason(error), do=None if isinstance(error, _Refused) else do) from error
 
 
 def _prepare(node: yaml.Node, sizes: dict[yaml.Node, int], inside: set[yaml.Node]) -> int:
@@ -170,5 +181,6 @@ def _ambiguous(node: yaml.ScalarNode) -> _Refused:
 def _reason(error: yaml.YAMLError) -> str:
     """What is wrong and where, on one line."""
     if isinstance(error, (_Refused, yaml.MarkedYAMLError)) and error.problem and error.problem_mark:
-        return f"{error.problem} (line {error.problem_mark.line + 1})"
+        plain = next((plain for part, plain in PLAIN_REASONS.items() if part in error.problem), error.problem)
+        return f"{plain} (line {error.problem_mark.line + 1})"
     return " ".join(str(error).split())

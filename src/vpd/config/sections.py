@@ -403,14 +403,30 @@ class _Wrong:
     do: str | None = None
 
 
+#: What pydantic calls a type -> what we do.
+TYPES = {"a valid tuple": "a list", "a valid integer": "an integer", "a valid number": "a number",
+         "a valid string": "a text", "a valid boolean": "true or false"}  # fmt: skip
+
+
+def _expected(message: str) -> str:
+    """What pydantic's message says is expected, without how it tried to read what it got."""
+    words = (
+        message.removeprefix("Input should be ")
+        .removeprefix("Value error, ")
+        .split(", unable to ")[0]
+        .split(", got ")[0]
+    )
+    return next((words.replace(theirs, ours) for theirs, ours in TYPES.items() if theirs in words), words)
+
+
 def _validated(hint: Any, value: Any) -> tuple[Any, _Wrong | None]:
     """The value as the type asks for, or what is wrong with it; a number is no truth value's and no date's stand-in."""
     try:
         made = TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         found = error.errors()
-        words = [e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in found]
-        expected = " or ".join(dict.fromkeys(word.replace("a valid tuple", "a list") for word in words))
+        words = [_expected(e["msg"]) for e in found]
+        expected = " or ".join(dict.fromkeys(words))
         if found[0]["type"] == "dataclass_type":
             expected = "a mapping of its settings, {} for their defaults"
         place = "".join(f".{part}" for part in found[0]["loc"] if isinstance(part, int))

@@ -150,6 +150,9 @@ DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
 def _fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}{line}"
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
 
 

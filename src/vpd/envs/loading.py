@@ -60,7 +60,7 @@ def _file(path: str, setting: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        wrap_user_errors(partial(spec.loader.exec_module, module), what, loading=True)
+        wrap_user_errors(partial(spec.loader.exec_module, module), what, do="Correct that file.", loading=True)
     except VPDError:
         del sys.modules[name]
         raise
@@ -87,7 +87,11 @@ def _module_name(source: Path, what: str) -> str:
     if all(map(str.isidentifier, parts)):
         loaded = sys.modules.get(name)
         find = partial(importlib.util.find_spec, name)
-        spec = loaded.__spec__ if loaded is not None else wrap_user_errors(find, what, loading=True)
+        spec = (
+            loaded.__spec__
+            if loaded is not None
+            else wrap_user_errors(find, what, do="Correct that file.", loading=True)
+        )
         if spec is not None and spec.origin == str(source):
             return name
     return f"{source.stem}_{hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()}"

@@ -149,18 +149,21 @@ def train_eval_split(
     """(training items, held-out items).
 
     With an ``eval_path`` the two sources must have no ``identity_key`` in common, unless ``shared_is_meant``.  Without
-    one, the items of ``path`` with ``fraction(split_key) < eval_share`` are held out; none is where that would be all
-    or none of them.  Raises DataError for a shared item or an empty source.
+    one, the items of ``path`` with ``fraction(split_key) < eval_share`` are held out (:func:`_bound`).  Raises
+    DataError for a shared item or an empty source.
     """
     items = read(path)
     if eval_path is None or eval_path == path:
-        train = [item for item in items if fraction(split_key(item)) >= eval_share]
-        held_out = [item for item in items if fraction(split_key(item)) < eval_share]
-        if items and eval_share and not (train and held_out):
+        places = [fraction(split_key(item)) for item in items]
+        different = sorted(set(places))
+        below = _bound(different, eval_share)
+        train = [item for item, place in zip(items, places, strict=True) if place >= below]
+        held_out = [item for item, place in zip(items, places, strict=True) if place < below]
+        if items and eval_share and not held_out:
             LOG.warning(
-                "%s: env.eval_share %g of %d questions holds none out: no evaluation", path, eval_share, len(items)
-            )
-            train, held_out = items, []
+                "%s: env.eval_share %g of %d different questions holds none out: no evaluation",
+                path, eval_share, len(different),
+            )  # fmt: skip
     else:
         train, held_out = items, read(eval_path)
         known = {identity_key(item) for item in train}
@@ -180,6 +183,19 @@ def train_eval_split(
         raise DataError(f"{path} has no question for training", do="Give more questions, or filter less.")
     held_out.sort(key=lambda item: fraction(identity_key(item)))  # so that the first few are a fair sample
     return train, held_out
+
+
+def _bound(places: Sequence[float], share: float) -> float:
+    """The fraction below which questions, at these ``places`` in ascending order, are held out.
+
+    That is ``share``, whatever else is in the data.  Where it would hold out none of at least 1 / share different
+    questions, the first is held out; where it would hold out all, none is.
+    """
+    if not places or places[-1] < share:
+        return 0.0
+    if places[0] >= share and len(places) > 1 and share * len(places) >= 1:
+        return places[1]
+    return share
 
 
 def epoch_item(items: Sequence[Element], index: int, *, name: str, seed: int) -> Element:

@@ -65,6 +65,16 @@ class PromptSettings(Settings, section="prompts"):
                 do="Remove it, or set prompts.layout to block.",
             )
 
+    def over(self, saved: "PromptSettings", given: Mapping[str, Any]) -> "PromptSettings":
+        """These settings where ``given`` names them, and ``saved`` elsewhere.
+
+        Lines around feedback that are given bring the layout that they need, and a layout without them drops them.
+        """
+        chosen = {name for name, value in with_layout(given).items() if not (name == "layout" and value is None)}
+        if self.layout == "system" and "layout" in chosen:
+            chosen |= {*LINES}
+        return dataclasses.replace(saved, **{name: vars(self)[name] for name in chosen})
+
     def _changed_lines(self) -> list[str]:
         """The lines around feedback that are not those that every prompt has."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

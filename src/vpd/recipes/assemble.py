@@ -267,9 +267,12 @@ def load_model(settings: ModelSettings, *, finite: bool = True) -> tuple[Any, An
 
 
 def prompt_settings(config: Config, model: Any) -> PromptSettings:
-    """The section ``prompts`` of a config; without it the model's folder may say how it was trained."""
+    """The section ``prompts`` of a config; what nobody set in it is as the model's folder says that it was trained."""
     saved = saved_settings(Path(model.name_or_path)) if model.name_or_path else None
-    return config.prompts or saved or PromptSettings()
+    given, made = config.given.get("prompts", (None, None))
+    if config.prompts is None or saved is None:
+        return config.prompts or saved or PromptSettings()
+    return config.prompts.over(saved, given) if made is config.prompts else config.prompts
 
 
 def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:

@@ -176,7 +176,8 @@ def _memory() -> Iterator[Finding]:
     lines = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
     available = re.search(r"MemAvailable:\s+(\d+) kB", lines)
     free = int(available[1]) * 1024 if available else free
-    detail = f"{_gib(free)} of {_gib(total)} GiB free, {cores} cores, {torch.get_num_threads()} threads of torch"
+    threads = torch.get_num_threads()
+    detail = f"{_gib(free)} of {_gib(total)} GiB free, {cores} cores, torch takes {threads} thread{'s' * (threads > 1)}"
     enough = free > LITTLE_MEMORY
     do = None if enough else "End other programs, or take a smaller model and rollout.prompts_per_step."
     yield Finding(part="memory", status="ok" if enough else "warning", detail=detail, do=do)

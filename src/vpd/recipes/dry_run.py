@@ -266,7 +266,7 @@ def _memory_table(found: DryRun) -> Table:
     table = _table("memory of one GPU, GiB", "", "all")
     for item in estimate.fixed:
         table.add_row(item.name, f"{item.bytes / GIB:.2f}", "")
-    table.add_row("context", f"{found.machine.context_gb:.2f}", "")
+    table.add_row("CUDA's own", f"{found.machine.context_gb:.2f}", "")
     for stage in estimate.stages:
         table.add_row(f"+ {stage.name}", f"{stage.added / GIB:.2f}", f"{stage.total / GIB:.2f}")
     if estimate.server:

@@ -114,7 +114,8 @@ def _part(record: RunRecord, form: str, step: int | None) -> Path:
     if folder.is_dir():
         return folder
     kept = [path.name for path in checkpoint.checkpoints(run)]
-    do = f"There is {', '.join(kept)}: --checkpoint N exports one." if kept else None
+    newest = max(map(checkpoint.step_of, checkpoint.checkpoints(run)), default=0)
+    do = f"There is {', '.join(kept)}: --checkpoint {newest} exports that." if kept else None
     if step is None and form == "adapter" and record.settings.get("model", {}).get("lora") is None:
         do = "It trained the whole model; export the form model."
     raise StorageError(f"{run} has no {folder.name}", got=f"a run in phase {record.phase}", do=do)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpd.config import Config, RunSettings
+from vpd.config import Config
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
@@ -24,6 +24,7 @@ from vpd.monitor import Monitor
 from vpd.overlap import OverlappedSource
 from vpd.prompts.settings import save_settings
 from vpd.ranks import on_first, start_ranks, together
+from vpd.recipes import best_step
 from vpd.recipes.assemble import Parts, assemble
 from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
 from vpd.recipes.export import check_hub, push_run, write_card
@@ -33,7 +34,6 @@ from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers, check_installed
 from vpd.run_folder import checkpoint, faults, groups_file
-from vpd.run_folder.best import BestModel
 from vpd.run_folder.files import FileSystem, require_writable
 from vpd.run_folder.lock import locked
 from vpd.run_folder.reading import ROLLOUTS, TOKENS, read_run
@@ -58,6 +58,7 @@ def train(
     Objects take the place of their sections (:func:`assemble`).  Everything is loaded and checked before the folder is
     made, so a user's mistake leaves none behind.
     """
+    best_step.check_metric(config.run)
     ranks = start_ranks(config.run.rank_timeout)
 
     def work() -> Path:
@@ -173,7 +174,7 @@ def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
         raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
     on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))
     if loop.best is not None:
-        _finish_best(loop, loop.best, parts, recorder.folder)
+        best_step.finish(loop, loop.best, parts, recorder.folder)
     export(parts, recorder.folder, recorder.files)
     on_first(parts.ranks, "the phase done", lambda: recorder.record("done", loop.step))
 
@@ -189,40 +190,6 @@ def _train(loop: Loop) -> None:
 
         on_first(loop.ranks, "opening observers", enter)
         loop.run()
-
-
-def _finish_best(loop: Loop, best: BestModel, parts: Parts, output: Path) -> None:
-    """Say which step was the best, and with ``run.load_best_model_at_end`` go back to its weights."""
-    settings = parts.config.run
-    if best.step < 0:
-        log.warning("run.metric_for_best_model %s was never measured: the last step is taken", best.metric)
-        return
-    ended = f" (the run ended at step {loop.step}: {best.since} evaluations brought nothing better)"
-    if loop.step < loop.max_steps and parts.config.rollout.overlap:
-        log.info("the answers that were already made for step %d are not used", loop.step + 1)
-    log.info("best %s: %.4g at step %d%s", best.metric, best.value, best.step, ended if best.is_over else "")
-    if settings.load_best_model_at_end and best.step != loop.step:
-        ranks = parts.ranks
-        fault = on_first(ranks, "the best checkpoint", lambda: checkpoint.fault_of(output, best.step))
-        if fault is not None:
-            raise StorageError(
-                f"checkpoint-{best.step} of the best step cannot be read",
-                got=fault,
-                do="Restore it, or continue with --run.load_best_model_at_end false to take the last step.",
-            )
-        folder = output / f"checkpoint-{best.step}"
-        together(ranks, "reading the best checkpoint", lambda: checkpoint.load(folder, parts.learner))
-
-
-def _best_model(settings: RunSettings) -> BestModel | None:
-    if settings.metric_for_best_model is None:
-        return None
-    return BestModel(
-        metric=settings.metric_for_best_model,
-        greater_is_better=settings.best_is_greatest,
-        patience=settings.early_stopping_patience,
-        threshold=settings.early_stopping_threshold,
-    )
 
 
 def make_loop(
@@ -284,7 +251,7 @@ def make_loop(
         max_steps=settings.max_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
-        best=_best_model(settings),
+        best=best_step.chosen_by(settings),
         ranks=ranks,
     )
 

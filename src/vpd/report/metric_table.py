@@ -323,6 +323,14 @@ def metrics() -> Iterator[Metric]:
         yield from part.metrics
 
 
+def names_of_evaluation(answers: int) -> list[str]:
+    """The names of all that an evaluation with so many answers a task may measure."""
+    part = next(part for part in PARTS if part.title == "Evaluation")
+    names = [metric.name.replace("{k}", str(answers)) for metric in part.metrics]
+    whose = PLACEHOLDERS["evaluation"].split("|")
+    return list(dict.fromkeys(name.replace("{evaluation}", one) for name in names for one in whose))
+
+
 @cache
 def find_metric(name: str) -> Metric | None:
     """The entry that describes a metric, an exact name before a pattern; None for a metric of somebody's own."""

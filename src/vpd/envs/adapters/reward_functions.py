@@ -104,10 +104,10 @@ class WeightedRewards:
         if len(failed) > self.policy.max_failed * len(rows):
             row, error = failed[0]
             raise EnvError(
-                f"{len(failed)} of {len(rows)} rows could not be graded, first row {row} (task {tasks[row].id!r})",
-                got=error,
-                expected=f"at most a share of {self.policy.max_failed:g} (env.max_failed)",
-                do="Fix the grader; nothing was trained on this batch.",
+                f"{len(failed)} of {len(rows)} rows could not be graded, first row {row} (task {tasks[row].id!r}): "
+                f"{error.problem}",
+                do="Mend the grader, or let such rows count as failures up to a share (env.max_failed, now "
+                f"{self.policy.max_failed:g}); nothing was trained on this batch.",
             ) from error
         for row, error in failed:
             LOG.warning("row %d (task %r) could not be graded and counts as a failure: %s", row, tasks[row].id, error)

@@ -17,6 +17,7 @@ where the prompt is a list of messages.
 
 import copy
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -28,6 +29,7 @@ from vpd.errors import ConfigError, EnvError
 from vpd.printable import shown
 from vpd.types import LARGEST_REWARD, Grade
 
+LOG = logging.getLogger("vpd")
 TRAINER_ARGUMENTS = (
     "completion_ids",
     "trainer_state",
@@ -58,6 +60,13 @@ class TRLFunction:
         """Raise ConfigError if the function needs an argument that the data does not have."""
         columns = dict.fromkeys(column for row in rows for column in row.columns)
         _accepted_arguments(self.name, self.function, ["prompts", "completions", *columns])
+        for parameter in inspect.signature(self.function).parameters.values():
+            lacking = [number for number, row in enumerate(rows) if row.columns.get(parameter.name) is None]
+            if parameter.name in columns and parameter.default is parameter.empty and lacking:
+                LOG.warning(
+                    "the reward function %s gets None for %r where the data has none: in %d of %d records, first %d.",
+                    self.name, parameter.name, len(lacking), len(rows), lacking[0] + 1,
+                )  # fmt: skip
 
     def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Any:
         names = list(dict.fromkeys(name for row in rows for name in row.columns))
