@@ -26,9 +26,8 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     """A field that must be a non-empty string.  Raises DataError."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        got = (
-            f"only {', '.join(map(str, record)) or 'none beside it'}"[:200] if field not in record else repr(value)[:80]
-        )
+        others = ", ".join(map(str, record)) or "nothing else"
+        got = f"only {others}"[:200] if field not in record else repr(value)[:80]
         raise DataError(f"{where} has no text {field!r}", got=got, expected="a non-empty string")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError(
