@@ -4,11 +4,13 @@ import dataclasses
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import pyarrow as pa
 import pytest
@@ -19,12 +21,16 @@ from transformers import TrainerCallback
 
 import vpd
 from vpd.algorithms.distill import SDPOSettings
+from vpd.algorithms.examples import to_examples, with_loss_weights
 from vpd.api.callbacks import as_observers
 from vpd.config import RunSettings
+from vpd.envs.digits import Digits
 from vpd.envs.given import MOST_ENTRIES, as_function, read_entries
+from vpd.feedback import extend
 from vpd.learners.settings import OptimSettings
+from vpd.model.settings import ModelSettings
 from vpd.recipes.assemble import load_model
-from vpd.types import Comparison, Group
+from vpd.types import Comparison, Completion, Group
 
 TASKS = [{"prompt": f"apply rule A to {n} 2 3", "answer": f"3 2 {n}"} for n in range(6)]
 SMALL = {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 6}
@@ -249,6 +255,10 @@ def test_a_tiny_model_is_trained_and_evaluated_on_one_thread(monkeypatch: pytest
         torch.set_num_threads(before)
 
 
+async def notice(step: int, metrics: Any, groups: Any) -> None:
+    raise AssertionError("nobody would await it")
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"learning_rate": 1e-5}, r"unknown argument learning_rate; .* That is optim.learning_rate here"),
     "another library's": ({"num_train_epochs": 1}, "unknown argument num_train_epochs"),
@@ -269,6 +279,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"tasks and eval_tasks share 1 questions; .* or pass eval_tasks=0.1: that share of tasks is then held out",
     ),
     "a folder that cannot be": ({"run": {"output_dir": "/proc/self/out"}}, "cannot write to /proc/self/out"),
+    "no tokenizer": ({"tokenizer": 5}, "tokenizer= is no tokenizer; got int without chat_template"),
+    "an async callback": ({"callbacks": notice}, "the callback notice is async; expected a plain function"),
+    "a callback of one argument": ({"callbacks": lambda step: None}, r"takes other arguments; got \(step\); expected"),
+    "grading that is unknown": ({"env": {"max_fail": 1.0}}, "what to train on is not clear; got tasks and"),
+    "a share that is none": ({"env": {"max_failed": 2.0}}, "max_failed is out of range"),
     "no model": ({"tokenizer": None, "engine": 3}, "3 is no engine|int is no engine|no engine"),
 }
 
@@ -299,8 +314,6 @@ class Imitate:
         return self
 
     def step(self, groups: Any, learner: Any) -> Any:
-        from vpd.algorithms.examples import to_examples, with_loss_weights
-
         examples = to_examples(groups)
         return learner.update(
             "imitate",
@@ -375,6 +388,100 @@ def test_a_model_with_adapters_an_engine_and_shipped_settings() -> None:
 def test_an_engine_that_was_passed_answers() -> None:
     result = vpd.evaluate("tiny", TASKS, grade, engine=Shouting(), options={"num_samples": 1}, rollout=SMALL)
     assert result.student["reward"] == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"env": Digits}, r"env is a class; got Digits; expected an object of it. Pass Digits\(...\)"),
+        ({"algorithm": SDPOSettings}, r"algorithm is a class; .*Pass SDPOSettings\("),
+        ({"engine": Shouting}, r"engine is a class; .*Pass Shouting\("),
+        ({"feedback": Imitate}, r"a feedback source is a class; .*Pass Imitate\("),
+    ],
+)
+def test_a_class_in_the_place_of_an_object_is_named(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(vpd.ConfigError, match=message):
+        small_run(**({} if "env" in more else {"tasks": TASKS, "grader": grade}), **more)
+
+
+def test_an_engine_that_answers_something_else_is_named() -> None:
+    class Says:
+        def __init__(self, made: Any):
+            self.made = made
+
+        def load(self, policy: Any) -> None: ...
+
+        def generate(self, prompts: Any, **more: Any) -> Any:
+            return self.made
+
+    one = Completion(tokens=(1,), sampled=(True,), logprobs=(0.0,), text="1", finish="stop")
+    for made, got in (([one] * 5, "5 of Completion"), (["hello"] * 6, "6 of str"), (None, "NoneType")):
+        with pytest.raises(vpd.VPDError, match=rf"generate returned something else; got {got}; expected 6 of"):
+            vpd.evaluate("tiny", TASKS, grade, engine=Says(made), options={"num_samples": 1}, rollout=SMALL)
+
+
+def test_a_method_that_returns_no_update_is_named() -> None:
+    class Forgets(Imitate):
+        def step(self, groups: Any, learner: Any) -> Any:
+            super().step(groups, learner)
+
+    with pytest.raises(vpd.VPDError, match=r"the method's step returned something else; got NoneType; expected vpd"):
+        small_run(TASKS, grade, algorithm=Forgets())
+
+
+def test_a_loss_that_is_not_one_for_each_token_or_row_is_refused() -> None:
+    class Mean(Imitate):
+        def step(self, groups: Any, learner: Any) -> Any:
+            rows = with_loss_weights(to_examples(groups), nll=[0.1] * 4)
+            return learner.update("imitate", rows, {"nll": lambda s, b: -s.logprobs("student").mean()})
+
+    with pytest.raises(vpd.VPDError, match=r"the loss 'nll' is not one for each token or row; got the shape \[\]"):
+        small_run(TASKS, grade, algorithm=Mean())
+
+
+def test_sections_that_are_texts_are_an_error_of_the_source() -> None:
+    def says(groups: Any, writer: Any) -> Any:
+        return [extend(group, [["a text"] for _ in group.rollouts]) for group in groups]
+
+    with pytest.raises(vpd.VPDError, match="not a list of sections for each rollout; got 'a text'; expected Section"):
+        small_run(TASKS, grade, feedback=says)
+
+
+def test_rows_that_cannot_be_graded_may_be_a_share_beside_tasks() -> None:
+    def fails(text: str, task: dict[str, str]) -> Any:
+        raise ValueError("no")
+
+    def lists(text: str, task: dict[str, str]) -> Any:
+        return numpy.array([1.0])
+
+    run = small_run(TASKS, fails, env={"max_failed": 1.0})
+    assert run.metrics["env/grader_failed"].iloc[-1] == 1.0
+    with pytest.raises(vpd.EnvError, match=r"returned no number; got array\(\[1.\]\)"):
+        vpd.evaluate("tiny", TASKS[:1], lists, rollout=SMALL)
+
+
+def test_models_that_cannot_be_trained_are_one_line() -> None:
+    model, tokenizer = load_model(ModelSettings())
+    with pytest.raises(vpd.ModelError, match=r"the model has no weight to train; got requires_grad False"):
+        vpd.train(model.requires_grad_(False), TASKS, grade, tokenizer=tokenizer, rollout=SMALL)
+    with pytest.raises(vpd.ModelError, match=r"has weights without data; got .* on the device meta"):
+        vpd.train(model.to("meta"), TASKS, grade, tokenizer=tokenizer, rollout=SMALL)
+    with torch.inference_mode(), pytest.raises(vpd.ConfigError, match=r"inside of torch.inference_mode"):
+        small_run(TASKS, grade, run={"max_steps": 1, "output_dir": "inference"})
+    with torch.no_grad():
+        assert small_run(TASKS, grade, run={"max_steps": 1, "output_dir": Path("no_grad")}).step == 1
+
+
+def test_models_are_loaded_in_threads_one_after_the_other() -> None:
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(load_model(ModelSettings()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    weights = [dict(model.named_parameters()) for model, _ in found]
+    assert len(weights) == 4
+    assert all(torch.equal(one, weights[0][name]) for other in weights for name, one in other.items())
 
 
 def test_a_feedback_source_that_raises_is_named() -> None:
@@ -470,6 +577,16 @@ def test_records_that_cannot_be_used_are_one_line_and_no_folder(what: str) -> No
     with pytest.raises(vpd.ConfigError, match="what is answered now is not clear"):
         small_run(TASKS, grade, env=both, algorithm="sdpo")
     assert not Path("out").exists()
+
+
+def test_a_collection_that_fails_at_once_leaves_no_file() -> None:
+    def fails(text: str, task: Any) -> float:
+        raise OSError("down")
+
+    with pytest.raises(vpd.EnvError, match="down"):
+        vpd.collect("log.jsonl", "tiny", TASKS, fails, rollout=SMALL)
+    vpd.collect("log.jsonl", "tiny", TASKS, grade, rollout=SMALL)
+    assert Path("log.jsonl").read_text().count("\n") == 12
 
 
 def test_a_list_of_tasks_is_collected_once() -> None:

@@ -222,6 +222,15 @@ def test_a_users_code_cannot_close_the_standard_streams() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "warned\n")
 
 
+def test_a_file_may_stand_behind_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").write_text('{"prompt": "apply rule A to 1", "completion": "1"}\n' * 3)
+    line = f"sft --run.max_steps 1 --run.output_dir {tmp_path}/out --rollout.num_generations=1 {tmp_path}/log.jsonl"
+    assert main(line.split()) == 0 and (tmp_path / "out" / "model").is_dir()
+    with pytest.raises(SystemExit):
+        main(["collect", "--env.name", "digits"])
+    assert "the following arguments are required: FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -16,9 +16,11 @@ from helpers import SMALL, metrics_of, vpd_train
 from test_run_folder import Left, left_by, small
 
 from vpd.envs.digits import Digits
-from vpd.errors import Interrupted
+from vpd.errors import EnvError, Interrupted
 from vpd.loop import Abandoned
+from vpd.recipes.assemble import assemble
 from vpd.recipes.endings import StopSignals
+from vpd.recipes.train import run as run_parts
 from vpd.recipes.train import train
 from vpd.types import Grade, Group, Metrics, Task
 
@@ -86,6 +88,52 @@ def test_a_signal_while_grading_gives_the_step_up_and_saves_the_one_before(tmp_p
     uninterrupted = train(small(tmp_path / "whole", save_steps=0, eval_steps=0), env=SignalledDigits())
     assert metrics_of(run) == metrics_of(uninterrupted)
     assert left_by(run).weights == left_by(uninterrupted).weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingDigits(Digits):
+    """Digits, whose grader fails when it is called for the ``at``-th time."""
+
+    at: int = 0
+    calls: list[int] = field(default_factory=list, compare=False)
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        self.calls.append(len(tasks))
+        if len(self.calls) == self.at:
+            raise OSError("the service is down")
+        return super().grade(tasks, texts)
+
+
+def test_a_grader_that_fails_leaves_what_was_trained_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Ctrl-C there does: an hour of training must not be lost to a service that is down for a minute."""
+    run = tmp_path / "run"
+    with pytest.raises(EnvError, match=r"raised OSError .*the service is down"):
+        train(small(run, save_steps=0, eval_steps=0), env=FailingDigits(at=3))
+    assert (run / "checkpoint-2").is_dir() and "checkpoint-2 is saved: with run.resume true" in caplog.text
+    train(small(run, save_steps=0, eval_steps=0, resume=True), env=FailingDigits())
+    uninterrupted = train(small(tmp_path / "whole", save_steps=0, eval_steps=0), env=FailingDigits())
+    assert metrics_of(run) == metrics_of(uninterrupted)
+    assert left_by(run).weights == left_by(uninterrupted).weights
+
+
+def test_a_failure_before_the_first_step_or_in_an_update_saves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(EnvError):
+        train(small(tmp_path / "first", save_steps=0, eval_steps=0), env=FailingDigits(at=1))
+    assert not list((tmp_path / "first").glob("checkpoint-*"))
+    parts = assemble(small(tmp_path / "second", save_steps=0, eval_steps=0))
+    good = parts.algorithm.step
+    calls: list[int] = []
+
+    def step(groups: Any, learner: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise EnvError("in the middle of an update")
+        return good(groups, learner)
+
+    parts.algorithm.step = step  # type: ignore[method-assign]
+    with pytest.raises(EnvError, match="in the middle"):
+        run_parts(parts)
+    assert not list((tmp_path / "second").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("eval_steps", [0, 2])

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from vpd.config.sections import make_env, named
-from vpd.envs import Conversational, draw_tasks, grade_texts, recorded_answers
+from vpd.envs import Conversational, draw_tasks, grade_texts, recorded_answers, records
 from vpd.envs.digits import Digits
-from vpd.envs.recorded import GivenAnswers, RecordedAndFresh, RecordedAnswers, beside
+from vpd.envs.recorded import GivenAnswers, RecordedAndFresh, RecordedAnswers, beside, read_answer
 from vpd.errors import ConfigError, DataError
 from vpd.lab import tiny
 from vpd.prompts import Prompter
@@ -61,6 +61,31 @@ def test_answers_to_one_question_are_one_group_up_to_its_size() -> None:
         (t.messages[0]["content"], tuple(a.text for a in t.payload.answers)) for t in tasks_of(*rows, group_size=3)
     }
     assert found == {("q0", ("0", "2", "4")), ("q0", ("6", "8")), ("q1", ("1", "3", "5")), ("q1", ("7", "9"))}
+
+
+def test_a_table_of_texts_holds_outcomes_too(tmp_path: Path) -> None:
+    """CSV has no types, and pandas fills gaps with NaN."""
+    (tmp_path / "log.csv").write_text(
+        "prompt,completion,reward,success,feedback\n1 + 1?,2,1.0,true,\n1 + 1?,3,0,False,No.\n1 + 1?,4,,,\n"
+    )
+    answers = [
+        read_answer(record, n, where, 0.5)[1].grade
+        for where, n, record in records.read(str(tmp_path / "log.csv"), split="train")
+    ]
+    assert [(g.reward, g.success, g.feedback, g.graded) for g in answers] == [
+        (1.0, True, None, True), (0.0, False, "No.", True), (0.0, False, None, False),
+    ]  # fmt: skip
+    table = {"prompt": "1 + 1?", "completion": "2", "reward": 1.0, "success": float("nan"), "feedback": float("nan")}
+    grade = read_answer(table, 0, "row 0", 0.5)[1].grade
+    assert (grade.reward, grade.success, grade.feedback) == (1.0, True, None)
+    for column, value, message in (
+        ("reward", "good", "'reward' is no number; got 'good'"),
+        ("success", "yes", "no truth"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_answer({"prompt": "1?", "completion": "2", column: value}, 0, "row 0", 0.5)
+    with pytest.raises(DataError, match=r"'reward' is no number; got '1\.0'"):  # in JSON a text is no number
+        read_answer({"prompt": "1?", "completion": "2", "reward": "1.0", "turns": 1}, 0, "row 0", 0.5)
 
 
 def test_successes_alone_are_kept_and_what_nobody_graded(caplog: pytest.LogCaptureFixture) -> None:

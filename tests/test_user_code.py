@@ -211,3 +211,33 @@ def test_a_pool_of_processes_finds_the_functions_of_a_file(method: str, tmp_path
     (tmp_path / "main.py").write_text(code)
     shown = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, cwd="/", check=False)
     assert shown.stdout == "[3.0]\n", shown.stderr
+
+
+SCRIPT = """
+import json, pathlib, sys
+import vpd
+pathlib.Path("times").open("a").write("x")
+pathlib.Path("rows.jsonl").write_text(json.dumps({"prompt": "apply rule A to 1 2 3"}))
+def here(prompts, completions, **columns):
+    return [1.0] * len(prompts)
+def start():
+    small = {"prompts_per_step": 1, "num_generations": 2, "max_completion_length": 3}
+    task = {"name": "dataset", "path": "rows.jsonl", "reward": "script.py:here"}
+    vpd.train("tiny", env=task, feedback=["sibling"], rollout=small, run={"max_steps": 1})
+"""
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_script_may_name_itself_and_without_a_guard_that_is_one_error(guard: str, tmp_path: Path) -> None:
+    """To load the function, the script is run once more, and starts a run while it is loaded."""
+    (tmp_path / "script.py").write_text(f"{SCRIPT}\n{guard}start()\n")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert len((tmp_path / "times").read_text()) == 2
+    if guard:
+        assert done.returncode == 0, done.stderr
+        return
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "script.py (named by env.reward) starts a run while it is itself loaded" in last
+    assert last.endswith("Put what starts it under: if __name__ == '__main__'.")

@@ -91,7 +91,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         _check_command(sys.argv[1:] if arguments is None else arguments)
-        options, rest = parser.parse_known_args(arguments)
+        words, settings = _apart(sys.argv[1:] if arguments is None else arguments)
+        options, rest = parser.parse_known_args(words)
+        rest = [*settings, *rest]
         if rest and not options.command.SETTINGS:
             parser.error(for_terminal(f"unknown arguments: {' '.join(rest)}"))
         for output in outputs:
@@ -112,6 +114,21 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("vpd: interrupted; checkpoints already written are whole", file=sys.stderr)
         return 130
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that argparse reads, and the settings ``--section.key value``, whose values it would take for files."""
+    others: list[str] = []
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, _ = word.partition("=")
+        is_setting = key.startswith("--") and ("." in key or key == "--feedback")
+        (settings if is_setting else others).append(word)
+        if is_setting and not equals and rest and not rest[0].startswith("--"):
+            settings.append(rest.pop(0))
+    return others, settings
 
 
 def _check_command(arguments: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ class ModelError(VPDError):
 
 
 class TrainingError(VPDError):
-    """Training cannot go on: a loss or gradient is not finite."""
+    """Training cannot go on: a loss or gradient is not finite, or a loss has the wrong shape."""
 
 
 class NonFiniteError(TrainingError):

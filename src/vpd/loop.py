@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
-from vpd.errors import NonFiniteError
+from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Update
 from vpd.learners.calls import Fault
 from vpd.learners.journal import Journal
@@ -104,7 +104,8 @@ class Loop:
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
     (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
     enough, the run ends before ``max_steps``.  ``recording`` says how many rows of a step are recorded token by token
-    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.
+    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.  ``is_between_steps``: all that
+    a checkpoint holds is that of ``step``, as long as the next step's answers are made.
 
     With several ``ranks`` each runs this loop; observers are called on the first, and a request to stop that reaches
     one rank stops all at the same place.
@@ -128,6 +129,7 @@ class Loop:
     step: int = 0
     saved_step: int = -1
     ranks: Ranks = field(default_factory=OneProcess)
+    is_between_steps: bool = field(default=True, init=False)
 
     def run(self) -> None:
         """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
@@ -146,6 +148,7 @@ class Loop:
             if self.step + 1 < self.max_steps:
                 self.source.start(self.step + 1)
             recorder = self._recorder(groups)
+            self.is_between_steps = False
             update = self.train(groups, drawn=int(metrics.get("rows/drawn", _count(groups))), recorder=recorder)
             metrics |= update.metrics
             self.source.finish()
@@ -154,6 +157,7 @@ class Loop:
                 metrics |= self._evaluated(self.evaluate)
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups, recorder)
+            self.is_between_steps = True
             improved = self.best is not None and self.best.judge(self.step, metrics)
             if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
@@ -207,6 +211,9 @@ class Loop:
         journal, before = Journal(self.learner, groups, recorder), self.algorithm.state()
         try:
             update = self.algorithm.step(groups, journal)
+            if not isinstance(update, Update):
+                got, expected = type(update).__name__, "vpd.learners.Update"
+                raise TrainingError("the method's step returned something else", got=got, expected=expected)
             self.learner.end_iteration()
         except NonFiniteError as error:
             raise self._dumped(error, groups, before, journal) from error

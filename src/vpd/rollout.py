@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, TypeAlias
 
 from annotated_types import Ge, Gt
 
-from vpd.engines import Abandonable, Engine, MeasuredEngine
+from vpd.engines import Abandonable, Engine, MeasuredEngine, require_completions
 from vpd.envs import Conversational, Env, RecordedTasks, draw_tasks, grade_texts, recorded_answers, replies_of
 from vpd.errors import ConfigError
 from vpd.feedback import Feedback, demonstrate_retries
@@ -352,7 +352,7 @@ def generate_turns(
     """One attempt for each request; where the environment replies, the model goes on within the same budget."""
 
     def generate(rows: Sequence[int], prompts: Sequence[Tokens], room: Sequence[int], turn: int) -> list[Completion]:
-        return engine.generate(
+        made = engine.generate(
             prompts,
             keys=[dataclasses.replace(requests[row].key, turn=turn) for row in rows],
             seed=seed,
@@ -361,6 +361,7 @@ def generate_turns(
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
+        return require_completions(made, len(prompts), type(engine).__name__)
 
     rows = list(range(len(requests)))
     prompts = [request.prompt for request in requests]

@@ -6,6 +6,7 @@ its section, and the config has its name.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from vpd.feedback import Feedback
 from vpd.printable import shown
 from vpd.settings import Settings, expand_path
 
+GRADING = ("seconds", "retries", "max_failed")  # settings of env that a grader of tasks has, too
 Options = TypeVar("Options", bound=Settings)
 Section: TypeAlias = Mapping[str, Any] | Settings
 #: A Hub id, a folder, 'tiny', a :class:`vpd.Run`, a model of transformers, or the section ``model``, whose name_or_path
@@ -44,7 +46,8 @@ class More(TypedDict, total=False):
     ``eval_tasks``: tasks to evaluate on, or a share of ``tasks`` that is held out; ``config``: settings from
     ``load_config`` or ``parse_config``, over which the other arguments are laid; ``env``: an environment in the place
     of tasks and grader (an object, a name, or a mapping), or recorded answers beside them (``{"name": "recorded",
-    "path": ...}``, where the path may be records or a run); ``engine`` an object, a name or a mapping; ``prompts``,
+    "path": ...}``, where the path may be records or a run), or what may go wrong in grading them
+    (``{"max_failed": 0.05, "retries": 1, "seconds": 5.0}``); ``engine`` an object, a name or a mapping; ``prompts``,
     ``rollout``, ``dynamics``, ``optim`` and ``run`` mappings, or their settings objects.
     """
 
@@ -80,6 +83,8 @@ def read_arguments(
 ) -> Arguments:
     """Everything as a config and objects.  Raises ConfigError; DataError for tasks that cannot be used."""
     _check_names(more)
+    if tokenizer is not None:
+        require(tokenizer, ("chat_template", "get_vocab"), "tokenizer= is no tokenizer")
     base: Config | None = more.get("config")
     if isinstance(model, Config):
         if base is not None:
@@ -146,7 +151,14 @@ def _plain(value: Any, name: str) -> dict[str, Any]:
         return dataclasses.asdict(value)
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}= is no section", got=shown(value), expected="a mapping of its settings")
-    return dict(value)
+    return {key: str(entry) if isinstance(entry, Path) else entry for key, entry in value.items()}
+
+
+def _require_instance(part: Any, name: str) -> None:
+    """Raise ConfigError for a class where an object of it is meant."""
+    if inspect.isclass(part):
+        what = f"{name} is a class"
+        raise ConfigError(what, got=part.__name__, expected="an object of it", do=f"Pass {part.__name__}(...).")
 
 
 def _add_model(data: dict[str, Any], objects: dict[str, Any], model: ModelLike) -> None:
@@ -179,6 +191,7 @@ def _add_part(data: dict[str, Any], name: str, part: Any) -> Passed | None:
             before = of_another(name, before, part["name"])
         data[name] = {**before, **{key: _model_of(value) for key, value in part.items()}}
         return None
+    _require_instance(part, name)
     if name == "engine":
         return PassedEngine.of(part, engine=part)
     require(part, ("needs", "build"), f"{type(part).__name__} is no algorithm")
@@ -195,6 +208,9 @@ def _environment(
     """Tasks and grader as an environment, or what ``env`` is; None where neither was passed."""
     env, held_out = more.get("env"), more.get("eval_tasks")
     log = env if isinstance(env, Mapping) and env.get("name") == "recorded" else None
+    grading = env if isinstance(env, Mapping) and env and set(env) <= {*GRADING} else None
+    if grading is not None and tasks is not None and grader is not None:
+        env = None
     if tasks is None and grader is None:
         if held_out is not None:
             raise ConfigError("eval_tasks= without tasks=", expected="tasks and grader, or an environment alone")
@@ -207,6 +223,7 @@ def _environment(
     if isinstance(tasks, str) and tasks in CHOICES["env"].table:
         raise ConfigError(f"tasks is the name of an environment, {tasks}", do=f"Write env={tasks!r}, without a grader.")
     made = _given(tasks, grader, held_out, data, all_held_out=all_held_out)
+    made = dataclasses.replace(made, **(grading or {}))
     return made if log is None else recorded(log, made)
 
 
@@ -234,6 +251,7 @@ def _add_environment(data: dict[str, Any], env: Any) -> Any:
     if isinstance(env, str):
         env = {"name": env}
     if not isinstance(env, Mapping):
+        _require_instance(env, "env")
         require(env, ("task", "eval_tasks", "grade"), f"{type(env).__name__} is no environment")
         data.pop("env", None)
         return make_env(env)
@@ -254,6 +272,7 @@ def _source(source: Any) -> Any:
         return named("feedback", options, f"feedback.{options.get('name')}")
     if isinstance(source, (Custom, Passed)) or _is_shipped("feedback", source):
         return source
+    _require_instance(source, "a feedback source")
     if not callable(source):
         raise ConfigError(
             "a feedback source cannot be called", got=shown(source), expected="called with (groups, writer)"

@@ -103,12 +103,27 @@ def _observer(callback: Any, settings: RunSettings) -> Observer:
     if not inspect.isclass(callback) and any(hasattr(callback, name) for name in CALLED):
         return TrainerCallbacks(callback, settings)
     if callable(callback) and not inspect.isclass(callback):
+        _check_function(callback)
         return Function(callback)
     raise ConfigError(
         "a callback cannot be used",
         got=shown(callback),
         expected="a function (step, metrics, groups), a vpd.Observer, or an object with on_step_end, on_log, ...",
     )
+
+
+def _check_function(callback: Any) -> None:
+    """Raise ConfigError for a function that nobody would await, or that takes other arguments."""
+    if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__):
+        raise ConfigError(f"the callback {_name(callback)} is async", expected="a plain function, which is waited for")
+    try:
+        inspect.signature(callback).bind(0, {}, [])
+    except TypeError:
+        got = str(inspect.signature(callback))
+        what = f"the callback {_name(callback)} takes other arguments"
+        raise ConfigError(what, got=got, expected="(step, metrics, groups)") from None
+    except ValueError:  # a function in C without a signature
+        return
 
 
 def _name(callback: Any) -> str:

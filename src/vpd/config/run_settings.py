@@ -27,8 +27,8 @@ class RunSettings(Settings, section="run"):
     save_steps: Annotated[
         int,
         Ge(0),
-        "a checkpoint every so many iterations, and after the last; 0: none but at Ctrl-C and SIGTERM, so a run that is"
-        " killed begins anew",
+        "a checkpoint every so many iterations, and after the last; 0: none but where a run is stopped, so one that"
+        " is killed begins anew",
     ] = 50
     save_total_limit: Annotated[
         int | None,

@@ -8,6 +8,14 @@ from vpd.policy import Policy
 from vpd.types import Completion, Metrics, SampleKey, Tokens
 
 
+def require_completions(made: Any, count: int, engine: str) -> list[Completion]:
+    """What an engine made, if it is a completion for each prompt.  Raises EngineError."""
+    if not isinstance(made, Sequence) or len(made) != count or not all(isinstance(one, Completion) for one in made):
+        got = f"{len(made)} of {type(made[0]).__name__}" if isinstance(made, Sequence) and made else type(made).__name__
+        raise EngineError(f"{engine}.generate returned something else", got=got, expected=f"{count} of Completion")
+    return list(made)
+
+
 class Engine(Protocol):
     """Samples completions with the weights that were loaded last."""
 

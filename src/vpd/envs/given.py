@@ -19,7 +19,15 @@ from typing import Any, ClassVar
 
 from vpd.envs import records, wrap_user_errors
 from vpd.envs.adapters.callers import LocalCaller
-from vpd.envs.adapters.reward_functions import Caller, RetryPolicy, Row, WeightedRewards
+from vpd.envs.adapters.reward_functions import (
+    Caller,
+    GradingSeconds,
+    MaxFailed,
+    Retries,
+    RetryPolicy,
+    Row,
+    WeightedRewards,
+)
 from vpd.envs.adapters.trl_verl import (
     Reward,
     TRLFunction,
@@ -82,6 +90,9 @@ class GivenTasks(RecordTasks[Task]):
     grader: Any
     held_out: tuple[Any, ...] | None = None
     eval_share: EvalShare = 0.1
+    seconds: GradingSeconds = None
+    retries: Retries = 0
+    max_failed: MaxFailed = 0.0
     held_out_by_share: ClassVar[str] = "pass eval_tasks=0.1: that share of tasks is then held out"
 
     @property
@@ -125,7 +136,8 @@ class GivenTasks(RecordTasks[Task]):
     @cached_property
     def _rewards(self) -> WeightedRewards:
         callers = [(_caller(reward, function), reward.weight) for reward, function in self._functions]
-        return WeightedRewards(callers, RetryPolicy())
+        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+        return WeightedRewards(callers, policy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +244,10 @@ def as_task(entry: Any, number: int, what: str) -> Task:
             got=f"the keys {', '.join(map(str, record))}"[:200],
             expected="'prompt' (a text or messages) or 'messages'",
             do="Rename the key that holds the question.",
+        )
+    if key == "prompt" and "messages" in record:
+        raise DataError(
+            f"{where} has both prompt and messages", expected="one of them", do="Remove or rename the other."
         )
     columns = {str(name): value for name, value in record.items() if name != key}
     return Task(

@@ -16,6 +16,7 @@ from vpd.printable import shown
 from vpd.settings import expand_path
 
 STAMP = "__vpd_file__"  # in a module: the file it was made of, as it was then
+RUNNING: set[Path] = set()  # files that are run at this moment, to load what they define
 FOLDERS: set[str] = set()  # of files that were loaded, on sys.path
 
 
@@ -55,15 +56,23 @@ def _file(path: str, setting: str) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None and vars(known).get(STAMP) == _stamp(source):
         return known
+    if source in RUNNING:
+        raise ConfigError(
+            f"{what} starts a run while it is itself loaded for one",
+            do="Put what starts it under: if __name__ == '__main__'.",
+        )
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    RUNNING.add(source)
     try:
         wrap_user_errors(partial(spec.loader.exec_module, module), what, do="Correct that file.", loading=True)
     except VPDError:
         del sys.modules[name]
         raise
+    finally:
+        RUNNING.discard(source)
     vars(module)[STAMP] = _stamp(source)
     return module
 

@@ -11,6 +11,7 @@ last message, the assistant's.  Everything else is optional: ``feedback`` (a tex
 Nothing is sent anywhere: the file is read on this machine, and what is learned from it stays in the run folder.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -30,6 +31,7 @@ from vpd.types import LARGEST_REWARD, Grade, Message, RecordedAnswer, Task
 
 LOG = logging.getLogger("vpd")
 ANSWERS = ("completion", "answer")
+OUTCOME = ("reward", "success", "feedback", "informative")
 FROM_A_RUN = (
     "messages",
     "tools",
@@ -316,8 +318,29 @@ def read_answer(
     )
 
 
+def _typed(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record with null where a table has nothing (NaN), and with the values of a line of CSV, which are all texts."""
+    if all(isinstance(value, str) for value in record.values()):
+        return {name: _of_a_table(name, value) for name, value in record.items()}
+    return {name: None if value != value else value for name, value in record.items() if name in OUTCOME}
+
+
+def _of_a_table(name: str, text: str) -> Any:
+    """The value that a text of CSV stands for in the column ``name``; what cannot be read stays a text."""
+    if name not in OUTCOME:
+        return text
+    if not text.strip():
+        return None
+    if name == "feedback":
+        return text
+    with contextlib.suppress(ValueError):
+        return float(text) if name == "reward" else {"true": True, "false": False}.get(text.strip().lower(), text)
+    return text
+
+
 def read_grade(record: Mapping[str, Any], where: str, success_threshold: float) -> Grade:
     """What was said about the answer: an outcome, if there is one, and a text, if there is one.  Raises DataError."""
+    record = _typed(record)
     reward, success = record.get("reward"), record.get("success")
     if success is not None and not isinstance(success, bool):
         raise DataError(f"{where}: 'success' is no truth value", got=repr(success)[:80], expected="true, false or null")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias, runtime_checkable
 
+from vpd.errors import FeedbackError
+from vpd.printable import shown
 from vpd.prompts import FittedText
 from vpd.settings import Settings
 from vpd.types import Group, Message, Rollout, SampleKey, Section
@@ -187,7 +189,17 @@ def without_thinking(text: str, *, thinking_open: bool = False) -> str:
 
 
 def extend(group: Group, sections: Sequence[Sequence[Section]], when: When = "always") -> Group:
-    """The group with more sections on each rollout; ``missing``: only on those that have none yet."""
+    """The group with more sections on each rollout; ``missing``: only on those that have none yet.
+
+    Raises FeedbackError for anything but a Section.
+    """
+    wrong = [section for more in sections for section in more if not isinstance(section, Section)]
+    if wrong or len(sections) != len(group.rollouts):
+        raise FeedbackError(
+            "what a feedback source adds to a group is not a list of sections for each rollout",
+            got=shown(wrong[0]) if wrong else f"{len(sections)} lists for {len(group.rollouts)} rollouts",
+            expected="Section(kind='feedback', source='its name', text='...') each",
+        )
     return Group(
         rollouts=tuple(
             dataclasses.replace(rollout, context=(*rollout.context, *more))

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vpd.errors import ConfigError, NonFiniteError
+from vpd.errors import ConfigError, ModelError, NonFiniteError
 from vpd.learners import Measure, ModelName, Objective, Update, schedule, sharding, weights
 from vpd.learners.agreement import check_examples
 from vpd.learners.jobs import UpdateJob, check_terms
@@ -437,6 +437,10 @@ def _one_model(teacher: TeacherWeights, model: ModelName) -> Any:
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
+    if not parameters:
+        raise ModelError(
+            "the model has no weight to train", got="requires_grad False everywhere", do="Set it where it should learn."
+        )
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     betas = (settings.adam_beta1, settings.adam_beta2)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vpd.errors import TrainingError
 from vpd.learners import Loss, MeasuredLoss, Objective, TokenLoss
 from vpd.learners.micro_batches import MicroBatch
 from vpd.model.batch import Batch
@@ -43,6 +44,13 @@ class UpdateJob:
             returned = loss(scorer.for_term(weight_B), batch)
             token_loss = returned if isinstance(returned, TokenLoss) else TokenLoss(returned)
             value = token_loss.value
+            if value.shape not in (batch.mask_BT.shape, batch.mask_BT.shape[:1]):
+                tokens, rows = list(batch.mask_BT.shape), list(batch.mask_BT.shape[:1])
+                raise TrainingError(
+                    f"the loss {term!r} is not one for each token or row",
+                    got=f"the shape {list(value.shape)}",
+                    expected=f"{tokens} or {rows}",
+                )
             value_B = torch.where(batch.mask_BT, value, 0.0).sum(-1) if value.ndim == 2 else value
             losses[term] = (weight_B.to(value_B) * value_B).sum()
             signals |= {name: torch.where(batch.mask_BT, signal, 0) for name, signal in token_loss.signals.items()}

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from vpd.model.settings import ModelSettings
 
 LOG = logging.getLogger("vpd")
 #: ``name`` or ``owner/name``.
+LOADING = threading.Lock()  # transformers sets global state while it loads a model
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 #: Files of a model's folder that are JSON.
 JSON_FILES = (
@@ -76,7 +78,8 @@ def load(source: str, settings: ModelSettings, *, known: Sequence[str] = (), fin
     transformers.utils.logging.set_verbosity_error()  # its table of weights that do not fit; here that is an error
     try:
         place = _find(source, what, {"trust_remote_code": settings.trust_remote_code}, known)
-        model, tokenizer = _load(place, settings, adapters=())
+        with LOADING:
+            model, tokenizer = _load(place, settings, adapters=())
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     check(model, tokenizer, what, finite=finite)
@@ -93,9 +96,14 @@ def check(model: Any, tokenizer: Any, what: str, *, finite: bool = True) -> None
     """Raise ModelError unless these are a whole causal language model and a tokenizer with a chat template for it."""
     if not isinstance(model, transformers.PreTrainedModel):
         got = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise ModelError(f"{what} is no model of transformers", got=got, expected="a PreTrainedModel")
+        do = "Merge its adapters (merge_and_unload), or pass the base and set model.lora." if "peft" in got else None
+        raise ModelError(f"{what} is no model of transformers", got=got, expected="a PreTrainedModel", do=do)
     if lora.is_attached(model):
         raise ModelError(f"{what} has adapters in it", do="Merge them (merge_and_unload), and set model.lora.")
+    if absent := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        raise ModelError(
+            f"{what} has weights without data", got=f"{absent[0]} on the device meta", do="Load them first."
+        )
     for weight, value in model.named_parameters() if finite else ():
         if value.numel() and value.is_floating_point() and not all(map(math.isfinite, _extremes(value))):
             raise ModelError(

@@ -46,11 +46,15 @@ def collect(
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    for group in transcripts(parts, options):
-        rows = [as_record(rollout, outcome=options.outcome) for rollout in group.rollouts]
-        with storage_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-        count += len(rows)
+    try:
+        for group in transcripts(parts, options):
+            rows = [as_record(rollout, outcome=options.outcome) for rollout in group.rollouts]
+            with storage_errors(path), path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            count += len(rows)
+    finally:
+        if not count:
+            path.unlink(missing_ok=True)  # so that the same command can be tried again
     LOG.info("%s: %d attempts", path, count)
     return path
 

@@ -5,6 +5,7 @@ last step, and the step that was begun is given up and made again, with the same
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -14,9 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from vpd.errors import Abandoned, Interrupted
+from vpd.errors import Abandoned, Interrupted, VPDError
 from vpd.loop import Loop, StopRequest
 from vpd.ranks import OneProcess, Ranks
+
+LOG = logging.getLogger("vpd")
 
 
 class StopSignals(StopRequest):
@@ -79,6 +82,23 @@ def save_and_stop(loop: Loop, output: Path) -> None:
     if saved:
         loop.save_checkpoint()
     raise interrupted(loop, output, saved=saved)
+
+
+def save_after_failure(loop: Loop) -> None:
+    """Save what was trained before a grader, a feedback source or a server failed, and say so.
+
+    Not once the next update has begun, and not among several processes, of which some may be gone.
+    """
+    if not loop.is_between_steps or loop.step == 0 or loop.saved_step == loop.step or loop.save is None:
+        return
+    if loop.ranks.world > 1:
+        return
+    try:
+        loop.save_checkpoint()
+    except VPDError as error:  # a full disk, perhaps the failure itself: what is told is the first
+        LOG.warning("checkpoint-%d could not be saved: %s", loop.step, error)
+    else:
+        LOG.warning("checkpoint-%d is saved: with run.resume true the run goes on from there", loop.step)
 
 
 def interrupted(loop: Loop, output: Path, *, saved: bool) -> Interrupted:

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vpd.config import Config
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
-from vpd.errors import Interrupted, StorageError
+from vpd.errors import ConfigError, Interrupted, StorageError, VPDError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback, Remote
 from vpd.learners.calls import Fault
@@ -26,7 +28,7 @@ from vpd.prompts.settings import save_settings
 from vpd.ranks import on_first, start_ranks, together
 from vpd.recipes import best_step
 from vpd.recipes.assemble import Parts, assemble
-from vpd.recipes.endings import StopSignals, interrupted, save_and_stop
+from vpd.recipes.endings import StopSignals, interrupted, save_after_failure, save_and_stop
 from vpd.recipes.export import check_hub, push_run, write_card
 from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
@@ -66,7 +68,10 @@ def train(
         objects: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "env": env, "feedback": feedback}
         return run(assemble(config, **objects, observers=observers, ranks=ranks))
 
-    return together(ranks, "the run", work)
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("nothing can be trained inside of torch.inference_mode", do="Train outside of it.")
+    with torch.enable_grad():
+        return together(ranks, "the run", work)
 
 
 def run(parts: Parts, files: FileSystem | None = None) -> Path:
@@ -172,6 +177,9 @@ def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
             save_and_stop(loop, recorder.folder)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
+    except VPDError:
+        save_after_failure(loop)
+        raise
     on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))
     if loop.best is not None:
         best_step.finish(loop, loop.best, parts, recorder.folder)

@@ -245,9 +245,13 @@ def _truth(value: Any, what: str) -> bool:
 
 def _number(value: Any, what: str) -> float:
     """A finite number of any type with ``__float__``."""
+    wrong = EnvError(f"{what} returned no number", got=shown(value), expected="a number, (number, text), a mapping")
     if not isinstance(value, SupportsFloat):
-        raise EnvError(f"{what} returned no number", got=shown(value), expected="a number, (number, text), a mapping")
-    number = float(value)
+        raise wrong
+    try:
+        number = float(value)
+    except TypeError:  # an array
+        raise wrong from None
     if not abs(number) <= LARGEST_REWARD:
         raise EnvError(f"{what} returned no finite number", got=shown(value), expected="a finite number, or None")
     return number
