@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from vpd.api.callbacks import as_observers
 from vpd.config import RunSettings
 from vpd.envs.digits import Digits
 from vpd.envs.given import MOST_ENTRIES, as_function, read_entries
+from vpd.errors import Interrupted
 from vpd.feedback import extend
 from vpd.learners.settings import OptimSettings
 from vpd.model.settings import ModelSettings
@@ -577,6 +579,22 @@ def test_records_that_cannot_be_used_are_one_line_and_no_folder(what: str) -> No
     with pytest.raises(vpd.ConfigError, match="what is answered now is not clear"):
         small_run(TASKS, grade, env=both, algorithm="sdpo")
     assert not Path("out").exists()
+
+
+def test_a_run_of_objects_that_was_stopped_goes_on_from_python() -> None:
+    calls: list[str] = []
+
+    def stopping(text: str, task: dict[str, str]) -> Any:
+        calls.append(text)
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return 0.0, "wrong : rule A"
+
+    with pytest.raises(
+        vpd.Interrupted, match=r"checkpoint-1 is saved. Continue with: the same call with run={'resume'"
+    ):
+        small_run(TASKS, stopping, run={"max_steps": 2})
+    assert small_run(TASKS, stopping, run={"max_steps": 2, "resume": True}).step == 2
 
 
 def test_a_collection_that_fails_at_once_leaves_no_file() -> None:

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -76,12 +75,15 @@ class StopSignals(StopRequest):
             raise KeyboardInterrupt
 
 
-def save_and_stop(loop: Loop, output: Path) -> None:
-    """Save a run that was asked to stop, and raise Interrupted; a run without any step has nothing to save."""
+def save_and_stop(loop: Loop, again: str) -> None:
+    """Save a run that was asked to stop, and raise Interrupted; a run without any step has nothing to save.
+
+    ``again``: how it is continued.
+    """
     saved = loop.step > 0
     if saved:
         loop.save_checkpoint()
-    raise interrupted(loop, output, saved=saved)
+    raise interrupted(loop, again, saved=saved)
 
 
 def save_after_failure(loop: Loop) -> None:
@@ -101,7 +103,7 @@ def save_after_failure(loop: Loop) -> None:
         LOG.warning("checkpoint-%d is saved: with run.resume true the run goes on from there", loop.step)
 
 
-def interrupted(loop: Loop, output: Path, *, saved: bool) -> Interrupted:
+def interrupted(loop: Loop, again: str, *, saved: bool) -> Interrupted:
     """The error of a run that a signal has ended, with or without a checkpoint of its last step."""
     number = signal.SIGINT if loop.stop.signal is None else loop.stop.signal
     kept = f"checkpoint-{loop.step} is saved" if saved else "no step was trained"
@@ -111,7 +113,7 @@ def interrupted(loop: Loop, output: Path, *, saved: bool) -> Interrupted:
         )
     text = (
         f"stopped by {signal.Signals(number).name} after step {loop.step} of {loop.max_steps}; {kept}. "
-        f"Continue with: vpd train --run.resume true --run.output_dir {output}"
+        f"Continue with: {again}"
     )
     return Interrupted(text, signal=number, step=loop.step, saved=saved)
 

@@ -168,15 +168,24 @@ def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
     return [RunFolder(output, parts.tokenizer, files=files), progress, trackers, monitor, *parts.observers]
 
 
+def _again(config: Config) -> str:
+    """How a run is continued: by a command, or from Python where objects were passed."""
+    passed = any("object" in part for part in config.as_dict().values() if isinstance(part, Mapping))
+    if passed:
+        return "the same call with run={'resume': True, ...}"
+    return f"vpd train --run.resume true --run.output_dir {config.run.output_dir}"
+
+
 def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
     """Train, unless only the export is missing, and export.  Raises Interrupted where a signal asked for the end."""
+    again = _again(parts.config)
     try:
         if not loop.is_over:
             _train(loop)
         if not loop.is_over:
-            save_and_stop(loop, recorder.folder)
+            save_and_stop(loop, again)
     except KeyboardInterrupt as error:
-        raise error if isinstance(error, Interrupted) else interrupted(loop, recorder.folder, saved=False) from error
+        raise error if isinstance(error, Interrupted) else interrupted(loop, again, saved=False) from error
     except VPDError:
         save_after_failure(loop)
         raise
