@@ -590,9 +590,7 @@ def test_a_run_of_objects_that_was_stopped_goes_on_from_python() -> None:
             signal.raise_signal(signal.SIGTERM)
         return 0.0, "wrong : rule A"
 
-    with pytest.raises(
-        vpd.Interrupted, match=r"checkpoint-1 is saved. Continue with: the same call with run={'resume'"
-    ):
+    with pytest.raises(Interrupted, match=r"checkpoint-1 is saved. Continue with: the same call with run={'resume'"):
         small_run(TASKS, stopping, run={"max_steps": 2})
     assert small_run(TASKS, stopping, run={"max_steps": 2, "resume": True}).step == 2
 
