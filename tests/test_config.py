@@ -283,8 +283,8 @@ def test_a_resume_of_nothing_that_says_nothing_is_an_error(more: list[str], tmp_
     """A mistyped folder would begin a run of the defaults; with a task of its own, a resume may be the first start."""
     words = ["--run.resume", "true", "--run.output_dir", str(tmp_path / "nosuch"), *more]
     with pytest.raises(ConfigError, match=r"nosuch holds no run to continue.*Correct run\.output_dir"):
-        load(None, words)
-    assert load(None, [*words, "--env.name", "digits"]).run.resume
+        load(None, words).require_something_to_train()
+    load(None, [*words, "--env.name", "digits"]).require_something_to_train()
 
 
 def test_a_word_stands_for_a_list_of_one() -> None:

@@ -63,7 +63,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a word": (b"run", "holds no sections; got str"),
     "Latin-1": ("run: {output_dir: \xe9}".encode("latin-1"), "is not valid YAML"),
     "large": (b"#" * (1 << 20) + b"#", "is no settings file; got more than 1048576 bytes"),
-    "a tab": (b"run:\n\tseed: 1", "is not valid YAML; got found character '\\t'"),
+    "a tab": (b"run:\n\tseed: 1", "is not valid YAML; got a tab (line 2)"),
 }
 
 

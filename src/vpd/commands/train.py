@@ -31,6 +31,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 
     machine, rest = load_dry_run(options.config, rest, wanted=options.dry_run)
     config = load(options.config, rest)
+    config.require_something_to_train()
     if options.dry_run:
         from vpd.recipes.dry_run import dry_run, show
 

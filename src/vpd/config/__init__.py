@@ -131,6 +131,14 @@ class Config:
                 data[section] = copy.deepcopy(given)
         return {section: part for section, part in data.items() if part is not None}
 
+    def require_something_to_train(self) -> None:
+        """Raise ConfigError for a resume of a folder without a run where nobody has said what else to train."""
+        if self.run.resume and not any(given for name, (given, _) in self.given.items() if name != "run"):
+            raise ConfigError(
+                f"run.resume: {self.run.output_dir} holds no run to continue, and nothing says what else to train",
+                do="Correct run.output_dir, or give the settings of a new run (--config).",
+            )
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.as_dict()), sort_keys=False)
 
@@ -145,13 +153,7 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     run = mapping(data, "run")
     if run.get("resume") in (True, "true"):
         folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
-        recorded = over_recorded(data, Path(folder))
-        if recorded == data and not any(data.get(section) for section in SECTIONS if section != "run"):
-            raise ConfigError(
-                f"run.resume: {folder} holds no run to continue, and nothing says what else to train",
-                do="Correct run.output_dir, or give the settings of a new run (--config).",
-            )
-        data = recorded
+        data = over_recorded(data, Path(folder))
     return parse(data)
 
 
