@@ -91,7 +91,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         _check_command(sys.argv[1:] if arguments is None else arguments)
-        words, settings = _apart(sys.argv[1:] if arguments is None else arguments)
+        words, settings = _without_settings(sys.argv[1:] if arguments is None else arguments)
         options, rest = parser.parse_known_args(words)
         rest = [*settings, *rest]
         if rest and not options.command.SETTINGS:
@@ -116,7 +116,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def _without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words that argparse reads, and the settings ``--section.key value``, whose values it would take for files."""
     others: list[str] = []
     settings: list[str] = []
