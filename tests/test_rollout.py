@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fakes import LetterTokenizer, RecordingEngine, ScriptedChat, ScriptedEnv, collect_groups, in_turn
 
-from vpd.errors import EnvError
+from vpd.errors import EngineError, EnvError
 from vpd.policy import FixedPolicy
 from vpd.types import Completion, Grade, Group, Rollout, Task
 
@@ -215,7 +215,9 @@ class LosesAnswers(RecordingEngine):
 
 def test_an_engine_that_loses_an_answer_is_not_passed_over() -> None:
     env = ScriptedChat(lambda task, text: Grade(reward=0.0), lambda task, said: "again")
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(
+        EngineError, match=r"LosesAnswers.generate returned something else; got \d of Completion; expected"
+    ):
         collect_groups(env, LosesAnswers(named), ["a", "b"])
 
 
