@@ -215,9 +215,7 @@ class LosesAnswers(RecordingEngine):
 
 def test_an_engine_that_loses_an_answer_is_not_passed_over() -> None:
     env = ScriptedChat(lambda task, text: Grade(reward=0.0), lambda task, said: "again")
-    with pytest.raises(
-        EngineError, match=r"LosesAnswers.generate returned something else; got \d of Completion; expected"
-    ):
+    with pytest.raises(EngineError, match=r"LosesAnswers.generate returned .* got \d of Completion"):
         collect_groups(env, LosesAnswers(named), ["a", "b"])
 
 
