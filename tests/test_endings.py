@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import pytest
 from helpers import SMALL, metrics_of, vpd_train
 from test_run_folder import Left, left_by, small
 
+from vpd.config.passed import PassedSource
 from vpd.envs.digits import Digits
 from vpd.errors import EnvError, Interrupted
 from vpd.loop import Abandoned
 from vpd.recipes.assemble import assemble
 from vpd.recipes.endings import StopSignals
+from vpd.recipes.train import _again, train
 from vpd.recipes.train import run as run_parts
-from vpd.recipes.train import train
 from vpd.types import Grade, Group, Metrics, Task
 
 
@@ -134,6 +135,13 @@ def test_a_failure_before_the_first_step_or_in_an_update_saves_nothing(tmp_path:
     with pytest.raises(EnvError, match="in the middle"):
         run_parts(parts)
     assert not list((tmp_path / "second").glob("checkpoint-*"))
+
+
+def test_where_any_part_was_passed_a_run_is_continued_from_python(tmp_path: Path) -> None:
+    config = small(tmp_path / "run")
+    assert _again(config) == f"vpd train --run.resume true --run.output_dir {tmp_path}/run"
+    source = PassedSource(object="mine.source", source=print)
+    assert _again(replace(config, feedback=(source,))).startswith("the same call with")
 
 
 @pytest.mark.parametrize("eval_steps", [0, 2])

@@ -42,6 +42,7 @@ from vpd.errors import ConfigError, Interrupted, RankError, VPDError, nearest
 from vpd.printable import LogFormatter, for_terminal
 from vpd.ranks import after_the_one_that_failed, end_process, launched, leave_for_launcher
 from vpd.report.streams import FAREWELL, keep_open
+from vpd.settings import split_words
 
 STOPPED_AND_SAVED = 75
 EXIT_CODES = """\
@@ -91,7 +92,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         _check_command(sys.argv[1:] if arguments is None else arguments)
-        words, settings = _without_settings(sys.argv[1:] if arguments is None else arguments)
+        # argparse would take the value of a setting for a file
+        settings, words = split_words(sys.argv[1:] if arguments is None else arguments, _is_setting)
         options, rest = parser.parse_known_args(words)
         rest = [*settings, *rest]
         if rest and not options.command.SETTINGS:
@@ -116,19 +118,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def _without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that argparse reads, and the settings ``--section.key value``, whose values it would take for files."""
-    others: list[str] = []
-    settings: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, equals, _ = word.partition("=")
-        is_setting = key.startswith("--") and ("." in key or key == "--feedback")
-        (settings if is_setting else others).append(word)
-        if is_setting and not equals and rest and not rest[0].startswith("--"):
-            settings.append(rest.pop(0))
-    return others, settings
+def _is_setting(key: str) -> bool:
+    return "." in key or key == "--feedback"
 
 
 def _check_command(arguments: Sequence[str]) -> None:

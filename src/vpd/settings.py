@@ -17,7 +17,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -112,6 +112,27 @@ class Declaration:
             holds = not self.bounds or (number and all(_within(value, bound) for bound in self.bounds))
         if not holds:
             raise ConfigError(f"{key} is out of range", got=shown(value), expected=self.range)
+
+
+def split_words(words: Sequence[str], is_setting: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Words of a command line in two: ``--key value`` or ``--key=value`` where ``is_setting("--key")``, and all others.
+
+    >>> split_words(["a", "--run.seed", "3", "--tasks", "4", "--env.name=code"], lambda key: "." in key)
+    (['--run.seed', '3', '--env.name=code'], ['a', '--tasks', '4'])
+    """
+    chosen: list[str] = []
+    others: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, _ = word.partition("=")
+        if not key.startswith("--") or not is_setting(key):
+            others.append(word)
+            continue
+        chosen.append(word)
+        if not equals and rest and not rest[0].startswith("--"):
+            chosen.append(rest.pop(0))
+    return chosen, others
 
 
 def expand_path(text: str, key: str) -> str:

@@ -6,6 +6,7 @@ from vpd.config import mapping, pairs_of, read_files
 from vpd.config.sections import BESIDE, build, settings_class
 from vpd.errors import ConfigError
 from vpd.estimate.settings import DryRunSettings
+from vpd.settings import split_words
 
 NAME = "dry_run"
 
@@ -17,7 +18,7 @@ def load_dry_run(
 
     Raises ConfigError, also where such words stand and no dry run is ``wanted``: they would train.
     """
-    own, others = _split(overrides)
+    own, others = split_words(overrides, lambda key: key.startswith(f"--{NAME}."))
     if own and not wanted:
         raise ConfigError(f"{own[0]} says what a dry run assumes, and none is asked for", do="Add --dry_run.")
     if not wanted:
@@ -26,19 +27,3 @@ def load_dry_run(
     data |= {key.removeprefix(f"{NAME}."): value for key, value in pairs_of(own)}
     settings: DryRunSettings = build(settings_class(BESIDE[NAME]), data, NAME)
     return settings, others
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words ``--dry_run.key value`` or ``--dry_run.key=value``, and all others."""
-    own: list[str] = []
-    others: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith(f"--{NAME}."):
-            others.append(word)
-            continue
-        own.append(word)
-        if "=" not in word and rest and not rest[0].startswith("--"):
-            own.append(rest.pop(0))
-    return own, others

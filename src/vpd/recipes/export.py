@@ -113,9 +113,9 @@ def _part(record: RunRecord, form: str, step: int | None) -> Path:
     folder = run / form if step is None else run / f"checkpoint-{step}"
     if folder.is_dir():
         return folder
-    kept = [path.name for path in checkpoint.checkpoints(run)]
-    newest = max(map(checkpoint.step_of, checkpoint.checkpoints(run)), default=0)
-    do = f"There is {', '.join(kept)}: --checkpoint {newest} exports that." if kept else None
+    kept = sorted(checkpoint.checkpoints(run), key=checkpoint.step_of)
+    names = ", ".join(path.name for path in kept)
+    do = f"There is {names}: --checkpoint {checkpoint.step_of(kept[-1])} exports the last." if kept else None
     if step is None and form == "adapter" and record.settings.get("model", {}).get("lora") is None:
         do = "It trained the whole model; export the form model."
     raise StorageError(f"{run} has no {folder.name}", got=f"a run in phase {record.phase}", do=do)

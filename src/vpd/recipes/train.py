@@ -61,6 +61,8 @@ def train(
     made, so a user's mistake leaves none behind.
     """
     best_step.check_metric(config.run)
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("nothing can be trained inside of torch.inference_mode", do="Train outside of it.")
     ranks = start_ranks(config.run.rank_timeout)
 
     def work() -> Path:
@@ -68,8 +70,6 @@ def train(
         objects: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "env": env, "feedback": feedback}
         return run(assemble(config, **objects, observers=observers, ranks=ranks))
 
-    if torch.is_inference_mode_enabled():
-        raise ConfigError("nothing can be trained inside of torch.inference_mode", do="Train outside of it.")
     with torch.enable_grad():
         return together(ranks, "the run", work)
 
@@ -170,8 +170,8 @@ def _observers(parts: Parts, recorder: Recorder) -> list[Observer]:
 
 def _again(config: Config) -> str:
     """How a run is continued: by a command, or from Python where objects were passed."""
-    passed = any("object" in part for part in config.as_dict().values() if isinstance(part, Mapping))
-    if passed:
+    sections = config.as_dict()
+    if any("object" in part for part in (*sections.pop("feedback"), *sections.values())):
         return "the same call with run={'resume': True, ...}"
     return f"vpd train --run.resume true --run.output_dir {config.run.output_dir}"
 
