@@ -15,6 +15,7 @@ import pytest
 from helpers import SMALL, metrics_of, vpd_train
 from test_run_folder import Left, left_by, small
 
+from vpd.api.callbacks import Function
 from vpd.config.passed import PassedSource
 from vpd.envs.digits import Digits
 from vpd.errors import EnvError, Interrupted
@@ -23,6 +24,7 @@ from vpd.recipes.assemble import assemble
 from vpd.recipes.endings import StopSignals
 from vpd.recipes.train import _again, train
 from vpd.recipes.train import run as run_parts
+from vpd.run_folder.reading import read_run
 from vpd.types import Grade, Group, Metrics, Task
 
 
@@ -113,6 +115,57 @@ def test_a_grader_that_fails_leaves_what_was_trained_before(tmp_path: Path, capl
     assert (run / "checkpoint-2").is_dir() and "checkpoint-2 is saved: with run.resume true" in caplog.text
     train(small(run, save_steps=0, eval_steps=0, resume=True), env=FailingDigits())
     uninterrupted = train(small(tmp_path / "whole", save_steps=0, eval_steps=0), env=FailingDigits())
+    assert metrics_of(run) == metrics_of(uninterrupted)
+    assert left_by(run).weights == left_by(uninterrupted).weights
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_an_evaluation_that_fails_is_made_when_the_run_goes_on(
+    steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the last step too, and with the best step chosen by it."""
+    best = {"metric_for_best_model": "eval/accuracy", "load_best_model_at_end": True}
+    settings = {"save_steps": 0, "eval_steps": 2, "max_steps": steps, **best}
+    counted = FailingDigits()
+    uninterrupted = train(small(tmp_path / "whole", **settings), env=counted)
+    run, before_training = tmp_path / "run", counted.calls.index(4)  # 2 x 2 answers a step
+    with pytest.raises(EnvError, match=r"raised OSError .*the service is down"):
+        train(small(run, **settings), env=FailingDigits(at=before_training + 3))
+    assert (run / "checkpoint-2").is_dir() and "goes on there, after the evaluation that failed" in caplog.text
+    assert [line["step"] for line in metrics_of(run)] == [0, 1, 2] and "eval/accuracy" not in metrics_of(run)[-1]
+    train(small(run, **settings, resume=True), env=FailingDigits())
+    measured, whole = read_run(run).metrics, read_run(uninterrupted).metrics
+    assert [without_times(line) for line in measured] == [without_times(line) for line in whole]
+    weights = [folder / "model" / "model.safetensors" for folder in (run, uninterrupted)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def without_times(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
+
+
+def test_an_observer_of_ones_own_that_fails_leaves_the_step_before(tmp_path: Path) -> None:
+    class Refuses(Signals):
+        def on_step(self, step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+            raise RuntimeError("an observer's own")
+
+    run = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="an observer's own"):
+        train(small(run, save_steps=0, eval_steps=0), observers=[Refuses(0)])
+    assert (run / "checkpoint-1").is_dir()
+
+
+def test_a_callback_that_fails_leaves_the_step_that_it_was_told_of(tmp_path: Path) -> None:
+    def refuses(step: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        if step == 3:
+            raise KeyError("reward/mean")
+
+    run = tmp_path / "run"
+    with pytest.raises(EnvError, match="refuses"):
+        train(small(run, save_steps=0, eval_steps=0), observers=[Function(refuses)])
+    assert (run / "checkpoint-3").is_dir()
+    train(small(run, save_steps=0, eval_steps=0, resume=True))
+    uninterrupted = train(small(tmp_path / "whole", save_steps=0, eval_steps=0))
     assert metrics_of(run) == metrics_of(uninterrupted)
     assert left_by(run).weights == left_by(uninterrupted).weights
 

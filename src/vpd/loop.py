@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
-from vpd.errors import NonFiniteError, TrainingError
+from vpd.errors import NonFiniteError, StorageError, TrainingError, VPDError
 from vpd.learners import Learner, Update
 from vpd.learners.calls import Fault
 from vpd.learners.journal import Journal
@@ -103,7 +103,8 @@ class Loop:
 
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
     (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
-    enough, the run ends before ``max_steps``.  ``recording`` says how many rows of a step are recorded token by token
+    enough, the run ends before ``max_steps``.  ``owes_evaluation``: the evaluation of ``step`` failed, and is made when
+    the run goes on.  ``recording`` says how many rows of a step are recorded token by token
     (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.  ``is_between_steps``: all that
     a checkpoint holds is that of ``step``, as long as the next step's answers are made.
 
@@ -130,6 +131,7 @@ class Loop:
     saved_step: int = -1
     ranks: Ranks = field(default_factory=OneProcess)
     is_between_steps: bool = field(default=True, init=False)
+    owes_evaluation: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Train until ``is_over``, or until ``stop`` has a signal; a step without rollouts is given up."""
@@ -138,9 +140,10 @@ class Loop:
 
     def _run(self) -> None:
         self.engine.load(self.learner.policy())
-        if self.step == 0 and self.evaluate is not None and self.eval_steps:
-            evaluate = self.evaluate
-            self._notify(self._unless_stopped(lambda: self._evaluated(evaluate)), [])
+        if self.evaluate is None or not self.eval_steps:
+            self.owes_evaluation = False
+        elif self.step == 0 or self.owes_evaluation:
+            self._evaluate_alone(self.evaluate)
         if not self.is_over:
             self.source.start(self.step)
         while not self.is_over and not self._is_stopping():
@@ -153,14 +156,44 @@ class Loop:
             metrics |= update.metrics
             self.source.finish()
             self.engine.load(self.learner.policy())
-            if self.evaluate is not None and self._is_due(self.eval_steps):
-                metrics |= self._evaluated(self.evaluate)
-            self._notify(metrics, groups)
-            self._notify_of_tokens(update, groups, recorder)
-            self.is_between_steps = True
+            self._evaluate_and_notify(metrics, update, groups, recorder)
             improved = self.best is not None and self.best.judge(self.step, metrics)
             if improved or self._is_due(self.save_steps):
                 self.save_checkpoint()
+
+    def _evaluate_alone(self, evaluate: Callable[[], Metrics]) -> None:
+        """Before the first step, or where the evaluation of the last one had failed and is still to be judged."""
+        metrics = self._unless_stopped(lambda: self._evaluated(evaluate))
+        self._notify(metrics, [])
+        if self.owes_evaluation:
+            self.owes_evaluation, self.saved_step = False, -1  # the checkpoint there knows nothing of it
+            if self.best is not None:
+                self.best.judge(self.step, metrics)
+            self.save_checkpoint()
+
+    def _evaluate_and_notify(
+        self, metrics: Metrics, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None
+    ) -> None:
+        """Evaluate where it is due, and tell the observers; what fails here leaves the step that was trained whole."""
+        failed = None
+        if self.evaluate is not None and self._is_due(self.eval_steps):
+            try:
+                metrics |= self._evaluated(self.evaluate)
+            except VPDError as error:
+                if self.ranks.world > 1:  # others may not have failed
+                    raise
+                failed, self.owes_evaluation = error, True
+        try:
+            self._notify(metrics, groups)
+            self._notify_of_tokens(update, groups, recorder)
+        except StorageError:  # what was to be written of this step is not there
+            raise
+        except Exception:
+            self.is_between_steps = True
+            raise
+        self.is_between_steps = True
+        if failed is not None:
+            raise failed
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
         """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile.
@@ -191,8 +224,9 @@ class Loop:
 
     @property
     def is_over(self) -> bool:
-        """Whether all steps are trained, or no better one is waited for."""
-        return self.step >= self.max_steps or (self.best is not None and self.best.is_over)
+        """Whether all steps are trained, or no better one is waited for, and none waits for its evaluation."""
+        ended = self.step >= self.max_steps or (self.best is not None and self.best.is_over)
+        return ended and not self.owes_evaluation
 
     def save_checkpoint(self) -> None:
         """Save, unless this step is saved already."""
@@ -227,11 +261,13 @@ class Loop:
     def progress(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the learner, and the groups that the source has made already."""
         kept = {} if self.best is None else {"best": self.best.state()}
-        return {"algorithm": self.algorithm.state(), **kept}
+        owes = {"owes_evaluation": True} if self.owes_evaluation else {}
+        return {"algorithm": self.algorithm.state(), **kept, **owes}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Continue where :meth:`progress` was taken."""
         self.step = self.saved_step = progress["step"]
+        self.owes_evaluation = bool(progress.get("owes_evaluation"))
         self.algorithm.restore(progress["algorithm"])
         if self.best is not None:
             self.best.restore(progress.get("best", {}))

@@ -87,9 +87,9 @@ def save_and_stop(loop: Loop, again: str) -> None:
 
 
 def save_after_failure(loop: Loop) -> None:
-    """Save what was trained before a grader, a feedback source or a server failed, and say so.
+    """Save what was trained before a grader, a feedback source, a server, an evaluation or a callback failed, and say so.
 
-    Not once the next update has begun, and not among several processes, of which some may be gone.
+    Not within an update, and not among several processes, of which some may be gone.
     """
     if not loop.is_between_steps or loop.step == 0 or loop.saved_step == loop.step or loop.save is None:
         return
@@ -100,7 +100,8 @@ def save_after_failure(loop: Loop) -> None:
     except VPDError as error:  # a full disk, perhaps the failure itself: what is told is the first
         LOG.warning("checkpoint-%d could not be saved: %s", loop.step, error)
     else:
-        LOG.warning("checkpoint-%d is saved: with run.resume true the run goes on from there", loop.step)
+        evaluated = ", after the evaluation that failed" if loop.owes_evaluation else ""
+        LOG.warning("checkpoint-%d is saved: with run.resume true the run goes on there%s", loop.step, evaluated)
 
 
 def interrupted(loop: Loop, again: str, *, saved: bool) -> Interrupted:

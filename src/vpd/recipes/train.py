@@ -186,7 +186,7 @@ def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
             save_and_stop(loop, again)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, again, saved=False) from error
-    except VPDError:
+    except Exception:
         save_after_failure(loop)
         raise
     on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))

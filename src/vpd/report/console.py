@@ -128,7 +128,8 @@ class ConsoleProgress:
             self._show_header(metrics)
         if not groups:
             values = [f"{c.title} {_cell(c, metrics[c.metric])}" for c in COLUMNS if c.metric in metrics]
-            self._console.print(f"{step:6d}  before training: {', '.join(values)}", highlight=False, soft_wrap=True)
+            when = "the evaluation made later" if step else "before training"
+            self._console.print(f"{step:6d}  {when}: {', '.join(values)}", highlight=False, soft_wrap=True)
         elif self._header_shown:
             cells = "".join(f"{_cell(column, metrics.get(column.metric)):>9}" for column in self._columns)
             self._console.print(f"{step:6d}{cells}", highlight=False, soft_wrap=True)

@@ -29,6 +29,7 @@ from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 DATA, TENSORS = "trainer.json", "state.pt"
+KEYS = {"step", "cursor", "algorithm", "observers", "best", "owes_evaluation", "files", "sha256"}
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -150,7 +151,7 @@ def _fault_of_data(progress: Any, name: str) -> str | None:
         return f"trainer.json is of step {progress['step']!r}"
     if TENSORS not in progress["files"]:
         return "trainer.json lists no state.pt"
-    unknown = progress.keys() - {"step", "cursor", "algorithm", "observers", "best", "files", "sha256"}
+    unknown = progress.keys() - KEYS
     digest = _digest({key: value for key, value in progress.items() if key != "sha256"})
     if unknown or progress.get("sha256", digest) != digest:
         return "trainer.json has changed"

@@ -86,13 +86,15 @@ def read_run(folder: Path) -> RunRecord:
             got="neither run.json nor config.yaml" if folder.is_dir() else "no such folder",
             expected="the output_dir of vpd train",
         )
-    metrics = [_numbers(line) for line in _lines(folder / METRICS)]
+    metrics: dict[int, Metrics] = {}
+    for line in map(_numbers, _lines(folder / METRICS)):  # two of a step whose evaluation was made later
+        metrics.setdefault(int(line["step"]), {}).update(line)
     return RunRecord(
         folder=folder,
         settings=found.settings,
         phase=found.phase,
         step=found.step,
-        metrics=tuple(sorted(metrics, key=lambda line: line["step"])),
+        metrics=tuple(metrics[step] for step in sorted(metrics)),
         alarms=tuple(_lines(folder / ALARMS)),
     )
 
