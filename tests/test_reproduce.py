@@ -389,7 +389,6 @@ def test_a_method_has_one_colour_whatever_its_f() -> None:
     assert pictures._colour("vpd_f1") == pictures._colour("vpd") == METHOD_COLOURS["vpd"]
     drawn = [pictures._colour(name) for name in pictures.DRAWN_PRETRAINED]
     assert len(set(drawn)) == len(drawn)
-    assert len({colour for _, colour in pictures.TEXTS.values()}) == len(pictures.TEXTS)
 
 
 def test_f_1_has_the_rate_of_f_5_where_it_has_none() -> None:

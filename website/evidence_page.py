@@ -1,4 +1,4 @@
-"""The table of the methods in docs/evidence.md, written from docs/evidence_runs.csv: python website/evidence_page.py.
+"""Table and picture of the methods in docs/evidence.md, from docs/evidence_runs.csv: python website/evidence_page.py.
 
 Tables of runs that are given (``runs.csv`` of a ``vpd reproduce``) are put into that one first.
 """
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from vpd.lab.reproduce.claims import standard_error
 from vpd.lab.reproduce.methods import METHODS
-from vpd.lab.reproduce.runs_table import COLUMNS, Row, read_runs
+from vpd.lab.reproduce.pictures import draw_evidence
+from vpd.lab.reproduce.run import Run
+from vpd.lab.reproduce.runs_table import COLUMNS, Row, read_runs, rewards_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE, RUNS = DOCS / "evidence.md", DOCS / "evidence_runs.csv"
+PAGE, RUNS, PICTURE = DOCS / "evidence.md", DOCS / "evidence_runs.csv", DOCS / "images" / "evidence.png"
 HEAD = "| method | weights | rate | seeds | held out, before | after | last ten iterations | minutes of a core |"
 SHOWN = ("start", "held_out", "final")
 
@@ -36,6 +38,16 @@ def table() -> str:
     """The table as it should be."""
     lines = [_line(method, rows) for method, rows in rows_by_method().items()]
     return "\n".join([HEAD, "|---" * HEAD.count(" | ") + "|---|", *lines])
+
+
+def runs_to_draw() -> dict[str, dict[str, list[Run]]]:
+    """Setting -> method -> runs, of which the table has no more than the rewards."""
+    return {
+        "conventions": {
+            method: [{"curves": {"reward": rewards_of(row)}} for row in rows]
+            for method, rows in rows_by_method().items()
+        }
+    }
 
 
 def _line(method: str, rows: Sequence[Row]) -> str:
@@ -69,3 +81,4 @@ def _put_in(tables: Sequence[Path]) -> None:
 if __name__ == "__main__":
     _put_in([Path(name) for name in sys.argv[1:]])
     PAGE.write_text(PAGE.read_text().replace(table_on(PAGE.read_text()), table()))
+    draw_evidence(PICTURE, runs_to_draw())

@@ -105,46 +105,49 @@ def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Ma
     plt.close(figure)
 
 
-#: setting -> what the reviewer's notes say in it, and the colour of its line
+#: setting -> what the reviewer's notes say in it, where not what the client wants
 TEXTS = {
-    "conventions": ("what the client wants", METHOD_COLOURS["imitate"]),
-    "conventions_noisy": ("three in ten: another client's wish", PALETTE[3]),
-    "conventions_shuffled": ("another client's wish", PALETTE[1]),
-    "conventions_verdict": ("right or wrong, no more", PALETTE[0]),
-    "conventions_silent": ("nothing", PALETTE[6]),
+    "conventions_noisy": "three notes in ten: another client's wish",
+    "conventions_shuffled": "the notes: another client's wish",
+    "conventions_verdict": "the notes: right or wrong, no more",
+    "conventions_silent": "no notes",
 }
 
 
 def draw_evidence(path: Path, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
-    """Write a PNG of the pretrained student's curves: by method, and of ``imitate`` by what the notes say."""
-    figure, (methods, texts) = plt.subplots(1, 2, figsize=(14, 5.4), sharey=True, layout="constrained")
-    by_method = [(name, METHODS[name].title, runs["conventions"].get(name, ())) for name in DRAWN_PRETRAINED]
-    by_text = [(TEXTS[name], runs.get(name, {}).get("imitate", ())) for name in TEXTS]
-    for name, title, seeds in by_method:
-        _draw_students(methods, title, seeds, _colour(name), DASHES.get(name, "-"))
-    for (title, colour), seeds in by_text:
-        _draw_students(texts, title, seeds, colour, "-")
-    methods.set_title("By method", fontsize=11, loc="left")
-    methods.set_ylabel("share of right answers in training")
-    texts.set_title(f"{METHODS['imitate'].title}, by what the notes say".capitalize(), fontsize=11, loc="left")
-    for panel in (methods, texts):
-        panel.set_xlabel("answers sampled")
+    """Write a PNG with a panel for each method's pretrained student, and one for each kind of notes of ``imitate``."""
+    plain = runs["conventions"]
+    panels = [(METHODS[name].title, _colour(name), plain[name]) for name in METHODS if plain.get(name)]
+    for setting, notes in TEXTS.items():
+        if seeds := runs.get(setting, {}).get("imitate"):
+            panels.append((f"{METHODS['imitate'].title},\n{notes}", _colour("imitate"), seeds))
+    across = min(ACROSS, len(panels))
+    rows = -(-len(panels) // across)
+    size = (3.1 * across, 2.2 * rows + 0.4)
+    figure, grid = plt.subplots(
+        rows, across, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, (title, colour, seeds) in zip(grid.flat, panels, strict=False):
+        _draw_students(panel, seeds, colour)
+        panel.set_title(title, fontsize=10, loc="left")
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(-0.02, 1.02)
-        panel.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, columnspacing=1)
+    for panel in list(grid.flat)[len(panels) :]:
+        panel.set_visible(False)
+    figure.supxlabel("answers sampled", fontsize=10)
+    figure.supylabel("share of right answers in training", fontsize=10)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def _draw_students(panel: Any, title: str, runs: Sequence[Run], colour: str, style: Any) -> None:
-    """The mean of the seeds, and each of several thin."""
+def _draw_students(panel: Any, runs: Sequence[Run], colour: str) -> None:
+    """Each seed thin, and their mean."""
     curves = _by_rollouts([curve(run, "student") for run in runs], CONVENTIONS.rollouts)
     for points in curves if len(curves) > 1 else ():
-        panel.plot(*zip(*points, strict=True), color=colour, alpha=0.25, linewidth=0.8)
+        panel.plot(*zip(*points, strict=True), color=colour, alpha=0.5, linewidth=0.9)
     if curves:
-        label = f"{title} ({len(curves)} seed{'s' * (len(curves) > 1)})"
-        panel.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.2, linestyle=style, label=label)
+        panel.plot(*zip(*_mean(curves), strict=True), color=colour, linewidth=2.4)
 
 
 def _draw_control(panel: Any, curves: Sequence[Curve], method: str) -> None:
