@@ -4,6 +4,7 @@ import base64
 import datetime
 import json
 import pickle
+import re
 import sys
 import time
 import zlib
@@ -252,6 +253,26 @@ def test_hidden_tests_are_not_quoted() -> None:
     _, task = exercise(livecodebench(1, SUMS), quote="public")
     [grade] = grade_texts(env, [task], [block(ADD + "print(3)")])
     assert "not shown" in str(grade.feedback) and not grade.informative
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        ('raise ValueError("INPUT " + line)', r"raised an error\. ValueError\nline 3"),
+        ("assert False, line", r"raised an error\. AssertionError\nline 3"),
+        ("raise SystemExit(a + b)", r"ended itself before it gave an answer\.$"),
+    ],
+)
+def test_what_a_program_says_of_a_hidden_input_is_not_quoted(fails: str, said: str) -> None:
+    """An error's message may hold the input, which ``quote: public`` and evaluation keep; so may an exit code."""
+    code = f"line = input()\na, b = map(int, line.split())\nif a != 1: {fails}\nprint(a + b)"
+    private = livecodebench(0, SUMS)
+    (hidden,), (told,) = (
+        grade_texts(env, [task], [block(code)]) for env, task in (exercise(private, quote="public"), exercise(private))
+    )
+    assert re.search(said, str(hidden.feedback)), hidden.feedback
+    assert not any(word.strip() in str(hidden.feedback) for case in SUMS[1:] for word in case if len(word) > 2)
+    assert "Input:" in str(told.feedback)
 
 
 def test_halves_and_order() -> None:

@@ -282,9 +282,10 @@ def test_answers_are_shown_failures_first_with_their_retries(capsys: pytest.Capt
 
 
 def test_a_gain_gets_a_verdict() -> None:
-    assert "there is something to distil" in verdict(0.3, 0.1)
-    assert "nothing to distil yet, or too few tasks" in verdict(0.0, 0.05) and "+0.100" in verdict(0.0, 0.05)
-    assert "makes answers worse" in verdict(-0.3, 0.1) and "One task" in verdict(0.3, math.nan)
+    assert "there is something to distil" in verdict(0.3, 0.1, 32)
+    assert "nothing to distil yet, or too few tasks" in verdict(0.0, 0.05, 32) and "+0.100" in verdict(0.0, 0.05, 32)
+    assert "makes answers worse" in verdict(-0.3, 0.1, 32) and "One task" in verdict(0.3, math.nan, 1)
+    assert verdict(1.0, 0.0, 2).startswith("2 tasks with a failed attempt say little")  # they agree by chance
 
 
 def test_the_table_names_teacher_control_and_gain(capsys: pytest.CaptureFixture[str]) -> None:

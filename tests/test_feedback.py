@@ -1,15 +1,18 @@
 """Where C comes from, who may see it, and which C a row is scored in during the E-step."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from helpers import cycling, keys
+from transformers import AutoTokenizer
 
 from vpd.algorithms.contexts import e_step_contexts, kind_predicts_success
 from vpd.algorithms.grpo import group_advantages
 from vpd.algorithms.weighting import class_mean, token_average
-from vpd.errors import ModelError
-from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration, without_thinking
+from vpd.bundled import load_bundled
+from vpd.errors import FeedbackError, ModelError
+from vpd.feedback import GraderFeedback, ScriptedWriter, SiblingDemonstration, extend, without_thinking
 from vpd.lab import tiny
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
@@ -35,6 +38,39 @@ def group(*rollouts: Rollout) -> Group:
 
 def texts(made: Group) -> list[list[str]]:
     return [[section.text for section in r.context] for r in made.rollouts]
+
+
+def test_sections_that_say_nothing_give_no_teacher() -> None:
+    """A blank text made the teacher's prompt the student's own, or a header over nothing."""
+    prompter = Prompter(
+        AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(), window=None, max_completion_length=6
+    )
+    task = Task(id="t", messages=({"role": "user", "content": "apply rule A to 1 2 3"},))
+    blank, said = (Section(kind="feedback", source="mine", text=text) for text in (" \n", "rule A means swap"))
+    assert blank.is_blank and not said.is_blank
+    assert prompter.build_teacher_prompt(task, [blank]) is None
+    assert prompter.build_teacher_prompt(task, [blank, said]) == prompter.build_teacher_prompt(task, [said])
+
+
+def test_a_blank_section_of_a_source_is_left_out_so_that_others_speak() -> None:
+    group = Group(rollouts=(rollout(False),))
+    blank, said = (Section(kind="feedback", source="mine", text=text) for text in ("", "rule A means swap"))
+    empty = extend(group, [[blank]])
+    assert empty.rollouts[0].context == ()
+    assert extend(empty, [[said]], "missing").rollouts[0].context[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "hint"}, "a section is of no known kind; got 'hint'; expected 'demonstration' or 'feedback'"),
+        ({"text": 5}, "a section's text is no text; got 5; expected a str"),
+        ({"text": None}, "a section's text is no text; got None"),
+    ],
+)
+def test_a_section_of_another_kind_or_without_a_text_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(FeedbackError, match=message):
+        Section(**{"kind": "feedback", "source": "mine", "text": "no", **wrong})
 
 
 def test_environment_passes_on_what_is_informative() -> None:

@@ -1,6 +1,7 @@
 """Pretrained models that come as packages: what is found, joined, and refused."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_without_its_package_one_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["model", name, str(tmp_path / "model")]) == 2
     error = capsys.readouterr().err
-    assert "are not installed" in error and packaged.PACKAGED[name].install in error and error.count("\n") == 1
+    assert re.search(f"not all packages of {name} are installed; got no module .*{module}", error) and packaged.PACKAGED[name].install in error and error.count("\n") == 1
 
 
 def test_the_plain_chat_template_writes_a_paragraph_for_each_message() -> None:
@@ -78,3 +79,19 @@ def test_the_plain_chat_template_writes_a_paragraph_for_each_message() -> None:
     assert text == "<bos>System: Be brief.\nUser: Why?\nAssistant:"
     whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "So."}], tokenize=False)
     assert whole == "<bos>System: Be brief.\nUser: Why?\nAssistant: So.<eos>\n"
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+def test_what_lies_in_a_folder_is_not_written_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    assert main(["model", name, str(tmp_path)]) == 2
+    assert f"{tmp_path} exists; expected a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_a_seed_of_a_model_that_has_its_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "smollm2-135m", str(tmp_path / "model"), "--seed", "1"]) == 2
+    assert "--seed is for tiny alone; got smollm2-135m" in capsys.readouterr().err

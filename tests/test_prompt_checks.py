@@ -55,6 +55,21 @@ def checked(made: Prompter, *texts: str, feedback: Any = ()) -> None:
     )
 
 
+def test_a_template_that_leaves_out_a_message_is_refused() -> None:
+    """A system message above all: it is where environments say how an answer must look."""
+    tokenizer = qwen()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    told = Task(id="t1", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}))
+    arguments: dict[str, Any] = {"vocabulary": 10_000, "replies": False, "feedback": (), "context": False}
+    message = r"leaves out message 0 of task 't1'; got the same prompt for any text of the role 'system'"
+    with pytest.raises(ModelError, match=message):
+        check_prompts(prompter(tokenizer), [asking("Why?"), told], **arguments)
+    check_prompts(prompter(tokenizer), [asking("Why?")], **arguments)
+    check_prompts(prompter(qwen()), [asking("Why?"), told], **arguments)
+
+
 DROPPING = {
     "cut": "{% for m in messages %}<|im_start|>{{ m.content[:12] }}<|im_end|>{% endfor %}",
     "first message": "<|im_start|>{{ messages[0].content }}<|im_end|>",

@@ -12,14 +12,16 @@ import pytest
 import torch
 from fakes import ScriptedEnv
 from test_critique import rollout
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vpd
 from vpd import solving
 from vpd.bundled import ASSETS, load_bundled
 from vpd.cli import main
 from vpd.config import parse
-from vpd.errors import ConfigError, StorageError
+from vpd.errors import ConfigError, EnvError, StorageError
+from vpd.prompts import Prompter
+from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
 from vpd.recipes.solve import Solution, solve
 from vpd.solving import SolveOptions, Try
@@ -125,14 +127,14 @@ def test_repeats_start_from_the_same_weights_and_are_the_same_again() -> None:
 def test_a_conversation_reads_its_answers_and_the_feedback_and_forgets_the_oldest() -> None:
     asked: list[tuple[str, ...]] = []
 
-    class Room:
-        max_completion_length = 2
+    class Room(Prompter):
+        """Five messages, whatever their length."""
 
-        def excess(self, messages: Sequence[Any], max_tokens: int) -> int:
-            return max(len(messages) - 5, 0)
+        def task_excess(self, task: Task) -> int:
+            return max(len(task.messages) - 5, 0)
 
     class Source:
-        prompter = Room()
+        prompter = Room(AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(), window=None, max_completion_length=2)
         settings = type("S", (), {"sampling": None, "num_generations": 4})()
 
         def generate_groups(self, keys: Any, tasks: Sequence[Task], sampling: Any, count: int) -> list[Group]:
@@ -147,6 +149,30 @@ def test_a_conversation_reads_its_answers_and_the_feedback_and_forgets_the_oldes
     again = "That is not right.\n\nhint {}\n\nAnswer the task again."
     assert asked[1] == ("?", "wrong", again.format(1))
     assert asked[3] == ("?", "wrong", again.format(2), "wrong", again.format(3))  # no room for the first
+
+
+@pytest.mark.parametrize(("window", "limit"), [(40, None), (None, 34)])
+def test_long_feedback_is_cut_so_that_a_conversation_stays_one(window: int | None, limit: int | None) -> None:
+    """By the window, and by ``max_prompt_length``, which the prompt of the next turn would exceed."""
+    prompter = Prompter(
+        AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(max_prompt_length=limit), window=window, max_completion_length=6
+    )
+    task = Task(id="t", messages=({"role": "user", "content": "apply rule A to 1 2 3"},))
+    (turn,) = solving._kept(prompter, task, [("3 2 1", "rule A means swap " * 50)])
+    assert turn[0] == "3 2 1" and turn[1].startswith("rule A means") and len(turn[1]) < 200
+    assert 0 <= -prompter.task_excess(solving._with_turns(task, [turn])) < 4
+    assert len(prompter.build_student_prompt(solving._with_turns(task, [turn]))) > 28
+    assert solving._kept(prompter, task, [("3 2 1 " * 50, "rule A means swap")]) == []
+
+
+def test_a_budget_below_one_attempt_and_an_environment_that_does_not_grade_are_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(ConfigError, match=r"the budget is less than one attempt takes; got 3 tokens"):
+        result_of(budget=3)
+    env = ScriptedEnv(lambda task, text: Grade(reward=0.0, graded=False), held_out=1)
+    with pytest.raises(EnvError, match=r"grades no new attempt at this task; got 8 attempts without a grade"):
+        solve(parse(SMALL), SolveOptions(budget=400), env=env)
 
 
 def files_of(folder: Path) -> dict[str, str]:

@@ -25,6 +25,21 @@ from vpd.types import Grade, Task
 TASK = Task(id="x", messages=({"role": "user", "content": "?"},))
 
 
+def test_what_a_grader_writes_into_its_tasks_nobody_else_reads() -> None:
+    """The student has read the question; teacher and rollouts would have another."""
+
+    class Careless:
+        def grade(self, tasks: list[Task], texts: list[str]) -> list[Grade]:
+            for task in tasks:
+                task.messages[0]["content"] = f"Judge this: {task.messages[0]['content']}"
+            return [Grade(reward=0.0, feedback=str(task.messages[0]["content"])) for task in tasks]
+
+    task = Task(id="x", messages=({"role": "user", "content": "?"},), payload=(payload := [1]))
+    grades = grade_texts(Careless(), [task, task], ["1", "2"])
+    assert [grade.feedback for grade in grades] == ["Judge this: ?"] * 2
+    assert task.messages[0]["content"] == "?" and task.payload is payload
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def call() -> None:
         raise error

@@ -11,6 +11,7 @@ budget.
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -20,14 +21,19 @@ from annotated_types import Ge
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.envs import Conversational, Env
+from vpd.errors import ConfigError, EnvError
 from vpd.learners import Learner
 from vpd.prompts import Prompter
 from vpd.rollout import RolloutSource
 from vpd.settings import Settings
 from vpd.types import Grade, Group, Message, Rollout, SampleKey, Task
 
+LOG = logging.getLogger("vpd")
+
 Way: TypeAlias = Literal["adapt", "best_of", "repair"]
+Turn: TypeAlias = tuple[str, str]  # an answer, and what was said about it
 WAYS: tuple[Way, ...] = ("adapt", "best_of", "repair")
+UNGRADED = 8  # attempts without a grade that say that nobody grades
 AGAIN = "That is not right.{feedback}\n\nAnswer the task again."
 
 
@@ -128,33 +134,52 @@ def best_of(source: RolloutSource, task: Task, *, budget: int) -> Try:
 
 
 def repair(source: RolloutSource, task: Task, *, budget: int) -> Try:
-    """One conversation: each answer and its feedback are read before the next; the oldest go where no room is left."""
+    """One conversation: each answer and its feedback are read before the next.
+
+    Feedback is cut as the teacher's; where no room is left the oldest turns go, and of the last the feedback's middle.
+    Where not even that fits, it is logged that attempts are independent.
+    """
+    prompter = source.prompter
 
     def attempts() -> Iterator[_Event]:
-        turns: list[tuple[Message, Message]] = []
+        turns: list[Turn] = []
         for step in itertools.count():
-            asked = with_turns(task, turns)
-            while turns and not _fits(source.prompter, asked):
-                del turns[0]
-                asked = with_turns(task, turns)
+            turns = _kept(prompter, task, turns)
+            if step == 1 and not turns:
+                LOG.warning(
+                    "repair in turns: an answer and what is said about it do not fit prompts.max_prompt_length or the"
+                    " window, so these attempts are independent"
+                )
+            asked = _with_turns(task, turns)
             key = SampleKey(phase="solve/repair", step=step, task=0, sample=0)
             (group,) = source.generate_groups([key], [asked], source.settings.sampling, 1)
             yield from in_order([group])
             (made,) = group.rollouts
-            remark = f"\n\n{made.grade.feedback}" if made.grade.feedback else ""
-            turns.append(
-                (
-                    {"role": "assistant", "content": made.completion.text},
-                    {"role": "user", "content": AGAIN.format(feedback=remark)},
-                )
-            )
+            said = prompter.fit(made.grade.feedback or "", prompter.settings.max_feedback_length).text
+            turns.append((made.completion.text, said))
 
     return _first_success(attempts(), budget)
 
 
-def with_turns(task: Task, turns: Sequence[tuple[Message, Message]]) -> Task:
+def _kept(prompter: Prompter, task: Task, turns: Sequence[Turn]) -> list[Turn]:
+    """The latest turns that fit; of one alone the feedback loses its middle, and it goes where that is not enough."""
+    kept = list(turns)
+    while len(kept) > 1 and prompter.task_excess(_with_turns(task, kept)) > 0:
+        del kept[0]
+    while kept and (excess := prompter.task_excess(_with_turns(task, kept))) > 0:
+        answer, said = kept[0]
+        room = prompter.fit(said, prompter.settings.max_feedback_length).length - excess
+        kept = [(answer, prompter.fit(said, max(room, 0)).text)] if said else []
+    return kept
+
+
+def _with_turns(task: Task, turns: Sequence[Turn]) -> Task:
     """The task with answers and what was said about them behind it."""
-    return dataclasses.replace(task, messages=(*task.messages, *itertools.chain.from_iterable(turns)))
+    more: list[Message] = []
+    for answer, said in turns:
+        remark = f"\n\n{said}" if said else ""
+        more += [{"role": "assistant", "content": answer}, {"role": "user", "content": AGAIN.format(feedback=remark)}]
+    return dataclasses.replace(task, messages=(*task.messages, *more))
 
 
 def in_order(groups: Sequence[Group]) -> Iterator[_Event]:
@@ -176,18 +201,27 @@ def _written(attempt: Rollout) -> int:
 
 
 def _first_success(events: Iterator[_Event], budget: int) -> Try:
-    """Take from ``events`` until an attempt succeeds, or until the next would go beyond the budget."""
-    attempts = tokens = 0
+    """Take from ``events`` until an attempt succeeds, or until the next would go beyond the budget.
+
+    Raises ConfigError for a budget that is not enough for one attempt, EnvError where the attempts are not graded.
+    """
+    attempts = graded = tokens = 0
     for event in events:
         if tokens + event.tokens > budget:
             break
         tokens += event.tokens
-        attempts += event.rollout is not None
+        if event.rollout is not None:
+            attempts += 1
+            graded += event.rollout.grade.graded
+        if attempts == UNGRADED and not graded:
+            raise EnvError(
+                "the environment grades no new attempt at this task",
+                got=f"{attempts} attempts without a grade",
+                do="Solve a task of an environment that grades answers; records alone hold the grades of old ones.",
+            )
         if event.rollout is not None and event.rollout.success:
             return Try(solved=True, attempts=attempts, tokens=tokens, answer=event.rollout.completion.text)
+    if not attempts:
+        do = "Raise it, or lower rollout.max_completion_length."
+        raise ConfigError("the budget is less than one attempt takes", got=f"{budget} tokens", do=do)
     return Try(solved=False, attempts=attempts, tokens=tokens)
-
-
-def _fits(prompter: Prompter, task: Task) -> bool:
-    """Whether the task leaves room for an answer in the model's window."""
-    return not prompter.excess(task.messages, prompter.max_completion_length)

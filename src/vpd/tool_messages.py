@@ -12,7 +12,7 @@ from vpd.errors import ModelError
 from vpd.types import Message
 
 Render: TypeAlias = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Any]
-PLAIN = ("system", "user", "assistant")  # roles that every template shows, or refuses
+PLAIN = ("system", "user", "assistant")  # recipes.prompt_checks tests whether these are shown
 DO = "Take a model whose chat template knows tools, or write them into the question."
 
 

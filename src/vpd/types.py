@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
-from vpd.errors import EnvError
+from vpd.errors import EnvError, FeedbackError
 from vpd.printable import shown
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -24,6 +24,7 @@ Floats: TypeAlias = tuple[float, ...]
 
 Metrics: TypeAlias = dict[str, float]
 
+SECTION_KINDS = ("demonstration", "feedback")
 LARGEST_REWARD = 1e30  # differences of rewards, over a deviation of 1e-4 at least, must fit 32 bits
 
 
@@ -212,6 +213,19 @@ class Section:
     tokens: int = 0
     cut: int = 0
     control_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SECTION_KINDS:
+            expected = " or ".join(map(repr, SECTION_KINDS))
+            raise FeedbackError("a section is of no known kind", got=shown(self.kind), expected=expected)
+        if not isinstance(self.text, str):
+            do = "Leave the section out where there is nothing to say."
+            raise FeedbackError("a section's text is no text", got=shown(self.text), expected="a str", do=do)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing."""
+        return not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ class GatedSettings(VPDSettings):
     pseudo_groups: Annotated[float, Ge(0), "prior evidence in the teacher's favour, in mixed groups"] = 1.0
     min_trust: Annotated[float, "below this trust the E-step is skipped"] = 0.1
     distillation_estimator: Annotated[Literal["exact"], "only whole distributions are compared"] = "exact"
+    denominator: Annotated[Literal["all"], "rows that divide the loss: those of the policy gradient"] = "all"
     updates_per_batch: Annotated[Literal[1], "optimiser steps per iteration; trust is decided once in each"] = 1
 
     @property
@@ -152,7 +153,7 @@ class GatedVPD:
         examples = choose_rows(examples, context=True, advantage=settings.policy_weight > 0)
         lengths = token_counts(examples)
         has_context = [e.teacher is not None for e in examples]
-        distill = weighting.token_average(lengths, has_context, average=settings.average, denominator="all")
+        distill = weighting.token_average(lengths, has_context, average=settings.average, denominator=settings.denominator)
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
         distill_share = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
         lr_scale = distill_share + (1.0 - distill_share) * settings.policy_lr_scale

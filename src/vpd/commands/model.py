@@ -1,8 +1,11 @@
 """Make a model folder."""
 
 import argparse
+import os
+from pathlib import Path
 
 from vpd.commands import path
+from vpd.errors import ConfigError
 from vpd.printable import for_terminal
 
 NAME = "model"
@@ -17,12 +20,20 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
+    from vpd.run_folder.files import FileSystem
+
+    if options.name != "tiny" and options.seed is not None:
+        raise ConfigError("--seed is for tiny alone", got=options.name, do="Leave it out: the weights are the package's.")
+    folder: Path = options.folder
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists", expected="a new or an empty folder", do="Choose another, or remove it.")
     if options.name == "tiny":
         from vpd.lab import tiny
 
-        tiny.build(options.folder, tiny.SEED if options.seed is None else options.seed)
+        seed = tiny.SEED if options.seed is None else options.seed
+        FileSystem().write_folder(folder, lambda partial: tiny.build(partial, seed))
     else:
         from vpd.lab import packaged
 
-        packaged.build(options.name, options.folder)
-    print(for_terminal(f"{options.folder} is ready: --model.name_or_path {options.folder}"))
+        FileSystem().write_folder(folder, lambda partial: packaged.build(options.name, partial))
+    print(for_terminal(f"{folder} is ready: --model.name_or_path {folder}"))

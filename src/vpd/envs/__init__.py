@@ -19,6 +19,7 @@ Write one in ten lines::
 and run :func:`vpd.envs.check.check_env` on it.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -272,7 +273,8 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
 
     Raises EnvError that names the row; an error never becomes reward 0.
     """
-    grades = wrap_user_errors(lambda: env.grade(tasks, texts), f"the grader on a batch of {len(tasks)} rows")
+    given = own_copies(tasks)
+    grades = wrap_user_errors(lambda: env.grade(given, texts), f"the grader on a batch of {len(tasks)} rows")
     if not isinstance(grades, list) or len(grades) != len(tasks):
         got = f"{len(grades)} grades" if isinstance(grades, list) else type(grades).__name__
         raise EnvError(
@@ -288,6 +290,14 @@ def grade_texts(env: Grader, tasks: Sequence[Task], texts: Sequence[str]) -> lis
     return [without_blank_feedback(grade) for grade in grades]
 
 
+def own_copies(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with messages and tools of their own: what a grader writes into them, nobody else reads."""
+    return [
+        dataclasses.replace(task, messages=copy.deepcopy(task.messages), tools=copy.deepcopy(task.tools))
+        for task in tasks
+    ]
+
+
 def without_blank_feedback(grade: Grade) -> Grade:
     """The grade; feedback that is only white space is none."""
     blank = grade.feedback is not None and not grade.feedback.strip()
@@ -298,7 +308,8 @@ def replies_of(
     env: Conversational, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]
 ) -> list[Message | None]:
     """``env.respond`` with its return value checked; a text becomes a user's message.  Raises EnvError."""
-    replies = wrap_user_errors(lambda: env.respond(tasks, conversations), f"respond, on {len(tasks)} conversations,")
+    given = own_copies(tasks)
+    replies = wrap_user_errors(lambda: env.respond(given, conversations), f"respond, on {len(tasks)} conversations,")
     if not isinstance(replies, list) or len(replies) != len(tasks):
         got = f"{len(replies)} replies" if isinstance(replies, list) else type(replies).__name__
         raise EnvError("respond returned the wrong number of replies", got=got, expected=f"a list of {len(tasks)}")

@@ -189,7 +189,8 @@ def without_thinking(text: str, *, thinking_open: bool = False) -> str:
 
 
 def extend(group: Group, sections: Sequence[Sequence[Section]], when: When = "always") -> Group:
-    """The group with more sections on each rollout; ``missing``: only on those that have none yet.
+    """The group with more sections on each rollout; ``missing``: only on those that have none yet.  Blank ones say
+    nothing and are left out.
 
     Raises FeedbackError for anything but a Section.
     """
@@ -202,7 +203,7 @@ def extend(group: Group, sections: Sequence[Sequence[Section]], when: When = "al
         )
     return Group(
         rollouts=tuple(
-            dataclasses.replace(rollout, context=(*rollout.context, *more))
+            dataclasses.replace(rollout, context=(*rollout.context, *(one for one in more if not one.is_blank)))
             if when == "always" or not rollout.context
             else rollout
             for rollout, more in zip(group.rollouts, sections, strict=True)

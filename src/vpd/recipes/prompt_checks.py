@@ -1,7 +1,8 @@
 """What tasks, chat template, tokenizer and window must have in common, found before anything is made."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vpd.errors import ModelError
 from vpd.feedback import Feedback
@@ -29,6 +30,7 @@ def check_prompts(
     ``feedback`` what the method learns from, ``context`` whether its teacher reads that.  Raises ModelError or EnvError
     for what template or window refuse.
     """
+    _check_messages(prompter, tasks)
     for task in tasks:
         _check_tokens(prompter, prompter.build_student_prompt(task), f"the prompt of task {task.id!r}", vocabulary)
     if replies:
@@ -97,10 +99,38 @@ def _check_tokens(prompter: Prompter, tokens: Tokens, what: str, vocabulary: int
         )
 
 
+def _check_messages(prompter: Prompter, tasks: Sequence[Task]) -> None:
+    """Every message of a task must be read: with another text the prompt must be another, in each form of a task.
+
+    Beside a call of a tool many templates leave out a text, which then is seldom more than a blank.
+    """
+    for task in _one_of_each_form(tasks):
+        for place, message in enumerate(task.messages):
+            if not message["content"].strip() or "tool_calls" in message:
+                continue
+            prompts = [prompter.prompt_of(_with_text(task, place, text)) for text in ("0 yes", "1 no")]
+            if prompts[0] == prompts[1]:
+                raise ModelError(
+                    f"the model's chat template leaves out message {place} of task {task.id!r}",
+                    got=f"the same prompt for any text of the role {message['role']!r}",
+                    do="Take a model whose chat template shows it, or put its text into the user's message (of shipped"
+                    " environments env.system is such a message).",
+                )
+
+
+def _one_of_each_form(tasks: Sequence[Task]) -> Iterable[Task]:
+    """The longest task of each sequence of roles."""
+    return {tuple(message["role"] for message in task.messages): task for task in sorted(tasks, key=_length)}.values()
+
+
+def _with_text(task: Task, place: int, text: str) -> Task:
+    changed: Message = {**task.messages[place], "content": text}
+    return dataclasses.replace(task, messages=(*task.messages[:place], changed, *task.messages[place + 1 :]))
+
+
 def _check_context(prompter: Prompter, tasks: Sequence[Task]) -> None:
     """The teacher must read its context: the template shows it, and the window has room for it."""
-    kinds = {tuple(message["role"] for message in task.messages): task for task in sorted(tasks, key=_length)}
-    for task in kinds.values():
+    for task in _one_of_each_form(tasks):
         if not prompter.shows_context(task):
             raise ModelError(
                 f"the chat template drops the end of the last user message of task {task.id!r}, where the teacher reads"

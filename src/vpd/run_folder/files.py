@@ -219,7 +219,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}",
             got=" ".join(reason.split())[:200],
-            do="Free space, mend the permissions or choose another run.output_dir; --run.resume true continues a run.",
+            do="Free space, mend the permissions or choose another place; --run.resume true continues a run.",
         ) from error
 
 

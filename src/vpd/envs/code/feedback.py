@@ -1,5 +1,6 @@
 """Reads the code out of an answer, and describes the faults of a program as feedback."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
@@ -58,20 +59,24 @@ def describe_faults(
 ) -> tuple[str, bool]:
     """Feedback on the failed tests, and whether it is informative.
 
-    ``faults`` are in the order of ``cases`` and at least one is not None.  A test that is not ``shown`` is not quoted.
+    ``faults`` are in the order of ``cases`` and at least one is not None.  A test that is not ``shown`` is not quoted,
+    nor is what the program made of it: the message of an error, or a result, may repeat the input.
     """
     failed = [(case, see, fault) for case, see, fault in zip(cases, shown, faults, strict=False) if fault is not None]
-    first = next(fault for fault in faults if fault is not None)
+    case, see, first = next((one for one in failed if one[1]), failed[0])
     if first.kind == "wrong":
         wrong = [(case, fault) for case, see, fault in failed if fault.kind == "wrong" and see][:2]
         if not wrong:
             return "Your program gives a wrong answer to a test that is not shown.", False
         parts = [_wrong(case, fault, number) for number, (case, fault) in enumerate(wrong, start=1)]
         return clean("\n".join(["Your program gives a wrong answer.", *parts])), True
+    from_the_input = first.kind not in ("syntax", "missing") and not first.loading
+    if from_the_input and not see:
+        said = {"error": first.text.partition(":")[0], "odd": "something else"}
+        first = dataclasses.replace(first, text=said.get(first.kind, ""))
     parts = [_describe(first, function, limits), *map(cut, first.lines)]
-    for case, see, _ in failed[:1]:
-        if see and case.kind != "inside" and first.kind not in ("syntax", "missing") and not first.loading:
-            parts.append(f"Input:\n{cut(case.input)}")
+    if from_the_input and see and case.kind != "inside":
+        parts.append(f"Input:\n{cut(case.input)}")
     return clean("\n".join(parts)), True
 
 
@@ -84,7 +89,7 @@ def _describe(fault: Fault, function: str | None, limits: str) -> str:
         return f"Your program crashed{f' ({fault.text})' if fault.text else ''}, or started too many processes."
     return {
         "missing": f"Your code defines no function {function}, and no class Solution that has it.",
-        "ended": f"Your program ended itself before it gave an answer ({cut(fault.text)}).",
+        "ended": f"Your program ended itself before it gave an answer{f' ({cut(fault.text)})' if fault.text else ''}.",
         "odd": f"Your function returned {cut(fault.text)}; it must return plain values (numbers, text, lists, ...).",
         "timeout": f"Your program reached the time limit ({limits}).",
         "memory": f"Your program reached the memory limit ({limits}).",
