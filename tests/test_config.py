@@ -301,6 +301,31 @@ def test_no_is_a_word_where_a_word_is_meant(tmp_path: Path) -> None:
     assert config.optim.mixed_precision == "no" and config.run.resume is False
 
 
+def test_a_word_of_truth_where_any_text_may_stand_is_not_guessed(tmp_path: Path) -> None:
+    """``output_dir: on`` made the folder ``yes``."""
+    (tmp_path / "run.yaml").write_text("run: {output_dir: on}\n")
+    with pytest.raises(
+        ConfigError, match=r"run.output_dir has a wrong value; got True; .* Write such a word in quotes"
+    ):
+        load(str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"algorithm.name": "sdpo", "algorithm.updates_per_batch": 5, "rollout.prompts_per_step": 2},
+            "has fewer; got 5 updates",
+        ),
+        ({"model.dtype": "float64", "optim.mixed_precision": "bf16"}, "fewer bits than weights of 32; got model.dtype"),
+        ({"optim.lr_scheduler_type": "constant", "optim.warmup_steps": 5}, "constant has no warm-up; got optim.warm"),
+    ],
+)
+def test_settings_that_could_have_no_effect_together_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(None, [word for key, value in settings.items() for word in (f"--{key}", str(value))])
+
+
 def test_a_name_is_a_text() -> None:
     for data in ({"algorithm": {"name": ["vpd"]}}, {"env": {"name": {}}}, {"engine": {"name": None}}):
         with pytest.raises(ConfigError, match="name is no text"):

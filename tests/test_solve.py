@@ -25,7 +25,7 @@ from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import load_model
 from vpd.recipes.solve import Solution, solve
 from vpd.solving import SolveOptions, Try
-from vpd.types import Comparison, Grade, Group, Rollout, Section, Task
+from vpd.types import Comparison, Grade, Group, Rollout, Section, Task, Tokens
 
 SMALL: dict[str, Any] = {
     "model": {"name_or_path": "tiny"},
@@ -128,13 +128,15 @@ def test_a_conversation_reads_its_answers_and_the_feedback_and_forgets_the_oldes
     asked: list[tuple[str, ...]] = []
 
     class Room(Prompter):
-        """Five messages, whatever their length."""
+        """A token for each message, whatever its length, and room for five."""
 
-        def task_excess(self, task: Task) -> int:
-            return max(len(task.messages) - 5, 0)
+        def prompt_of(self, task: Task) -> Tokens:
+            return (0,) * len(task.messages)
 
     class Source:
-        prompter = Room(AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(), window=None, max_completion_length=2)
+        prompter = Room(
+            AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(), window=7, max_completion_length=2
+        )
         settings = type("S", (), {"sampling": None, "num_generations": 4})()
 
         def generate_groups(self, keys: Any, tasks: Sequence[Task], sampling: Any, count: int) -> list[Group]:
@@ -155,13 +157,15 @@ def test_a_conversation_reads_its_answers_and_the_feedback_and_forgets_the_oldes
 def test_long_feedback_is_cut_so_that_a_conversation_stays_one(window: int | None, limit: int | None) -> None:
     """By the window, and by ``max_prompt_length``, which the prompt of the next turn would exceed."""
     prompter = Prompter(
-        AutoTokenizer.from_pretrained(load_bundled()), PromptSettings(max_prompt_length=limit), window=window, max_completion_length=6
+        AutoTokenizer.from_pretrained(load_bundled()),
+        PromptSettings(max_prompt_length=limit),
+        window=window,
+        max_completion_length=6,
     )
     task = Task(id="t", messages=({"role": "user", "content": "apply rule A to 1 2 3"},))
     (turn,) = solving._kept(prompter, task, [("3 2 1", "rule A means swap " * 50)])
     assert turn[0] == "3 2 1" and turn[1].startswith("rule A means") and len(turn[1]) < 200
-    assert 0 <= -prompter.task_excess(solving._with_turns(task, [turn])) < 4
-    assert len(prompter.build_student_prompt(solving._with_turns(task, [turn]))) > 28
+    assert 0 <= 34 - len(prompter.prompt_of(solving._with_turns(task, [turn]))) < 4
     assert solving._kept(prompter, task, [("3 2 1 " * 50, "rule A means swap")]) == []
 
 

@@ -375,7 +375,7 @@ def _lost(error: RuntimeError, timeout: float) -> VPDError:
         )
     return TrainingError(
         "the connection to another process of this run is lost",
-        got=re.sub(r"^\[\S*\] ", "", " ".join(str(error).split()))[:80],
+        got=re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).split(". ")[0][:80],
         do="Its own message says why; without one, see whether it was killed (out of memory?). Then go on with"
         " --run.resume true.",
     )

@@ -155,8 +155,8 @@ def repair(source: RolloutSource, task: Task, *, budget: int) -> Try:
             (group,) = source.generate_groups([key], [asked], source.settings.sampling, 1)
             yield from in_order([group])
             (made,) = group.rollouts
-            said = prompter.fit(made.grade.feedback or "", prompter.settings.max_feedback_length).text
-            turns.append((made.completion.text, said))
+            words = prompter.fit(made.grade.feedback or "", prompter.settings.max_feedback_length).text
+            turns.append((made.completion.text, words))
 
     return _first_success(attempts(), budget)
 
@@ -164,20 +164,28 @@ def repair(source: RolloutSource, task: Task, *, budget: int) -> Try:
 def _kept(prompter: Prompter, task: Task, turns: Sequence[Turn]) -> list[Turn]:
     """The latest turns that fit; of one alone the feedback loses its middle, and it goes where that is not enough."""
     kept = list(turns)
-    while len(kept) > 1 and prompter.task_excess(_with_turns(task, kept)) > 0:
+    while len(kept) > 1 and _excess(prompter, _with_turns(task, kept)) > 0:
         del kept[0]
-    while kept and (excess := prompter.task_excess(_with_turns(task, kept))) > 0:
-        answer, said = kept[0]
-        room = prompter.fit(said, prompter.settings.max_feedback_length).length - excess
-        kept = [(answer, prompter.fit(said, max(room, 0)).text)] if said else []
+    while kept and (excess := _excess(prompter, _with_turns(task, kept))) > 0:
+        answer, words = kept[0]
+        room = prompter.fit(words, prompter.settings.max_feedback_length).length - excess
+        kept = [(answer, prompter.fit(words, max(room, 0)).text)] if words else []
     return kept
+
+
+def _excess(prompter: Prompter, task: Task) -> int:
+    """Tokens that a task's prompt takes beyond ``prompts.max_prompt_length`` or the window; 0 where it fits."""
+    length = len(prompter.prompt_of(task))
+    limits = [prompter.settings.max_prompt_length]
+    limits += [None if prompter.window is None else prompter.window - prompter.max_completion_length]
+    return max([length - limit for limit in limits if limit is not None] + [0])
 
 
 def _with_turns(task: Task, turns: Sequence[Turn]) -> Task:
     """The task with answers and what was said about them behind it."""
     more: list[Message] = []
-    for answer, said in turns:
-        remark = f"\n\n{said}" if said else ""
+    for answer, words in turns:
+        remark = f"\n\n{words}" if words else ""
         more += [{"role": "assistant", "content": answer}, {"role": "user", "content": AGAIN.format(feedback=remark)}]
     return dataclasses.replace(task, messages=(*task.messages, *more))
 

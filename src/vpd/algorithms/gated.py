@@ -153,7 +153,9 @@ class GatedVPD:
         examples = choose_rows(examples, context=True, advantage=settings.policy_weight > 0)
         lengths = token_counts(examples)
         has_context = [e.teacher is not None for e in examples]
-        distill = weighting.token_average(lengths, has_context, average=settings.average, denominator=settings.denominator)
+        distill = weighting.token_average(
+            lengths, has_context, average=settings.average, denominator=settings.denominator
+        )
         policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
         distill_share = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
         lr_scale = distill_share + (1.0 - distill_share) * settings.policy_lr_scale

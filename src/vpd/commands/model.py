@@ -23,17 +23,22 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from vpd.run_folder.files import FileSystem
 
     if options.name != "tiny" and options.seed is not None:
-        raise ConfigError("--seed is for tiny alone", got=options.name, do="Leave it out: the weights are the package's.")
+        raise ConfigError(
+            "--seed is for tiny alone", got=options.name, do="Leave it out: the weights are the package's."
+        )
     folder: Path = options.folder
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} exists", expected="a new or an empty folder", do="Choose another, or remove it.")
-    if options.name == "tiny":
-        from vpd.lab import tiny
 
-        seed = tiny.SEED if options.seed is None else options.seed
-        FileSystem().write_folder(folder, lambda partial: tiny.build(partial, seed))
-    else:
-        from vpd.lab import packaged
+    def fill(partial: Path) -> None:
+        if options.name == "tiny":
+            from vpd.lab import tiny
 
-        FileSystem().write_folder(folder, lambda partial: packaged.build(options.name, partial))
+            tiny.build(partial, tiny.SEED if options.seed is None else options.seed)
+        else:
+            from vpd.lab import packaged
+
+            packaged.build(options.name, partial)
+
+    FileSystem().write_folder(folder, fill)
     print(for_terminal(f"{folder} is ready: --model.name_or_path {folder}"))

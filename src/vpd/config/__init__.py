@@ -225,8 +225,7 @@ def check_together(config: Config) -> None:
     if alone and needs.group:
         raise ConfigError(
             f"{config.method} compares the attempts of a group",
-            got="rollout.num_generations 1",
-            expected="at least 2",
+            got="rollout.num_generations 1; expected at least 2",
             do="Raise it, or take a method that compares none, such as vpd or sdpo.",
         )
     if needs.feedback and not config.feedback:
@@ -258,6 +257,19 @@ def check_together(config: Config) -> None:
             "rollout.overlap: the embedded engine samples on the very weights that the learner is changing",
             expected="an engine with weights of its own",
             do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
+        )
+    updates = getattr(config.algorithm, "updates_per_batch", 1)
+    if updates > config.rollout.prompts_per_step:
+        raise ConfigError(
+            "algorithm.updates_per_batch splits a batch by whole groups, of which it has fewer",
+            got=f"{updates} updates, rollout.prompts_per_step {config.rollout.prompts_per_step}",
+            do="Lower the one or raise the other.",
+        )
+    if config.model.dtype == "float64" and config.optim.mixed_precision != "no":
+        raise ConfigError(
+            "optim.mixed_precision computes in fewer bits than weights of 32",
+            got="model.dtype float64",
+            do="Set optim.mixed_precision: no, or model.dtype: float32.",
         )
     if config.model.lora is None:
         teacher = None if needs.teacher is None else needs.teacher.dtype

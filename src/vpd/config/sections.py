@@ -380,13 +380,13 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         made, wrong = _validated(hint, [value])  # one word stands for a list of one
         if wrong is None:
             return made
-    for word in WORDS_OF_TRUTH.get(value, ()) if isinstance(value, bool) else ():
+    free = _validated(hint, "any text")[1] is None
+    for word in WORDS_OF_TRUTH.get(value, ()) if isinstance(value, bool) and not free else ():
         made, other = _validated(hint, word)
         if other is None and made == word:
             return made
-    raise ConfigError(
-        f"{key}{wrong.place} has a wrong value", got=shown(wrong.got), expected=wrong.expected, do=wrong.do
-    )
+    do = "Write such a word in quotes." if free and isinstance(value, bool) else wrong.do
+    raise ConfigError(f"{key}{wrong.place} has a wrong value", got=shown(wrong.got), expected=wrong.expected, do=do)
 
 
 #: What YAML makes a truth value of where a word is meant, as in ``mixed_precision: no``.

@@ -97,8 +97,19 @@ class OptimSettings(Settings, section="optim"):
         bool, "with sharding fsdp2: keep shards, gradients and optimiser in the CPU's memory; slower"
     ] = False
 
+    @property
+    def decays(self) -> bool:
+        """Whether the rate at an iteration depends on how many there are to be."""
+        return self.lr_scheduler_type in ("linear", "cosine", "cosine_with_restarts", "polynomial")
+
     def check(self) -> None:
         super().check()
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ConfigError(
+                "optim.lr_scheduler_type constant has no warm-up",
+                got=f"optim.warmup_steps {self.warmup_steps}",
+                do="Take constant_with_warmup, or set optim.warmup_steps to 0.",
+            )
         if self.cpu_offload and self.sharding == "none":
             raise ConfigError(
                 "optim.cpu_offload is of weights in shards",

@@ -105,17 +105,16 @@ class Prompter:
         ]
 
     def used(self, context: Sequence[Section]) -> tuple[Section, ...]:
-        """The sections that the teacher reads: the first demonstration and all feedback, or either alone; no blank
-        ones."""
-        said = [section for section in context if not section.is_blank]
-        demonstrations = tuple(section for section in said if section.kind == "demonstration")[:1]
-        feedback = tuple(section for section in said if section.kind == "feedback")
+        """What the teacher reads of a context: the first demonstration and all feedback, or either; nothing blank."""
+        sections = [section for section in context if not section.is_blank]
+        demonstrations = tuple(section for section in sections if section.kind == "demonstration")[:1]
+        feedback = tuple(section for section in sections if section.kind == "feedback")
         if demonstrations and not self.settings.feedback_with_demonstration:
             return demonstrations
         return demonstrations + feedback
 
     def build_teacher_prompt(self, task: Task, context: Sequence[Section]) -> TeacherPrompt | None:
-        """The teacher's prompt [Q] for a context; None for one that says nothing, or where the window has no room for it.
+        """The teacher's prompt [Q] for a context; None where it says nothing or the window has no room.
 
         With nothing to say the teacher's prompt would be the student's own, and distilling towards it a hidden
         regulariser: such a row has no teacher.  There is room if ``LEAST_CONTEXT`` tokens of a longer context fit.
@@ -173,12 +172,6 @@ class Prompter:
     def _special_end(self) -> Tokens:
         added = self.tokenizer.added_tokens_decoder
         return tuple(token for token in self.answer_end()[:1] if token in added and added[token].special)
-
-    def task_excess(self, task: Task) -> int:
-        """Tokens that the student's prompt of a task takes beyond ``max_prompt_length`` or the window; 0: it fits."""
-        length = len(self.prompt_of(task))
-        limit = self.settings.max_prompt_length
-        return max(self._excess(length), 0 if limit is None else length - limit, 0)
 
     def excess(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Tokens that a prompt of any messages and its answer take beyond the window; 0 where they fit."""

@@ -87,7 +87,7 @@ def save_and_stop(loop: Loop, again: str) -> None:
 
 
 def save_after_failure(loop: Loop) -> None:
-    """Save what was trained before a grader, a feedback source, a server, an evaluation or a callback failed, and say so.
+    """Save what was trained before a grader, a source, a server, an evaluation or a callback failed, and say so.
 
     Not within an update, and not among several processes, of which some may be gone.
     """

@@ -30,13 +30,13 @@ def check_prompts(
     ``feedback`` what the method learns from, ``context`` whether its teacher reads that.  Raises ModelError or EnvError
     for what template or window refuse.
     """
-    _check_messages(prompter, tasks)
     for task in tasks:
         _check_tokens(prompter, prompter.build_student_prompt(task), f"the prompt of task {task.id!r}", vocabulary)
     if replies:
         _check_tokens(prompter, prompter.reply(ASK, after=None).tokens, "an environment's reply", vocabulary)
     if context:
         _check_context(prompter, tasks)
+    _check_messages(prompter, tasks)
     for source in feedback:
         if isinstance(source, SelfCritique):
             prompter.conversation(source.shortest_prompt, source.max_critique_length)

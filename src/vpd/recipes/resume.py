@@ -70,6 +70,12 @@ def log_changes(past: RunState, config: Config, contents: Mapping[str, str]) -> 
     found = [change for change in _changes(past, config, contents) if change.key != "run.resume"]
     if found:
         log.info("changed for this run: %s", "; ".join(map(str, found)))
+    if config.optim.decays and any(change.key == "run.max_steps" for change in found):
+        log.warning(
+            "optim.lr_scheduler_type %s spreads over all of run.max_steps: the learning rate goes on where it is after"
+            " as many steps of %d, not where it was",
+            *(config.optim.lr_scheduler_type, config.run.max_steps),
+        )
 
 
 def start_point(output: Path, past: RunState | None, max_steps: int) -> Path | None:

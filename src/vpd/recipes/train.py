@@ -15,7 +15,7 @@ import torch
 
 from vpd.config import Config
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
-from vpd.errors import ConfigError, Interrupted, StorageError, VPDError
+from vpd.errors import ConfigError, Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback, Remote
 from vpd.learners.calls import Fault
@@ -94,6 +94,12 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
     if config.algorithm.needs.feedback or config.algorithm.needs.preferences:
         on_first(ranks, "external critics", lambda: _contact(parts.feedback))
+    if 0 < config.run.max_steps < config.optim.warmup_steps:
+        log.warning(
+            "optim.warmup_steps %d is beyond run.max_steps %d: the learning rate ends at %.2g and not at its peak",
+            *(config.optim.warmup_steps, config.run.max_steps),
+            config.optim.learning_rate * config.run.max_steps / config.optim.warmup_steps,
+        )
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))

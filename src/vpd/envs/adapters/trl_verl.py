@@ -18,6 +18,7 @@ where the prompt is a list of messages.
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -252,6 +253,9 @@ def _number(value: Any, what: str) -> float:
         number = float(value)
     except TypeError:  # an array
         raise wrong from None
-    if not abs(number) <= LARGEST_REWARD:
+    if not math.isfinite(number):
         raise EnvError(f"{what} returned no finite number", got=shown(value), expected="a finite number, or None")
+    if abs(number) > LARGEST_REWARD:
+        expected = f"at most {LARGEST_REWARD:g} either way"
+        raise EnvError(f"{what} returned a number too large to compute with", got=shown(value), expected=expected)
     return number

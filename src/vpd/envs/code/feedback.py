@@ -72,8 +72,8 @@ def describe_faults(
         return clean("\n".join(["Your program gives a wrong answer.", *parts])), True
     from_the_input = first.kind not in ("syntax", "missing") and not first.loading
     if from_the_input and not see:
-        said = {"error": first.text.partition(":")[0], "odd": "something else"}
-        first = dataclasses.replace(first, text=said.get(first.kind, ""))
+        words = {"error": first.text.partition(":")[0], "odd": "something else"}
+        first = dataclasses.replace(first, text=words.get(first.kind, ""))
     parts = [_describe(first, function, limits), *map(cut, first.lines)]
     if from_the_input and see and case.kind != "inside":
         parts.append(f"Input:\n{cut(case.input)}")
