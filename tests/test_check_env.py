@@ -176,7 +176,7 @@ FAULTS = {
     EmptyRaises: ("answers can be graded", "raised IndexError"),
     Moody: ("grades are the same again, and in one batch", "the wrong answer"),
     Shuffled: ("grades are the same again, and in one batch", "another grade"),
-    TextMetric: ("metrics are finite numbers", "'length'"),
+    TextMetric: ("answers can be graded", "a grade's metric 'length' is not a finite number; got inf"),
     WrongSolution: ("its own solution is a success", "fails"),
     Echo: ("feedback can be written as UTF-8", "garbled"),
     Tells: ("feedback does not contain the answer", "reveals_answer"),

@@ -7,7 +7,6 @@ It draws tasks twice, compares them with the held-out ones, and grades a right, 
 answer.  A *fault* breaks training or evaluation; a *warning* is allowed and rarely intended.
 """
 
-import math
 import re
 import statistics
 import time
@@ -53,7 +52,6 @@ ADVICE = {
     "eval_tasks respects its limit": "Return the first of all: tasks[:limit].",
     "held-out tasks are not trained on": "Leave the questions of eval_tasks out of task.",
     "grades are the same again, and in one batch": "Grade by task and text alone.",
-    "metrics are finite numbers": "Leave out what was not measured.",
     "its own solution is a success": "Correct grade, or solution.",
     "its solution's value is a success in other forms": "Correct grade, or restated.",
     "other values fail": "Correct grade, or altered.",
@@ -214,10 +212,6 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
     yield _check(
         "grades are the same again, and in one batch",
         differ and f"the {differ[0].kind} answer to {differ[0].task.id!r} got another grade",
-    )
-    numbers = [(a, name) for a in attempts for name, value in a.grade.metrics.items() if not _is_number(value)]
-    yield _check(
-        "metrics are finite numbers", numbers and f"{numbers[0][1]!r} is not, on the {numbers[0][0].kind} answer"
     )
     slowest = max(attempts, key=lambda attempt: attempt.seconds)
     mean = statistics.fmean(attempt.seconds for attempt in attempts)
@@ -389,10 +383,6 @@ def _kinds(attempts: Sequence[Attempt]) -> list[str]:
 def _occurrences(word: str, text: str) -> int:
     """How often ``word`` stands in ``text``, not as a part of a longer one."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text)) if word else 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _encodable(text: str) -> bool:
