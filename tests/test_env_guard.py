@@ -102,7 +102,7 @@ def test_valid_tasks_come_back_in_order() -> None:
     env = Digits()
     assert draw_tasks(env, [5, 2], seed=1) == [env.task(5, seed=1), env.task(2, seed=1)]
     assert held_out_tasks(env, 3) == list(env.eval_tasks(3))
-    with pytest.raises(EnvError, match=r"eval_tasks\(None\) returned no list of tasks, at .*test_env_guard.py:.*; got 5"):
+    with pytest.raises(EnvError, match=r"eval_tasks\(None\) returned no list of tasks, at .*guard.py:.*; got 5"):
         held_out_tasks(Returning(5), None)
 
 
