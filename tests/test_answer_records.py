@@ -65,8 +65,8 @@ def test_a_misspelt_key_is_an_error_with_file_and_line(key: str, meant: str, tmp
 
 
 def test_other_columns_are_named_once_and_refused_never(caplog: pytest.LogCaptureFixture) -> None:
-    names = ("source", "prompt_id", "reward_model", "score_chosen", "success_rate", "id", "idx", "uid", "title", "step")
-    names += ("critique", "answers", "completion_tokens", "feedback_id", "reward2", "message", "tool_calls", "n_tokens")
+    words = "source prompt_id reward_model score_chosen success_rate id idx uid title step critique answers"
+    names = f"{words} completion_tokens feedback_id reward2 message tool_calls n_tokens".split()
     with caplog.at_level("INFO", "vpd"):
         GivenAnswers(
             entries=(ROW | dict.fromkeys(names, 1), ROW | {"critique": "Wrong.", "rewards": None})
@@ -137,7 +137,7 @@ def test_an_answer_may_be_blank_in_every_form(said: str) -> None:
         read_answer({"messages": [{"role": "user", "content": said}, message]}, 0, "row 0", 0.5)
 
 
-EMPTY = {"prompt": "apply rule A to 1 2 3", "completion": "", "feedback": "wrong : rule A means 1"}
+EMPTY: dict[str, Any] = {"prompt": "apply rule A to 1 2 3", "completion": "", "feedback": "wrong : rule A means 1"}
 
 
 @pytest.mark.parametrize(("name", "trained"), [("sdpo", 1.0), ("vpd", 1.0), ("grpo", 0.0)])
@@ -209,7 +209,7 @@ def test_answers_that_are_cut_are_one_warning(caplog: pytest.LogCaptureFixture) 
 def test_tokens_of_another_tokenizer_are_named_by_file_and_line_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [EMPTY | {"completion": "1 2"}, EMPTY | {"completion": "1 2", "tokens": [0, 1]}]
+    rows: list[dict[str, Any]] = [EMPTY | {"completion": "1 2"}, EMPTY | {"completion": "1 2", "tokens": [0, 1]}]
     data = written(tmp_path / "log.jsonl", *rows)
     assert main(["sft", str(data), *TINY, "--run.output_dir", str(tmp_path / "out")]) == 2
     assert "log.jsonl line 2: 'tokens' are another tokenizer's" in capsys.readouterr().err

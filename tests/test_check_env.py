@@ -342,7 +342,8 @@ def test_a_metric_of_numpy_is_no_fault() -> None:
         @per_row
         def grade(self, task: Task, text: str) -> Grade:
             grade = super().grade([task], [text])[0]
-            return dataclasses.replace(grade, metrics={"words": np.int64(3)})
+            counted: Any = {"words": np.int64(3)}
+            return dataclasses.replace(grade, metrics=counted)
 
     assert not check_env(Counts(), tasks=8).of("fault")
 
