@@ -4,10 +4,12 @@ import dataclasses
 import inspect
 import random
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vpd.cli import main
@@ -162,7 +164,25 @@ class Tells(Sums):
         return f"You wrote {len(text)} characters, but the sum is {task.payload}."
 
 
+class Whispers(Sums):
+    """Its answers are words, and its feedback has them in capitals."""
+
+    def ask(self, draw: random.Random, parity: int) -> Task:
+        task, name = super().ask(draw, parity), "".join(draw.choices("bcdfg", k=9))
+        return dataclasses.replace(task, payload=name)
+
+    def why(self, task: Task, text: str) -> str:
+        return f"You wrote {len(text)} characters, but it is {task.payload.upper()}."
+
+
+class OtherTools(Sums):
+    def ask(self, draw: random.Random, parity: int) -> Task:
+        return dataclasses.replace(super().ask(draw, parity), tools=({"name": f"f{random.random()}"},))
+
+
 FAULTS = {
+    Whispers: ("feedback does not contain the answer", "reveals_answer"),
+    OtherTools: ("the same index and seed give the same task", "task 0 changed"),
     Forgetful: ("the same index and seed give the same task", "task 0 changed"),
     Unordered: ("held-out tasks keep their order", "changed between two calls"),
     NoLimit: ("eval_tasks respects its limit", "eval_tasks(1)"),
@@ -176,7 +196,7 @@ FAULTS = {
     EmptyRaises: ("answers can be graded", "raised IndexError"),
     Moody: ("grades are the same again, and in one batch", "the wrong answer"),
     Shuffled: ("grades are the same again, and in one batch", "another grade"),
-    TextMetric: ("metrics are finite numbers", "'length'"),
+    TextMetric: ("answers can be graded", "a grade's metric 'length' is not a finite number; got inf"),
     WrongSolution: ("its own solution is a success", "fails"),
     Echo: ("feedback can be written as UTF-8", "garbled"),
     Tells: ("feedback does not contain the answer", "reveals_answer"),
@@ -230,7 +250,46 @@ class Repeats(Sums):
         return [*super().eval_tasks(None)] * 2 if limit is None else list(super().eval_tasks(None))[:limit]
 
 
+class Respelt(Sums):
+    """Asks a question of training in capitals, and with other white space."""
+
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        task = self.task(3, seed=0)
+        content = task.messages[0]["content"].upper().replace(" ", "\n ")
+        return [dataclasses.replace(task, messages=({"role": "user", "content": content},))][:limit]
+
+
+class OtherSystem(Sums):
+    def eval_tasks(self, limit: int | None) -> Sequence[Task]:
+        task = self.task(3, seed=0)
+        return [dataclasses.replace(task, messages=({"role": "system", "content": "Be brief."}, *task.messages))][
+            :limit
+        ]
+
+
+class OneId(Sums):
+    def ask(self, draw: random.Random, parity: int) -> Task:
+        return dataclasses.replace(super().ask(draw, parity), id="sum")
+
+
+class OtherPayload(Sums):
+    def ask(self, draw: random.Random, parity: int) -> Task:
+        task = super().ask(draw, parity)
+        return dataclasses.replace(task, payload=task.payload + random.random())
+
+
+class Overpays(Sums):
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        right = [text == str(task.payload) for task, text in zip(tasks, texts, strict=True)]
+        return [Grade(reward=1.0, success=one, feedback=f"{len(text)}") for one, text in zip(right, texts, strict=True)]
+
+
 WARNINGS = {
+    Respelt: "held-out tasks are not trained on",
+    OtherSystem: "held-out tasks are not trained on",
+    OneId: "tasks have ids of their own",
+    OtherPayload: "the same index and seed give the same task",
+    Overpays: "failures earn less than successes",
     Same: "another seed gives other tasks",
     Silent: "the teacher has something to read",
     Monotonous: "the teacher has something to read",
@@ -244,6 +303,49 @@ WARNINGS = {
 def test_what_is_allowed_and_rarely_intended_is_a_warning(odd: type[Sums]) -> None:
     report = check_env(odd(), tasks=8)
     assert not report.of("fault") and WARNINGS[odd] in found(report, "warning"), report.checks
+
+
+class Blank:
+    """A payload that equals itself alone, and, if it has a lock, cannot be pickled."""
+
+    def __init__(self, value: int, lock: Any = None):
+        self.value, self.lock = value, lock
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@pytest.mark.parametrize("wrap", [Blank, lambda value: Blank(value, threading.Lock()), np.atleast_2d, lambda _: np.nan])
+def test_a_payload_that_is_hard_to_compare_is_not_held_against_an_environment(wrap: Any) -> None:
+    class Wrapped(Sums):
+        solution: Any = None
+
+        def ask(self, draw: random.Random, parity: int) -> Task:
+            task = super().ask(draw, parity)
+            return dataclasses.replace(task, payload=wrap(task.payload))
+
+    assert "the same index and seed give the same task" in found(check_env(Wrapped(), tasks=8), "ok")
+
+
+def test_tasks_that_differ_in_the_system_message_alone_are_different() -> None:
+    class Documents(Sums):
+        def ask(self, draw: random.Random, parity: int) -> Task:
+            task = super().ask(draw, parity)
+            asked: Message = {"role": "user", "content": "Compute it."}
+            return dataclasses.replace(task, messages=({**task.messages[0], "role": "system"}, asked))
+
+    assert "held-out tasks are not trained on" in found(check_env(Documents(), tasks=8), "ok")
+
+
+def test_a_metric_of_numpy_is_no_fault() -> None:
+    class Counts(Sums):
+        @per_row
+        def grade(self, task: Task, text: str) -> Grade:
+            grade = super().grade([task], [text])[0]
+            counted: Any = {"words": np.int64(3)}
+            return dataclasses.replace(grade, metrics=counted)
+
+    assert not check_env(Counts(), tasks=8).of("fault")
 
 
 def test_a_declared_answer_is_no_fault() -> None:

@@ -11,7 +11,8 @@ from helpers import vpd_train
 
 from vpd.cli import main
 from vpd.config.sections import CustomEnv, make_env
-from vpd.envs import all_train_tasks, draw_tasks, held_out_tasks
+from vpd.envs import all_train_tasks, draw_tasks, grade_texts, held_out_tasks
+from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
 from vpd.envs.loading import announcements
 from vpd.errors import ConfigError, EnvError
@@ -101,7 +102,7 @@ def test_valid_tasks_come_back_in_order() -> None:
     env = Digits()
     assert draw_tasks(env, [5, 2], seed=1) == [env.task(5, seed=1), env.task(2, seed=1)]
     assert held_out_tasks(env, 3) == list(env.eval_tasks(3))
-    with pytest.raises(EnvError, match=r"eval_tasks\(None\) raised TypeError"):
+    with pytest.raises(EnvError, match=r"eval_tasks\(None\) returned no list of tasks, at .*guard.py:.*; got 5"):
         held_out_tasks(Returning(5), None)
 
 
@@ -135,3 +136,45 @@ def test_checking_an_environment_needs_no_torch() -> None:
     code = "import sys, vpd.recipes.check, vpd.envs.record_tasks; print({'torch', 'transformers'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "set()\n"
+
+
+REFUSED = {
+    "eval_tasks": ("def eval_tasks(self, limit):\n        pass", "returned no list of tasks, at {}:5; got None"),
+    "train_tasks": ("def train_tasks(self):\n        pass", "returned no list of tasks, at {}:5; got None"),
+    "array": (
+        "def grade(self, tasks, texts):\n        import numpy, vpd\n"
+        "        return [vpd.Grade(reward=numpy.ones(2)) for _ in tasks]",
+        "the grader on a batch of 16 rows at {}:7: a grade's reward is not a finite number; got array([1., 1.])",
+    ),
+    "library": (
+        "def task(self, index, *, seed):\n        import json\n        return json.loads('{')",
+        "raised JSONDecodeError at {}:7; got ",
+    ),
+    "package": (
+        "def eval_tasks(self, limit):\n        return Digits.eval_tasks(self, 'all')",
+        "raised TypeError at {}:6; got ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_is_at_a_line_of_the_users_file(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, message = REFUSED[case]
+    name = custom(tmp_path, method)
+    assert vpd_train(tmp_path / "run", env__name=name, run__eval_steps=1, run__max_steps=1) == 2
+    error = capsys.readouterr().err
+    assert message.format(tmp_path / "env.py") in error and error.count("\n") == 1, error
+
+
+def test_a_row_that_cannot_be_graded_is_named_with_the_function_and_its_line(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "from vpd import Grade\n\n\ndef none(completions):\n    return [Grade(reward=None) for _ in completions]\n"
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "2 + 2?"}\n')
+    env = Dataset(path=str(data), reward=f"{tmp_path}/rewards.py:none", eval_share=0.0)
+    with pytest.raises(EnvError) as caught:
+        grade_texts(env, env.train_tasks(), ["4"])
+    assert f"none on row 0 at {tmp_path}/rewards.py:5: a grade's reward is not a finite number" in str(caught.value)

@@ -8,8 +8,9 @@ import pytest
 
 from vpd.config.sections import make_env, named
 from vpd.envs import Conversational, draw_tasks, grade_texts, recorded_answers, records
+from vpd.envs.answer_records import read_answer
 from vpd.envs.digits import Digits
-from vpd.envs.recorded import GivenAnswers, RecordedAndFresh, RecordedAnswers, beside, read_answer
+from vpd.envs.recorded import GivenAnswers, RecordedAndFresh, RecordedAnswers, beside
 from vpd.errors import ConfigError, DataError
 from vpd.lab import tiny
 from vpd.prompts import Prompter

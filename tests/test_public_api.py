@@ -78,7 +78,7 @@ PARAMETERS = {
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "SolveOptions": "*, task, train, budget, repeats, compare",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "
-    "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy",
+    "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy, learns_answers",
     "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",
 }
 

@@ -1,8 +1,13 @@
 """From tasks to graded rollouts, with an engine that keeps what it was asked: seeds, rows, grades and turns."""
 
+import math
+import re
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from fakes import LetterTokenizer, RecordingEngine, ScriptedChat, ScriptedEnv, collect_groups, in_turn
 
 from vpd.errors import EngineError, EnvError
@@ -224,3 +229,32 @@ def test_a_reward_is_a_number_that_can_be_squared(reward: Any) -> None:
     with pytest.raises(EnvError, match=r"not a finite number|too large to compute with"):
         Grade(reward=reward)
     assert Grade(reward=-1e30).reward == -1e30
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"informative": "no"}, "informative has the wrong type; got 'no'; expected bool"),
+        ({"informative": None}, "informative has the wrong type"),
+        ({"graded": 1}, "graded has the wrong type"),
+        ({"metrics": {"m": "abc"}}, "metric 'm' is not a finite number; got 'abc'"),
+        ({"metrics": {"m": math.nan}}, "metric 'm' is not a finite number; got nan"),
+        ({"metrics": {"m": None}}, "metric 'm' is not a finite number; got None"),
+        ({"metrics": {"m": np.array([1, 2])}}, "metric 'm' is not a finite number; got array"),
+        ({"metrics": {"m": 10**400}}, "metric 'm' is not a finite number"),
+        ({"metrics": {"reward": 1.0, 7: 1.0}}, "metrics are no mapping of names; got {"),
+        ({"metrics": [1.0]}, "metrics are no mapping of names"),
+        ({"reward": np.array([1.0, 2.0])}, "reward is not a finite number; got array"),
+    ],
+)
+def test_a_grade_of_another_form_is_refused_where_it_is_made(part: Any, message: str) -> None:
+    with pytest.raises(EnvError, match=re.escape(f"a grade's {message}")):
+        Grade(**{"reward": 0.0} | part)
+
+
+def test_a_grade_holds_numbers_of_python() -> None:
+    metrics: Any = {"n": np.int64(3), "x": np.float32(0.5), "t": torch.tensor(2.0), "share": Fraction(1, 4), "ok": True}
+    made = Grade(reward=np.float64(1), informative=np.False_, graded=np.True_, metrics=metrics)  # type: ignore[arg-type]
+    assert made.metrics == {"n": 3, "x": 0.5, "t": 2.0, "share": 0.25, "ok": True}
+    assert [type(value) for value in made.metrics.values()] == [int, float, float, float, bool]
+    assert made.informative is False and made.graded is True

@@ -134,6 +134,11 @@ class LongPrompt(Base):
     @per_row
     def grade(self, task, text):
         return Grade(reward=0.0)
+
+class NotText(Base):
+    def grade(self, tasks, texts):
+        from dataclasses import replace
+        return [replace(Grade(reward=0.0), feedback=3) for _ in tasks]
 """
 
 MISTAKES = {
@@ -196,7 +201,8 @@ def test_sibling_needs_a_group(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("name", "told"),
     [
         ("Raises", ["KeyError", "row 0", "oops", "env.py:"]),
-        ("NotANumber", ["finite number", "nan"]),
+        ("NotANumber", ["the grader on row 0 (task ", "env.py:19: a grade's reward", "finite number", "nan"]),
+        ("NotText", ["the grader on a batch of 16 rows at ", "env.py:35: a grade's feedback"]),
         ("TooFew", ["1 grades", "list of 16"]),
         ("LongPrompt", ["'long'", "window"]),
     ],

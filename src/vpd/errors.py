@@ -17,7 +17,7 @@ from vpd.printable import one_line
 
 
 class VPDError(Exception):
-    """A mistake or an outside fault, in one line: what, got, expected, do; ``problem`` is the line without the last.
+    """A mistake or an outside fault, in one line: what, got, expected, do; ``problem`` is the line without ``do``.
 
     >>> print(VPDError("alpha is out of range", got=2, expected="from 0 to 1", do="Lower it."))
     alpha is out of range; got 2; expected from 0 to 1. Lower it.
@@ -29,7 +29,7 @@ class VPDError(Exception):
             parts.append(f"got {one_line(str(got))}")
         if expected is not None:
             parts.append(f"expected {one_line(str(expected))}")
-        self.problem = "; ".join(parts)
+        self.problem, self.do = "; ".join(parts), do
         super().__init__(f"{self.problem}. {one_line(do)}" if do else self.problem)
 
 
@@ -102,7 +102,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return near(name, known) or (f"Known: {', '.join(known)}." if known else "None is known here.")
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
-    """The hint of :func:`nearest` where a known name is near, else None."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+def near(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The hint of :func:`nearest` where a known name is near, else None; ``cutoff``: how near, at most 1 (the same)."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
     return f"Did you mean '{close[0]}'?" if close else None

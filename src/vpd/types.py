@@ -10,8 +10,10 @@ it runs elsewhere, what it answered (its K likeliest tokens).
 Letters for lengths: P prompt, Q teacher's prompt, T completion, K likeliest tokens, G rollouts of one task.
 """
 
+import contextlib
 import hashlib
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -131,9 +133,10 @@ class Grade:
 
     ``reward`` is a finite number, at most ``LARGEST_REWARD`` either way; ``success`` None means
     "reward >= success_threshold", resolved once when the rollouts are collected; scalars of NumPy and torch become
-    Python's.  ``feedback`` is text about this attempt.  ``informative=False`` marks a bare verdict ("wrong", "all tests
-    passed"): people see it, the teacher does not.  ``graded=False``: nobody has judged the answer (a row of a log
-    without an outcome), so that ``reward`` is 0 and means nothing, and no success or failure is counted.
+    Python's.  ``feedback`` is text about this attempt, ``metrics`` are finite numbers measured on it.
+    ``informative=False`` marks a bare verdict ("wrong", "all tests passed"): people see it, the teacher does not.
+    ``graded=False``: nobody has judged the answer (a row of a log without an outcome), so that ``reward`` is 0 and
+    means nothing, and no success or failure is counted.  Raises EnvError for anything else.
 
     >>> Grade(reward=0.0, feedback="Your answer has three words; one was asked for.").informative
     True
@@ -149,8 +152,8 @@ class Grade:
     graded: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reward", _plain(self.reward))
-        object.__setattr__(self, "success", _plain(self.success))
+        for name in ("reward", "success", "informative", "graded"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
         if not number or (isinstance(self.reward, float) and not math.isfinite(self.reward)):
             raise EnvError(
@@ -165,10 +168,35 @@ class Grade:
                 got=shown(self.reward),
                 expected=f"at most {LARGEST_REWARD:g} either way",
             )
-        if self.success is not None and not isinstance(self.success, bool):
-            raise EnvError("a grade's success has the wrong type", got=shown(self.success), expected="bool or None")
-        if self.feedback is not None and not isinstance(self.feedback, str):
-            raise EnvError("a grade's feedback has the wrong type", got=shown(self.feedback), expected="str or None")
+        for name, kind, words in (
+            ("success", bool | None, "bool or None"),
+            ("feedback", str | None, "str or None"),
+            ("informative", bool, "bool"),
+            ("graded", bool, "bool"),
+        ):
+            if not isinstance(value := getattr(self, name), kind):
+                raise EnvError(f"a grade's {name} has the wrong type", got=shown(value), expected=words)
+        object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
+
+
+def _checked_metrics(metrics: Any) -> dict[str, float]:
+    """Names and numbers, those of NumPy and torch as Python's.  Raises EnvError."""
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise EnvError("a grade's metrics are no mapping of names", got=shown(metrics), expected="{str: number}")
+    found: dict[str, float] = {}
+    for name, given in metrics.items():
+        value = plain(given)
+        if isinstance(value, numbers.Real) and not isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, (int, float)) or not abs(value) <= LARGEST_REWARD:
+            raise EnvError(
+                f"a grade's metric {name!r} is not a finite number",
+                got=shown(given),
+                expected=f"a number of at most {LARGEST_REWARD:g} either way",
+                do="Leave out what was not measured.",
+            )
+        found[name] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +204,7 @@ class RecordedAnswer:
     """An answer that a log holds, with its grade; one that nobody graded has ``Grade.graded`` False.
 
     ``logprobs`` [T] are those of ``tokens`` [T] when it was sampled (natural logarithm); None where the log has none,
-    and the text is then tokenised.
+    and the text is then tokenised.  ``where`` is its place in the log, for messages.
 
     >>> RecordedAnswer(text="Lima", grade=Grade(reward=1.0)).tokens is None
     True
@@ -186,11 +214,15 @@ class RecordedAnswer:
     grade: Grade
     tokens: Tokens | None = None
     logprobs: Floats | None = None
+    where: str = field(default="", compare=False)
 
 
-def _plain(value: Any) -> Any:
-    """A scalar of NumPy or torch as Python's own; anything else as it is."""
-    return value.item() if hasattr(value, "item") else value
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own; anything else, an array too, as it is."""
+    if hasattr(value, "item"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # more than one number
+            return value.item()
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ class Needs:
     ``own_chat_template``: the external or remote teacher reads the task as its own chat template writes it.
     ``top_k``: tokens that a top-k divergence compares on, at most the vocabulary.
     ``learns_from_retries``: it uses the teacher's own attempts; for another, ``rollout.retries`` would be for nothing.
+    ``learns_answers``: it learns tokens of answers; False: what the environment says about them alone.
     """
 
     group: bool = False
@@ -90,6 +91,7 @@ class Needs:
     remote_teacher: RemoteTeacher | None = None
     preferences: bool = False
     on_policy: bool = True
+    learns_answers: bool = True
 
 
 @runtime_checkable

@@ -37,7 +37,7 @@ class LDDSettings(Settings, section="algorithm"):
 
     @property
     def needs(self) -> Needs:
-        return Needs(on_policy=False)
+        return Needs(on_policy=False, learns_answers=False)
 
     def build(self, prompter: Prompter) -> Algorithm:
         return LDD(self, prompter)

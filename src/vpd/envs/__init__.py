@@ -25,7 +25,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from vpd.envs.user_code import FIX, errors_named
+from vpd.envs.user_code import FIX, defined_at, errors_named
 from vpd.envs.user_code import wrap_user_errors as wrap_user_errors
 from vpd.errors import DataError, EnvError
 from vpd.printable import shown
@@ -207,7 +207,7 @@ def recorded_answers(env: TaskSource, task: Task) -> Sequence[RecordedAnswer]:
 
 def held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
     """``env.eval_tasks(limit)``.  Raises EnvError if it raises or returns something that is no valid Task."""
-    return _listed_tasks(lambda: env.eval_tasks(limit), f"eval_tasks({limit})")
+    return _listed_tasks(functools.partial(env.eval_tasks, limit), f"eval_tasks({limit})")
 
 
 def required_held_out_tasks(env: TaskSource, limit: int | None) -> list[Task]:
@@ -244,7 +244,19 @@ def solution_of(env: Any, task: Task) -> str:
 
 
 def _listed_tasks(call: Callable[[], Iterable[Any]], what: str) -> list[Task]:
-    tasks = wrap_user_errors(lambda: list(call()), what)
+    def listed() -> Any:
+        found: Any = call()
+        return list(found) if hasattr(found, "__iter__") or hasattr(found, "__getitem__") else found
+
+    tasks = wrap_user_errors(listed, what)
+    if not isinstance(tasks, list):
+        place = defined_at(call.func if isinstance(call, functools.partial) else call)
+        raise EnvError(
+            f"{what} returned no list of tasks" + (f", at {place}" if place else ""),
+            got=shown(tasks),
+            expected="a list of vpd.types.Task",
+            do=FIX,
+        )
     return [_valid_task(task, f"{what}, at position {place},") for place, task in enumerate(tasks)]
 
 

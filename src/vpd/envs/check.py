@@ -7,7 +7,8 @@ It draws tasks twice, compares them with the held-out ones, and grades a right, 
 answer.  A *fault* breaks training or evaluation; a *warning* is allowed and rarely intended.
 """
 
-import math
+import contextlib
+import pickle
 import re
 import statistics
 import time
@@ -53,7 +54,6 @@ ADVICE = {
     "eval_tasks respects its limit": "Return the first of all: tasks[:limit].",
     "held-out tasks are not trained on": "Leave the questions of eval_tasks out of task.",
     "grades are the same again, and in one batch": "Grade by task and text alone.",
-    "metrics are finite numbers": "Leave out what was not measured.",
     "its own solution is a success": "Correct grade, or solution.",
     "its solution's value is a success in other forms": "Correct grade, or restated.",
     "other values fail": "Correct grade, or altered.",
@@ -143,11 +143,16 @@ def _check_tasks(env: Env, count: int, seed: int, drawn: list[Task]) -> Iterator
         return
     again = draw_tasks(env, reversed(range(count)), seed=seed)[::-1]
     changed = [index for index in range(count) if _public_form(drawn[index]) != _public_form(again[index])]
+    pairs = list(zip(drawn, again, strict=True))
+    other = [index for index, (one, two) in enumerate(pairs) if not _same_payload(one.payload, two.payload)]
     yield _check(
         "the same index and seed give the same task",
         changed and f"task {changed[0]} changed when it was drawn again, in another order",
+        warning=other and f"the payload of task {other[0]} changed when it was drawn again, in another order",
         ok="drawn twice",
     )
+    one_id = len({task.id for task in drawn}) == 1 < len(_questions(drawn))
+    yield _check("tasks have ids of their own", warning=one_id and f"all of {count} have the id {drawn[0].id!r}")
     others = draw_tasks(env, range(count), seed=seed + 1)
     same = count > 1 and _public_forms(drawn) == _public_forms(others)
     yield _check(
@@ -186,11 +191,30 @@ def _check_held_out(env: Env, drawn: Sequence[Task], seed: int) -> Iterator[Chec
         detail = f"{len(shared)} of {len(held_out)} are, with other tests, as declared (shares_questions)"
         yield _check("held-out tasks are not trained on", warning=detail)
         return
+    alike = _alike(held_out, train)
     yield _check(
         "held-out tasks are not trained on",
         shared and f"{len(shared)} of {len(held_out)} are, e.g. {shared[0].id!r}",
+        warning=alike
+        and f"{len(alike)} of {len(held_out)} are up to case, white space or the system message, e.g. {alike[0].id!r}",
         ok=f"compared with {extent}",
     )
+
+
+def _alike(held_out: Sequence[Task], train: Sequence[Task]) -> list[Task]:
+    """The held-out tasks that ask what training asks, but for case, white space and the system message.
+
+    None, where held-out tasks differ in nothing else.
+    """
+    if len(set(map(_plain_question, held_out))) < len(_questions(held_out)):
+        return []
+    trained = set(map(_plain_question, train))
+    return [task for task in held_out if _plain_question(task) in trained]
+
+
+def _plain_question(task: Task) -> tuple[str, ...]:
+    asked = [message for message in task.messages if message["role"] != "system"] or task.messages
+    return tuple(f"{message['role']} {' '.join(message['content'].casefold().split())}" for message in asked)
 
 
 def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> Iterator[Check]:
@@ -215,10 +239,6 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
         "grades are the same again, and in one batch",
         differ and f"the {differ[0].kind} answer to {differ[0].task.id!r} got another grade",
     )
-    numbers = [(a, name) for a in attempts for name, value in a.grade.metrics.items() if not _is_number(value)]
-    yield _check(
-        "metrics are finite numbers", numbers and f"{numbers[0][1]!r} is not, on the {numbers[0][0].kind} answer"
-    )
     slowest = max(attempts, key=lambda attempt: attempt.seconds)
     mean = statistics.fmean(attempt.seconds for attempt in attempts)
     times = f"{_seconds(mean)} an answer, {_seconds(slowest.seconds)} at worst (the {slowest.kind} one)"
@@ -233,6 +253,7 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
     )
     if isinstance(env, Restating):
         yield from _check_values(attempts)
+    yield _check("failures earn less than successes", warning=_overpaid(attempts))
     wrong = [attempt for attempt in attempts if attempt.kind not in RIGHT]
     solved = [a.kind for a in wrong if a.success]
     yield _check(
@@ -240,6 +261,20 @@ def _check_grades(env: Env, drawn: Sequence[Task], attempts: list[Attempt]) -> I
         warning=len(solved) == len(wrong) and "all of them succeed",
         ok=f"{len(wrong) - len(solved)} of {len(wrong)} do",
     )
+
+
+def _overpaid(attempts: Sequence[Attempt]) -> str:
+    """About a failure with the reward of its task's best success, or with 1 where that is not known; else empty."""
+    best: dict[str, float] = {}
+    for attempt in attempts:
+        if attempt.success:
+            best[attempt.task.id] = max(attempt.grade.reward, best.get(attempt.task.id, attempt.grade.reward))
+    for attempt in attempts:
+        if not attempt.success and attempt.grade.reward >= best.get(attempt.task.id, 1.0):
+            return (
+                f"reward {attempt.grade.reward:g}, success False, on the {attempt.kind} answer to {attempt.task.id!r}"
+            )
+    return ""
 
 
 def _other_writings(env: Env, task: Task) -> list[tuple[str, str]]:
@@ -369,12 +404,22 @@ def _task_fault(task: Task) -> str | None:
     return None
 
 
-def _public_form(task: Task) -> tuple[str, str]:
+def _public_form(task: Task) -> tuple[str, str, str]:
     """What training sees of a task: everything but the payload."""
-    return task.id, str(task.messages)
+    return task.id, str(task.messages), str(task.tools)
 
 
-def _public_forms(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+def _same_payload(one: Any, two: Any) -> bool:
+    """Whether two payloads are equal, or hold the same; what can be neither compared nor pickled counts as the same."""
+    with contextlib.suppress(EnvError):
+        if wrap_user_errors(lambda: bool(one == two), "comparing payloads"):
+            return True
+    with contextlib.suppress(EnvError):
+        return wrap_user_errors(lambda: pickle.dumps(one) == pickle.dumps(two), "pickling a payload")
+    return True
+
+
+def _public_forms(tasks: Sequence[Task]) -> list[tuple[str, str, str]]:
     return [_public_form(task) for task in tasks]
 
 
@@ -387,12 +432,9 @@ def _kinds(attempts: Sequence[Attempt]) -> list[str]:
 
 
 def _occurrences(word: str, text: str) -> int:
-    """How often ``word`` stands in ``text``, not as a part of a longer one."""
-    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text)) if word else 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """How often ``word`` stands in ``text``, not as a part of a longer one; from four letters on in any case."""
+    flags = re.IGNORECASE if len(word) >= 4 else 0
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags)) if word else 0
 
 
 def _encodable(text: str) -> bool:

@@ -3,15 +3,12 @@
     {"messages": [{"role": "user", "content": "The capital of Peru?"}], "completion": "Cusco",
      "feedback": "That is where it once was.", "reward": 0.0}
 
-A record has its task as ``messages`` or ``prompt`` (a text or messages) and the answer as ``completion``, or as the
-last message, the assistant's.  Everything else is optional: ``feedback`` (a text about the answer), ``reward`` or
-``success`` (without both nobody has graded it), ``tokens`` and ``logprobs`` (of the answer, when it was sampled),
-``tools``, ``id``.  The path may also be the folder of a run, whose attempts and retries are then the records.
+How a record is read is in :mod:`vpd.envs.answer_records`.  The path may also be the folder of a run, whose attempts
+and retries are then the records.
 
 Nothing is sent anywhere: the file is read on this machine, and what is learned from it stays in the run folder.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -24,14 +21,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 
 from vpd.envs import Announcing, Conversational, Env, FixedLength, RecordedAs, Reply, records
+from vpd.envs.answer_records import check_keys, read_answer, read_grade
 from vpd.envs.record_tasks import Part, RecordTasks
 from vpd.errors import ConfigError, DataError
 from vpd.settings import IsPath, Share
-from vpd.types import LARGEST_REWARD, Grade, Message, RecordedAnswer, Task
+from vpd.types import Grade, Message, RecordedAnswer, Task
 
 LOG = logging.getLogger("vpd")
-ANSWERS = ("completion", "answer")
-OUTCOME = ("reward", "success", "feedback", "informative")
+MOST_NAMED = 20  # columns in one line
 FROM_A_RUN = (
     "messages",
     "tools",
@@ -89,8 +86,10 @@ class AnswerTasks(RecordTasks[Answered]):
         """The questions in the order of their first record; of one with many answers several."""
         questions: dict[str, Answered] = {}
         left_out: Counter[str] = Counter()
+        unread: Counter[str] = Counter()
         answers: dict[str, list[RecordedAnswer]] = {}
         for where, number, record in self.read_records():
+            unread.update(check_keys(record, where))
             reason = self._left_out(record, where)
             if reason:
                 left_out[reason] += 1
@@ -99,6 +98,10 @@ class AnswerTasks(RecordTasks[Answered]):
             key = json.dumps([task.messages, task.tools], default=str)
             questions.setdefault(key, Answered(id=task.id, task=task))
             answers.setdefault(key, []).append(answer)
+        if unread:
+            names = ", ".join(f"{name} ({count})" for name, count in unread.most_common(MOST_NAMED))
+            more = f" and {len(unread) - MOST_NAMED} more" if len(unread) > MOST_NAMED else ""
+            LOG.info("%s: columns that are not read (in how many records): %s%s", source, names, more)
         if left_out:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
             LOG.info("%s: left out %s of %d", source, counts, left_out.total() + sum(map(len, answers.values())))
@@ -293,122 +296,3 @@ def _run_records(folder: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
             outcome = {} if row["graded"] else {"reward": None, "success": None}
             yield where, number, {**kept, **outcome, "id": row["task"]}
             number += 1
-
-
-def read_answer(
-    record: Mapping[str, Any], number: int, where: str, success_threshold: float
-) -> tuple[Task, RecordedAnswer]:
-    """A record as a task and the answer that was given to it.  Raises DataError."""
-    messages, text = _conversation(record, where)
-    tokens, logprobs = _numbers(record, "tokens", where), _numbers(record, "logprobs", where)
-    if logprobs is not None and (tokens is None or len(tokens) != len(logprobs)):
-        raise DataError(
-            f"{where}: 'logprobs' are of no tokens that are known",
-            got=f"{len(logprobs)} log-probs and {'no' if tokens is None else len(tokens)} tokens",
-            expected="'tokens', the answer's token ids when it was sampled, as many as log-probs",
-            do="Write both, or leave 'logprobs' out: the initial model's then stand in.",
-        )
-    task = Task(id=str(record.get("id", number)), messages=messages, tools=records.tools(record, where))
-    grade = read_grade(record, where, success_threshold)
-    return task, RecordedAnswer(
-        text=text,
-        grade=grade,
-        tokens=None if tokens is None else tuple(map(int, tokens)),
-        logprobs=None if logprobs is None else tuple(map(float, logprobs)),
-    )
-
-
-def _typed(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record with null where a table has nothing (NaN), and with the values of a line of CSV, which are all texts."""
-    if all(isinstance(value, str) for value in record.values()):
-        return {name: _of_a_table(name, value) for name, value in record.items()}
-    return {name: None if value != value else value for name, value in record.items() if name in OUTCOME}
-
-
-def _of_a_table(name: str, text: str) -> Any:
-    """The value that a text of CSV stands for in the column ``name``; what cannot be read stays a text."""
-    if name not in OUTCOME:
-        return text
-    if not text.strip():
-        return None
-    if name == "feedback":
-        return text
-    with contextlib.suppress(ValueError):
-        return float(text) if name == "reward" else {"true": True, "false": False}.get(text.strip().lower(), text)
-    return text
-
-
-def read_grade(record: Mapping[str, Any], where: str, success_threshold: float) -> Grade:
-    """What was said about the answer: an outcome, if there is one, and a text, if there is one.  Raises DataError."""
-    record = _typed(record)
-    reward, success = record.get("reward"), record.get("success")
-    if success is not None and not isinstance(success, bool):
-        raise DataError(f"{where}: 'success' is no truth value", got=repr(success)[:80], expected="true, false or null")
-    number = isinstance(reward, (int, float)) and not isinstance(reward, bool) and abs(reward) <= LARGEST_REWARD
-    if reward is not None and not number:
-        raise DataError(f"{where}: 'reward' is no number", got=repr(reward)[:80], expected="a finite number or null")
-    feedback = None if record.get("feedback") is None else records.text(record, "feedback", where)
-    graded = reward is not None or success is not None
-    value = float(success or False) if reward is None else float(reward)
-    return Grade(
-        reward=value,
-        success=(value >= success_threshold if graded else False) if success is None else success,
-        feedback=feedback,
-        informative=record.get("informative") is not False,
-        graded=graded,
-    )
-
-
-def _conversation(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
-    """The messages of the task, and the text of the answer."""
-    field_name = next((name for name in ("messages", "prompt") if record.get(name) is not None), None)
-    if field_name is None:
-        raise DataError(
-            f"{where} has no task",
-            got=f"the keys {', '.join(map(str, record))}"[:200],
-            expected="'messages' or 'prompt', and 'completion'",
-        )
-    asked = records.listed(record[field_name], f"{where}: {field_name!r}")
-    if isinstance(asked, str):
-        asked = [{"role": "user", "content": records.text(record, field_name, where)}]
-    answer_field = next((name for name in ANSWERS if record.get(name) is not None), None)
-    if answer_field is not None:
-        return records.messages(asked, field_name, where, ends=("user", "tool")), _text(record, answer_field, where)
-    whole = records.messages(asked, field_name, where, ends=("assistant",)) if _ends_answered(asked) else ()
-    if len(whole) < 2:
-        raise DataError(
-            f"{where} has no answer",
-            got=f"the keys {', '.join(map(str, record))}"[:200],
-            expected="'completion', or the assistant's message as the last of 'messages'",
-        )
-    return records.messages(whole[:-1], field_name, where, ends=("user", "tool")), whole[-1]["content"]
-
-
-def _ends_answered(messages: Any) -> bool:
-    last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
-    return isinstance(last, Mapping) and last.get("role") == "assistant"
-
-
-def _text(record: Mapping[str, Any], name: str, where: str) -> str:
-    """An answer: a text, or a list of one assistant's message.  It may be empty: a model may have said nothing."""
-    value = records.listed(record[name], f"{where}: {name!r}")
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        return records.messages(value, name, where, ends=("assistant",))[0]["content"]
-    if value == "":
-        return ""
-    return records.text({name: value}, name, where)
-
-
-def _numbers(record: Mapping[str, Any], name: str, where: str) -> Sequence[float] | None:
-    values = record.get(name)
-    if values is None:
-        return None
-    if not isinstance(values, (list, tuple)) or not all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
-    ):
-        raise DataError(f"{where}: {name!r} is no list of numbers", got=repr(values)[:80])
-    if name == "tokens" and not all(isinstance(v, int) and v >= 0 for v in values):
-        raise DataError(f"{where}: 'tokens' are no token ids", got=repr(values)[:80], expected="whole numbers")
-    if name == "logprobs" and not all(-1e9 < v <= 1e-3 for v in values):
-        raise DataError(f"{where}: 'logprobs' are no natural logarithms of probabilities", got=repr(values)[:80])
-    return values

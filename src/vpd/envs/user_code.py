@@ -3,27 +3,33 @@
     grades = wrap_user_errors(lambda: env.grade(tasks, texts), "the grader on a batch of 8 rows")
 
 An exception of any kind becomes an :class:`~vpd.errors.EnvError`, ``sys.exit()`` and ``os._exit()`` too; only a
-VPDError and a real Ctrl-C pass.  A process that the code forked and that comes back from the call ends here, so that
-there are never two runs.  What the code changed of the process is put back: the working directory, environment
-variables, locale, signal handlers and alarm, standard streams, ``logging.disable``, and torch's gradient mode, default
-dtype, default device and number of threads.
+VPDError and a real Ctrl-C pass, and of a VPDError of :mod:`vpd.types` (a grade without a number) the place is named.  A
+process that the code forked and that comes back from the call ends here, so that there are never two runs.  What the
+code changed of the process is put back: the working directory, environment variables, locale, signal handlers and
+alarm, standard streams, ``logging.disable``, and torch's gradient mode, default dtype, default device and number of
+threads.
 """
 
 import contextlib
+import inspect
 import locale
 import logging
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from vpd import types
 from vpd.errors import EnvError, VPDError
 
 Result = TypeVar("Result")
 FIX = "Fix the environment."
+OURS = os.path.join(os.path.dirname(types.__file__), "")
+LIBRARIES = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALS = (
     *RUN_SIGNALS, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGCHLD, signal.SIGPIPE, signal.SIGQUIT,
@@ -36,8 +42,9 @@ ACTIVE: set[object] = set()
 def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = FIX, loading: bool = False) -> Result:
     """Call user code; an exception becomes an EnvError with its type, message, file and line.
 
-    A VPDError passes through as it is.  ``loading``: the code is a file, module or class that is made ready once; the
-    environment variables it sets and the handlers of signals that the run does not use stay.
+    A VPDError passes through as it is, unless a type of :mod:`vpd.types` raised it: then it begins with ``what`` and
+    the place.  ``loading``: the code is a file, module or class that is made ready once; the environment variables it
+    sets and the handlers of signals that the run does not use stay.
     """
     with process_kept(what, loading=loading), errors_named(what, do=do):
         return call()
@@ -45,11 +52,19 @@ def wrap_user_errors(call: Callable[[], Result], what: str, *, do: str | None = 
 
 @contextlib.contextmanager
 def errors_named(what: str, *, do: str | None = FIX) -> Iterator[None]:
-    """Every exception as an EnvError that begins with ``what``; a VPDError passes, and so does a real Ctrl-C."""
+    """Every exception as an EnvError that begins with ``what``; a VPDError passes, and so does a real Ctrl-C.
+
+    A VPDError that a type of :mod:`vpd.types` raised, when it was made there, begins with ``what`` too.
+    """
     try:
         yield
-    except VPDError:
-        raise
+    except VPDError as error:
+        stack = traceback.extract_tb(error.__traceback__)
+        if not stack or stack[-1].filename != types.__file__:
+            raise
+        makers = _of_user(stack)
+        place = f" at {makers[-1].filename}:{makers[-1].lineno}" if makers else ""
+        raise EnvError(f"{what}{place}: {error.problem}", do=error.do) from error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
@@ -62,11 +77,30 @@ def errors_named(what: str, *, do: str | None = FIX) -> Iterator[None]:
 
 
 def _place(error: BaseException, stack: traceback.StackSummary) -> str:
-    """File and line of the innermost frame in a file that is not this one, or of what is not Python in a file."""
+    """File and line of the user's innermost frame; where there is none, of the innermost one in a file."""
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         return f"{error.filename}:{error.lineno}"
     files = [frame for frame in stack if frame.filename != __file__ and not frame.filename.startswith("<")]
-    return f"{(files or stack)[-1].filename}:{(files or stack)[-1].lineno}" if stack else "an unknown place"
+    frames = _of_user(files) or files or stack
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def _of_user(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames outside of this package, and, unless all the others are there, outside of Python's libraries."""
+    outside = [frame for frame in stack if not frame.filename.startswith((OURS, "<"))]
+    return [frame for frame in outside if not frame.filename.startswith(LIBRARIES)] or outside
+
+
+def defined_at(function: Any) -> str:
+    """File and line where a function or method of a user is defined; empty where that is not known.
+
+    >>> defined_at(print)
+    ''
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (
+        "" if code is None or code.co_filename.startswith((OURS, "<")) else f"{code.co_filename}:{code.co_firstlineno}"
+    )
 
 
 @contextlib.contextmanager

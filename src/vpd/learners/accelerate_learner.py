@@ -127,14 +127,15 @@ class AccelerateLearner:
         mixture = self.teacher.mixture(model)
         mine: list[tuple[int, list[float]]] = []
         with self._without_gradients():
-            for micro in self._plan(examples, range(len(examples))):
+            for micro in self._plan(examples, [row for row, example in enumerate(examples) if example.completion]):
                 batch = self._collate(examples, micro)
                 scorer = self._scorer(batch, student=mixture, teacher=mixture, train=None)
                 values_BT = self._root(measure, scorer, batch)
                 for row, values in zip(micro.rows, values_BT.tolist(), strict=True):
                     if not micro.padding:
                         mine.append((row, values[: len(examples[row].completion)]))
-        return [values for _, values in sorted(self._gather(mine))]
+        found = dict(self._gather(mine))
+        return [found.get(row, []) for row in range(len(examples))]
 
     def update(
         self,

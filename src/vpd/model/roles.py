@@ -112,7 +112,7 @@ class ModelPasses:
 def _common_vocabulary(batch: Batch, models: Sequence[Any]) -> int:
     """The smallest vocabulary of these models.  Raises ModelError if the batch holds a token outside of it."""
     smallest = min(len(model.get_output_embeddings().weight) for model in models)
-    last = int(batch.tokens_BT.max())
+    last = int(batch.tokens_BT.max()) if batch.tokens_BT.numel() else -1
     if last >= smallest:
         raise ModelError(
             "a completion holds a token that not all models have",

@@ -1,11 +1,14 @@
 """Answers that a log holds, as rollouts: tokenised, or with the tokens that were sampled."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from vpd.errors import DataError
 from vpd.prompts import Prompter
-from vpd.types import Completion, Group, RecordedAnswer, Rollout, SampleKey, Task
+from vpd.types import Completion, Group, RecordedAnswer, Rollout, SampleKey, Task, Tokens
+
+LOG = logging.getLogger("vpd")
 
 
 def recorded_group(prompter: Prompter, key: SampleKey, task: Task, answers: Sequence[RecordedAnswer]) -> Group:
@@ -29,15 +32,45 @@ def recorded_group(prompter: Prompter, key: SampleKey, task: Task, answers: Sequ
     )
 
 
-def _recorded_completion(prompter: Prompter, task: Task, answer: RecordedAnswer) -> Completion:
-    tokens = prompter.answer(answer.text) if answer.tokens is None else answer.tokens
-    if answer.tokens is not None and not prompter.spells(tokens, answer.text):
+def check_answers(prompter: Prompter, answers: Sequence[tuple[Task, RecordedAnswer]], *, learned: bool) -> None:
+    """Tokenise every recorded answer once, and warn of those that will be cut.
+
+    Raises DataError for tokens of another tokenizer, and, where answers are all that is ``learned``, if none has a
+    token.
+    """
+    lengths = [len(_tokens(prompter, task, answer)) for task, answer in answers]
+    if learned and lengths and not any(lengths):
         raise DataError(
-            f"the recorded tokens of an answer to task {task.id!r} are another tokenizer's",
+            "no recorded answer has a token to learn from",
+            got=f"{len(lengths)} empty answers",
+            expected="at least one answer with a text, or a chat template whose end of an answer is learned",
+            do="Look at the records: is the answer under another key?",
+        )
+    limit = prompter.max_completion_length
+    cut = sum(length > limit for length in lengths)
+    if cut:
+        LOG.warning(
+            "%d of %d recorded answers are cut to %d tokens (rollout.max_completion_length), and their ends are not"
+            " learned: the longest has %d. Raise it as far as the model's window goes, or leave them out.",
+            *(cut, len(lengths), limit, max(lengths)),
+        )
+
+
+def _tokens(prompter: Prompter, task: Task, answer: RecordedAnswer) -> Tokens:
+    """The whole answer."""
+    if answer.tokens is None:
+        return prompter.answer(answer.text)
+    if not prompter.spells(answer.tokens, answer.text):
+        raise DataError(
+            f"{answer.where or f'an answer to task {task.id!r}'}: 'tokens' are another tokenizer's",
             got=f"tokens for another text than {answer.text!r:.60}",
             do="Take the model that gave the answers, or leave 'tokens' and 'logprobs' out of the records.",
         )
-    limit = prompter.max_completion_length
+    return answer.tokens
+
+
+def _recorded_completion(prompter: Prompter, task: Task, answer: RecordedAnswer) -> Completion:
+    tokens, limit = _tokens(prompter, task, answer), prompter.max_completion_length
     return Completion(
         tokens=tokens[:limit],
         sampled=(True,) * min(len(tokens), limit),

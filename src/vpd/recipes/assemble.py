@@ -39,6 +39,7 @@ from vpd.model import loading, lora
 from vpd.model.forward import longest_input
 from vpd.model.number_types import SLOW, bfloat16_ratio
 from vpd.prompts import Prompter
+from vpd.prompts.recorded import check_answers
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
 from vpd.recipes.external_teacher import ExternalTeacher, LoadedTeacher, load_teacher
@@ -184,6 +185,12 @@ def _loaded(
     )
     if replies:
         check_round_trip(prompter, tasks)
+    fresh = isinstance(env, RecordedAndFresh) and env.share > 0
+    check_answers(
+        prompter,
+        [(task, answer) for task in tasks for answer in recorded_answers(env, task)],
+        learned=needs.learns_answers and isinstance(env, Finite) and not fresh,
+    )
     return _Loaded(
         config=config, env=env, feedback=sources, model=model, tokenizer=tokenizer, prompter=prompter, tasks=tasks
     )
