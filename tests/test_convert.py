@@ -70,13 +70,15 @@ def converted(name: str, *overrides: str, tasks: int | None = None, processes: i
     dialect = DIALECTS[name]
     foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks, num_processes=processes)
     data = [] if name in ("verl", "sdpo") else ["--env.path", "x.jsonl", "--env.reward", "r.py:f"]
+    data += ["--model.name_or_path", "tiny"]
     return convert(dialect, foreign, [*data, *overrides])
 
 
 def of_verl(name: str, given: dict[str, Any], *overrides: str, tasks: int | None = None) -> Converted:
     dialect = DIALECTS[name]
     foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks)
-    return convert(dialect, foreign, ["--env.path", "x.parquet", "--rollout.num_generations", "2", *overrides])
+    model = ["--model.name_or_path", "tiny"]
+    return convert(dialect, foreign, ["--env.path", "x.parquet", "--rollout.num_generations", "2", *model, *overrides])
 
 
 def fate(result: Converted, key: str) -> str:
@@ -121,7 +123,9 @@ def test_records_are_counted_wherever_the_path_stands(
 ) -> None:
     monkeypatch.setenv("FOLDER", str(workplace))
     (workplace / "train.jsonl").write_text(f"{json.dumps(RECORD)}\n" * 40)
-    (workplace / "trl.yaml").write_text("num_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n")
+    (workplace / "trl.yaml").write_text(
+        "model_name_or_path: m\nnum_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n"
+    )
     words = ["--output", "run.yaml", "--rollout.prompts_per_step", "1", *word.split()]
     assert main(["convert", "trl.yaml", "--from", "trl-grpo", *words]) == 0
     assert load("run.yaml").run.max_steps == 80
@@ -210,6 +214,7 @@ def test_lora_is_taken_over_where_it_is_used() -> None:
 def test_reward_functions_are_named_by_their_places() -> None:
     dialect = trl.GRPO
     given = {
+        "model_name_or_path": "m",
         "dataset_name": "x.jsonl",
         "reward_funcs": ["a.b.right", "think_format_reward"],
         "reward_weights": [1, 0.5],
@@ -487,7 +492,7 @@ def test_the_best_step_and_the_upload_are_taken_over() -> None:
 
 
 def of_trl(given: dict[str, Any]) -> Converted:
-    return convert(trl.GRPO, Foreign(given=given, defaults=trl.GRPO.defaults))
+    return convert(trl.GRPO, Foreign(given={"model_name_or_path": "m"} | given, defaults=trl.GRPO.defaults))
 
 
 def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -502,7 +507,7 @@ def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_is_missing_is_said_after_the_table_and_no_file_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "t.yaml").write_text("num_generations: 4\nmax_steps: 5\nbeta: 0.1\n")
+    (tmp_path / "t.yaml").write_text("model_name_or_path: m\nnum_generations: 4\nmax_steps: 5\nbeta: 0.1\n")
     words = ["convert", str(tmp_path / "t.yaml"), "--output", str(tmp_path / "run.yaml")]
     assert main([*words, "--env.path", "x.jsonl"]) == 2
     shown = capsys.readouterr()
@@ -515,7 +520,9 @@ def test_what_is_missing_is_said_after_the_table_and_no_file_is_written(
 
 
 def test_json_is_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.yaml").write_text("num_generations: 4\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n")
+    (tmp_path / "t.yaml").write_text(
+        "model_name_or_path: m\nnum_generations: 4\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n"
+    )
     assert main(["convert", str(tmp_path / "t.yaml"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["rollout"]["num_generations"] == 4

@@ -19,6 +19,7 @@ from vpd.config.convert import (
     templates,
 )
 from vpd.config.convert.common import of_vllm
+from vpd.config.convert.trl_trainer import PREFIXES as ADAPTER
 from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, uses_vllm
 from vpd.config.elsewhere import ABSENT
 
@@ -124,6 +125,7 @@ def _implied_sdpo(f: Foreign) -> Mapping[str, Any]:
 
 
 PREFIXES: Mapping[str, Rule] = {
+    **ADAPTER,
     "bnb_": always_ignored("of quantised weights (load_in_4bit)"),
     "ddp_": always_ignored(PROCESSES),
     "fsdp_": always_ignored(PROCESSES),

@@ -27,6 +27,7 @@ from vpd.config.convert import (
     same,
 )
 from vpd.config.convert.trl_best import best, greater, metric, upload
+from vpd.config.convert.trl_trainer import TRAINER, split
 from vpd.learners.settings import Schedule
 
 NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
@@ -332,6 +333,7 @@ VLLM: Mapping[str, Rule] = {
 
 SHARED: Mapping[str, Rule] = {
     **{key: absent(key, values) for key, values in HARMLESS.items()},
+    **TRAINER,
     **_ignored_keys(
         MEMORY,
         "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs",
@@ -375,7 +377,7 @@ SHARED: Mapping[str, Rule] = {
     "dataset_config": same("env.subset"),
     "dataset_name": same("env.path"),
     "dataset_test_split": _test_split,
-    "dataset_train_split": same("env.split"),
+    "dataset_train_split": split,
     "datasets": _datasets,
     "dtype": _dtype,
     "early_stopping_patience": same("run.early_stopping_patience", "evaluations, as in transformers' callback"),
