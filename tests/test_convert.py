@@ -635,3 +635,27 @@ def test_data_without_a_task_is_one_clear_error(tmp_path: Path) -> None:
 def test_the_file_must_be_one_of_them() -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         read(Path("/nowhere/x.yaml"), None)
+
+
+def test_what_is_not_given_of_an_adapter_is_the_other_librarys_default() -> None:
+    result = converted("trl-grpo", use_peft=True)
+    assert result.settings["model"]["lora"] == {"r": 16, "lora_alpha": 32}
+    assert fate(result, "lora_dropout") == "impossible"  # TRL's scripts take 0.05
+    lora = of_verl("verl", {"actor_rollout_ref.model.lora_rank": 4}).settings["model"]["lora"]
+    assert lora == {"lora_alpha": 16, "target_modules": "all-linear", "r": 4}
+    assert "lora" not in of_verl("verl", {}).settings["model"]
+
+
+def test_the_rest_of_gkds_answers_are_the_datas() -> None:
+    settings = converted("trl-gkd", teacher_model_name_or_path="t").settings
+    assert settings["algorithm"]["other_answers"] == "data" and settings["env"]["solution_column"] == "answer"
+    assert settings["algorithm"]["student_fraction"] == 0.5
+    settings = converted("trl-gkd", teacher_model_name_or_path="t", seq_kd=True).settings
+    assert settings["algorithm"]["other_answers"] == "teacher" and "solution_column" not in settings["env"]
+    assert "solution_column" not in converted("trl-gkd", teacher_model_name_or_path="t", lmbda=1.0).settings["env"]
+
+
+def test_gkds_temperature_is_in_the_divergence_here_and_said_so() -> None:
+    result = converted("trl-gkd", teacher_model_name_or_path="t")
+    assert fate(result, "temperature") == "impossible" and result.config.rollout.temperature == 0.9
+    assert fate(converted("trl-gkd", teacher_model_name_or_path="t", temperature=1.0), "temperature") == "mapped"

@@ -45,6 +45,9 @@ TRAINING: dict[str, Any] = {
     "save_total_limit": None,
     "eval_strategy": "no",
     "seed": 42,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
 }
 ONLINE: dict[str, Any] = TRAINING | {"num_generations": 8, "temperature": 1.0, "loss_type": "dapo"}
 
@@ -223,6 +226,22 @@ def _gkd_batch(value: Any, f: Foreign) -> Outcome:
     return mapped("prompts of one optimiser step", rollout__prompts_per_step=int(size))
 
 
+def _gkd_temperature(value: Any, f: Foreign) -> Outcome:
+    if value == 1:
+        return mapped(rollout__temperature=value)
+    why = "it divides the logits in the divergence too, which TRL compares at temperature 1; 1 makes both the same"
+    return impossible(why, rollout__temperature=value)
+
+
+def _other_answers(value: Any, f: Foreign) -> Outcome:
+    if value:
+        return mapped("of the prompts that the student does not answer", algorithm__other_answers="teacher")
+    if f.number("lmbda", 0.5) >= 1:
+        return mapped("the student answers all", algorithm__other_answers="data")
+    why = "the data's, from the column answer; vpd convert makes it of the last message"
+    return mapped(why, algorithm__other_answers="data", env__solution_column="answer")
+
+
 GKD = Dialect(
     name="TRL's GKDConfig",
     defaults=TRAINING
@@ -230,6 +249,7 @@ GKD = Dialect(
         "learning_rate": 2e-5,
         "temperature": 0.9,
         "lmbda": 0.5,
+        "seq_kd": False,
         "beta": 0.5,
         "max_new_tokens": 128,
         "num_generations": 1,
@@ -238,10 +258,10 @@ GKD = Dialect(
         **SHARED,
         "per_device_train_batch_size": _gkd_batch,
         "gradient_accumulation_steps": _gkd_batch,
-        "temperature": same("rollout.temperature"),
+        "temperature": _gkd_temperature,
         "lmbda": same("algorithm.student_fraction"),
         "beta": same("algorithm.distillation_alpha"),
-        "seq_kd": lambda value, f: mapped(algorithm__other_answers="teacher" if value else "data"),
+        "seq_kd": _other_answers,
         "max_new_tokens": same("rollout.max_completion_length"),
         "teacher_model_name_or_path": lambda value, f: (
             mapped(algorithm__teacher_model=value) if value else impossible("set algorithm.teacher_model")

@@ -42,6 +42,8 @@ DEFAULTS: dict[str, Any] = {
     f"{ACTOR}.loss_agg_mode": "token-mean",
     f"{ACTOR}.clip_ratio_low": 0.2,
     f"{ACTOR}.clip_ratio_high": 0.2,
+    f"{MODEL}.lora_alpha": 16,
+    f"{MODEL}.target_modules": "all-linear",
     f"{ROLLOUT}.n": 1,
     f"{ROLLOUT}.temperature": 1.0,
     "algorithm.adv_estimator": "gae",
