@@ -4,14 +4,14 @@ a Python script (:mod:`vpd.config.convert.script`).  Nothing of them is executed
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpd.config.convert import Dialect, Unread, trl, verl
+from vpd.config.convert import Dialect, trl, verl
 from vpd.config.convert.script import read_script
+from vpd.config.convert.shell import read_shell
 from vpd.config.convert.verl_rules import SELF
 from vpd.config.reading import read_file, read_value
 from vpd.errors import ConfigError
@@ -27,8 +27,6 @@ NESTED = ("actor_rollout_ref", "trainer", "data", "algorithm", "critic", "custom
 WHOLE = ("apply_chat_template_kwargs", "chat_template_kwargs")  # keys whose mapping is their value
 REFERENCE = re.compile(r"\$\{(?:oc\.select:\s*)?([\w.]+)(?:\s*,\s*([^{}]*))?\}")
 ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(\w+)(?:\s*,[^{}]*)?\}")
-ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)=(.*)")
-OVERRIDE = re.compile(r"[+~]*([A-Za-z_]\w*(?:\.\w+)+)=(.*)", re.DOTALL)
 
 
 def read(path: Path, dialect: str | None) -> tuple[Dialect, dict[str, Any]]:
@@ -38,7 +36,7 @@ def read(path: Path, dialect: str | None) -> tuple[Dialect, dict[str, Any]]:
         chosen = DIALECTS[found.dialect]
         return replace(chosen, defaults={**chosen.defaults, **found.defaults}), dict(found.flat)
     if path.suffix in (".sh", ".bash"):
-        flat = dict(_overrides(path))
+        flat = read_shell(path)
     else:
         data = read_file(str(path))
         nested = any(isinstance(data.get(section), Mapping) for section in NESTED)
@@ -92,44 +90,6 @@ def _resolved(flat: dict[str, Any]) -> dict[str, Any]:
         return ENVIRONMENT.sub(r"${\1}", text)
 
     return {key: value_of(value) for key, value in flat.items()}
-
-
-def _overrides(path: Path) -> Iterator[tuple[str, Any]]:
-    """``a.b=value`` words of a shell script, its variables replaced where the script itself sets them to a text."""
-    try:
-        text = path.read_text().replace("\\\n", " ")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot read {path}", got=reason) from error
-    variables: dict[str, str] = {}
-    for line in text.splitlines():
-        for word in _words(line):
-            override, assignment = OVERRIDE.fullmatch(word), ASSIGNMENT.fullmatch(word)
-            if override:
-                yield override[1], _value(_filled(override[2], variables), override[1])
-            elif assignment:
-                variables.setdefault(assignment[1], _filled(assignment[2], variables))
-
-
-def _words(line: str) -> list[str]:
-    try:
-        return shlex.split(line, comments=True)
-    except ValueError:  # a quote that goes on in the next line: no override that could be read alone
-        return line.split()
-
-
-def _filled(text: str, variables: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        name, otherwise = match["braced"] or match["plain"], match["otherwise"]
-        return variables.get(name, match[0] if otherwise is None else otherwise)
-
-    return re.sub(r"\$(?:\{(?P<braced>\w+)(?::-(?P<otherwise>[^}]*))?\}|(?P<plain>\w+))", value, text)
-
-
-def _value(text: str, key: str) -> Any:
-    if re.fullmatch(r"\$\{?\w+\}?|\$\(.*", text):
-        return Unread(text)
-    return text if "$" in text else read_value({"True": "true", "False": "false", "None": "null"}.get(text, text), key)
 
 
 def is_settings(path: Path) -> bool:

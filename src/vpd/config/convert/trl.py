@@ -20,7 +20,7 @@ from vpd.config.convert import (
 )
 from vpd.config.convert.common import of_vllm
 from vpd.config.convert.trl_trainer import PREFIXES as ADAPTER
-from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, uses_vllm
+from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, updates, uses_vllm
 from vpd.config.elsewhere import ABSENT
 
 SCALES = {True: "group", "group": "group", "batch": "batch", False: "none", "none": "none"}
@@ -45,6 +45,7 @@ TRAINING: dict[str, Any] = {
     "save_total_limit": None,
     "eval_strategy": "no",
     "seed": 42,
+    "bf16": True,
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.05,
@@ -108,6 +109,15 @@ def _kind(value: Any, f: Foreign) -> Outcome:
     return mapped(algorithm__teacher=KINDS[value]) if value in KINDS else impossible(f"one of {', '.join(KINDS)}")
 
 
+def _teacher_rate(value: Any, f: Foreign) -> Outcome:
+    """TRL's teacher moves with every optimiser step, here with every iteration."""
+    steps = updates(f)
+    if steps == 1:
+        return mapped(algorithm__teacher_ema_rate=value)
+    rate = round(1 - (1 - value) ** steps, 6)
+    return mapped(f"{value:g} at each of {steps} steps of the optimiser, as one", algorithm__teacher_ema_rate=rate)
+
+
 def _sources(value: Any, f: Foreign) -> Outcome:
     if not _is_distillation(f):
         return mapped(feedback=[])
@@ -168,7 +178,7 @@ SDPO = Dialect(
         "distillation_is_clip": _distills("algorithm.importance_clip"),
         "distillation_add_tail": _distills("algorithm.distillation_tail"),
         "teacher_model_kind": only_where(_is_distillation, NO_DISTILLATION, _kind),
-        "teacher_update_rate": _distills("algorithm.teacher_ema_rate"),
+        "teacher_update_rate": only_where(_is_distillation, NO_DISTILLATION, _teacher_rate),
         "use_successful_as_teacher": _sources,
         "include_environment_feedback": _sources,
         "environment_feedback_only_without_solution": lambda value, f: templates.without_solution(

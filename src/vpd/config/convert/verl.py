@@ -38,7 +38,8 @@ SAME_WEIGHTS = "answers are sampled with the weights that learn: the ratio is 1"
 
 RULES: Mapping[str, Rule] = {
     **KNOWN,
-    "data.train_files": rules.train_files,
+    "data.train_files": rules.path("env.path"),
+    "data.reward_fn_key": rules.scorer,
     "data.val_files": rules.path("env.eval_path"),
     "data.prompt_key": rules.prompt_key,
     "data.train_batch_size": same("rollout.prompts_per_step"),

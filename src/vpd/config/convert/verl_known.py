@@ -1,6 +1,6 @@
-"""Keys of verl's that change nothing of what is learned, or nothing as long as they have the value that verl gives them.
+"""Keys of verl's that change nothing of what is learned, or nothing as long as they have verl's own value.
 
-A key that is neither here nor in :mod:`vpd.config.convert.verl` is unknown, which may be a slip of the pen, and is said.
+A key that is neither here nor in :mod:`vpd.config.convert.verl` is unknown, perhaps a slip of the pen: it is named.
 """
 
 from collections.abc import Mapping
@@ -86,8 +86,12 @@ KNOWN: Mapping[str, Rule] = {
             " dataloader_num_workers validation_shuffle filter_overlong_prompts_workers image_key video_key"
             " image_patch_size return_multi_modal_inputs need_tools_kwargs gen_batch_size"),
     **_keys(FILTERED, "data", "filter_overlong_prompts truncation"),
+    CORRECTION: only(EMPTY, "its keys are read one by one"),
+    "algorithm.filter_groups": only(EMPTY, "its keys are read one by one"),
+    "custom_reward_function.reward_kwargs": only(EMPTY, "a reward function is given a record's columns alone"),
+    "reward_model.reward_kwargs": only(EMPTY, MANAGER),
+    "reward_model.use_reward_loop": always_ignored(REWARDING),
     "data.tokenizer": only(NOTHING, "the model's own tokenizer is taken"),
-    "data.reward_fn_key": only((None, "data_source"), "a record's source is its column data_source"),
     "data.tool_config_path": only(NOTHING, "an environment replies through a method respond (docs/own_task.md)"),
     **dict.fromkeys(
         ("data.custom_cls.path", "data.custom_cls.name", "data.sampler.class_path", "data.sampler.class_name",
