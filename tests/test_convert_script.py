@@ -132,6 +132,8 @@ MODELS = [
     ('SFTTrainer("sft/model", args=SFTConfig(learning_rate=1.0))\nGRPOTrainer(model="a/b", reward_funcs=[right])',
      "a/b"),
     ('from trl import GRPOTrainer as T\nT("a/b", right)', "a/b"),
+    ('m = AutoModelForCausalLM.from_pretrained("a/b", attn_implementation="sdpa").to("cuda")\nGRPOTrainer(m, right)',
+     "a/b"),
     ('class Mine(GRPOTrainer):\n    pass\nMine("a/b", right)', "a/b"),
 ]  # fmt: skip
 
@@ -251,6 +253,11 @@ def test_the_configuration_is_the_one_that_the_trainer_is_given(script: Path) ->
     one = f"args = load(GRPOConfig('only'))\n{ENDED}"
     result = converted(script, one)
     assert "line 6 is taken" in lost(result)["args"] and result.config.run.output_dir == "only"
+
+
+def test_a_value_that_cannot_be_read_is_no_loss_where_any_is_ignored(script: Path) -> None:
+    text = "args = GRPOConfig(logging_steps=often())\nGRPOTrainer('m', right, args, processing_class=tokenizer)"
+    assert not lost(converted(script, text, "--env.path", "x.jsonl"))
 
 
 def test_several_trainers_are_an_error(script: Path) -> None:

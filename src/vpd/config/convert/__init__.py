@@ -89,8 +89,18 @@ def same(place: str, why: str = "") -> Rule:
     return lambda value, foreign: Outcome(verdict="mapped", why=why, settings={place: value})
 
 
+@dataclass(frozen=True, slots=True)
+class Ignoring:
+    """The rule of a key that is ignored whatever its value is, also one that cannot be read."""
+
+    why: str
+
+    def __call__(self, value: Any, foreign: Foreign) -> Outcome:
+        return ignored(self.why)
+
+
 def always_ignored(why: str) -> Rule:
-    return lambda value, foreign: ignored(why)
+    return Ignoring(why)
 
 
 def only(harmless: Collection[Any], why: str) -> Rule:
@@ -180,9 +190,10 @@ def lines_of(dialect: Dialect, foreign: Foreign) -> list[Line]:
 
 
 def _outcome(dialect: Dialect, key: str, value: Any, foreign: Foreign) -> Outcome:
-    if isinstance(value, Unread):
+    rule = dialect.rule(key)
+    if isinstance(value, Unread) and not isinstance(rule, Ignoring):
         return impossible(value.why) if value.why else NO_VALUE
-    return dialect.rule(key)(value, foreign)
+    return rule(value, foreign)
 
 
 def settings_of(dialect: Dialect, foreign: Foreign, lines: Sequence[Line]) -> dict[str, Any]:

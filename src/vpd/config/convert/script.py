@@ -37,6 +37,7 @@ LORA = {
 LORA_DEFAULTS: Mapping[str, Any] = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 #: arguments of ``from_pretrained`` that have another name there
 LOADING = {"revision": "model_revision", "pretrained_model_name_or_path": "model_name_or_path"}
+MOVING = ("to", "cuda", "train", "eval")  # methods of a model that leave its weights what they are
 MODEL = "no name that could be read; give it as --model.name_or_path"
 ADAPTER = "what adapter this is cannot be told from the file; set model.lora"
 SEVERAL = "keep one of them in the file that is converted"
@@ -256,6 +257,8 @@ class _Reader:
         key, text = f"{role}model_name_or_path", ast.unparse(node)
         if isinstance(node, ast.Name) and (value := self.script.value(node)) is not None:
             node = value
+        while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MOVING:
+            node = node.func.value
         if isinstance(node, ast.Call) and called(node) == "get_peft_model" and len(node.args) >= 2 and not role:
             return self._model(node.args[0], role) | self._adapter(node.args[1])
         if not isinstance(node, ast.Call):

@@ -187,6 +187,8 @@ def _datasets(value: Any, f: Foreign) -> Outcome:
     if not isinstance(value, Sequence) or len(value) != 1 or not isinstance(value[0], Mapping):
         return impossible("one data set is read; join them into one file for env.path")
     one = value[0]
+    if set(str(one.get("split", ""))) & set("[+"):
+        return impossible("all records of a split are read: write this part to a file, and give it as --env.path")
     path = one.get("data_files") or one.get("path")
     return mapped(RAW_TEXT, env__path=path, env__subset=one.get("name"), env__split=one.get("split", "train"))
 
