@@ -21,6 +21,8 @@ from vpd.config.convert import Converted, Foreign, Unread, convert, trl, verl
 from vpd.config.convert.files import DIALECTS, read
 from vpd.config.convert.reward_functions import Extracted, extracted, moved
 from vpd.envs.data_conversion import convert_data
+from vpd.envs.math import Math
+from vpd.envs.recorded import RecordedAnswers
 from vpd.errors import ConfigError, DataError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -70,13 +72,15 @@ def converted(name: str, *overrides: str, tasks: int | None = None, processes: i
     dialect = DIALECTS[name]
     foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks, num_processes=processes)
     data = [] if name in ("verl", "sdpo") else ["--env.path", "x.jsonl", "--env.reward", "r.py:f"]
+    data += ["--model.name_or_path", "tiny"]
     return convert(dialect, foreign, [*data, *overrides])
 
 
 def of_verl(name: str, given: dict[str, Any], *overrides: str, tasks: int | None = None) -> Converted:
     dialect = DIALECTS[name]
     foreign = Foreign(given=given, defaults=dialect.defaults, tasks=tasks)
-    return convert(dialect, foreign, ["--env.path", "x.parquet", "--rollout.num_generations", "2", *overrides])
+    model = ["--model.name_or_path", "tiny"]
+    return convert(dialect, foreign, ["--env.path", "x.parquet", "--rollout.num_generations", "2", *model, *overrides])
 
 
 def fate(result: Converted, key: str) -> str:
@@ -121,7 +125,9 @@ def test_records_are_counted_wherever_the_path_stands(
 ) -> None:
     monkeypatch.setenv("FOLDER", str(workplace))
     (workplace / "train.jsonl").write_text(f"{json.dumps(RECORD)}\n" * 40)
-    (workplace / "trl.yaml").write_text("num_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n")
+    (workplace / "trl.yaml").write_text(
+        "model_name_or_path: m\nnum_generations: 8\nnum_train_epochs: 2\nreward_funcs: [r.f]\n"
+    )
     words = ["--output", "run.yaml", "--rollout.prompts_per_step", "1", *word.split()]
     assert main(["convert", "trl.yaml", "--from", "trl-grpo", *words]) == 0
     assert load("run.yaml").run.max_steps == 80
@@ -210,6 +216,7 @@ def test_lora_is_taken_over_where_it_is_used() -> None:
 def test_reward_functions_are_named_by_their_places() -> None:
     dialect = trl.GRPO
     given = {
+        "model_name_or_path": "m",
         "dataset_name": "x.jsonl",
         "reward_funcs": ["a.b.right", "think_format_reward"],
         "reward_weights": [1, 0.5],
@@ -231,7 +238,7 @@ def test_verls_batches_clips_and_folder() -> None:
     }  # fmt: skip
     result = of_verl("verl", given, tasks=640)
     settings = dataclasses.asdict(result.config.algorithm)  # type: ignore[call-overload]
-    assert settings["updates_per_batch"] == 4 and (settings["clip_low"], settings["clip_high"]) == (0.1, 0.3)
+    assert settings["updates_per_batch"] == 4 and (settings["clip_low"], settings["clip_high"]) == (0.2, 0.3)
     assert result.config.run.max_steps == 20 and result.config.run.output_dir == "checkpoints/p/e"
     assert fate(result, "actor_rollout_ref.actor.clip_ratio_c") == "impossible"
     assert fate(of_verl("verl", {}), "algorithm.adv_estimator") == "impossible"  # verl's default is a critic
@@ -487,7 +494,7 @@ def test_the_best_step_and_the_upload_are_taken_over() -> None:
 
 
 def of_trl(given: dict[str, Any]) -> Converted:
-    return convert(trl.GRPO, Foreign(given=given, defaults=trl.GRPO.defaults))
+    return convert(trl.GRPO, Foreign(given={"model_name_or_path": "m"} | given, defaults=trl.GRPO.defaults))
 
 
 def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -502,7 +509,7 @@ def test_what_no_library_has_is_an_error(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_is_missing_is_said_after_the_table_and_no_file_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "t.yaml").write_text("num_generations: 4\nmax_steps: 5\nbeta: 0.1\n")
+    (tmp_path / "t.yaml").write_text("model_name_or_path: m\nnum_generations: 4\nmax_steps: 5\nbeta: 0.1\n")
     words = ["convert", str(tmp_path / "t.yaml"), "--output", str(tmp_path / "run.yaml")]
     assert main([*words, "--env.path", "x.jsonl"]) == 2
     shown = capsys.readouterr()
@@ -515,7 +522,9 @@ def test_what_is_missing_is_said_after_the_table_and_no_file_is_written(
 
 
 def test_json_is_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.yaml").write_text("num_generations: 4\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n")
+    (tmp_path / "t.yaml").write_text(
+        "model_name_or_path: m\nnum_generations: 4\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n"
+    )
     assert main(["convert", str(tmp_path / "t.yaml"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["rollout"]["num_generations"] == 4
@@ -628,3 +637,158 @@ def test_data_without_a_task_is_one_clear_error(tmp_path: Path) -> None:
 def test_the_file_must_be_one_of_them() -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         read(Path("/nowhere/x.yaml"), None)
+
+
+def test_what_is_not_given_of_an_adapter_is_the_other_librarys_default() -> None:
+    result = converted("trl-grpo", use_peft=True)
+    assert result.settings["model"]["lora"] == {"r": 16, "lora_alpha": 32}
+    assert fate(result, "lora_dropout") == "impossible"  # TRL's scripts take 0.05
+    lora = of_verl("verl", {"actor_rollout_ref.model.lora_rank": 4}).settings["model"]["lora"]
+    assert lora == {"lora_alpha": 16, "target_modules": "all-linear", "r": 4}
+    assert "lora" not in of_verl("verl", {}).settings["model"]
+
+
+def test_the_rest_of_gkds_answers_are_the_datas() -> None:
+    settings = converted("trl-gkd", teacher_model_name_or_path="t").settings
+    assert settings["algorithm"]["other_answers"] == "data" and settings["env"]["solution_column"] == "answer"
+    assert settings["algorithm"]["student_fraction"] == 0.5
+    settings = converted("trl-gkd", teacher_model_name_or_path="t", seq_kd=True).settings
+    assert settings["algorithm"]["other_answers"] == "teacher" and "solution_column" not in settings["env"]
+    assert "solution_column" not in converted("trl-gkd", teacher_model_name_or_path="t", lmbda=1.0).settings["env"]
+
+
+def test_gkds_temperature_is_in_the_divergence_here_and_said_so() -> None:
+    result = converted("trl-gkd", teacher_model_name_or_path="t")
+    assert fate(result, "temperature") == "impossible" and result.config.rollout.temperature == 0.9
+    assert fate(converted("trl-gkd", teacher_model_name_or_path="t", temperature=1.0), "temperature") == "mapped"
+
+
+def test_a_prompt_that_is_a_text_is_read_otherwise_and_that_is_said() -> None:
+    lines = converted("trl-grpo", dataset_name="x.jsonl").lines
+    assert "chat template" in next(line.outcome.why for line in lines if line.key == "dataset_name")
+
+
+def test_all_records_are_trained_on_where_nothing_is_held_out() -> None:
+    for given in ({}, {"eval_strategy": "steps", "eval_steps": 5}):
+        result = converted("trl-grpo", tasks=80, per_device_train_batch_size=8, num_train_epochs=1, **given)
+        assert result.settings["env"]["eval_share"] == 0.0 and result.config.run.max_steps == 80
+    assert fate(result, "eval_strategy") == "impossible" and result.config.run.eval_steps == 5
+    given = {"eval_strategy": "steps", "eval_steps": 5, "eval_dataset": "test.jsonl"}
+    result = converted("trl-grpo", **given)
+    assert fate(result, "eval_strategy") == "ignored" and result.settings["env"]["eval_path"] == "test.jsonl"
+
+
+def test_records_are_counted_without_those_that_are_held_out(workplace: Path) -> None:
+    (workplace / "train.jsonl").write_text("".join(json.dumps({"prompt": f"{n}"}) + "\n" for n in range(400)))
+    (workplace / "trl.yaml").write_text("model_name_or_path: m\nnum_train_epochs: 1\nreward_funcs: [r.f]\n")
+    for share, steps in (("0.0", 400), ("0.5", 200)):
+        words = ["--env.path", "train.jsonl", "--env.eval_share", share, "--output", f"{share}.yaml"]
+        assert main(["convert", "trl.yaml", "--from", "trl-grpo", *words]) == 0
+        assert load(f"{share}.yaml").run.max_steps == pytest.approx(steps, rel=0.1)
+
+
+def test_a_constant_rate_has_no_warm_up_in_transformers() -> None:
+    for given in ({"warmup_steps": 10}, {"warmup_ratio": 0.1}):
+        result = converted("trl-grpo", lr_scheduler_type="constant", max_steps=100, **given)
+        assert (result.config.optim.lr_scheduler_type, result.config.optim.warmup_steps) == ("constant", 0)
+        assert "no effect" in next(line.outcome.why for line in result.lines if line.key in given)
+    result = converted("trl-grpo", lr_scheduler_type="constant_with_warmup", max_steps=100, warmup_steps=10)
+    assert (result.config.optim.lr_scheduler_type, result.config.optim.warmup_steps) == ("constant_with_warmup", 10)
+
+
+def test_rewards_that_do_not_fit_their_weights_or_are_models_are_impossible() -> None:
+    for given in (
+        {"reward_funcs": ["m.a", "m.b"], "reward_weights": [0.5]},
+        {"reward_funcs": ["weqweasdas/RM-Gemma-2B-v1.0"]},
+        {"reward_funcs": ["m.a", "owner/model"]},
+    ):
+        assert fate(converted("trl-grpo", **given), "reward_funcs") == "impossible"
+
+
+@pytest.mark.parametrize("name", ["adamw_torch_8bit", "adamw_torch_4bit", "adamw_bnb_8bit", "adafactor"])
+def test_an_optimiser_that_is_not_here_is_impossible(name: str) -> None:
+    assert fate(converted("trl-grpo", optim=name), "optim") == "impossible"
+    assert fate(converted("trl-grpo", optim="adamw_torch_fused"), "optim") == "mapped"
+
+
+def test_trls_own_number_type_is_written() -> None:
+    assert converted("trl-grpo").config.optim.mixed_precision == "bf16"
+    assert converted("trl-grpo", bf16=False).config.optim.mixed_precision == "no"
+    assert converted("trl-grpo", fp16=True).config.optim.mixed_precision == "no"
+
+
+def test_a_teacher_that_moves_with_each_step_moves_as_far_in_an_iteration() -> None:
+    steps = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "steps_per_generation": 4}
+    result = converted("trl-sdpo", teacher_update_rate=0.1, **steps)
+    assert result.settings["algorithm"]["updates_per_batch"] == 4
+    assert result.settings["algorithm"]["teacher_ema_rate"] == pytest.approx(1 - 0.9**4, abs=1e-6)
+
+
+UNPAIRED = {"prompt": "q", "completion": [{"role": "assistant", "content": "a"}], "label": False, "by": "x"}
+
+
+def test_unpaired_preferences_are_recorded_attempts(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(UNPAIRED | {"label": label}) + "\n" for label in (False, True, 1)))
+    data = convert_data(str(path))
+    assert data.env == {"name": "recorded"}
+    assert data.records[0] == {"prompt": "q", "completion": "a", "success": False, "by": "x"}
+    assert [record["success"] for record in data.records] == [False, True, True]
+    assert {c.name: c.becomes for c in data.columns}["label"] == "success"
+    assert main(["convert", str(path), "--output", str(tmp_path / "new.jsonl")]) == 0
+    [task] = RecordedAnswers(path=str(tmp_path / "new.jsonl")).train_tasks()
+    assert [answer.grade.success for answer in task.payload.answers] == [False, True, True]
+    path.write_text(json.dumps(UNPAIRED | {"label": None}) + "\n")
+    with pytest.raises(DataError, match=r"d\.jsonl line 1 has no label"):
+        convert_data(str(path))
+
+
+@pytest.mark.parametrize("form", DATA)
+def test_two_answers_in_one_record_are_an_error(form: str, tmp_path: Path) -> None:
+    record = dict(DATA[form][0], answer="another")
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=r"line 1 has an answer, and .*Rename the column answer"):
+        convert_data(str(tmp_path / "d.jsonl"))
+
+
+def test_records_of_two_forms_are_one_clear_error(tmp_path: Path) -> None:
+    lines = [DATA["preferences"][0], {"prompt": "q", "rejected": "b"}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=r"d\.jsonl line 2 is of another form than .*line 1; got prompts"):
+        convert_data(str(tmp_path / "d.jsonl"))
+
+
+GSM8K = {
+    "data_source": "openai/gsm8k",
+    "prompt": [{"role": "user", "content": 'What is 3 + 5? Output the final answer after "####".'}],
+    "reward_model": {"style": "rule", "ground_truth": "8"},
+}
+
+
+def test_mathematics_keeps_the_prompts_own_form_of_answer(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GSM8K]), tmp_path / "gsm8k.parquet")
+    path = str(tmp_path / "gsm8k.parquet")
+    settings = of_verl("verl", {"data.train_files": path}, "--env.path", path).settings["env"]
+    assert settings | {"path": path} == {
+        "name": "math", "path": path, "ask": "", "answer_form": "hashes", "eval_share": 0.0
+    }  # fmt: skip
+    data = convert_data(path).env
+    assert data == {"name": "math", "ask": "", "answer_form": "hashes"}
+    env = Math(**{**settings, "path": path})
+    [task] = env.train_tasks()
+    assert task.messages[-1]["content"] == GSM8K["prompt"][0]["content"]  # type: ignore[index]
+    assert [grade.reward for grade in env.grade([task] * 3, ["5 and 3\n#### 8", "#### 9", r"\boxed{8}"])] == [
+        1.0,
+        0.0,
+        0.0,
+    ]
+    line = next(x for x in of_verl("verl", {"data.train_files": path}).lines if x.key == "data.reward_fn_key")
+    assert line.outcome.verdict == "impossible" and "data_source" in line.outcome.why
+
+
+def test_a_frame_that_the_environment_takes_away_leaves_its_own_words(tmp_path: Path) -> None:
+    assert "ask" not in of_verl("verl", {"data.train_files": "dapo-math-17k.parquet"}).settings["env"]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "q", "solution": "8"}) + "\n")
+    assert convert_data(str(tmp_path / "d.jsonl")).env == {"name": "math", "ask": ""}
+    result = of_trl({"reward_funcs": "accuracy_reward", "dataset_name": "d.jsonl"})
+    assert result.settings["env"]["ask"] == "" and r"\boxed{}" in result.of("impossible")[0].outcome.why

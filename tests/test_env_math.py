@@ -348,3 +348,27 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 def test_a_record_is_split_by_its_text_alone() -> None:
     assert fraction("a") == fraction("a") != fraction("b")
     assert records.excerpt("a\n\ud800" + "b" * 60) == "a " + "b" * 38 + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "reward", "feedback"),
+    [
+        ("5 and 3 make 8.\n#### 8", 1.0, "The value after your #### is right."),
+        ("#### 9\nNo:\n####  $8.\n", 1.0, "The value after your #### is right."),
+        ("#### 1,008", 0.0, "The value after your #### is not right."),
+        (r"\boxed{8}", 0.0, "Your answer has no ####; it must end with #### VALUE."),
+        ("8 ####", 0.0, "Nothing follows your last ####; your answer must end with #### VALUE."),
+        ("#### eight", 0.0, 'Your #### is followed by "eight"; the answer is a number.'),
+        ("", 0.0, "Your answer is empty; it must end with #### VALUE."),
+    ],
+)
+def test_a_value_after_hashes_is_read_where_that_is_the_form(
+    text: str, reward: float, feedback: str, tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"question": "5 + 3?", "answer": "#### 8"}) + "\n")
+    env = Math(path=str(tmp_path / "d.jsonl"), answer_form="hashes", ask="", eval_share=0.0, verify="exact")
+    [task] = env.train_tasks()
+    [grade] = env.grade([task], [text])
+    assert grade.reward == reward and feedback in str(grade.feedback)
+    assert env.solution(task) == "#### 8" and env.grade([task], [env.solution(task)])[0].success
+    assert not any(grade.success for grade in env.grade([task] * len(env.altered(task)), env.altered(task)))

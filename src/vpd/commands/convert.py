@@ -75,6 +75,8 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
     env = settings_of(dialect, foreign, lines_of(dialect, foreign)).get("env", {})
     env |= {key.removeprefix("env."): value for key, value in pairs_of(rest) if key.startswith("env.")}
     tasks = count_records(env.get("path"), subset=env.get("subset"), split=env.get("split", "train"))
+    if tasks is not None and not env.get("eval_path"):
+        tasks = max(round(tasks * (1 - _share(env.get("eval_share")))), 1)
     foreign = Foreign(given=flat, defaults=dialect.defaults, num_processes=options.num_processes, tasks=tasks)
     if not options.json:
         _show_lines(lines_of(dialect, foreign), f"{options.file}: {dialect.name}")
@@ -101,6 +103,11 @@ def _convert_settings(options: argparse.Namespace, rest: list[str]) -> None:
         train = f"vpd train --config {options.output}"
         then = f".\n{first}\nThen: {train}" if first else f": {train}"
         _print(f"{written}{options.output} is written{lost}{then}")
+
+
+def _share(value: Any) -> float:
+    """The share of the records that is held out; 0 where the setting is none, which is refused later."""
+    return value if isinstance(value, (int, float)) and 0 <= value < 1 else 0.0
 
 
 def _beside(script: Path, text: str) -> Path:

@@ -6,6 +6,7 @@
 | TRL's prompts | ``prompt`` (a text or messages) and others | as it is |
 | TRL's prompts and completions | ``prompt``, ``completion`` | ``prompt``, ``answer`` (the completion's text) |
 | TRL's conversations | ``messages`` | ``prompt`` up to the last question, ``answer`` the last reply |
+| TRL's unpaired preferences | ``prompt``, ``completion``, ``label`` | ``success`` in the place of ``label``: recorded |
 | TRL's preferences | ``chosen``, ``rejected``, and ``prompt`` or not | ``prompt``, ``answer`` (what was chosen) |
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from vpd.envs import records
 from vpd.errors import DataError
 
-Form: TypeAlias = Literal["verl", "prompts", "completions", "conversations", "preferences"]
+Form: TypeAlias = Literal["verl", "prompts", "completions", "conversations", "preferences", "labelled"]
 Record: TypeAlias = Mapping[str, Any]
 
 #: words in verl's ``data_source``, and the environment that grades such records
@@ -58,6 +59,14 @@ def convert_data(path: str, *, subset: str | None = None, split: str = "train") 
     entries = list(records.read(path, subset=subset, split=split))
     where, _, first = entries[0]
     form = form_of(first, where)
+    for here, _, record in entries:
+        if (other := form_of(record, here)) != form:
+            raise DataError(
+                f"{here} is of another form than {where}",
+                got=f"{other}: the columns {', '.join(map(str, record))}"[:200],
+                expected=f"{form}, as the first",
+                do="Convert records of each form in a file of their own.",
+            )
     converted = [_converted(form, record, where) for where, _, record in entries]
     return ConvertedData(form=form, records=converted, columns=_columns(form, first), env=_env(form, first))
 
@@ -69,7 +78,7 @@ def form_of(record: Record, where: str) -> Form:
     if "chosen" in record:
         return "preferences"
     if "completion" in record and "prompt" in record:
-        return "completions"
+        return "labelled" if "label" in record else "completions"
     if "prompt" in record:
         return "prompts"
     if "messages" in record or "conversations" in record:
@@ -80,6 +89,14 @@ def form_of(record: Record, where: str) -> Form:
 
 def _converted(form: Form, record: Record, where: str) -> Record:
     rest = {key: value for key, value in record.items() if key not in ("prompt", "completion", *CONVERSATIONS)}
+    if form in MAKE_ANSWERS and "answer" in record:
+        made = MAKE_ANSWERS[form]
+        raise DataError(
+            f"{where} has an answer, and {made} that would become one",
+            got=f"the columns {', '.join(map(str, record))}"[:200],
+            expected="one of them",
+            do=f"Rename the column answer, or leave {made} out.",
+        )
     match form:
         case "verl":
             extra = record.get("extra_info")
@@ -89,6 +106,16 @@ def _converted(form: Form, record: Record, where: str) -> Record:
             return record
         case "completions":
             return {"prompt": record["prompt"], "answer": _last(record["completion"], where), **rest}
+        case "labelled":
+            label = rest.pop("label")
+            if label not in (True, False):
+                raise DataError(f"{where} has no label", got=repr(label)[:80], expected="true or false")
+            return {
+                "prompt": record["prompt"],
+                "completion": _last(record["completion"], where),
+                "success": bool(label),
+                **rest,
+            }
         case "conversations":
             turns = _messages(record.get("messages", record.get("conversations")), where)
             return {"prompt": turns[:-1], "answer": turns[-1]["content"], **rest}
@@ -99,6 +126,12 @@ def _converted(form: Form, record: Record, where: str) -> Record:
             return {"prompt": turns[:-1], "answer": turns[-1]["content"], **rest}
 
 
+#: forms of which a part becomes the column answer
+MAKE_ANSWERS: Mapping[Form, str] = {
+    "completions": "a completion",
+    "conversations": "messages",
+    "preferences": "chosen",
+}
 CONVERSATIONS = ("messages", "conversations", "chosen", "rejected")
 
 
@@ -123,7 +156,11 @@ def _columns(form: Form, record: Record) -> list[Column]:
     for name in record:
         becomes, why = str(name), "reaches a reward function by its name"
         if name == "prompt":
-            why = "the task"
+            raw = isinstance(record[name], str) and form != "verl"
+            why = "the task; a text becomes a user's message in the chat template" if raw else "the task"
+        elif form == "labelled" and name in ("completion", "label"):
+            becomes = "completion" if name == "completion" else "success"
+            why = "an answer that was given" if name == "completion" else "whether it was a good one"
         elif name in ("completion", "chosen"):
             becomes, why = "answer", "its last message is a right answer"
         elif name in ("messages", "conversations"):
@@ -141,8 +178,19 @@ def _columns(form: Form, record: Record) -> list[Column]:
 def _env(form: Form, record: Record) -> Mapping[str, Any]:
     source = " ".join(str(record.get(key, "")) for key in ("data_source", "dataset", "kind")).lower()
     name = next((env for word, env in SOURCES.items() if word in source), None)
+    if form == "labelled":
+        return {"name": "recorded"}
+    if name is None and form == "prompts" and "solution" in record:
+        name = "math"
+    if name == "math":
+        return {"name": name, **_math(source, str(record.get("prompt", record.get("question", ""))))}
     if name is not None:
         return {"name": name}
-    if form == "prompts" and "solution" in record:
-        return {"name": "math"}
     return {"name": "dataset", "reward": "my_rewards.py:reward"}
+
+
+def _math(source: str, prompt: str) -> Mapping[str, Any]:
+    """The prompt asks for its own form of answer, but for one whose frame the environment takes away."""
+    if "dapo" in source:
+        return {}
+    return {"ask": ""} | ({"answer_form": "hashes"} if "####" in prompt else {})

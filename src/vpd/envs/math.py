@@ -11,6 +11,8 @@ r"""Mathematics: problems with one right value.  Right is the last ``\boxed{}``.
 A record has a ``question``, ``problem`` or ``prompt`` (text or messages), and its right value in ``answer``,
 ``solution`` or ``reward_model.ground_truth``: after ``####`` (gsm8k), in the last ``\boxed{}`` (MATH), or as it is.
 
+With ``answer_form`` hashes an answer's value stands after its last ``####`` instead, as in the answers of gsm8k.
+
 How two values are compared is in :mod:`vpd.envs.math_values`: as written, less what does not count (spaces, ``\left``,
 ``\dfrac``, thousands commas, a dollar, per cent or degree sign); as exact numbers, with their units; and only where
 that does not tell, by math-verify in a :class:`~vpd.envs.worker.Worker`.
@@ -64,6 +66,9 @@ class Math(FileTasks[Problem]):
     verify_seconds: Annotated[float, Gt(0), "seconds that math-verify may take for one comparison"] = 5.0
     hint: Annotated[Literal["none", "key"], "key: feedback names the right value"] = "none"
     ask: Annotated[str, "text after each problem; '': none"] = ASK
+    answer_form: Annotated[
+        Literal["box", "hashes"], r"where an answer's value stands: in its last \boxed{}, or after its last ####"
+    ] = "box"
     system: Annotated[str | None, "a system message"] = None
 
     def check(self) -> None:
@@ -80,18 +85,23 @@ class Math(FileTasks[Problem]):
         return self.hint == "key"
 
     def solution(self, task: Task) -> str:
-        return rf"\boxed{{{task.payload.value}}}"
+        return self._written(task.payload.value)
 
     def restated(self, task: Task) -> list[str]:
-        return [rf"\boxed{{{form}}}" for form in other_forms(task.payload.value)]
+        return [self._written(form) for form in other_forms(task.payload.value)]
 
     def altered(self, task: Task) -> list[str]:
-        return [rf"\boxed{{{value}}}" for value in other_values(task.payload.value)]
+        return [self._written(value) for value in other_values(task.payload.value)]
+
+    def _written(self, value: str) -> str:
+        return rf"\boxed{{{value}}}" if self.answer_form == "box" else f"#### {value}"
 
     @per_row
     def grade(self, task: Task, text: str) -> Grade:
         problem: Problem = task.payload
-        value, fault = read_box(text)
+        boxed = self.answer_form == "box"
+        value, fault = read_box(text) if boxed else read_hashes(text)
+        place = "in your box" if boxed else "after your ####"
         right, unverified = False, None
         if value is not None:
             try:
@@ -99,11 +109,12 @@ class Math(FileTasks[Problem]):
             except WorkerFault as error:
                 unverified = f"Your value could not be compared with the right one: {error}. Write it in simplest form."
         if right:
-            return self._grade(True, "The value in your box is right.", informative=False)
+            return self._grade(True, f"The value {place} is right.", informative=False)
         if value is not None and number(problem.value) is not None and not any(map(str.isnumeric, value)):
-            fault = fault or f'Your box holds "{records.excerpt(value)}"; the answer is a number.'
+            held = "Your box holds" if boxed else "Your #### is followed by"
+            fault = fault or f'{held} "{records.excerpt(value)}"; the answer is a number.'
         details = [part for part in (unverified, fault) if part]
-        verdict = [] if value is None or unverified else ["The value in your box is not right."]
+        verdict = [] if value is None or unverified else [f"The value {place} is not right."]
         details += [f"The right value is {problem.value}."] if self.reveals_answer else []
         return self._grade(
             False,
@@ -165,6 +176,20 @@ def read_box(text: str) -> tuple[str | None, str | None]:
     if len(held) > 1:
         return last.strip(), f"Your answer has {len(held)} boxes; only the last one counts."
     return last.strip(), None
+
+
+def read_hashes(text: str) -> tuple[str | None, str | None]:
+    """(value after the last ``####``, to the end of its line; fault of form); either may be None."""
+    *before, last = text.split("####")
+    if not before:
+        empty = "is empty" if not text.strip() else "has no ####"
+        return None, f"Your answer {empty}; it must end with #### VALUE."
+    value = last.lstrip().partition("\n")[0].strip().rstrip(".")
+    if not value:
+        return None, "Nothing follows your last ####; your answer must end with #### VALUE."
+    if len(value) > LONGEST:
+        return None, f"Your last #### is followed by {len(value)} characters; only the final value belongs there."
+    return value, None
 
 
 def _braced(text: str, start: int) -> str | None:

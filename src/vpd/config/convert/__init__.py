@@ -23,7 +23,14 @@ Verdict: TypeAlias = Literal["mapped", "ignored", "impossible"]
 
 
 class Unread(str):
-    """A value that is no text but an expression, or a variable that its file does not set."""
+    """A value that is no text but an expression, or a variable that its file does not set; ``why`` it is not taken."""
+
+    why: str
+
+    def __new__(cls, text: str, why: str = "") -> "Unread":
+        made = super().__new__(cls, text)
+        made.why = why
+        return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +89,18 @@ def same(place: str, why: str = "") -> Rule:
     return lambda value, foreign: Outcome(verdict="mapped", why=why, settings={place: value})
 
 
+@dataclass(frozen=True, slots=True)
+class Ignoring:
+    """The rule of a key that is ignored whatever its value is, also one that cannot be read."""
+
+    why: str
+
+    def __call__(self, value: Any, foreign: Foreign) -> Outcome:
+        return ignored(self.why)
+
+
 def always_ignored(why: str) -> Rule:
-    return lambda value, foreign: ignored(why)
+    return Ignoring(why)
 
 
 def only(harmless: Collection[Any], why: str) -> Rule:
@@ -161,7 +178,7 @@ class Converted:
 def lines_of(dialect: Dialect, foreign: Foreign) -> list[Line]:
     """What becomes of every given key, and of the defaults that are settings here or impossible."""
     found = [
-        Line(key=key, value=value, outcome=NO_VALUE if isinstance(value, Unread) else dialect.rule(key)(value, foreign))
+        Line(key=key, value=value, outcome=_outcome(dialect, key, value, foreign))
         for key, value in foreign.given.items()
     ]
     for key, value in foreign.defaults.items():
@@ -170,6 +187,13 @@ def lines_of(dialect: Dialect, foreign: Foreign) -> list[Line]:
             if outcome.settings or outcome.verdict == "impossible":
                 found.append(Line(key=key, value=value, outcome=outcome, default=True))
     return found
+
+
+def _outcome(dialect: Dialect, key: str, value: Any, foreign: Foreign) -> Outcome:
+    rule = dialect.rule(key)
+    if isinstance(value, Unread) and not isinstance(rule, Ignoring):
+        return impossible(value.why) if value.why else NO_VALUE
+    return rule(value, foreign)
 
 
 def settings_of(dialect: Dialect, foreign: Foreign, lines: Sequence[Line]) -> dict[str, Any]:
@@ -197,6 +221,12 @@ def convert(dialect: Dialect, foreign: Foreign, overrides: Sequence[str] = ()) -
     """
     lines = lines_of(dialect, foreign)
     config, settings = load_over(settings_of(dialect, foreign, lines), overrides)
+    if "name_or_path" not in settings.get("model", {}):
+        raise ConfigError(
+            "model.name_or_path is missing: which model is trained cannot be read from the file",
+            expected="a Hub id or a folder",
+            do="Give --model.name_or_path.",
+        )
     return Converted(dialect=dialect.name, config=config, settings=settings, lines=lines)
 
 

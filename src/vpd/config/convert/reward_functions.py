@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpd.config.convert.files import ARGUMENTS, CLASSES, called
+from vpd.config.convert.script import MAKING
+from vpd.config.convert.script_names import called
 
 HARMLESS = ("print",)  # calls that change nothing of what they are given
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -107,7 +108,7 @@ def acts(statement: ast.AST) -> bool:
         )
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         calls = [called(node) or "" for node in ast.walk(statement) if isinstance(node, ast.Call)]
-        return any(name in CLASSES or name in ARGUMENTS or ACTING.search(name) for name in calls)
+        return any(name in MAKING or ACTING.search(name) for name in calls)
     is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     return not is_text and not isinstance(statement, ast.Pass)
 

@@ -19,7 +19,8 @@ from vpd.config.convert import (
     templates,
 )
 from vpd.config.convert.common import of_vllm
-from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, uses_vllm
+from vpd.config.convert.trl_trainer import PREFIXES as ADAPTER
+from vpd.config.convert.trl_training import AVERAGES, NOTHING, PROCESSES, SHARED, updates, uses_vllm
 from vpd.config.elsewhere import ABSENT
 
 SCALES = {True: "group", "group": "group", "batch": "batch", False: "none", "none": "none"}
@@ -44,6 +45,10 @@ TRAINING: dict[str, Any] = {
     "save_total_limit": None,
     "eval_strategy": "no",
     "seed": 42,
+    "bf16": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
 }
 ONLINE: dict[str, Any] = TRAINING | {"num_generations": 8, "temperature": 1.0, "loss_type": "dapo"}
 
@@ -104,6 +109,15 @@ def _kind(value: Any, f: Foreign) -> Outcome:
     return mapped(algorithm__teacher=KINDS[value]) if value in KINDS else impossible(f"one of {', '.join(KINDS)}")
 
 
+def _teacher_rate(value: Any, f: Foreign) -> Outcome:
+    """TRL's teacher moves with every optimiser step, here with every iteration."""
+    steps = updates(f)
+    if steps == 1:
+        return mapped(algorithm__teacher_ema_rate=value)
+    rate = round(1 - (1 - value) ** steps, 6)
+    return mapped(f"{value:g} at each of {steps} steps of the optimiser, as one", algorithm__teacher_ema_rate=rate)
+
+
 def _sources(value: Any, f: Foreign) -> Outcome:
     if not _is_distillation(f):
         return mapped(feedback=[])
@@ -124,6 +138,7 @@ def _implied_sdpo(f: Foreign) -> Mapping[str, Any]:
 
 
 PREFIXES: Mapping[str, Rule] = {
+    **ADAPTER,
     "bnb_": always_ignored("of quantised weights (load_in_4bit)"),
     "ddp_": always_ignored(PROCESSES),
     "fsdp_": always_ignored(PROCESSES),
@@ -163,7 +178,7 @@ SDPO = Dialect(
         "distillation_is_clip": _distills("algorithm.importance_clip"),
         "distillation_add_tail": _distills("algorithm.distillation_tail"),
         "teacher_model_kind": only_where(_is_distillation, NO_DISTILLATION, _kind),
-        "teacher_update_rate": _distills("algorithm.teacher_ema_rate"),
+        "teacher_update_rate": only_where(_is_distillation, NO_DISTILLATION, _teacher_rate),
         "use_successful_as_teacher": _sources,
         "include_environment_feedback": _sources,
         "environment_feedback_only_without_solution": lambda value, f: templates.without_solution(
@@ -221,6 +236,22 @@ def _gkd_batch(value: Any, f: Foreign) -> Outcome:
     return mapped("prompts of one optimiser step", rollout__prompts_per_step=int(size))
 
 
+def _gkd_temperature(value: Any, f: Foreign) -> Outcome:
+    if value == 1:
+        return mapped(rollout__temperature=value)
+    why = "it divides the logits in the divergence too, which TRL compares at temperature 1; 1 makes both the same"
+    return impossible(why, rollout__temperature=value)
+
+
+def _other_answers(value: Any, f: Foreign) -> Outcome:
+    if value:
+        return mapped("of the prompts that the student does not answer", algorithm__other_answers="teacher")
+    if f.number("lmbda", 0.5) >= 1:
+        return mapped("the student answers all", algorithm__other_answers="data")
+    why = "the data's, from the column answer; vpd convert makes it of the last message"
+    return mapped(why, algorithm__other_answers="data", env__solution_column="answer")
+
+
 GKD = Dialect(
     name="TRL's GKDConfig",
     defaults=TRAINING
@@ -228,6 +259,7 @@ GKD = Dialect(
         "learning_rate": 2e-5,
         "temperature": 0.9,
         "lmbda": 0.5,
+        "seq_kd": False,
         "beta": 0.5,
         "max_new_tokens": 128,
         "num_generations": 1,
@@ -236,10 +268,10 @@ GKD = Dialect(
         **SHARED,
         "per_device_train_batch_size": _gkd_batch,
         "gradient_accumulation_steps": _gkd_batch,
-        "temperature": same("rollout.temperature"),
+        "temperature": _gkd_temperature,
         "lmbda": same("algorithm.student_fraction"),
         "beta": same("algorithm.distillation_alpha"),
-        "seq_kd": lambda value, f: mapped(algorithm__other_answers="teacher" if value else "data"),
+        "seq_kd": _other_answers,
         "max_new_tokens": same("rollout.max_completion_length"),
         "teacher_model_name_or_path": lambda value, f: (
             mapped(algorithm__teacher_model=value) if value else impossible("set algorithm.teacher_model")

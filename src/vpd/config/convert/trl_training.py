@@ -27,11 +27,14 @@ from vpd.config.convert import (
     same,
 )
 from vpd.config.convert.trl_best import best, greater, metric, upload
+from vpd.config.convert.trl_rewards import rewards, weights
+from vpd.config.convert.trl_trainer import TRAINER, split
 from vpd.learners.settings import Schedule
 
 NOTHING = (None, False, 0, 0.0, "", "no", (), "none")
 AVERAGES = {"grpo": "seq_mean", "dapo": "token_mean", "bnpo": "token_mean"}
-OWN_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_hf")
+RAW_TEXT = "a prompt that is a text becomes a user's message in the chat template; TRL reads it as it stands"
 MEMORY = "how much is held in memory, not what is learned"
 LOGGING = "every iteration and every completion is recorded"
 PROCESSES = "how the work is divided, not what is learned"
@@ -53,21 +56,21 @@ def _prompts(f: Foreign) -> int:
     return max(round(_completions(f) / max(f.number("num_generations", 1), 1)), 1)
 
 
-def _updates(f: Foreign) -> int:
+def updates(f: Foreign) -> int:
     return max(round(_per_generation(f) / max(f.number("gradient_accumulation_steps", 1), 1)), 1)
 
 
 def _batch(value: Any, f: Foreign) -> Outcome:
     each = f"{_completions(f):g} completions of {f.num_processes} process(es) at each generation"
     found = {"rollout.prompts_per_step": _prompts(f)}
-    if _updates(f) > 1 and f["lmbda"] is None:
-        found["algorithm.updates_per_batch"] = _updates(f)
+    if updates(f) > 1 and f["lmbda"] is None:
+        found["algorithm.updates_per_batch"] = updates(f)
     return Outcome(verdict="mapped", why=f"{each}, divided by num_generations", settings=found)
 
 
 def _iterations(steps: float, f: Foreign) -> int:
     """TRL's optimiser steps as iterations."""
-    return max(math.ceil(steps / (_updates(f) * max(f.number("num_iterations", 1), 1))), 1)
+    return max(math.ceil(steps / (updates(f) * max(f.number("num_iterations", 1), 1))), 1)
 
 
 def _total(f: Foreign) -> int | None:
@@ -113,6 +116,8 @@ def _warmup(value: Any, f: Foreign) -> Outcome:
     total = _total(f)
     if not value:
         return mapped(optim__warmup_steps=0)
+    if f["lr_scheduler_type"] == "constant":
+        return ignored("no effect: transformers' schedule constant has no warm-up (constant_with_warmup has)")
     if value < 1 and total is None:
         return impossible("a share of a run whose length is unknown; set optim.warmup_steps")
     return mapped(
@@ -129,22 +134,19 @@ def _warmup_steps(value: Any, f: Foreign) -> Outcome:
 
 
 def _optimiser(value: Any, f: Foreign) -> Outcome:
-    name = str(value)
-    if name.startswith("adamw_torch") or name == "sgd":
-        return mapped(optim__optimizer="sgd" if name == "sgd" else "adamw")
+    if value in (*ADAMW, "sgd"):
+        return mapped(optim__optimizer="sgd" if value == "sgd" else "adamw")
     return impossible("the optimisers are adamw and sgd; adamw is taken", optim__optimizer="adamw")
 
 
 def _schedule(value: Any, f: Foreign) -> Outcome:
-    if value == "constant" and f["warmup_steps"]:
-        value = "constant_with_warmup"
     if value in get_args(Schedule):
         return mapped(optim__lr_scheduler_type=value)
     return impossible(f"the schedules are {', '.join(get_args(Schedule))}")
 
 
 def _bf16(value: Any, f: Foreign) -> Outcome:
-    if not value:
+    if not value or (f["fp16"] and "bf16" not in f.given):
         return mapped(optim__mixed_precision="no")
     return mapped("products alone; weights stay as model.dtype says", optim__mixed_precision="bf16")
 
@@ -179,56 +181,33 @@ def _targets(value: Any, f: Foreign) -> Outcome:
     return mapped(model__lora__target_modules="all-linear" if whole else value)
 
 
-def _rewards(value: Any, f: Foreign) -> Outcome:
-    names = [value] if isinstance(value, str) else list(value or ())
-    if not names:
-        return ignored("none is named")
-    if names == ["accuracy_reward"]:
-        return mapped("the same comparison by math-verify, with feedback on the form of an answer", env__name="math")
-    if any("." not in name and ":" not in name and name not in OWN_REWARDS for name in names):
-        return impossible("a reward function is named by its place; set env.reward to my_rewards.py:function")
-    weights = f["reward_weights"] or [1.0] * len(names)
-    entries = [
-        {"function": _place(name), "weight": float(weight)} for name, weight in zip(names, weights, strict=False)
-    ]
-    reward: Any = entries[0]["function"] if len(entries) == 1 and entries[0]["weight"] == 1 else entries
-    why = "a function may also return (reward, feedback)"
-    if any(".py:" in name for name in names):
-        why += "; the file is loaded for it, so it should hold functions and start nothing"
-    return mapped(why, env__name="dataset", env__reward=reward)
-
-
-def _place(name: str) -> str:
-    """``a.b.function`` as ``a.b:function``; TRL's own by the module that has them."""
-    if name in OWN_REWARDS:
-        return f"trl.rewards:{name}"
-    return name if ":" in name else ":".join(name.rsplit(".", 1))
-
-
-def _weights(value: Any, f: Foreign) -> Outcome:
-    if not value:
-        return ignored("each weighs 1")
-    return (
-        ignored("taken over with reward_funcs")
-        if f["reward_funcs"]
-        else impossible("the functions are not in the file: env.reward [{function, weight}, ...]")
-    )
-
-
 def _datasets(value: Any, f: Foreign) -> Outcome:
     if not value:
         return ignored("dataset_name decides")
     if not isinstance(value, Sequence) or len(value) != 1 or not isinstance(value[0], Mapping):
         return impossible("one data set is read; join them into one file for env.path")
     one = value[0]
+    if set(str(one.get("split", ""))) & set("[+"):
+        return impossible("all records of a split are read: write this part to a file, and give it as --env.path")
     path = one.get("data_files") or one.get("path")
-    return mapped(env__path=path, env__subset=one.get("name"), env__split=one.get("split", "train"))
+    return mapped(RAW_TEXT, env__path=path, env__subset=one.get("name"), env__split=one.get("split", "train"))
 
 
 def _test_split(value: Any, f: Foreign) -> Outcome:
     if f["eval_strategy"] == "no":
         return mapped("eval_strategy no: nothing is held out", env__eval_share=0.0)
-    return impossible("one split is read: a tenth of it is held out (env.eval_share), or give env.eval_path")
+    return impossible("one split is read: write this one to a file, and give it as --env.eval_path")
+
+
+def _evaluation(value: Any, f: Foreign) -> Outcome:
+    if value == "no":
+        return mapped(run__eval_steps=0, env__eval_share=0.0)
+    if not f["eval_dataset"]:
+        why = (
+            "what is evaluated on is not in the file: set env.eval_path, or env.eval_share; all records are trained on"
+        )
+        return impossible(why, env__eval_share=0.0)
+    return ignored("eval_steps says how often") if f["eval_steps"] else impossible("set run.eval_steps, iterations")
 
 
 def _resume(value: Any, f: Foreign) -> Outcome:
@@ -332,6 +311,7 @@ VLLM: Mapping[str, Rule] = {
 
 SHARED: Mapping[str, Rule] = {
     **{key: absent(key, values) for key, values in HARMLESS.items()},
+    **TRAINER,
     **_ignored_keys(
         MEMORY,
         "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs",
@@ -373,17 +353,15 @@ SHARED: Mapping[str, Rule] = {
     "bf16": _bf16,
     "chat_template_kwargs": common.template_arguments,
     "dataset_config": same("env.subset"),
-    "dataset_name": same("env.path"),
+    "dataset_name": same("env.path", RAW_TEXT),
     "dataset_test_split": _test_split,
-    "dataset_train_split": same("env.split"),
+    "dataset_train_split": split,
     "datasets": _datasets,
     "dtype": _dtype,
     "early_stopping_patience": same("run.early_stopping_patience", "evaluations, as in transformers' callback"),
     "eval_on_start": always_ignored("step 0 is always evaluated where run.eval_steps is above 0"),
     "eval_steps": _every("run.eval_steps", "eval_strategy"),
-    "eval_strategy": lambda value, f: mapped(run__eval_steps=0, env__eval_share=0.0) if value == "no" else (
-        ignored("eval_steps says how often") if f["eval_steps"] else impossible("set run.eval_steps, iterations")
-    ),
+    "eval_strategy": _evaluation,
     "generation_batch_size": _steps_share("generation_batch_size"),
     "gradient_accumulation_steps": _steps_share("gradient_accumulation_steps"),
     "gradient_checkpointing": _checkpointing,
@@ -411,8 +389,8 @@ SHARED: Mapping[str, Rule] = {
     "per_device_train_batch_size": _steps_share("per_device_train_batch_size"),
     "report_to": common.trackers("none"),
     "resume_from_checkpoint": _resume,
-    "reward_funcs": _rewards,
-    "reward_weights": _weights,
+    "reward_funcs": rewards,
+    "reward_weights": weights,
     "save_steps": _every("run.save_steps", "save_strategy"),
     "save_strategy": lambda value, f: mapped(run__save_steps=0) if value == "no" else ignored("save_steps says it"),
     "save_total_limit": same("run.save_total_limit"),

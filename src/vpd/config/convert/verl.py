@@ -20,6 +20,7 @@ from vpd.config.convert import (
     templates,
 )
 from vpd.config.convert import verl_rules as rules
+from vpd.config.convert.verl_known import KNOWN, PREFIXES
 from vpd.config.convert.verl_rules import (
     ACTOR,
     CORRECTION,
@@ -30,14 +31,15 @@ from vpd.config.convert.verl_rules import (
     REPLIES,
     ROLLOUT,
     SELF,
-    SYSTEM,
 )
 from vpd.config.elsewhere import ABSENT
 
 SAME_WEIGHTS = "answers are sampled with the weights that learn: the ratio is 1"
 
 RULES: Mapping[str, Rule] = {
-    "data.train_files": rules.train_files,
+    **KNOWN,
+    "data.train_files": rules.path("env.path"),
+    "data.reward_fn_key": rules.scorer,
     "data.val_files": rules.path("env.eval_path"),
     "data.prompt_key": rules.prompt_key,
     "data.train_batch_size": same("rollout.prompts_per_step"),
@@ -155,39 +157,6 @@ RULES: Mapping[str, Rule] = {
         }
     ),
 }
-PREFIXES: Mapping[str, Rule] = {
-    "defaults": always_ignored("files named there are not read; of verl's own, what matters is known"),
-    "actor_rollout_ref.actor.kl_loss": always_ignored("of use_kl_loss"),
-    "actor_rollout_ref.actor.": always_ignored(SYSTEM),
-    "actor_rollout_ref.ref.": always_ignored("of a reference model, which is used for a KL penalty alone"),
-    "actor_rollout_ref.rollout.": always_ignored(common.SAMPLER),
-    "actor_rollout_ref.model.": always_ignored(SYSTEM),
-    "actor_rollout_ref.hybrid_engine": always_ignored(SYSTEM),
-    "actor_rollout_ref.nccl_timeout": always_ignored(SYSTEM),
-    "model_engine": always_ignored(SYSTEM),
-    "critic.": always_ignored("there is no critic"),
-    f"{CORRECTION}.": only_where(rules.uses_vllm, SAME_WEIGHTS, always_ignored("of rollout_is and rollout_rs")),
-    "algorithm.kl_": always_ignored("of the KL penalty (use_kl_in_reward)"),
-    "algorithm.gamma": always_ignored("of an estimator with a critic"),
-    "algorithm.lam": always_ignored("of an estimator with a critic"),
-    "algorithm.pf_ppo.": always_ignored("of use_pf_ppo"),
-    "algorithm.filter_groups.": always_ignored("of filter_groups.enable"),
-    "data.": always_ignored("how verl reads and batches its data"),
-    "reward.": always_ignored("how verl runs its reward functions"),
-    "reward_model.": always_ignored("how verl runs its reward functions"),
-    "reward_manager.": always_ignored("how verl runs its reward functions"),
-    "sandbox_fusion.": always_ignored("programs run in this library's sandbox"),
-    "distillation.": always_ignored("of distillation.enabled"),
-    "trainer.project_name": always_ignored("a part of run.output_dir"),
-    "trainer.": always_ignored(SYSTEM),
-    "transfer_queue.": always_ignored(SYSTEM),
-    "global_profiler.": always_ignored(SYSTEM),
-    "ray_kwargs.": always_ignored(SYSTEM),
-    "ray_init.": always_ignored(SYSTEM),
-    "skip.": always_ignored(SYSTEM),
-    "hydra.": always_ignored(SYSTEM),
-}
-
 VERL = Dialect(name="verl's configuration", defaults=DEFAULTS, rules=RULES, prefixes=PREFIXES, implied=rules.implied)
 SDPO = Dialect(
     name="the configuration of SDPO's authors",

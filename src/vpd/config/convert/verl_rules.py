@@ -22,7 +22,11 @@ SELF = f"{ACTOR}.self_distillation"
 CORRECTION = "algorithm.rollout_correction"
 NOTHING = (None, False, 0, 0.0, "", "null")
 AVERAGES = {"token-mean": "token_mean", "seq-mean-token-mean": "seq_mean"}
-SCORES = "verl scores a record by its data_source; this environment follows from the path, or is math: see env.name"
+SCORES = (
+    "verl scores a record by its data_source; here the environment does, which follows from the path, or is math (a"
+    r" value in \boxed{}; after #### with env.answer_form): see env.name"
+)
+SOURCE = "a record's source is its column data_source"
 DATA = {"sciknoweval": "science", "tooluse": "tooluse", "lcb": "code", "livecodebench": "code"}
 SYSTEM = "how the work is divided and held in memory, not what is learned"
 NO_POLICY_GRADIENT = "sdpo has no policy gradient"
@@ -42,6 +46,10 @@ DEFAULTS: dict[str, Any] = {
     f"{ACTOR}.loss_agg_mode": "token-mean",
     f"{ACTOR}.clip_ratio_low": 0.2,
     f"{ACTOR}.clip_ratio_high": 0.2,
+    f"{ACTOR}.clip_ratio_c": 3.0,
+    f"{MODEL}.lora_alpha": 16,
+    f"{MODEL}.target_modules": "all-linear",
+    "data.reward_fn_key": "data_source",
     f"{ROLLOUT}.n": 1,
     f"{ROLLOUT}.temperature": 1.0,
     "algorithm.adv_estimator": "gae",
@@ -91,6 +99,9 @@ def steps(value: Any, f: Foreign) -> Outcome:
 def freq(place: str) -> Rule:
     def rule(value: Any, f: Foreign) -> Outcome:
         often = int(value) if value and value > 0 else 0
+        if often and place == "run.eval_steps" and not f["data.val_files"]:
+            why = "there is no data.val_files: set env.eval_path, or env.eval_share; all records are trained on"
+            return Outcome(verdict="impossible", why=why, settings={place: often})
         return Outcome(verdict="mapped", why="" if often else "0: never", settings={place: often})
 
     return rule
@@ -150,10 +161,7 @@ def policy_only(place: str) -> Rule:
 
 
 def clip(value: Any, f: Foreign) -> Outcome:
-    if _distills(f) or f[f"{ACTOR}.clip_ratio_low"] != DEFAULTS[f"{ACTOR}.clip_ratio_low"]:
-        return ignored("clip_ratio_low and clip_ratio_high decide")
-    high = f[f"{ACTOR}.clip_ratio_high"] if f"{ACTOR}.clip_ratio_high" in f.given else value
-    return mapped(algorithm__clip_low=value, algorithm__clip_high=high)
+    return ignored("clip_ratio_low and clip_ratio_high decide, which verl sets to 0.2 each where they are not given")
 
 
 def second_clip(value: Any, f: Foreign) -> Outcome:
@@ -213,9 +221,11 @@ def most_tokens(value: Any, f: Foreign) -> Outcome:
     return mapped("memory, not what is learned", optim__max_tokens_per_microbatch=value)
 
 
-def train_files(value: Any, f: Foreign) -> Outcome:
-    read = path("env.path")(value, f)
-    return read if read.why or _has_reward(f) else Outcome(verdict=read.verdict, why=SCORES, settings=read.settings)
+def scorer(value: Any, f: Foreign) -> Outcome:
+    """``data.reward_fn_key``: the column that says who scores a record, where no function of the user's does."""
+    if not _has_reward(f):
+        return impossible(SCORES)
+    return ignored("custom_reward_function scores") if value in (None, "data_source") else impossible(SOURCE)
 
 
 def path(place: str) -> Rule:
@@ -297,8 +307,14 @@ def of_sdpo(rules: Mapping[str, Rule]) -> dict[str, Rule]:
 
 
 def implied(f: Foreign) -> Mapping[str, Any]:
-    block = {"prompts.layout": "block"} if _distills(f) else {}
+    block: dict[str, Any] = {"prompts.layout": "block"} if _distills(f) else {}
+    if not f["data.val_files"]:
+        block["env.eval_share"] = 0.0
     if _has_reward(f):
         return block
     path = str(f["data.train_files"]).lower()
-    return block | {"env.name": next((name for part, name in DATA.items() if part in path), "math")}
+    name = next((name for part, name in DATA.items() if part in path), "math")
+    block |= {"env.name": name}
+    if name == "math" and "dapo" not in path:  # whose frame around a problem the environment takes away
+        block["env.ask"] = ""
+    return block | ({"env.answer_form": "hashes"} if name == "math" and "gsm8k" in path else {})
