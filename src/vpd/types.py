@@ -10,16 +10,15 @@ it runs elsewhere, what it answered (its K likeliest tokens).
 Letters for lengths: P prompt, Q teacher's prompt, T completion, K likeliest tokens, G rollouts of one task.
 """
 
-import contextlib
 import hashlib
 import math
-import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from vpd.errors import EnvError, FeedbackError
 from vpd.printable import shown
+from vpd.scalars import finite_metrics, plain
 
 Tokens: TypeAlias = tuple[int, ...]
 Floats: TypeAlias = tuple[float, ...]
@@ -176,27 +175,7 @@ class Grade:
         ):
             if not isinstance(value := getattr(self, name), kind):
                 raise EnvError(f"a grade's {name} has the wrong type", got=shown(value), expected=words)
-        object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
-
-
-def _checked_metrics(metrics: Any) -> dict[str, float]:
-    """Names and numbers, those of NumPy and torch as Python's.  Raises EnvError."""
-    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
-        raise EnvError("a grade's metrics are no mapping of names", got=shown(metrics), expected="{str: number}")
-    found: dict[str, float] = {}
-    for name, given in metrics.items():
-        value = plain(given)
-        if isinstance(value, numbers.Real) and not isinstance(value, int):
-            value = float(value)
-        if not isinstance(value, (int, float)) or not abs(value) <= LARGEST_REWARD:
-            raise EnvError(
-                f"a grade's metric {name!r} is not a finite number",
-                got=shown(given),
-                expected=f"a number of at most {LARGEST_REWARD:g} either way",
-                do="Leave out what was not measured.",
-            )
-        found[name] = value
-    return found
+        object.__setattr__(self, "metrics", finite_metrics(self.metrics, LARGEST_REWARD))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,22 +196,14 @@ class RecordedAnswer:
     where: str = field(default="", compare=False)
 
 
-def plain(value: Any) -> Any:
-    """A scalar of NumPy or torch as Python's own; anything else, an array too, as it is."""
-    if hasattr(value, "item"):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # more than one number
-            return value.item()
-    return value
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One piece of the diagnostic text C about an attempt.
 
     ``kind`` says where it appears in the teacher's prompt, ``source`` which feedback source wrote it,
     ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
-    were generated to write it.  ``cut`` and ``control_tokens`` are about what its writer read: tokens cut from it, and
-    control tokens in it that became plain text.
+    were generated to write it; ``clipped``: their limit ended it.  ``cut`` and ``control_tokens`` are about what its
+    writer read: tokens cut from it, and control tokens in it that became plain text.
 
     >>> Section(kind="demonstration", source="sibling", text="Lima", quotes=3).quotes
     3
@@ -245,6 +216,7 @@ class Section:
     tokens: int = 0
     cut: int = 0
     control_tokens: int = 0
+    clipped: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in SECTION_KINDS:
@@ -306,7 +278,8 @@ class Rollout:
     ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
     weights that sampled this one: the teacher's own samples, where the student failed.  ``teacher_logprobs`` is what a
     remote teacher said of the completion's tokens.  ``comparisons`` are a judge's with attempts of the group; each pair
-    stands at one of its two attempts.
+    stands at one of its two attempts.  ``silent`` are the sources of critiques that were asked about this attempt and
+    wrote nothing.
 
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
@@ -329,6 +302,7 @@ class Rollout:
     retries: tuple["Rollout", ...] = ()
     teacher_logprobs: "TopKLogprobs | None" = None
     comparisons: tuple[Comparison, ...] = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def success(self) -> bool:

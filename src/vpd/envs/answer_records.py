@@ -17,7 +17,8 @@ from typing import Any
 
 from vpd.envs import records
 from vpd.errors import DataError, near
-from vpd.types import LARGEST_REWARD, Grade, Message, RecordedAnswer, Task, plain
+from vpd.scalars import plain
+from vpd.types import LARGEST_REWARD, Grade, Message, RecordedAnswer, Task
 
 TASKS = ("messages", "prompt")
 ANSWERS = ("completion", "answer")
