@@ -402,7 +402,9 @@ class Posted:
 
 
 @contextlib.contextmanager
-def endpoint(answer: Callable[[dict[str, Any]], tuple[int, bytes]]) -> Iterator[tuple[str, list[Posted]]]:
+def endpoint(
+    answer: Callable[[dict[str, Any]], tuple[int, bytes]], **headers: str
+) -> Iterator[tuple[str, list[Posted]]]:
     """A server on this machine, as (URL, requests so far); ``answer(body)`` gives the status and what it says."""
     posted: list[Posted] = []
 
@@ -413,6 +415,8 @@ def endpoint(answer: Callable[[dict[str, Any]], tuple[int, bytes]]) -> Iterator[
             status, said = answer(body)
             with contextlib.suppress(BrokenPipeError):  # whoever asked may have given up
                 self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
                 self.wfile.write(said)
 

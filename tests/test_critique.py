@@ -1,5 +1,6 @@
 """Critiques: who is asked, what the critic reads, what it costs, and an endpoint that misbehaves."""
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -21,6 +22,7 @@ from vpd.lab import tiny
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
 from vpd.report.rollout_metrics import rollout_metrics
+from vpd.run_folder.groups_file import group_of
 from vpd.types import Completion, Grade, Group, Rollout, Task
 
 TASK = Task(id="t", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}))
@@ -80,6 +82,52 @@ def test_a_template_may_show_the_feedback_and_must_show_the_attempt() -> None:
         SelfCritique(template="{task}")
     with pytest.raises(ConfigError, match="at least 1"):
         SelfCritique(max_critique_length=0)
+
+
+TYPOS = [
+    ({"template": "{attempt} {unknown} {Task}"}, r"the critic's template has no field {unknown}; .* Known: attempt, "),
+    ({"template": "{atempt} {task}"}, r"no field {atempt}.*Did you mean 'attempt'\? Text .* is written { atempt }"),
+    ({"failed_verdict": "It is {wrong}."}, r"the text of {verdict} has no field {wrong}.*None is known here"),
+    ({"passed_verdict": "{verdict}"}, r"the text of {verdict} has no field {verdict}"),
+]
+
+
+@pytest.mark.parametrize("kind", [Critic, SelfCritique])
+@pytest.mark.parametrize(("settings", "message"), TYPOS)
+def test_a_word_in_braces_that_is_no_field_is_refused(kind: Any, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['Answer as {"score": 1} or {} or [{}].', "{ word }", "{{1, 2}}", "a{2}", r"\boxed{x} \frac{a}{b}", "{a: b}", "{a"],
+)
+def test_other_braces_of_a_template_are_text(text: str) -> None:
+    writer = ScriptedWriter(cycling(["ok"]))
+    source = SelfCritique(template="{attempt}\n" + text, failed_verdict=text, passed_verdict=text)
+    source([Group(rollouts=(rollout(False, "{atempt}"),))], writer)  # an attempt may hold anything
+    assert writer.asked[0][0][0]["content"] == "{atempt}\n" + text
+
+
+def test_critiques_that_say_nothing_or_are_cut_off_are_counted() -> None:
+    answers = ["", " \n", "<think>hm</think>", "Add again."]
+    engine = ScriptedEngine(qwen(), lambda prompt, key: answers[key.sample])
+    prompter = Prompter(qwen(), PromptSettings(), window=None, max_completion_length=8)
+    writer = ModelWriter(engine, prompter, seed=0)
+    rollouts = [
+        dataclasses.replace(rollout(False, str(n)), key=dataclasses.replace(keys(1)[0], sample=n)) for n in range(4)
+    ]
+    made = SelfCritique()([Group(rollouts=tuple(rollouts))], writer)
+    assert [r.silent for r in made[0].rollouts] == [("self_critique",)] * 3 + [()]
+    assert said(made[0]) == [[], [], [], [("self_critique", "Add again.")]]
+    metrics = rollout_metrics(made)
+    assert (metrics["feedback/self_critique_empty"], metrics["feedback/self_critique_clipped"]) == (0.75, 0.0)
+    made = SelfCritique(max_critique_length=1)([Group(rollouts=tuple(rollouts))], writer)
+    metrics = rollout_metrics(made)
+    assert (metrics["feedback/self_critique_empty"], metrics["feedback/self_critique_clipped"]) == (0.75, 1.0)
+    [kept] = [group_of(json.loads(json.dumps(dataclasses.asdict(group)))) for group in made]
+    assert rollout_metrics([kept]) == metrics  # a checkpoint keeps it
 
 
 def test_all_that_the_critic_reads_is_cut_and_counted() -> None:
@@ -181,6 +229,7 @@ def server() -> Iterator[tuple[str, Any]]:
 def test_an_endpoint_criticises(server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     url, kind = server
     kind.failures = 1
+    monkeypatch.setattr("vpd.feedback.writers.pause", lambda stop, seconds: None)
     monkeypatch.setenv("CRITIC_KEY", "secret")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for what is at home
     critic = Critic(endpoint=url, model="judge", api_key_env="CRITIC_KEY", max_critique_length=32)
@@ -193,12 +242,12 @@ def test_an_endpoint_criticises(server: tuple[str, Any], monkeypatch: pytest.Mon
     assert authorization == "Bearer secret" and len(kind.asked) == 3  # two texts, one retry
 
 
-@pytest.mark.parametrize("reply", [{"error": "no"}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, []])
+@pytest.mark.parametrize("reply", [{"error": "no"}, {"choices": []}, {"choices": [{"message": {"content": 5}}]}, []])
 def test_an_endpoint_that_answers_nonsense_is_one_clear_error(server: tuple[str, Any], reply: Any) -> None:
     url, kind = server
     kind.reply = reply
     writer = EndpointWriter(url, "judge", retries=0)
-    with pytest.raises(FeedbackError, match=r"failed 1 times; got .*; expected an OpenAI-compatible"):
+    with pytest.raises(FeedbackError, match=r"failed once; got .*; expected an OpenAI-compatible"):
         writer.write([[{"role": "user", "content": "?"}]], keys=keys(1), max_tokens=8, temperature=0.0)
 
 
@@ -210,12 +259,50 @@ def test_an_endpoint_that_fails_stops_the_run_with_one_line(
     source = f"{{name: critic, endpoint: '{url}', retries: 0, template: '{{attempt}}'}}"
     assert vpd_train(tmp_path / "run", feedback=f"[{source}]") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "HTTP 503: overloaded" in error and url in error
+    assert error.count("\n") == 1 and "HTTP 503: overloaded" in error and url in error and "resume" not in error
     assert not (tmp_path / "run").exists() and len(kind.asked) == 1  # before any answer was sampled
     with pytest.raises(FeedbackError, match="NO_SUCH_KEY is not set"):
         EndpointWriter(url, "judge", api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match="no URL"):
         Critic(endpoint="localhost:8000")
+
+
+def test_a_critic_that_says_nothing_raises_an_alarm(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, kind = server
+    kind.reply = {"choices": [{"message": {"content": None}}], "usage": None}
+    source = f"{{name: critic, endpoint: '{url}'}}"
+    assert vpd_train(tmp_path / "run", feedback=f"[{source}]", run__max_steps=2) == 0
+    assert [line["feedback/critic_empty"] for line in metrics_of(tmp_path / "run")] == [1.0, 1.0]
+    output = capsys.readouterr()
+    assert (output.out + output.err).count("every critique of critic is empty") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        ({"algorithm.name": "grpo", "feedback": "[environment, {name: self_critique, max_critique_length: 4}]"}, True),
+        ({"algorithm.name": "grpo", "feedback": "[{name: judge, use: both, max_comparison_length: 4}]"}, True),
+        (
+            {"algorithm.name": "grpo", "feedback": "[environment, sibling, {name: judge, judge: reward, use: both}]"},
+            False,
+        ),
+        ({"algorithm.name": "sft", "rollout.retries": 1, "feedback": "[{name: self_critique}]"}, False),
+        ({"algorithm.name": "plare", "feedback": "[{name: judge, use: both, max_comparison_length: 4}]"}, False),
+        ({"algorithm.name": "sdpo", "feedback": "[{name: self_critique, max_critique_length: 4}]"}, False),
+    ],
+)
+def test_a_critic_for_a_method_that_reads_no_feedback_is_warned_of(
+    settings: dict[str, Any], unread: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vpd_train(tmp_path / "run", **settings, **{"run.max_steps": 1, "model.name_or_path": "tiny-mid"}) == 0
+    output = capsys.readouterr()
+    name = "judge" if "judge" in settings["feedback"] else "self_critique"
+    warning = (
+        f"reads no feedback, and a model is asked for some at every step all the same: take {name} out of feedback"
+    )
+    assert " ".join((output.out + output.err).split()).count(warning) == unread
 
 
 def test_a_run_with_self_critique_keeps_critiques_and_their_cost(tmp_path: Path) -> None:

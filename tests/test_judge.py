@@ -155,6 +155,7 @@ def test_metrics_say_how_sure_the_judge_is_and_how_often_it_is_right() -> None:
     ("settings", "message"),
     [
         ({"template": "compare {first}"}, "does not show both attempts"),
+        ({"template": "{first} {secund}"}, r"the judge's template has no field {secund}.*Did you mean 'second'\?"),
         ({"judge": "model"}, "judge model and judge_model go together"),
         ({"judge_model": "x"}, "judge model and judge_model go together"),
         ({"endpoint": "here"}, "the endpoint is no URL"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import chat_completion, endpoint
 from helpers import vpd_train
 
 from vpd.monitor import RULES
@@ -34,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "vpd_sampler": ABLE | SAMPLER | {"algorithm__name": "vpd"},
     "gated": ABLE | {"algorithm__name": "gated", "rollout__retries": 1, "rollout__prompts_per_step": 16},
-    "hybrid": ABLE | {"algorithm__name": "hybrid"},
+    "hybrid": ABLE | {"algorithm__name": "hybrid", "feedback": "[environment, {name: critic, endpoint: 'ENDPOINT'}]"},
     "gkd": ONE | {"algorithm__name": "gkd", "algorithm__teacher_model": "tiny"},
     "plare": ABLE | {"algorithm__name": "plare", "feedback": "[{name: judge, judge: reward, use: both}]"},
     "sft": ABLE | {"algorithm__name": "sft"},
@@ -87,7 +88,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             files["env__reward"] = reward
         elif settings.get("env__name") == "recorded":
             files = {"env__path": folder / f"{name}.jsonl", "rollout__prompts_per_step": 8}
-        assert vpd_train(folder / name, **(settings | files)) == 0, name
+        with endpoint(lambda body: (200, chat_completion("wrong"))) as (url, _):
+            if "ENDPOINT" in settings.get("feedback", ""):
+                files["feedback"] = settings["feedback"].replace("ENDPOINT", url)
+            assert vpd_train(folder / name, **(settings | files)) == 0, name
     lines = [json.loads(line) for name in RUNS for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return {name for line in lines for name in line}
 

@@ -35,6 +35,7 @@ TROUBLE: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "repetition": (6, {"completions/repetition": 0.41}, {"completions/repetition": 0.39}),
     "flat_reward": (0, {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.99}),
     "no_context": (0, {"teacher/rows_with_context": 0.0}, {"teacher/rows_with_context": 0.0, "success": 1.0}),
+    "silent_critic": (0, {"feedback/self_critique_empty": 1.0}, {"feedback/critic_empty": 0.9}),
     "nothing_learned": (
         0,
         {"rows/trained": 0.0, "rows/drawn": 4.0, "rows/no_preference": 4.0, "preference/rows": 0.0},

@@ -74,7 +74,7 @@ PARAMETERS = {
     "extend": "group, sections, when",
     "Task": "*, id, messages, payload, tools",
     "Grade": "*, reward, success, feedback, informative, metrics, graded",
-    "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens",
+    "Section": "*, kind, source, text, quotes, tokens, cut, control_tokens, clipped",
     "EvalOptions": "*, num_samples, temperature, top_p, limit, teacher",
     "SolveOptions": "*, task, train, budget, repeats, compare",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "

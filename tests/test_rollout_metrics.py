@@ -81,6 +81,8 @@ def test_every_metric_by_hand() -> None:
             "teacher/from_critic+environment": 1 / 12,
             "feedback/critic_tokens": 12.0,
             "feedback/self_critique_tokens": 2.0,
+            **dict.fromkeys(("feedback/critic_empty", "feedback/critic_clipped"), 0.0),
+            **dict.fromkeys(("feedback/self_critique_empty", "feedback/self_critique_clipped"), 0.0),
             "env/share": 0.75,  # over the rows that have it
         }
     )

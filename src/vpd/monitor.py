@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vpd.feedback.critique import CRITICS
 from vpd.run_folder.files import FileSystem, rewind_lines
 from vpd.types import Group, Metrics
 
@@ -254,6 +255,11 @@ def _no_context(history: History) -> str | None:
     return "for 5 steps no failed answer had a context: the teacher has nothing to read and nothing is trained"
 
 
+def _silent_critic(history: History) -> str | None:
+    silent = [source for source in CRITICS if history[-1].get(f"feedback/{source}_empty") == 1.0]
+    return f"every critique of {' and '.join(silent)} is empty" if silent else None
+
+
 def _nothing_learned(history: History) -> str | None:
     rows = _series(history, "rows/trained")[-5:]
     learns = [name for name in ("preference", "sft", "ldd") if f"{name}/rows" in history[-1]]
@@ -379,6 +385,12 @@ RULES = (
         "no_context",
         _no_context,
         "Let the grader say why (informative feedback), or add 'sibling' or 'self_critique' to feedback.",
+    ),
+    Rule(
+        "silent_critic",
+        _silent_critic,
+        "Raise max_critique_length, which a model that thinks may use up before it answers, or change the critic's"
+        " template or model.",
     ),
     Rule(
         "nothing_learned",

@@ -198,8 +198,8 @@ class Section:
 
     ``kind`` says where it appears in the teacher's prompt, ``source`` which feedback source wrote it,
     ``quotes`` which rollout of the group (an index) its text copies, None if it copies none, and ``tokens`` how many
-    were generated to write it.  ``cut`` and ``control_tokens`` are about what its writer read: tokens cut from it, and
-    control tokens in it that became plain text.
+    were generated to write it; ``clipped``: their limit ended it.  ``cut`` and ``control_tokens`` are about what its
+    writer read: tokens cut from it, and control tokens in it that became plain text.
 
     >>> Section(kind="demonstration", source="sibling", text="Lima", quotes=3).quotes
     3
@@ -212,6 +212,7 @@ class Section:
     tokens: int = 0
     cut: int = 0
     control_tokens: int = 0
+    clipped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +261,8 @@ class Rollout:
     ``retries`` are further attempts at the same task, sampled from ``teacher_prompt`` (it is their ``prompt``) by the
     weights that sampled this one: the teacher's own samples, where the student failed.  ``teacher_logprobs`` is what a
     remote teacher said of the completion's tokens.  ``comparisons`` are a judge's with attempts of the group; each pair
-    stands at one of its two attempts.
+    stands at one of its two attempts.  ``silent`` are the sources of critiques that were asked about this attempt and
+    wrote nothing.
 
     >>> attempt = Rollout(
     ...     key=SampleKey(phase="train", step=0, task=7, sample=1),
@@ -283,6 +285,7 @@ class Rollout:
     retries: tuple["Rollout", ...] = ()
     teacher_logprobs: "TopKLogprobs | None" = None
     comparisons: tuple[Comparison, ...] = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def success(self) -> bool:

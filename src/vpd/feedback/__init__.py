@@ -31,12 +31,14 @@ _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 class Written:
     """A text that a model wrote and what it cost: ``tokens`` generated (0: unknown).
 
-    ``thinking_open``: its prompt ended in ``<think>``, so that the text begins inside the thinking.
+    ``thinking_open``: its prompt ended in ``<think>``, so that the text begins inside the thinking.  ``clipped``: the
+    limit of tokens ended it.
     """
 
     text: str
     tokens: int = 0
     thinking_open: bool = False
+    clipped: bool = False
 
 
 class Writer(Protocol):

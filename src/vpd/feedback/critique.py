@@ -4,6 +4,7 @@ The gold answer is not shown to the critic, and it writes once for each failed a
 model that is being trained (as the paper does), ``critic`` another one behind an OpenAI-compatible endpoint.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from vpd.errors import ConfigError
-from vpd.feedback import When, Writer, extend, without_thinking
-from vpd.feedback.reading import attempt_text, fit_all, task_text
+from vpd.feedback import When, Writer, Written, without_thinking
+from vpd.feedback.reading import attempt_text, check_template, fit_all, task_text
 from vpd.feedback.writers import Endpoint
 from vpd.prompts import FittedText
 from vpd.settings import Settings
-from vpd.types import Group, Message, Rollout, SampleKey, Section
+from vpd.types import Group, Message, Rollout, Section
 
-PLACEHOLDER = re.compile(r"\{(task|attempt|verdict|feedback)\}")
+CRITICS = ("self_critique", "critic")  # the sources here, by name
+FIELDS = ("task", "attempt", "verdict", "feedback")
+PLACEHOLDER = re.compile(rf"\{{({'|'.join(FIELDS)})\}}")
 TEMPLATE = """A task:
 
 {task}
@@ -58,6 +61,9 @@ class _Critique(Settings, section="feedback"):
 
     def check(self) -> None:
         super().check()
+        check_template("the critic's template", self.template, FIELDS)
+        for verdict in (self.failed_verdict, self.passed_verdict):
+            check_template("the text of {verdict}", verdict, ())
         if "{attempt}" not in self.template:
             raise ConfigError(
                 "feedback: the critic's template does not show the attempt",
@@ -82,20 +88,10 @@ class _Critique(Settings, section="feedback"):
             max_tokens=self.max_critique_length,
             temperature=self.temperature,
         )
-        sections: list[list[list[Section]]] = [[[] for _ in group.rollouts] for group in groups]
+        criticised = [list(group.rollouts) for group in groups]
         for (number, index), critique, fields in zip(chosen, written, read, strict=True):
-            text = without_thinking(critique.text, thinking_open=critique.thinking_open)
-            if text:
-                section = Section(
-                    kind="feedback",
-                    source=source,
-                    text=text,
-                    tokens=critique.tokens,
-                    cut=sum(field.cut for field in fields.values()),
-                    control_tokens=sum(field.control_tokens for field in fields.values()),
-                )
-                sections[number][index].append(section)
-        return [extend(group, more) for group, more in zip(groups, sections, strict=True)]
+            criticised[number][index] = _with_critique(criticised[number][index], critique, fields, source)
+        return [Group(rollouts=tuple(rollouts)) for rollouts in criticised]
 
     @property
     def shortest_prompt(self) -> list[Message]:
@@ -130,6 +126,23 @@ class _Critique(Settings, section="feedback"):
         return _user(PLACEHOLDER.sub(lambda found: values[found[1]], self.template))
 
 
+def _with_critique(rollout: Rollout, critique: Written, fields: Mapping[str, FittedText], source: str) -> Rollout:
+    """The rollout with what was written about it, or with the source among those that wrote nothing."""
+    text = without_thinking(critique.text, thinking_open=critique.thinking_open)
+    if not text:
+        return dataclasses.replace(rollout, silent=(*rollout.silent, source))
+    section = Section(
+        kind="feedback",
+        source=source,
+        text=text,
+        tokens=critique.tokens,
+        cut=sum(field.cut for field in fields.values()),
+        control_tokens=sum(field.control_tokens for field in fields.values()),
+        clipped=critique.clipped,
+    )
+    return dataclasses.replace(rollout, context=(*rollout.context, section))
+
+
 def _user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
@@ -151,11 +164,10 @@ class Critic(Endpoint, _Critique):
     name: Literal["critic"] = "critic"
 
     def __call__(self, groups: Sequence[Group], writer: Writer) -> list[Group]:
-        return self._extend(groups, self.endpoint_writer(), self.name)
+        return self._extend(groups, self.endpoint_writer(self.name), self.name)
 
     def contact(self) -> None:
-        """Ask for one critique of nothing, so that a wrong address is known before any answer is sampled."""
-        key = SampleKey(phase="contact", step=0, task=0, sample=0)
-        self.endpoint_writer().write(
-            [self.shortest_prompt], keys=[key], max_tokens=self.max_critique_length, temperature=self.temperature
+        """Ask for one critique of nothing."""
+        self.try_endpoint(
+            self.name, self.shortest_prompt, max_tokens=self.max_critique_length, temperature=self.temperature
         )

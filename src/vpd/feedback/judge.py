@@ -19,15 +19,16 @@ from annotated_types import Ge
 
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, extend, without_thinking
-from vpd.feedback.reading import attempt_text, fit_all, task_text
+from vpd.feedback.reading import attempt_text, check_template, fit_all, task_text
 from vpd.feedback.writers import Endpoint, ModelWriter
 from vpd.prompts import FittedText, Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.settings import IsPath
-from vpd.types import Comparison, Group, Message, Rollout, SampleKey, Section
+from vpd.types import Comparison, Group, Message, Rollout, Section
 
 Verdict: TypeAlias = Literal["first", "second", "unsure"]
-PLACEHOLDER = re.compile(r"\{(task|first|second)\}")
+FIELDS = ("task", "first", "second")
+PLACEHOLDER = re.compile(rf"\{{({'|'.join(FIELDS)})\}}")
 VERDICT = re.compile(
     r"\W*(?:(?:verdict|answer|better)\W+)?(?:the\W+)?(first|second|unsure)(?:\W+(?:attempt|one))?\W*", re.IGNORECASE
 )
@@ -76,6 +77,7 @@ class Judge(Endpoint, section="feedback"):
 
     def check(self) -> None:
         super().check()
+        check_template("the judge's template", self.template, FIELDS)
         if not {"first", "second"} <= set(PLACEHOLDER.findall(self.template)):
             raise ConfigError(
                 "feedback: the judge's template does not show both attempts",
@@ -117,9 +119,8 @@ class Judge(Endpoint, section="feedback"):
     def contact(self) -> None:
         """Load the judge's model, or ask once behind the endpoint, before any answer is sampled."""
         if self.judge == "endpoint":
-            key = SampleKey(phase="contact", step=0, task=0, sample=0)
-            self.endpoint_writer().write(
-                [self.shortest_prompt], keys=[key], max_tokens=self.max_comparison_length, temperature=self.temperature
+            self.try_endpoint(
+                self.name, self.shortest_prompt, max_tokens=self.max_comparison_length, temperature=self.temperature
             )
         elif self.judge == "model":
             self._model_writer.excess(self.shortest_prompt, self.max_comparison_length)
@@ -138,7 +139,7 @@ class Judge(Endpoint, section="feedback"):
         """What the judge says of each pair, in both orders; the first of a pair is asked about as the first first."""
         match self.judge:
             case "endpoint":
-                writer = self.endpoint_writer()
+                writer = self.endpoint_writer(self.name)
             case "model":
                 writer = self._model_writer
         orders = [order for pair in pairs for order in (pair, pair[::-1])]

@@ -1,10 +1,29 @@
 """What a model that writes feedback reads: task and attempts as text, within budgets of tokens and its window."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 
+from vpd.errors import ConfigError, nearest
 from vpd.feedback import Writer
 from vpd.prompts import FittedText
 from vpd.types import Rollout, Task
+
+#: What looks like a field of a template: a word in braces that is no argument of LaTeX (``\\boxed{x}``).
+FIELD = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\{([^\W\d]\w*)\}")
+
+
+def check_template(what: str, template: str, known: Collection[str]) -> None:
+    """Raise ConfigError where a word in braces is none of the ``known`` fields: it would be sent as it stands.
+
+    >>> check_template("the template", 'Attempt: {attempt}. Answer as {"score": 1} or {}.', ["attempt"])
+    """
+    unknown = next((name for name in FIELD.findall(template) if name and name not in known), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"feedback: {what} has no field {{{unknown}}}",
+            got=repr(template[:60]),
+            do=f"{nearest(unknown, known)} Text that is to stay in braces is written {{ {unknown} }}.",
+        )
 
 
 def task_text(task: Task) -> str:

@@ -18,6 +18,8 @@ from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import ConfigError, Interrupted, StorageError, VPDError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback, Remote
+from vpd.feedback.critique import Critic, SelfCritique
+from vpd.feedback.judge import Judge
 from vpd.learners.calls import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
@@ -92,8 +94,7 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     env = parts.env
     if config.algorithm.needs.feedback and isinstance(env, Finite):
         together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
-    if config.algorithm.needs.feedback or config.algorithm.needs.preferences:
-        on_first(ranks, "external critics", lambda: _contact(parts.feedback))
+    on_first(ranks, "critics", lambda: _check_critics(parts))
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
@@ -108,11 +109,26 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     return output
 
 
-def _contact(sources: Sequence[Feedback]) -> None:
-    """Ask every service among the sources of feedback once.  Raises FeedbackError."""
-    for source in sources:
+def _check_critics(parts: Parts) -> None:
+    """Ask every service among the sources once, and warn of models that write for nobody.  Raises FeedbackError."""
+    if unread := _unread(parts.feedback, parts.config):
+        log.warning(
+            "%s reads no feedback, and a model is asked for some at every step all the same: take %s out of feedback",
+            *(parts.config.method, " and ".join(unread)),
+        )
+    for source in parts.feedback:
         if isinstance(source, Remote):
             source.contact()
+
+
+def _unread(sources: Sequence[Feedback], config: Config) -> list[str]:
+    """The sources for which a model writes context that the method has no use for; a judge may give preferences too."""
+    needs = config.algorithm.needs
+    if needs.feedback or config.rollout.retries:
+        return []
+    judges = [source for source in sources if isinstance(source, Judge) and source.judge != "reward"]
+    unread = [judge.name for judge in judges if judge.use == "context" or not needs.preferences]
+    return unread + [source.name for source in sources if isinstance(source, (Critic, SelfCritique))]
 
 
 def _look(output: Path, config: Config) -> tuple[dict[str, str], RunState | None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from vpd.feedback.critique import CRITICS
 from vpd.quoting import feedback_quoted
 from vpd.types import Group, Metrics, Rollout
 
@@ -49,10 +50,7 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
     sources = Counter("+".join(r.teacher_prompt.sources) for r in rollouts if r.teacher_prompt)
     metrics |= {f"teacher/from_{source}": count / len(rollouts) for source, count in sorted(sources.items())}
-    written: Counter[str] = Counter()
-    for section in (section for rollout in rollouts for section in rollout.context):
-        written[section.source] += section.tokens
-    metrics |= {f"feedback/{source}_tokens": float(n) for source, n in sorted(written.items()) if n}
+    metrics |= _written_metrics(rollouts)
     metrics |= _retry_metrics(rollouts)
     metrics |= _judge_metrics(groups)
     counts = {
@@ -93,6 +91,23 @@ def _repetition(rollouts: Sequence[Rollout]) -> Metrics:
             runs = [tuple(tokens[i : i + REPEATED_RUN]) for i in range(len(tokens) - REPEATED_RUN + 1)]
             shares.append(1 - len(set(runs)) / len(runs))
     return {"completions/repetition": statistics.fmean(shares)} if shares else {}
+
+
+def _written_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """The tokens that models wrote for each source, and the shares of critiques that say nothing or are cut off."""
+    sections = [section for rollout in rollouts for section in rollout.context]
+    tokens: Counter[str] = Counter()
+    for section in sections:
+        tokens[section.source] += section.tokens
+    metrics = {f"feedback/{source}_tokens": float(n) for source, n in sorted(tokens.items()) if n}
+    for source in CRITICS:
+        clipped = [section.clipped for section in sections if section.source == source]
+        silent = sum(rollout.silent.count(source) for rollout in rollouts)
+        if clipped or silent:
+            metrics[f"feedback/{source}_empty"] = silent / (silent + len(clipped))
+        if clipped:
+            metrics[f"feedback/{source}_clipped"] = statistics.fmean(clipped)
+    return metrics
 
 
 def _retry_metrics(rollouts: Sequence[Rollout]) -> Metrics:

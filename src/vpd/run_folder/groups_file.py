@@ -76,6 +76,7 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: tuples(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
         comparisons=tuple(Comparison(**one) for one in data.get("comparisons", ())),
+        silent=tuple(data.get("silent", ())),
         teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: tuples(v) for n, v in top_k.items()}),
     )
 
