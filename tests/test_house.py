@@ -15,6 +15,7 @@ FLOORS = {
     "algorithms": 3, "feedback": 3, "rollout": 3, "overlap": 3, "learners": 2, "engines": 2,
     "envs": 1, "losses": 1, "model": 1, "policy": 1, "prompts": 1, "quoting": 1, "ranks": 1, "sandbox": 1, "bundled": 1,
     "settings": 0, "types": 0, "errors": 0, "control_tokens": 0, "tool_messages": 0, "printable": 0,
+    "scalars": 0,
 }  # fmt: skip
 SAME_FLOOR = {
     ("recipes", "config"),
@@ -33,6 +34,9 @@ SAME_FLOOR = {
     ("tool_messages", "types"),
     ("errors", "printable"),
     ("types", "printable"),
+    ("types", "scalars"),
+    ("scalars", "errors"),
+    ("scalars", "printable"),
     ("settings", "printable"),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -146,7 +146,7 @@ class Mine:
 """
 LIGHT = {
     "vpd init": "from vpd.cli import main; assert main(['init', '--yes']) == 0",
-    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--env.name', 'digits']) == 0",
+    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--model.name_or_path', 'tiny']) == 0",
     "import vpd": "import vpd; vpd.Task; vpd.Grade; vpd.per_row; vpd.VPDError; vpd.check_env",
     "import vpd.config": "import vpd.config",
     "vpd --help": "from vpd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
@@ -174,7 +174,7 @@ print('times as long', start / (time.process_time() - start))
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert float(done.stdout.split()[-1]) < 10.0  # torch alone is twenty
+    assert float(done.stdout.split()[-1]) < 15.0  # torch alone is twenty; without it 6 to 12 on a busy machine
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
