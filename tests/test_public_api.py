@@ -146,7 +146,7 @@ class Mine:
 """
 LIGHT = {
     "vpd init": "from vpd.cli import main; assert main(['init', '--yes']) == 0",
-    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--model.name_or_path', 'tiny']) == 0",
+    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml']) == 0",
     "import vpd": "import vpd; vpd.Task; vpd.Grade; vpd.per_row; vpd.VPDError; vpd.check_env",
     "import vpd.config": "import vpd.config",
     "vpd --help": "from vpd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
@@ -158,7 +158,7 @@ LIGHT = {
 @pytest.mark.parametrize("what", LIGHT)
 def test_light_commands_load_nothing_heavy_and_start_at_once(what: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(ENV)
-    (tmp_path / "trl.yaml").write_text("reward_funcs: [a.b]\ndataset_name: x.jsonl\n")
+    (tmp_path / "trl.yaml").write_text("model_name_or_path: tiny\nreward_funcs: [a.b]\ndataset_name: x.jsonl\n")
     clock = """
 import time
 start = time.process_time()
