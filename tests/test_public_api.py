@@ -146,7 +146,7 @@ class Mine:
 """
 LIGHT = {
     "vpd init": "from vpd.cli import main; assert main(['init', '--yes']) == 0",
-    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml']) == 0",
+    "vpd convert": "from vpd.cli import main; assert main(['convert', 'trl.yaml', '--env.name', 'digits']) == 0",
     "import vpd": "import vpd; vpd.Task; vpd.Grade; vpd.per_row; vpd.VPDError; vpd.check_env",
     "import vpd.config": "import vpd.config",
     "vpd --help": "from vpd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
