@@ -738,9 +738,12 @@ def test_unpaired_preferences_are_recorded_attempts(tmp_path: Path) -> None:
     assert main(["convert", str(path), "--output", str(tmp_path / "new.jsonl")]) == 0
     [task] = RecordedAnswers(path=str(tmp_path / "new.jsonl")).train_tasks()
     assert [answer.grade.success for answer in task.payload.answers] == [False, True, True]
-    path.write_text(json.dumps(UNPAIRED | {"label": None}) + "\n")
-    with pytest.raises(DataError, match=r"d\.jsonl line 1 has no label"):
-        convert_data(str(path))
+    path.write_text(json.dumps(UNPAIRED | {"success": None}) + "\n")
+    assert convert_data(str(path)).records[0]["success"] is False
+    for other in ("positive", 3, None):  # a column of another meaning
+        path.write_text(json.dumps(UNPAIRED | {"label": other, "answer": None}) + "\n")
+        (record,) = convert_data(str(path)).records
+        assert record["answer"] == "a" and record["label"] == other
 
 
 @pytest.mark.parametrize("form", DATA)

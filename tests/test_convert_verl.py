@@ -37,6 +37,20 @@ CHANGING = {
 }
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "if [ $# -lt 1 ]; then echo usage; exit 1; fi",
+        "echo Waiting for the cluster",
+        "python3 - <<'EOF'\nfor x in range(3):\n    print(x)\nEOF",
+        "echo done # if it is",
+    ],
+)
+def test_words_that_open_nothing_leave_later_variables_plain(before: str, tmp_path: Path) -> None:
+    found = of_shell(tmp_path, f"{before}\nN=4\npython3 -m verl.trainer.main_ppo data.train_batch_size=$N\n")
+    assert found["data.train_batch_size"] == 4
+
+
 @pytest.mark.parametrize("key", CHANGING)
 def test_what_changes_rewards_or_sampling_is_impossible(key: str) -> None:
     assert line(converted({key: CHANGING[key]}), key).verdict == "impossible"

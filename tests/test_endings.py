@@ -140,6 +140,22 @@ def test_an_evaluation_that_fails_is_made_when_the_run_goes_on(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_an_evaluation_that_fails_with_any_error_loses_no_training(tmp_path: Path) -> None:
+    parts = assemble(small(tmp_path / "run", save_steps=0, eval_steps=2))
+    generate, calls = parts.engine.generate, [0]
+
+    def failing(*arguments: Any, keys: Any, **options: Any) -> Any:
+        calls[0] += keys[0].phase == "eval"
+        if calls[0] == 2:  # the first was before training
+            raise RuntimeError("CUDA out of memory")
+        return generate(*arguments, keys=keys, **options)
+
+    parts.engine.generate = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_parts(parts)
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
 def without_times(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
 

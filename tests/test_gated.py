@@ -244,7 +244,6 @@ def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:
         {"gate_memory": 1.0},
         {"pseudo_groups": -1.0},
         {"updates_per_batch": 2},
-        {"denominator": "active"},
         {"policy_weight": -1.0},
         {"policy_lr_scale": 0.0},
     ],

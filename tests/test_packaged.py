@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -94,6 +95,12 @@ def test_what_lies_in_a_folder_is_not_written_over(
     assert f"{tmp_path} exists; expected a new or an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_the_current_folder_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["model", "tiny", "."]) == 2
+    assert "the model gets a folder of its own" in capsys.readouterr().err
 
 
 def test_a_seed_of_a_model_that_has_its_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -330,10 +330,19 @@ def test_a_schedule_that_more_steps_stretch_is_said(tmp_path: Path, capsys: pyte
     assert "linear spreads over all of run.max_steps" in capsys.readouterr().out
 
 
-def test_a_warm_up_that_never_ends_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = SETTINGS | {"optim__warmup_steps": 100, "run__max_steps": 1}
-    assert vpd_train(tmp_path / "run", **settings) == 0
-    assert "optim.warmup_steps 100 is beyond run.max_steps 1" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("idle", "message"),
+    [
+        ({"optim__warmup_steps": 100}, "optim.warmup_steps 100 is beyond run.max_steps 1"),
+        ({"optim__lr_scheduler_type": "constant", "optim__warmup_steps": 1}, "warmup_steps is idle"),
+        ({"algorithm__name": "sdpo", "algorithm__updates_per_batch": 5}, "updates_per_batch 5 splits a batch by whole"),
+    ],
+)
+def test_settings_without_their_effect_are_said(
+    idle: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vpd_train(tmp_path / "run", **(SETTINGS | {"run__max_steps": 1} | idle)) == 0
+    assert message in capsys.readouterr().out
 
 
 def test_a_setting_that_older_versions_took_and_did_not_use_keeps_no_run_from_going_on(tmp_path: Path) -> None:

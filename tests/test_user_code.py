@@ -40,6 +40,15 @@ def test_what_a_grader_writes_into_its_tasks_nobody_else_reads() -> None:
     assert task.messages[0]["content"] == "?" and task.payload is payload
 
 
+def test_a_grade_with_a_metric_that_is_no_number_is_at_a_line_of_the_graders_file() -> None:
+    class Wrong:
+        def grade(self, tasks: list[Task], texts: list[str]) -> list[Grade]:
+            return [Grade(reward=0.0, metrics={"a": float("nan")}) for _ in tasks]
+
+    with pytest.raises(EnvError, match=r"the grader .*test_user_code.py:\d+: a grade's metric 'a' is not a finite"):
+        grade_texts(Wrong(), [TASK], ["1"])
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def call() -> None:
         raise error

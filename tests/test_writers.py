@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from fakes import RecordingEngine, chat_completion, endpoint, model_writer, scripted_prompter, write
 
 from vpd.errors import ConfigError, FeedbackError
-from vpd.feedback import Written
+from vpd.feedback import Written, chat
 from vpd.feedback.critique import Critic
 from vpd.feedback.judge import Judge
 from vpd.feedback.writers import EndpointWriter, ModelWriter
@@ -190,6 +191,21 @@ def test_what_may_pass_is_asked_again_after_longer_and_longer_pauses(status: int
         write(EndpointWriter(url, "judge", retries=8), ["why"])
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] and len(posted) == 9
     assert "failed 9 times" in str(caught.value) and ("raise retries" in str(caught.value)) == (status == 429)
+
+
+def test_each_try_is_a_request_of_its_own(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib rewrites one that goes by a proxy: sent again, an https request would go to the proxy as http."""
+    tries: list[tuple[str, str]] = []
+
+    def post(opener: Any, request: urllib.request.Request, *, timeout: float) -> Written:
+        tries.append((request.type, request.selector))
+        request.set_proxy("127.0.0.1:1", "http")  # as urllib's ProxyHandler
+        raise chat.RefusedError(503, "busy")
+
+    monkeypatch.setattr(chat, "post", post)
+    with pytest.raises(FeedbackError, match="failed 3 times"):
+        write(EndpointWriter("https://example.invalid/v1", "judge"), ["why"])
+    assert tries == [("https", "/v1/chat/completions")] * 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
-from vpd.errors import NonFiniteError, StorageError, TrainingError, VPDError
+from vpd.errors import NonFiniteError, StorageError, TrainingError
 from vpd.learners import Learner, Update
 from vpd.learners.calls import Fault
 from vpd.learners.journal import Journal
@@ -175,25 +175,29 @@ class Loop:
         self, metrics: Metrics, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None
     ) -> None:
         """Evaluate where it is due, and tell the observers; what fails here leaves the step that was trained whole."""
-        failed = None
         if self.evaluate is not None and self._is_due(self.eval_steps):
             try:
                 metrics |= self._evaluated(self.evaluate)
-            except VPDError as error:
-                if self.ranks.world > 1:  # others may not have failed
-                    raise
-                failed, self.owes_evaluation = error, True
+            except Exception:
+                if self.ranks.world == 1:  # of several others may not have failed
+                    self.owes_evaluation = True
+                    self._report(metrics, update, groups, recorder)
+                raise
+        self._report(metrics, update, groups, recorder)
+
+    def _report(
+        self, metrics: Metrics, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None
+    ) -> None:
+        """Tell the observers; one that fails has had its step, unless it could not write what it must."""
         try:
             self._notify(metrics, groups)
             self._notify_of_tokens(update, groups, recorder)
-        except StorageError:  # what was to be written of this step is not there
+        except StorageError:
             raise
         except Exception:
             self.is_between_steps = True
             raise
         self.is_between_steps = True
-        if failed is not None:
-            raise failed
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
         """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile.

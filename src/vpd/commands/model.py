@@ -26,7 +26,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             "--seed is for tiny alone", got=options.name, do="Leave it out: the weights are the package's."
         )
-    folder: Path = options.folder
+    folder: Path = options.folder.resolve()
+    if folder == Path.cwd():
+        raise ConfigError("the model gets a folder of its own", got="the current one", do="Name a folder in it.")
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} exists", expected="a new or an empty folder", do="Choose another, or remove it.")
 

@@ -258,13 +258,6 @@ def check_together(config: Config) -> None:
             expected="an engine with weights of its own",
             do="Set engine.name to vllm (docs/vllm.md), or rollout.overlap to false.",
         )
-    updates = getattr(config.algorithm, "updates_per_batch", 1)
-    if updates > config.rollout.prompts_per_step:
-        raise ConfigError(
-            "algorithm.updates_per_batch splits a batch by whole groups, of which it has fewer",
-            got=f"{updates} updates, rollout.prompts_per_step {config.rollout.prompts_per_step}",
-            do="Lower the one or raise the other.",
-        )
     if config.model.dtype == "float64" and config.optim.mixed_precision != "no":
         raise ConfigError(
             "optim.mixed_precision computes in fewer bits than weights of 32",

@@ -294,7 +294,14 @@ def is_place(name: Any) -> bool:
 
 
 def build(kind: type[Part], data: Data, prefix: str) -> Part:
-    """One settings dataclass from plain data; unknown keys and wrong values are errors that name ``prefix.key``."""
+    """One settings dataclass from plain data; unknown keys and wrong values are errors that name ``prefix.key``.
+
+    A value in the class's ``FORMER``, which older versions wrote and did not use, is left out.
+    """
+    former = getattr(kind, "FORMER", {})
+    for key in [key for key, value in data.items() if key in former and former[key] == value]:
+        LOG.warning("%s.%s: %s never had an effect and is left out", prefix, key, data[key])
+        data = {name: value for name, value in data.items() if name != key}
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     for key in data:

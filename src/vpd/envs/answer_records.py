@@ -62,7 +62,8 @@ def check_keys(record: Mapping[str, Any], where: str) -> list[str]:
     ignored = [name for name in given if name not in READ]
     for first, second in (TASKS, ANSWERS, REWARDS):
         ignored += [second] if first in given and second in given else []
-    lacking = tuple(name for name in MISSED if name not in given and not (name in REWARDS and {*REWARDS} & {*given}))
+    decided = {*REWARDS, "success"} & {*given}
+    lacking = tuple(name for name in MISSED if name not in given and not (name in REWARDS and decided))
     for name in ignored:
         hint = _slip(str(name).strip().lower(), lacking)
         if hint:

@@ -78,7 +78,7 @@ def form_of(record: Record, where: str) -> Form:
     if "chosen" in record:
         return "preferences"
     if "completion" in record and "prompt" in record:
-        return "labelled" if "label" in record else "completions"
+        return "labelled" if isinstance(record.get("label"), int) and record["label"] in (0, 1) else "completions"
     if "prompt" in record:
         return "prompts"
     if "messages" in record or "conversations" in record:
@@ -89,7 +89,9 @@ def form_of(record: Record, where: str) -> Form:
 
 def _converted(form: Form, record: Record, where: str) -> Record:
     rest = {key: value for key, value in record.items() if key not in ("prompt", "completion", *CONVERSATIONS)}
-    if form in MAKE_ANSWERS and "answer" in record:
+    if form in MAKE_ANSWERS and rest.get("answer") is None:
+        rest.pop("answer", None)
+    elif form in MAKE_ANSWERS:
         made = MAKE_ANSWERS[form]
         raise DataError(
             f"{where} has an answer, and {made} that would become one",
@@ -107,15 +109,8 @@ def _converted(form: Form, record: Record, where: str) -> Record:
         case "completions":
             return {"prompt": record["prompt"], "answer": _last(record["completion"], where), **rest}
         case "labelled":
-            label = rest.pop("label")
-            if label not in (True, False):
-                raise DataError(f"{where} has no label", got=repr(label)[:80], expected="true or false")
-            return {
-                "prompt": record["prompt"],
-                "completion": _last(record["completion"], where),
-                "success": bool(label),
-                **rest,
-            }
+            answer, label = _last(record["completion"], where), bool(rest.pop("label"))
+            return {"prompt": record["prompt"], "completion": answer, **rest, "success": label}
         case "conversations":
             turns = _messages(record.get("messages", record.get("conversations")), where)
             return {"prompt": turns[:-1], "answer": turns[-1]["content"], **rest}
@@ -190,7 +185,7 @@ def _env(form: Form, record: Record) -> Mapping[str, Any]:
 
 
 def _math(source: str, prompt: str) -> Mapping[str, Any]:
-    """The prompt asks for its own form of answer, but for one whose frame the environment takes away."""
-    if "dapo" in source:
-        return {}
-    return {"ask": ""} | ({"answer_form": "hashes"} if "####" in prompt else {})
+    """A prompt that asks for a form of answer is not asked again; of DAPO's the environment takes the frame away."""
+    if "####" in prompt and "dapo" not in source:
+        return {"ask": "", "answer_form": "hashes"}
+    return {"ask": ""} if r"\boxed" in prompt and "dapo" not in source else {}

@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from vpd import types
+from vpd import scalars, types
 from vpd.errors import EnvError, VPDError
 
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ def errors_named(what: str, *, do: str | None = FIX) -> Iterator[None]:
         yield
     except VPDError as error:
         stack = traceback.extract_tb(error.__traceback__)
-        if not stack or stack[-1].filename != types.__file__:
+        if not stack or stack[-1].filename not in (types.__file__, scalars.__file__):
             raise
         makers = _of_user(stack)
         place = f" at {makers[-1].filename}:{makers[-1].lineno}" if makers else ""

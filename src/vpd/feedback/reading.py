@@ -8,8 +8,8 @@ from vpd.feedback import Writer
 from vpd.prompts import FittedText
 from vpd.types import Rollout, Task
 
-#: What looks like a field of a template: a word in braces that is no argument of LaTeX (``\\boxed{x}``).
-FIELD = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\{([^\W\d]\w*)\}")
+#: What looks like a field of a template: a word in braces that is no part of LaTeX (``\\boxed{x}``, ``x^{n}``).
+FIELD = re.compile(r"\\[A-Za-z]+(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}|\{([^\W\d]\w*)\}")
 
 
 def check_template(what: str, template: str, known: Collection[str]) -> None:

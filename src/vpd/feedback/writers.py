@@ -155,8 +155,9 @@ class EndpointWriter:
         return FittedText(text=shortened, length=max_tokens, cut=length - max_tokens, control_tokens=control)
 
     def _ask(self, body: bytes, stop: threading.Event) -> Written:
-        request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
         for attempt in range(self._retries + 1):
+            # one for each try: urllib changes a request that goes by a proxy, and the third would go unencrypted
+            request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
             try:
                 return chat.post(self._opener, request, timeout=self._timeout)
             except (OSError, http.client.HTTPException, ValueError) as error:

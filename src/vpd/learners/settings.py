@@ -104,12 +104,6 @@ class OptimSettings(Settings, section="optim"):
 
     def check(self) -> None:
         super().check()
-        if self.lr_scheduler_type == "constant" and self.warmup_steps:
-            raise ConfigError(
-                "optim.lr_scheduler_type constant has no warm-up",
-                got=f"optim.warmup_steps {self.warmup_steps}",
-                do="Take constant_with_warmup, or set optim.warmup_steps to 0.",
-            )
         if self.cpu_offload and self.sharding == "none":
             raise ConfigError(
                 "optim.cpu_offload is of weights in shards",

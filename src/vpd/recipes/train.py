@@ -17,9 +17,7 @@ from vpd.config import Config
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
 from vpd.errors import ConfigError, Interrupted, StorageError
 from vpd.evaluation import EvalSettings, evaluate
-from vpd.feedback import Feedback, Remote
-from vpd.feedback.critique import Critic, SelfCritique
-from vpd.feedback.judge import Judge
+from vpd.feedback import Feedback
 from vpd.learners.calls import Fault
 from vpd.learners.token_records import Recording
 from vpd.loop import Loop, Observer
@@ -34,6 +32,7 @@ from vpd.recipes.endings import StopSignals, interrupted, save_after_failure, sa
 from vpd.recipes.export import check_hub, push_run, write_card
 from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
+from vpd.recipes.run_checks import check_critics, warn_of_idle_settings
 from vpd.report.console import ConsoleProgress
 from vpd.report.rollout_metrics import rollout_metrics_for
 from vpd.report.trackers import Trackers, check_installed
@@ -94,8 +93,8 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
     env = parts.env
     if config.algorithm.needs.feedback and isinstance(env, Finite):
         together(ranks, "prompts", lambda: require_room(parts.prompter, all_train_tasks(env)))
-    on_first(ranks, "critics", lambda: _check_critics(parts))
-    _warn_of_endless_warmup(config)
+    on_first(ranks, "critics", lambda: check_critics(parts))
+    warn_of_idle_settings(config)
     recorder = Recorder(folder=output, files=files, settings=settings_of(config), contents=contents)
     with contextlib.ExitStack() as held, threads_for(parts.learner.model), StopSignals(ranks=ranks) as stop:
         past = on_first(ranks, "the run folder's lock", lambda: _entered(held, recorder, config))
@@ -108,36 +107,6 @@ def run(parts: Parts, files: FileSystem | None = None) -> Path:
         place, private = str(config.run.hub_model_id), config.run.hub_private_repo
         on_first(ranks, "the upload", lambda: push_run(output, place, private=private))
     return output
-
-
-def _warn_of_endless_warmup(config: Config) -> None:
-    steps, warmup = config.run.max_steps, config.optim.warmup_steps
-    if 0 < steps < warmup:
-        reached = config.optim.learning_rate * steps / warmup
-        text = "optim.warmup_steps %d is beyond run.max_steps %d: the learning rate ends at %.2g and not at its peak"
-        log.warning(text, warmup, steps, reached)
-
-
-def _check_critics(parts: Parts) -> None:
-    """Ask every service among the sources once, and warn of models that write for nobody.  Raises FeedbackError."""
-    if unread := _unread(parts.feedback, parts.config):
-        log.warning(
-            "%s reads no feedback, and a model is asked for some at every step all the same: take %s out of feedback",
-            *(parts.config.method, " and ".join(unread)),
-        )
-    for source in parts.feedback:
-        if isinstance(source, Remote):
-            source.contact()
-
-
-def _unread(sources: Sequence[Feedback], config: Config) -> list[str]:
-    """The sources for which a model writes context that the method has no use for; a judge may give preferences too."""
-    needs = config.algorithm.needs
-    if needs.feedback or config.rollout.retries:
-        return []
-    judges = [source for source in sources if isinstance(source, Judge) and source.judge != "reward"]
-    unread = [judge.name for judge in judges if judge.use == "context" or not needs.preferences]
-    return unread + [source.name for source in sources if isinstance(source, (Critic, SelfCritique))]
 
 
 def _look(output: Path, config: Config) -> tuple[dict[str, str], RunState | None]:

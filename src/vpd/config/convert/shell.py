@@ -4,6 +4,7 @@ A variable has the value that it was last given above.  One that is set in a bra
 a command prints, is computed: it stands as it is written, and what it is in is not read.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +19,8 @@ OVERRIDE = re.compile(r"[+~]*([A-Za-z_]\w*(?:\.\w+)+)=(.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<otherwise>[^}]*))?\}|(?P<plain>\w+))")
 ARRAY = re.compile(r"^\s*\w+\+?=\(", re.MULTILINE)
 OPENING, CLOSING = ("if", "for", "while", "until", "case", "select", "{"), ("fi", "done", "esac", "}")
+BEFORE_A_COMMAND = (";", ";;", "&", "&&", "|", "||", "then", "do", "else", "elif", "{", "(", "!", "time")
+HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 COMPUTED = "it is computed: set in a branch, or from what a command prints; give it as --section.key VALUE"
 NAMES = {"True": "true", "False": "false", "None": "null"}
 
@@ -31,11 +34,16 @@ def read_shell(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}", got=reason) from error
     found: dict[str, Any] = {}
     variables: dict[str, str | None] = {}
-    depth = 0
+    depth, heredoc = 0, None
     for line in ARRAY.sub("", text).splitlines():
-        branch = False
+        if heredoc is not None:
+            heredoc = None if line.strip() == heredoc else heredoc
+            continue
+        branch, is_command = False, True
         for word in _words(line):
-            depth = max(depth + (word in OPENING) - (word in CLOSING), 0)
+            if is_command:
+                depth = max(depth + (word in OPENING) - (word in CLOSING), 0)
+            is_command = word in BEFORE_A_COMMAND
             branch = (branch or word in ("&&", "||")) and word != ";"
             override, assignment = OVERRIDE.fullmatch(word), ASSIGNMENT.fullmatch(word)
             if override:
@@ -44,6 +52,7 @@ def read_shell(path: Path) -> dict[str, Any]:
                 found[key] = Unread(f"{found[key]} or {value}", COMPUTED) if differs else value
             elif assignment:
                 variables[assignment[1]] = _assigned(assignment, variables, certain=depth == 0 and not branch)
+        heredoc = begun[1] if (begun := HEREDOC.search(line)) else None
     return found
 
 
@@ -63,11 +72,12 @@ def _is_computed(text: str, variables: dict[str, str | None]) -> bool:
 
 def _words(line: str) -> list[str]:
     words = shlex.shlex(line, posix=True, punctuation_chars=";&|")
-    words.whitespace_split = True
+    words.whitespace_split, words.commenters = True, ""
     try:
         split = list(words)
     except ValueError:  # a quote that goes on in the next line: no override that could be read alone
         split = line.split()
+    split = list(itertools.takewhile(lambda word: not word.startswith("#"), split))
     return [word[:-1] if word.endswith(")") and word.count(")") > word.count("(") else word for word in split]
 
 

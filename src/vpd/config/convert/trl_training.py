@@ -64,7 +64,12 @@ def _batch(value: Any, f: Foreign) -> Outcome:
     each = f"{_completions(f):g} completions of {f.num_processes} process(es) at each generation"
     found = {"rollout.prompts_per_step": _prompts(f)}
     if updates(f) > 1 and f["lmbda"] is None:
-        found["algorithm.updates_per_batch"] = updates(f)
+        found["algorithm.updates_per_batch"] = min(updates(f), _prompts(f))
+        if updates(f) > _prompts(f):
+            why = (
+                f"{updates(f)} optimiser steps a batch; here it is split by whole groups, of which it has {_prompts(f)}"
+            )
+            return Outcome(verdict="impossible", why=why, settings=found)
     return Outcome(verdict="mapped", why=f"{each}, divided by num_generations", settings=found)
 
 
