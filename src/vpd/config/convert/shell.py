@@ -43,7 +43,7 @@ def read_shell(path: Path) -> dict[str, Any]:
         for word in _words(line):
             if is_command:
                 depth = max(depth + (word in OPENING) - (word in CLOSING), 0)
-            is_command = word in BEFORE_A_COMMAND
+            is_command = word in BEFORE_A_COMMAND or word.endswith("()")
             branch = (branch or word in ("&&", "||")) and word != ";"
             override, assignment = OVERRIDE.fullmatch(word), ASSIGNMENT.fullmatch(word)
             if override:

@@ -63,7 +63,9 @@ def describe_faults(
     nor is what the program made of it: the message of an error, or a result, may repeat the input.
     """
     failed = [(case, see, fault) for case, see, fault in zip(cases, shown, faults, strict=False) if fault is not None]
-    case, see, first = next((one for one in failed if one[1]), failed[0])
+    failed.sort(key=lambda one: not one[1])  # those that may be quoted come first
+    see = bool(failed) and failed[0][1]
+    first = failed[0][2] if failed else next(fault for fault in faults if fault is not None)
     if first.kind == "wrong":
         wrong = [(case, fault) for case, see, fault in failed if fault.kind == "wrong" and see][:2]
         if not wrong:
@@ -75,7 +77,7 @@ def describe_faults(
         words = {"error": first.text.partition(":")[0], "odd": "something else"}
         first = dataclasses.replace(first, text=words.get(first.kind, ""))
     parts = [_describe(first, function, limits), *map(cut, first.lines)]
-    if from_the_input and see and case.kind != "inside":
+    if from_the_input and see and (case := failed[0][0]).kind != "inside":
         parts.append(f"Input:\n{cut(case.input)}")
     return clean("\n".join(parts)), True
 
