@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
-from vpd.errors import NonFiniteError, StorageError, TrainingError
+from vpd.errors import NonFiniteError, TrainingError
 from vpd.learners import Learner, Update
 from vpd.learners.calls import Fault
 from vpd.learners.journal import Journal
@@ -104,9 +104,9 @@ class Loop:
     ``evaluate`` is called before the first step and every ``eval_steps`` (0: never), ``save`` every ``save_steps``
     (0: never) and after the last step, and at every step that is the ``best`` so far; where ``best`` has waited long
     enough, the run ends before ``max_steps``.  ``owes_evaluation``: the evaluation of ``step`` failed, and is made when
-    the run goes on.  ``recording`` says how many rows of a step are recorded token by token
-    (None: none).  ``saved_step`` is the step of the newest checkpoint, -1 without one.  ``is_between_steps``: all that
-    a checkpoint holds is that of ``step``, as long as the next step's answers are made.
+    the run goes on.  ``recording`` says how many rows of a step are recorded token by token (None: none).
+    ``saved_step`` is the step of the newest checkpoint, -1 without one.  ``is_between_steps``: all that a checkpoint
+    holds is that of ``step``, from the end of an update until the next begins.
 
     With several ``ranks`` each runs this loop; observers are called on the first, and a request to stop that reaches
     one rank stops all at the same place.
@@ -175,29 +175,17 @@ class Loop:
         self, metrics: Metrics, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None
     ) -> None:
         """Evaluate where it is due, and tell the observers; what fails here leaves the step that was trained whole."""
-        if self.evaluate is not None and self._is_due(self.eval_steps):
-            try:
-                metrics |= self._evaluated(self.evaluate)
-            except Exception:
-                if self.ranks.world == 1:  # of several others may not have failed
-                    self.owes_evaluation = True
-                    self._report(metrics, update, groups, recorder)
-                raise
-        self._report(metrics, update, groups, recorder)
-
-    def _report(
-        self, metrics: Metrics, update: Update, groups: Sequence[Group], recorder: TokenRecorder | None
-    ) -> None:
-        """Tell the observers; one that fails has had its step, unless it could not write what it must."""
+        evaluate = self.evaluate if self._is_due(self.eval_steps) else None
+        self.owes_evaluation = evaluate is not None
         try:
-            self._notify(metrics, groups)
-            self._notify_of_tokens(update, groups, recorder)
-        except StorageError:
-            raise
-        except Exception:
-            self.is_between_steps = True
-            raise
-        self.is_between_steps = True
+            if evaluate is not None:
+                metrics |= self._evaluated(evaluate)
+                self.owes_evaluation = False
+        finally:
+            if self.ranks.world == 1 or not self.owes_evaluation:  # of several ranks some may not have failed
+                self.is_between_steps = True
+                self._notify(metrics, groups)
+                self._notify_of_tokens(update, groups, recorder)
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result:
         """``work()``; raises Abandoned on all ranks where one of them was asked to stop meanwhile.

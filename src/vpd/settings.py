@@ -84,11 +84,6 @@ class Declaration:
     path: IsPath | None = None
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether the field has one value only."""
-        return len(self.choices) == 1 and not self.optional
-
-    @property
     def range(self) -> str:
         """``at least 1``, ``from 0 to 1``, ``'sum' or 'mean'``; empty where anything goes."""
         if self.choices:

@@ -225,7 +225,8 @@ def check_together(config: Config) -> None:
     if alone and needs.group:
         raise ConfigError(
             f"{config.method} compares the attempts of a group",
-            got="rollout.num_generations 1; expected at least 2",
+            got="rollout.num_generations 1",
+            expected="at least 2",
             do="Raise it, or take a method that compares none, such as vpd or sdpo.",
         )
     if needs.feedback and not config.feedback:

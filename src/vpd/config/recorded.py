@@ -8,7 +8,6 @@ from typing import Any
 
 from vpd.config.sections import CHOICES, PLAIN, known_keys, settings_class
 from vpd.run_folder import state as run_state
-from vpd.settings import declarations
 
 LOG = logging.getLogger("vpd")
 
@@ -40,19 +39,16 @@ def over(below: Any, above: Any) -> Any:
 
 
 def _known(name: str, section: Any) -> Any:
-    """A recorded section without the settings that this version does not have, or that have one value only."""
+    """A recorded section without the settings that this version does not have."""
     if not isinstance(section, Mapping) or "object" in section:
         return section
-    fixed: set[str] = set()
     if name in PLAIN:
         known = {field.name for field in dataclasses.fields(settings_class(PLAIN[name])) if field.init}
     elif name in CHOICES and section.get("name") in CHOICES[name].table:
         known = {"name", *(known_keys(name, section["name"]) or ())}
-        declared = declarations(settings_class(CHOICES[name].table[section["name"]]))
-        fixed = {key for key, one in declared.items() if one.is_fixed and key != "name"}
     else:
         return section
     gone = [key for key in section if key not in known]
     if gone:
         LOG.warning("this version has no setting %s: left out", ", ".join(f"{name}.{key}" for key in gone))
-    return {key: value for key, value in section.items() if key in known - fixed}
+    return {key: value for key, value in section.items() if key in known}

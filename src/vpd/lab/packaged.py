@@ -114,8 +114,6 @@ def whole(name: str) -> Iterator[Path]:
 
 def build(name: str, folder: Path) -> Path:
     """Convert a packaged model into ``folder``.  Takes a minute or two.  Raises ModelError."""
-    if (folder / "model.safetensors").exists():
-        raise ModelError(f"{folder} already holds a model", do="Choose another folder.")
     with whole(name) as source:
         from transformers import GgufConfig
 

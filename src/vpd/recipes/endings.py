@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-from vpd.errors import Abandoned, Interrupted, VPDError
+from vpd.errors import Abandoned, Interrupted, StorageError, VPDError
 from vpd.loop import Loop, StopRequest
 from vpd.ranks import OneProcess, Ranks
 
@@ -86,11 +86,22 @@ def save_and_stop(loop: Loop, again: str) -> None:
     raise interrupted(loop, again, saved=saved)
 
 
-def save_after_failure(loop: Loop) -> None:
-    """Save what was trained before a grader, a source, a server, an evaluation or a callback failed, and say so.
+class SavedAfterFailure(contextlib.AbstractContextManager[None]):
+    """Saves what was trained before a grader, a source, a server, an evaluation or a callback failed, and says so.
 
-    Not within an update, and not among several processes, of which some may be gone.
+    Not within an update, not among several processes, of which some may be gone, and not where what a step must leave
+    could not be written.
     """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, place: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, StorageError):
+            _save_after_failure(self._loop)
+
+
+def _save_after_failure(loop: Loop) -> None:
     if not loop.is_between_steps or loop.step == 0 or loop.saved_step == loop.step or loop.save is None:
         return
     if loop.ranks.world > 1:

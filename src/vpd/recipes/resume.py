@@ -10,7 +10,7 @@ from typing import Any
 from vpd.bundled import BUNDLED
 from vpd.config import SECTIONS, Config
 from vpd.config.passed import Passed
-from vpd.config.sections import Custom
+from vpd.config.sections import Custom, without_former
 from vpd.errors import StorageError
 from vpd.prompts.settings import with_layout
 from vpd.run_folder import checkpoint
@@ -182,12 +182,9 @@ def _with_defaults(section: Any, now: Any) -> Any:
     if own or not isinstance(section, Mapping) or section.get("name") != _name(now):
         return section
     completed: dict[str, Any] = {}
-    declared = declarations(type(now))
+    section = without_former(type(now), section)
     for field in dataclasses.fields(now):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        if field.init and declared[field.name].is_fixed:
-            completed[field.name] = default  # older versions took another value, and did not use it
-            continue
         value = section.get(field.name, None if default is dataclasses.MISSING else default)
         inner = getattr(now, field.name)
         completed[field.name] = _with_defaults(value, inner) if dataclasses.is_dataclass(inner) else value

@@ -28,7 +28,7 @@ from vpd.prompts.settings import save_settings
 from vpd.ranks import on_first, start_ranks, together
 from vpd.recipes import best_step
 from vpd.recipes.assemble import Parts, assemble
-from vpd.recipes.endings import StopSignals, interrupted, save_after_failure, save_and_stop
+from vpd.recipes.endings import SavedAfterFailure, StopSignals, interrupted, save_and_stop
 from vpd.recipes.export import check_hub, push_run, write_card
 from vpd.recipes.prompt_checks import require_room
 from vpd.recipes.resume import check_folder, contents_of, log_changes, settings_of, start_point
@@ -175,14 +175,12 @@ def _run(loop: Loop, parts: Parts, recorder: Recorder) -> None:
     again = _again(parts.config)
     try:
         if not loop.is_over:
-            _train(loop)
+            with SavedAfterFailure(loop):
+                _train(loop)
         if not loop.is_over:
             save_and_stop(loop, again)
     except KeyboardInterrupt as error:
         raise error if isinstance(error, Interrupted) else interrupted(loop, again, saved=False) from error
-    except Exception:
-        save_after_failure(loop)
-        raise
     on_first(parts.ranks, "the phase exporting", lambda: recorder.record("exporting", loop.step))
     if loop.best is not None:
         best_step.finish(loop, loop.best, parts, recorder.folder)
