@@ -1,5 +1,6 @@
 """A user's own method, feedback source, engine and environment: each from one file, through ``vpd train``."""
 
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,8 @@ from helpers import metrics_of, vpd_train
 import vpd
 from vpd.algorithms.distill import SDPOSettings
 from vpd.config import parse
+from vpd.engines.torch_engine import TorchEngine
+from vpd.envs import user_code
 
 METHOD = """
 from dataclasses import dataclass
@@ -226,6 +229,61 @@ def test_a_mistake_with_a_part_of_ones_own_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(piece in error for piece in said), error
     assert not (files / "run" / "model").exists()
+
+
+CALLED = """
+class Breaks(Constant):
+    def generate(self, prompts, **sampling):
+        return {}["no such prompt"]
+
+    def build(self, parts):
+        return Breaks()
+"""
+KEEPS = """
+class Keeping(Imitation):
+    def state(self):
+        return {"seen": {1, 2}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps(Imitate):
+    def build(self, prompter):
+        return Keeping(self.keep)
+"""
+
+
+def test_the_traceback_of_a_part_of_ones_own_ends_with_its_place(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What raises inside of vpd names nobody else."""
+    (files / "breaks.py").write_text(ENGINE + CALLED)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    line = (ENGINE + CALLED).splitlines().index('        return {}["no such prompt"]') + 1
+
+    def shown(**changes: str) -> str:
+        with pytest.raises(KeyError, match="no such") as raised:
+            vpd_train(files / "run", run__max_steps=1, **changes)
+        sys.excepthook(raised.type, raised.value, raised.tb)
+        return capsys.readouterr().err
+
+    said = shown(engine__name=f"{files}/breaks.py:Breaks")
+    assert said.endswith(
+        f"vpd: error: this was raised at {files}/breaks.py:{line}, which vpd called and is no part of it\n"
+    )
+    monkeypatch.setattr(TorchEngine, "generate", lambda *_, **__: dict[str, int]()["no such answer"])
+    monkeypatch.setattr(user_code, "OURS", "/")  # as if this file were a part of vpd
+    assert shown().endswith("KeyError: 'no such answer'\n")
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_told_of_before_the_first_step(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "keeps.py").write_text(METHOD + KEEPS)
+    name = f"{files}/keeps.py:Keeps"
+    assert vpd_train(files / "run", algorithm__name=name, run__max_steps=2, feedback="[]") == 2
+    error = capsys.readouterr().err
+    assert "the state of the method cannot be kept" in error and "set is not JSON serializable" in error
+    assert error.count("\n") == 1 and not (files / "run" / "metrics.jsonl").exists()
 
 
 SMALL = {

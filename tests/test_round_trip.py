@@ -8,7 +8,7 @@ from chat_tokenizers import FAMILIES, QWEN, THINKING, qwen
 
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
-from vpd.recipes.round_trip import check_round_trip, keeps_answers
+from vpd.recipes.round_trip import check_round_trip, keeps_answers, missing_header, warn_of_missing_header
 from vpd.types import Message, Task
 
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "one and one?"},)
@@ -34,3 +34,16 @@ def test_templates_that_change_it_are_told_of(
     with caplog.at_level(logging.WARNING, "vpd"):
         check_round_trip(prompter(qwen(template), enable_thinking=thinking), [Task(id="t", messages=ASKED)])
     assert (not caplog.text) == kept
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_templates_that_heed_add_generation_prompt_or_need_no_header(name: str) -> None:
+    assert missing_header(prompter(FAMILIES[name]()), ASKED) == ""
+
+
+def test_a_template_that_leaves_the_answers_header_out_of_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    heedless = prompter(qwen(QWEN.partition("{% if add_generation_prompt %}")[0]))
+    with caplog.at_level(logging.WARNING, "vpd"):
+        warn_of_missing_header(heedless, [Task(id="t", messages=ASKED)])
+    assert "'<|im_start|>assistant' before an answer" in caplog.text and "ignores add_generation_prompt" in caplog.text
+    assert missing_header(prompter(qwen(THINKING)), ASKED) == ""

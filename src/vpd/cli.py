@@ -48,7 +48,7 @@ STOPPED_AND_SAVED = 75
 EXIT_CODES = """\
 exit codes
   0    done
-  1    a fault of vpd: a traceback; please report it
+  1    a traceback: a fault of vpd (please report it), or of an engine or method of your own (its last line says so)
   2    a mistake or an outside fault (settings, data, grader, disk), in one line; nothing was lost
   75   stopped by Ctrl-C or SIGTERM, and a checkpoint of the last whole step is saved: run it again with
        --run.resume true
@@ -154,8 +154,13 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault of ours, with its traceback; its message may quote text from outside."""
-    sys.stderr.write(for_terminal("".join(traceback.format_exception(kind, error, trace))))
+    """A fault of ours, or of code that we called, with its traceback; its message may quote text from outside."""
+    from vpd.envs.user_code import raised_outside
+
+    lines = traceback.format_exception(kind, error, trace)
+    if place := raised_outside(error):
+        lines.append(f"vpd: error: this was raised at {place}, which vpd called and is no part of it\n")
+    sys.stderr.write(for_terminal("".join(lines)))
 
 
 @contextlib.contextmanager

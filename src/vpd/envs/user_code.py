@@ -91,6 +91,15 @@ def _of_user(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSum
     return [frame for frame in outside if not frame.filename.startswith(LIBRARIES)] or outside
 
 
+def raised_outside(error: BaseException) -> str:
+    """File and line of the innermost frame, below a call of ours, that is in no library; empty where all are."""
+    stack = traceback.extract_tb(error.__traceback__)
+    ours = [frame.filename.startswith(OURS) for frame in stack]
+    below = stack[ours.index(True) :] if True in ours else []
+    outside = [frame for frame in below if not frame.filename.startswith((OURS, "<", *LIBRARIES))]
+    return f"{outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+
+
 def defined_at(function: Any) -> str:
     """File and line where a function or method of a user is defined; empty where that is not known.
 

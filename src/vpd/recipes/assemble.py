@@ -44,7 +44,7 @@ from vpd.prompts.settings import PromptSettings, saved_settings
 from vpd.ranks import Digests, OneProcess, Ranks, agree, start_ranks, together
 from vpd.recipes.external_teacher import ExternalTeacher, LoadedTeacher, load_teacher
 from vpd.recipes.prompt_checks import answer_ends, check_prompts
-from vpd.recipes.round_trip import check_round_trip
+from vpd.recipes.round_trip import check_round_trip, warn_of_missing_header
 from vpd.rollout import LONGEST_COMPLETION, RolloutSource
 from vpd.types import Task
 
@@ -183,6 +183,7 @@ def _loaded(
         feedback=sources if needs.feedback or needs.preferences else (),
         context=needs.feedback,
     )
+    warn_of_missing_header(prompter, tasks)
     if replies:
         check_round_trip(prompter, tasks)
     fresh = isinstance(env, RecordedAndFresh) and env.share > 0

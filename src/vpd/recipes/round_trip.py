@@ -1,4 +1,4 @@
-"""Whether a chat template writes a conversation as it was sampled, turn after turn."""
+"""Whether a chat template writes a conversation as it was sampled, from the header of an answer to the next turn."""
 
 import logging
 from collections.abc import Sequence
@@ -31,7 +31,34 @@ def keeps_answers(prompter: Prompter, messages: Sequence[Message]) -> bool:
     return _text(prompter, [*messages, *more]).startswith(_text(prompter, messages) + "".join(answer.split()))
 
 
-def _text(prompter: Prompter, messages: Sequence[Message]) -> str:
-    options = {"add_generation_prompt": True, "enable_thinking": prompter.settings.enable_thinking}
-    text = prompter.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+def warn_of_missing_header(prompter: Prompter, tasks: Sequence[Task]) -> None:
+    """Log a warning where prompts end without what the template writes before every answer."""
+    header = missing_header(prompter, tasks[0].messages) if tasks else ""
+    if header:
+        LOG.warning(
+            "the chat template has %r before an answer and leaves it out of the prompt (it ignores"
+            " add_generation_prompt): the model must answer without it. Take a template that writes it there.",
+            header,
+        )
+
+
+def missing_header(prompter: Prompter, messages: Sequence[Message]) -> str:
+    """What stands before an answer in a conversation and not in the prompt, without whitespace.
+
+    Empty for a template that heeds ``add_generation_prompt``, or needs no header.
+    """
+    prompt = _text(prompter, messages)
+    answered = _text(prompter, [*messages, {"role": "assistant", "content": "an answer"}], add_generation_prompt=False)
+    if prompt != _text(prompter, messages, add_generation_prompt=False) or not answered.startswith(prompt):
+        return ""
+    return answered.removeprefix(prompt).partition("ananswer")[0]
+
+
+def _text(prompter: Prompter, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    text = prompter.tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=prompter.settings.enable_thinking,
+    )
     return "".join(str(text).split())

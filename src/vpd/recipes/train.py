@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ import torch
 
 from vpd.config import Config
 from vpd.envs import Env, Finite, all_train_tasks, held_out_tasks
-from vpd.errors import ConfigError, Interrupted, StorageError
+from vpd.errors import ConfigError, Interrupted, StorageError, TrainingError
 from vpd.evaluation import EvalSettings, evaluate
 from vpd.feedback import Feedback
 from vpd.learners.calls import Fault
@@ -142,6 +143,7 @@ def _prepared(parts: Parts, recorder: Recorder, past: RunState | None) -> Loop:
         return start_point(output, past, config.run.max_steps) if config.run.resume else None
 
     def begin() -> None:
+        _progress(loop)  # a state that cannot be kept is told of now
         recorder.record("training", loop.step)  # before anything else, so that what follows is known to be this run's
         best = -1 if loop.best is None else loop.best.step
         checkpoint.remove_old(output, loop.step, keep=config.run.save_total_limit, files=files, best=best)
@@ -225,7 +227,7 @@ def make_loop(
             output,
             loop.step,
             parts.learner,
-            loop.progress() | {"observers": _states(loop.observers)},
+            _progress(loop),
             save_rest=save_rest,
             keep=settings.save_total_limit,
             files=files or FileSystem(),
@@ -401,9 +403,20 @@ def _states_fit(start: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _states(observers: Sequence[Observer]) -> dict[str, object]:
-    states = {name: observer.state() for name, observer in _named(observers).items()}
-    return {name: state for name, state in states.items() if state}
+def _progress(loop: Loop) -> dict[str, Any]:
+    """What a checkpoint must hold besides files.  Raises TrainingError where a state is not plain JSON."""
+    states = {name: observer.state() for name, observer in _named(loop.observers).items()}
+    progress = loop.progress() | {"observers": {name: state for name, state in states.items() if state}}
+    for owner, state in {"the method": progress["algorithm"], **states}.items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TrainingError(
+                f"the state of {owner} cannot be kept in a checkpoint",
+                got=f"{type(error).__name__}: {error}",
+                expected="a dict of plain JSON from state()",
+            ) from error
+    return progress
 
 
 def _named(observers: Sequence[Observer]) -> dict[str, Observer]:
