@@ -767,7 +767,7 @@ def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> 
 
     runs: dict[tuple[str, str], dict[int, Any]] = {
         ("conventions", "imitate"): {s: fake("imitate", s, 0.5, "conventions") for s in (1, 2)},
-        ("conventions", "grpo"): {0: fake("grpo", 0, 0.5, "conventions")},  # of an older version: without samples
+        ("conventions", "grpo"): {0: fake("grpo", 0, 0.5, "conventions")},  # made without samples
     }
     kept = {"before": [sample("a | b\n<b>c</b> *d*", 0.0), sample("", 0.0)], "after": [sample("Sunny cats.", 1.0)] * 2}
     runs["conventions", "imitate"][2]["samples"] = kept

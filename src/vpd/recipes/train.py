@@ -370,7 +370,7 @@ def _resume(loop: Loop, parts: Parts, start: Path | None) -> None:
         with _states_fit(start):
             loop.resume(progress)
         together(parts.ranks, "groups of a checkpoint", lambda: _restore_groups(loop, start))
-        saved = progress.get("observers", {})
+        saved = progress["observers"]
     on_first(parts.ranks, "observers set back", lambda: _rewind(loop, saved, start))
 
 
