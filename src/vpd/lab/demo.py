@@ -21,9 +21,9 @@ from vpd.lab.processes import Advance, Call, available_cores, run_calls
 from vpd.lab.reproduce.claims import WIDE, decide
 from vpd.lab.reproduce.methods import load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job
+from vpd.lab.runs import kept_run
 from vpd.model.threads import one_thread
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import kept_run
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 from vpd.report.html import Options, write_report

@@ -21,10 +21,10 @@ from vpd.lab.reproduce.methods import METHODS, load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job, dtype_of
 from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import CONVENTIONS, PRETRAINED_BASE
+from vpd.lab.runs import kept_run
 from vpd.model.threads import threads_for
 from vpd.printable import cut
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import kept_run
 from vpd.report.console import ConsoleProgress, Terminal
 from vpd.report.curves import Curve
 from vpd.report.html import Options, write_report

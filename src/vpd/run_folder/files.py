@@ -23,6 +23,7 @@ Fill: TypeAlias = Callable[[Path], None]
 
 PARTIAL, OLD = ".vpd-partial", ".vpd-old"
 ALONE = OneProcess()
+CHOOSE = "Choose another run.output_dir."
 
 
 class FileSystem:
@@ -199,7 +200,7 @@ def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
         files.write_atomically(path, after)
 
 
-def require_writable(path: Path, do: str = "Choose another run.output_dir.") -> None:
+def require_writable(path: Path, do: str = CHOOSE) -> None:
     """Prove that a file or folder can be made there, and leave nothing behind.  Raises StorageError."""
     try:
         place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -207,6 +208,17 @@ def require_writable(path: Path, do: str = "Choose another run.output_dir.") -> 
             pass
     except OSError as error:
         raise StorageError(f"cannot write to {path}", got=error.strerror, do=do) from error
+
+
+def prepare_folder(folder: Path, do: str = CHOOSE) -> None:
+    """Make a folder and prove that it can be written.  Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0" * 65536)
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}", got=error.strerror, do=do) from error
 
 
 @contextlib.contextmanager
