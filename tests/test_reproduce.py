@@ -32,7 +32,7 @@ from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, measure
 from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
-from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
+from vpd.lab.reproduce.suite import Options, compare_methods, plan, reproduce, tune_rates
 from vpd.lab.reproduce.tune import tuning_jobs
 from vpd.lab.reproduce.warmups import warm_up
 from vpd.lab.tiny import TEMPLATE
@@ -759,6 +759,13 @@ def test_a_folder_that_cannot_be_written_says_what_to_choose(tmp_path: Path, mon
     with pytest.raises(StorageError, match=r"choose another --output_dir; the same command goes on") as error:
         run.make(job, tmp_path / "file", lambda steps: None)
     assert "run.output_dir" not in str(error.value)
+
+
+@pytest.mark.parametrize("command", [reproduce, compare_methods, tune_rates])
+def test_where_nothing_can_be_written_no_run_is_made(command: Callable[[Options], Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="Not a directory. Choose another --output_dir.$"):
+        command(Options(output=tmp_path / "file" / "out", settings=("sparse",), methods=("vpd",)))
 
 
 def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from vpd.run_folder.files import FileSystem, prepare_folder
 from vpd.run_folder.state import Recorder
 from vpd.run_folder.tables import RunFolder
 
+OTHER_OUTPUT = "Choose another --output_dir."  # what to do where the lab cannot write
+
 
 @contextlib.contextmanager
 def kept_run(parts: Parts, output: Path, observers: Sequence[Observer]) -> Iterator[Loop]:

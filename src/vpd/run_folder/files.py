@@ -24,6 +24,7 @@ Fill: TypeAlias = Callable[[Path], None]
 PARTIAL, OLD = ".vpd-partial", ".vpd-old"
 ALONE = OneProcess()
 CHOOSE = "Choose another run.output_dir."
+MEND = "Free space, mend the permissions or choose another place; --run.resume true continues a run."
 
 
 class FileSystem:
@@ -170,13 +171,11 @@ class FileSystem:
         _sync(path)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, do: str | None = None) -> None:
     """Write a text that somebody asked for, its folder too.  Raises StorageError."""
-    try:
+    with storage_errors(path, do):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror) from error
 
 
 def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
@@ -222,7 +221,7 @@ def prepare_folder(folder: Path, do: str = CHOOSE) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, do: str | None = MEND) -> Iterator[None]:
     """Turn what libraries raise where a disk is full or a folder not writable into one StorageError."""
     try:
         yield
@@ -231,7 +230,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}",
             got=" ".join(reason.split())[:200],
-            do="Free space, mend the permissions or choose another place; --run.resume true continues a run.",
+            do=do,
         ) from error
 
 
