@@ -764,7 +764,7 @@ def test_a_folder_that_cannot_be_written_says_what_to_choose(tmp_path: Path, mon
 @pytest.mark.parametrize("command", [reproduce, compare_methods, tune_rates])
 def test_where_nothing_can_be_written_no_run_is_made(command: Callable[[Options], Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Not a directory. Choose another --output_dir.$"):
+    with pytest.raises(StorageError, match=r"Not a directory\. Choose another --output_dir\.$"):
         command(Options(output=tmp_path / "file" / "out", settings=("sparse",), methods=("vpd",)))
 
 
