@@ -74,7 +74,8 @@ def test_runs_are_found_below_a_folder_and_not_inside_a_run(tmp_path: Path) -> N
     for name in ("b/vpd", "a", "a/inner"):
         Recorder(folder=tmp_path / name, files=FileSystem(), settings={}).record("done", 1)
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "config.yaml").write_text("run: {}\n")
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / "none" / name).write_text("")
     assert find_runs(tmp_path) == [tmp_path / "a", tmp_path / "b" / "vpd"]
     assert find_runs(tmp_path / "a") == [tmp_path / "a"]
 

@@ -42,6 +42,7 @@ from vpd.report.colours import METHOD_COLOURS
 from vpd.report.console import Terminal
 from vpd.run_folder.lock import LockedError, locked
 
+MORE = {"code": "x", "commit": "", "abilities": {}, "samples": {}}
 SAVED = {"model": {"dtype": "float32"}}  # of the settings, what the report reads
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
@@ -88,7 +89,7 @@ def fake(method: str, seed: int, level: float, setting: str = "sparse", steps: i
         curves["e_step/accuracy"] = [(k, 0.8) for k in range(1, steps, 5)]
         curves["e_step/student_drift_kl"] = [(k, 0.001) for k in range(1, steps, 5)]
     job = {"setting": setting, "method": method, "seed": seed, "learning_rate": 1e-3}
-    return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": SAVED, "code": "x"}
+    return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": SAVED} | MORE
 
 
 def test_measures_of_a_run() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vpd.errors import ConfigError
-from vpd.lab.reproduce.claims import Runs, standard_error
+from vpd.lab.reproduce.claims import Runs, by_method, standard_error
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, rate_of
 from vpd.lab.reproduce.plan import RUNS, make_all
 from vpd.lab.reproduce.run import BLOCK, Job, Run, dtype_of, measure
@@ -43,12 +43,8 @@ def jobs_of(
 
 def write_methods(jobs: Sequence[Job], output: Path, *, processes: int, console: Terminal) -> Path:
     """Make the runs, and write the table; returns its path."""
-    made = make_all(jobs, output / RUNS, processes=processes, console=console)
-    runs: dict[tuple[str, str], dict[int, Run]] = {}
-    for job, run in made.items():
-        runs.setdefault((job.setting, job.method), {})[job.seed] = run
+    text = markdown(by_method(make_all(jobs, output / RUNS, processes=processes, console=console)))
     path = output / FILE
-    text = markdown(runs)
     write_text(path, text, OTHER_OUTPUT)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Written: {path}", highlight=False)

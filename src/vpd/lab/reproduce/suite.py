@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.table import Table
 
 from vpd.errors import ConfigError, nearest
-from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
+from vpd.lab.reproduce.claims import Claim, Finding, Suite, by_method, difference_text, judge
 from vpd.lab.reproduce.method_table import jobs_of, write_methods
 from vpd.lab.reproduce.methods import RATES, find_method, has_own_rate, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
 from vpd.lab.reproduce.plan import RUNS, make_all
 from vpd.lab.reproduce.report import STYLES, write_report
-from vpd.lab.reproduce.run import Job, Run, dtype_of
+from vpd.lab.reproduce.run import Job, dtype_of
 from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
@@ -90,10 +90,7 @@ def reproduce(options: Options, console: Terminal | None = None) -> list[Finding
     claims = options.claims()
     jobs = plan(claims, options, load_rates(options.rates))
     prepare_folder(options.output / RUNS, OTHER_OUTPUT)
-    made = make_all(jobs, options.output / RUNS, processes=options.jobs, console=console)
-    runs: dict[tuple[str, str], dict[int, Run]] = {}
-    for job, run in sorted(made.items()):
-        runs.setdefault((job.setting, job.method), {})[job.seed] = run
+    runs = by_method(make_all(jobs, options.output / RUNS, processes=options.jobs, console=console))
     findings = [judge(claim, runs) for claim in claims]
     console.print(table(findings))
     for path in write_report(findings, runs, options.output, rates=options.rates):
