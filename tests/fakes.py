@@ -25,7 +25,7 @@ from vpd.policy import FixedPolicy
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
 from vpd.recipes.assemble import Parts
-from vpd.recipes.train import make_loop
+from vpd.recipes.loops import make_loop
 from vpd.rollout import RolloutSettings, RolloutSource, Sampling
 from vpd.types import Completion, Grade, Group, Message, Metrics, Rollout, SampleKey, Section, Task, Tokens
 

@@ -32,6 +32,8 @@ from vpd.feedback import extend
 from vpd.learners.settings import OptimSettings
 from vpd.model.settings import ModelSettings
 from vpd.recipes.assemble import load_model
+from vpd.run_folder.files import FileSystem
+from vpd.run_folder.state import Recorder
 from vpd.types import Comparison, Completion, Group
 
 TASKS = [{"prompt": f"apply rule A to {n} 2 3", "answer": f"3 2 {n}"} for n in range(6)]
@@ -699,8 +701,8 @@ def test_a_run_gives_tables_the_best_step_and_the_model() -> None:
 
 
 def write_run(folder: Path, lines: list[dict[str, Any]], run: dict[str, Any] | None = None) -> vpd.Run:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"run": run or {}, "algorithm": {"name": "<b>vpd</b>"}}))
+    settings = {"run": run or {}, "algorithm": {"name": "<b>vpd</b>"}}
+    Recorder(folder=folder, files=FileSystem(), settings=settings).record("done", len(lines))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return vpd.Run(folder)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, only their own folders, and those of older versions."""
+"""Checkpoints: whole or passed over, and only their own folders."""
 
 import json
 import os
@@ -11,22 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from helpers import metrics_of, tiny_learner, tiny_model
-from safetensors.torch import load_file
+from helpers import tiny_learner, tiny_model
 
 from vpd.api.arguments import read_arguments
 from vpd.bundled import sha256
 from vpd.config import load
 from vpd.errors import StorageError
-from vpd.prompts.settings import PromptSettings
-from vpd.recipes.assemble import assemble
-from vpd.recipes.train import train
+from vpd.recipes.resume import settings_of
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
 from vpd.run_folder.files import FileSystem
-
-OLD = Path(__file__).parent / "fixtures" / "old-runs"
 
 
 def save(folder: Path, step: int, *, keep: int | None = None, tokenizer: str | None = None) -> Path:
@@ -38,7 +32,7 @@ def save(folder: Path, step: int, *, keep: int | None = None, tokenizer: str | N
         folder,
         step,
         tiny_learner(tiny_model(step)),
-        {"algorithm": {}},
+        {"algorithm": {}, "observers": {}},
         save_rest=save_tokenizer,
         keep=keep,
         files=FileSystem(),
@@ -137,7 +131,7 @@ def test_a_pickle_that_would_run_is_passed_over_though_its_hash_fits(tmp_path: P
     data = json.loads((bad / "trainer.json").read_text())
     data["files"]["state.pt"] = [(bad / "state.pt").stat().st_size, sha256(bad / "state.pt")]
     del data["sha256"]
-    (bad / "trainer.json").write_text(json.dumps(data))
+    (bad / "trainer.json").write_text(json.dumps(data | {"sha256": checkpoint._digest(data)}))
     found, faults = checkpoint.newest_good(tmp_path)
     assert found == good and faults[0].startswith("checkpoint-4: state.pt is no file of tensors (")
     assert "\n" not in faults[0] and not (tmp_path / "mark").exists()
@@ -229,41 +223,10 @@ def test_there_is_a_whole_folder_at_every_moment_of_replacing_one(tmp_path: Path
         assert texts == {"old" if at < 3 else "new"} and len(list(target.iterdir())) == 2, at
 
 
-@pytest.mark.parametrize("method", ["vpd", "sdpo", "grpo"])
-def test_a_run_of_an_older_version_goes_on(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written before ``run.json``, observers' states and today's names of the modules."""
-    shutil.copytree(OLD / "base", tmp_path / "base")
-    shutil.copytree(OLD / method, tmp_path / f"old-{method}")
-    monkeypatch.chdir(tmp_path)
-    old = Path(f"old-{method}")
-    config = load(str(old / "config.yaml"))
-    assert config.algorithm.name == method and config.as_dict()["run"]["output_dir"] == str(old)
-    learner = assemble(config).learner
-    progress = checkpoint.load(old / "checkpoint-2", learner)
-    assert progress["step"] == 2 and progress["cursor"] == 4
-    saved = load_file(old / "checkpoint-2" / "model.safetensors")
-    live = learner.model.state_dict()
-    assert saved and all(torch.equal(value, live[name]) for name, value in saved.items())
-    first = metrics_of(old)
-    train(load(str(old / "config.yaml"), ["--run.max_steps", "4", "--run.resume", "true"]))
-    assert metrics_of(old)[:2] == first and [line["step"] for line in metrics_of(old)] == [1, 2, 3, 4]
-    state = run_state.read(old)
-    assert state is not None and (state.phase, state.step) == ("done", 4)
-    assert state.settings["algorithm"]["name"] == method
-    assert "observers" in json.loads((old / "checkpoint-4" / "trainer.json").read_text())
-
-
-def test_a_run_of_an_older_version_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(OLD / "base", tmp_path / "base")
-    shutil.copytree(OLD / "sdpo", tmp_path / "old-sdpo")
-    monkeypatch.chdir(tmp_path)
-    changes = ["--run.resume", "true", "--run.max_steps", "4", "--run.seed", "3", "--prompts.closing", "Go."]
-    with pytest.raises(StorageError, match=r'prompts.closing "" -> "Go\."; run.seed 0 -> 3'):
-        train(load("old-sdpo/config.yaml", changes))
-
-
-def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
-    run = {"output_dir": str(OLD / "vpd"), "resume": True}
+def test_a_run_goes_on_with_its_own_method_whatever_the_default_is(tmp_path: Path) -> None:
+    settings = settings_of(load(None, ["--algorithm.name", "vpd"]))
+    run_state.Recorder(folder=tmp_path, files=FileSystem(), settings=settings).record("training", 1)
+    run = {"output_dir": str(tmp_path), "resume": True}
     changes = ["--run.resume", "true", "--run.output_dir", run["output_dir"], "--algorithm.e_every", "3"]
     from_a_terminal = load(None, [str(word) for word in changes])
     more = {"run": run}
@@ -274,24 +237,15 @@ def test_a_run_goes_on_with_its_own_method_whatever_the_default_is() -> None:
         assert config.as_dict()["algorithm"]["e_every"] == 3
 
 
-def test_a_run_that_recorded_no_layout_goes_on_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lines around the feedback are the usual ones, which say nothing else about its layout."""
-    shutil.copytree(OLD / "base", tmp_path / "base")
-    old = shutil.copytree(OLD / "sdpo", tmp_path / "old-sdpo")
-    monkeypatch.chdir(tmp_path)
-    recorded = yaml.safe_load((old / "config.yaml").read_text())
-    usual = PromptSettings()
-    recorded["prompts"] |= {"feedback_header": usual.feedback_header, "closing": usual.closing}
-    (old / "config.yaml").write_text(yaml.safe_dump(recorded))
-    train(load("old-sdpo/config.yaml", ["--run.resume", "true", "--run.max_steps", "3"]))
-    assert yaml.safe_load((old / "config.yaml").read_text())["prompts"]["layout"] == "block"
-    state = run_state.read(old)
-    assert state is not None and state.settings["prompts"]["layout"] == "block"
-
-
 def of_step(folder: Path, step: int) -> None:
     listed = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps(listed | {"step": step}))
+
+
+def without_checksum(folder: Path) -> None:
+    listed = json.loads((folder / "trainer.json").read_text())
+    del listed["sha256"]
+    (folder / "trainer.json").write_text(json.dumps(listed))
 
 
 def unlisted(folder: Path, name: str) -> None:
@@ -304,6 +258,7 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
     "incomplete (no trainer.json)": lambda folder: (folder / "trainer.json").unlink(),
     "incomplete (KeyError: 'step')": lambda folder: (folder / "trainer.json").write_text("{}"),
     "trainer.json is of step 5": lambda folder: of_step(folder, 5),
+    "trainer.json has changed": without_checksum,
     "trainer.json lists no state.pt": lambda folder: unlisted(folder, "state.pt"),
     "state.pt is missing": lambda folder: (folder / "state.pt").unlink(),
     "config.json has the wrong size": lambda folder: (folder / "config.json").write_text("{}"),

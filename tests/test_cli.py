@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,6 +265,14 @@ def test_where_numbers_go_is_checked_first_and_they_are_finite(
     for path in (tmp_path, tmp_path / "file" / "x.json"):
         assert main(["eval", "--output", str(path)]) == 2
         assert f"--output {path} cannot be written" in capsys.readouterr().err
+    running = Path(shutil.copy(shutil.which("sleep") or "", tmp_path))
+    process = subprocess.Popen([running, "60"])  # a file that permissions allow to write and the system does not
+    try:
+        assert main(["eval", "--output", str(running)]) == 2
+        assert f"--output {running} cannot be written; got Text file busy" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
     output = tmp_path / "new" / "folder" / "x.json"
     words = ["--limit", "1", "--num_samples", "1", "--teacher", "--output", str(output)]
     assert main(["eval", *words]) == 0

@@ -315,15 +315,6 @@ def test_mixed_precision_of_float64_weights_is_refused() -> None:
         load(None, ["--model.dtype", "float64", "--optim.mixed_precision", "bf16"])
 
 
-def test_a_value_that_older_versions_wrote_and_did_not_use_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The config.yaml of every older run of the gated method holds ``denominator: active``, which it never used."""
-    (tmp_path / "run.yaml").write_text("algorithm: {name: gated, denominator: active}\n")
-    assert load(str(tmp_path / "run.yaml")).algorithm.denominator == "all"  # type: ignore[union-attr]
-    assert "algorithm.denominator: active never had an effect and is left out" in caplog.text
-
-
 def test_a_name_is_a_text() -> None:
     for data in ({"algorithm": {"name": ["vpd"]}}, {"env": {"name": {}}}, {"engine": {"name": None}}):
         with pytest.raises(ConfigError, match="name is no text"):

@@ -24,7 +24,9 @@ from vpd.cli import main
 from vpd.errors import StorageError
 from vpd.recipes.export import UPLOAD_ERRORS, push_run
 from vpd.report.model_card import model_card, source_commit
+from vpd.run_folder.files import FileSystem
 from vpd.run_folder.reading import read_run
+from vpd.run_folder.state import Recorder
 
 STEPS = {"run__max_steps": 2, "run__save_steps": 1, "run__eval_steps": 2}
 
@@ -145,6 +147,10 @@ def test_a_card_says_method_data_settings_results_and_commit(runs: Path) -> None
     assert str(runs) not in text
 
 
+def record(folder: Path, settings: dict[str, Any]) -> None:
+    Recorder(folder=folder, files=FileSystem(), settings=settings).record("done", 1)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "line"),
     [
@@ -154,22 +160,19 @@ def test_a_card_says_method_data_settings_results_and_commit(runs: Path) -> None
     ],
 )
 def test_a_card_names_the_paper_of_its_method(algorithm: dict[str, Any], line: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"algorithm": algorithm}))
+    record(tmp_path, {"algorithm": algorithm})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
     assert f"\n\n{line}" in model_card(read_run(tmp_path))
 
 
 def test_a_card_names_no_folder_and_breaks_out_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "model": {"name_or_path": "Qwen/Qwen3-0.6B"},
-                "env": {"name": "math", "path": "/home/someone/secret/train.jsonl"},
-                "feedback": [{"name": "environment"}, {"object": "`x`\n# y"}],
-                "algorithm": {"name": "grpo"},
-            }
-        )
-    )
+    settings = {
+        "model": {"name_or_path": "Qwen/Qwen3-0.6B"},
+        "env": {"name": "math", "path": "/home/someone/secret/train.jsonl"},
+        "feedback": [{"name": "environment"}, {"object": "`x`\n# y"}],
+        "algorithm": {"name": "grpo"},
+    }
+    record(tmp_path, settings)
     text = model_card(read_run(tmp_path), commit="abc")
     assert "someone" not in text and "Tasks: `train.jsonl`" in text and "base_model: Qwen/Qwen3-0.6B" in text
     assert "\n# y" not in text and "None were measured." in text and "commit abc" in text

@@ -524,7 +524,7 @@ def test_a_run_that_no_template_can_prompt_ends_before_it_begins(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_settings_of_an_older_base_still_load(tmp_path: Path) -> None:
+def test_what_a_base_does_not_say_of_its_prompts_is_at_its_default() -> None:
     old = dataclasses.asdict(PromptSettings())
     for name in ("max_reply_length", "control_tokens_in_tasks"):
         del old[name]

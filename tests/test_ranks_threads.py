@@ -290,7 +290,7 @@ def test_a_checkpoint_holds_what_every_rank_wrote_and_its_hashes(tmp_path: Path)
             tmp_path,
             7,
             Part(ranks.rank),  # type: ignore[arg-type]
-            {"algorithm": {}},
+            {"algorithm": {}, "observers": {}},
             save_rest=lambda folder: written.append([path.name for path in folder.iterdir()]),
             keep=None,
             files=FileSystem(),

@@ -9,23 +9,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import vpd_train
 
 from vpd.errors import StorageError
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.reading import find_runs, holds_run, read_rollouts, read_run, read_tokens, rollout_steps
 from vpd.run_folder.state import Recorder
 
-OLD = Path(__file__).parent / "fixtures" / "old-runs"
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert vpd_train(folder, run__max_steps=2, algorithm__name="vpd") == 0
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return shutil.copytree(OLD / "vpd", tmp_path / "run")
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_settings_metrics_and_rollouts_of_a_run(folder: Path) -> None:
     run = read_run(folder)
-    assert run.settings["algorithm"]["name"] == "vpd" and run.phase == "training"
+    assert run.settings["algorithm"]["name"] == "vpd" and run.phase == "done"
     assert [line["step"] for line in run.metrics] == sorted(line["step"] for line in run.metrics)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert run.series("reward") == [(line["step"], line["reward"]) for line in lines]
@@ -35,7 +41,7 @@ def test_settings_metrics_and_rollouts_of_a_run(folder: Path) -> None:
     table = read_rollouts(folder)
     assert table.num_rows == sum(read_rollouts(folder, [step]).num_rows for step in steps) > 0
     assert read_rollouts(folder, steps, ["reward", "no such column"]).column_names == ["reward"]
-    assert read_tokens(folder).num_rows == 0
+    assert read_tokens(folder).num_rows > 0 == read_tokens(folder, []).num_rows
 
 
 def test_what_is_being_written_or_damaged_is_left_out_with_a_warning(
@@ -65,9 +71,11 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 
 def test_runs_are_found_below_a_folder_and_not_inside_a_run(tmp_path: Path) -> None:
-    shutil.copytree(OLD / "vpd", tmp_path / "b" / "vpd")
-    shutil.copytree(OLD / "grpo", tmp_path / "a")
-    shutil.copytree(OLD / "sdpo", tmp_path / "a" / "inner")
+    for name in ("b/vpd", "a", "a/inner"):
+        Recorder(folder=tmp_path / name, files=FileSystem(), settings={}).record("done", 1)
+    (tmp_path / "none").mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / "none" / name).write_text("")
     assert find_runs(tmp_path) == [tmp_path / "a", tmp_path / "b" / "vpd"]
     assert find_runs(tmp_path / "a") == [tmp_path / "a"]
 

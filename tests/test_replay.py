@@ -15,8 +15,9 @@ from vpd.config import load
 from vpd.errors import NonFiniteError, StorageError
 from vpd.learners.nonfinite import Trace, weights_not_finite
 from vpd.recipes.assemble import Parts, assemble, load_model
+from vpd.recipes.loops import make_loop
 from vpd.recipes.replay import replay
-from vpd.recipes.train import make_loop, run
+from vpd.recipes.train import run
 from vpd.run_folder import faults
 
 TWO = {"run.max_steps": 2, "run.save_steps": 0}

@@ -32,7 +32,7 @@ from vpd.lab.reproduce.report import write_report
 from vpd.lab.reproduce.run import Job, measure
 from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import DIGITS, PRETRAINED, SETTINGS, TINY
-from vpd.lab.reproduce.suite import Options, plan, reproduce, tune_rates
+from vpd.lab.reproduce.suite import Options, compare_methods, plan, reproduce, tune_rates
 from vpd.lab.reproduce.tune import tuning_jobs
 from vpd.lab.reproduce.warmups import warm_up
 from vpd.lab.tiny import TEMPLATE
@@ -42,6 +42,7 @@ from vpd.report.colours import METHOD_COLOURS
 from vpd.report.console import Terminal
 from vpd.run_folder.lock import LockedError, locked
 
+MORE = {"code": "x", "commit": "", "abilities": {}, "samples": {}}
 SAVED = {"model": {"dtype": "float32"}}  # of the settings, what the report reads
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
@@ -88,7 +89,7 @@ def fake(method: str, seed: int, level: float, setting: str = "sparse", steps: i
         curves["e_step/accuracy"] = [(k, 0.8) for k in range(1, steps, 5)]
         curves["e_step/student_drift_kl"] = [(k, 0.001) for k in range(1, steps, 5)]
     job = {"setting": setting, "method": method, "seed": seed, "learning_rate": 1e-3}
-    return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": SAVED, "code": "x"}
+    return {"job": job, "curves": curves, "cpu_seconds": 5.0, "seconds": 6.0, "settings": SAVED} | MORE
 
 
 def test_measures_of_a_run() -> None:
@@ -761,13 +762,20 @@ def test_a_folder_that_cannot_be_written_says_what_to_choose(tmp_path: Path, mon
     assert "run.output_dir" not in str(error.value)
 
 
+@pytest.mark.parametrize("command", [reproduce, compare_methods, tune_rates])
+def test_where_nothing_can_be_written_no_run_is_made(command: Callable[[Options], Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"Not a directory\. Choose another --output_dir\.$"):
+        command(Options(output=tmp_path / "file" / "out", settings=("sparse",), methods=("vpd",)))
+
+
 def test_samples_are_shown_with_what_they_hold_as_plain_text(tmp_path: Path) -> None:
     def sample(answer: str, reward: float) -> dict[str, Any]:
         return {"task": "About cats.", "answer": answer, "reward": reward, "feedback": None}
 
     runs: dict[tuple[str, str], dict[int, Any]] = {
         ("conventions", "imitate"): {s: fake("imitate", s, 0.5, "conventions") for s in (1, 2)},
-        ("conventions", "grpo"): {0: fake("grpo", 0, 0.5, "conventions")},  # of an older version: without samples
+        ("conventions", "grpo"): {0: fake("grpo", 0, 0.5, "conventions")},  # made without samples
     }
     kept = {"before": [sample("a | b\n<b>c</b> *d*", 0.0), sample("", 0.0)], "after": [sample("Sunny cats.", 1.0)] * 2}
     runs["conventions", "imitate"][2]["samples"] = kept

@@ -33,10 +33,11 @@ from vpd.run_folder import state as run_state
 from vpd.run_folder.contents import WHOLE, content_hash
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.lock import is_locked, locked
+from vpd.run_folder.reading import read_run
 from vpd.run_folder.tables import RunFolder
 from vpd.types import Grade, Task
 
-BASE = Path(__file__).parent / "fixtures" / "old-runs" / "base"
+BASE = Path(__file__).parent / "fixtures" / "base"
 
 
 def small(folder: Path, *, lora: bool = False, **run: object) -> Config:
@@ -309,6 +310,36 @@ def test_a_damaged_run_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         assert "run.json is damaged" in refusal(capsys)
 
 
+def test_without_its_damaged_run_json_a_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command of the error."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert vpd_train(whole, **(SETTINGS | {"run__max_steps": 4})) == 0
+    assert vpd_train(run, **SETTINGS) == 0
+    (run / "run.json").write_text("{")
+    assert vpd_train(run, **SETTINGS, run__resume="true") == 2
+    command = refusal(capsys).split("remove it and run: vpd ")[1].strip()
+    (run / "run.json").unlink()
+    assert main([*command.split(), "--run.max_steps", "4"]) == 0
+    assert f"{run} has no run.json: its settings are not compared with these" in capsys.readouterr().out
+    assert metrics_of(run) == metrics_of(whole)
+    assert read_run(run).phase == "done"
+
+
+def test_a_finished_run_that_has_lost_run_json_and_has_no_checkpoint_is_not_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", SETTINGS | {"run__save_steps": 0}
+    assert vpd_train(run, **settings) == 0
+    (run / "run.json").unlink()
+    before = content_of(run)
+    capsys.readouterr()
+    assert vpd_train(run, **settings, run__resume="true") == 2
+    assert "is finished and has no checkpoint to continue from" in refusal(capsys)
+    assert content_of(run) == before
+
+
 def test_a_new_setting_of_a_later_version_is_at_its_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vpd_train(tmp_path / "run", **SETTINGS) == 0
     state = run_state.read(tmp_path / "run")
@@ -343,20 +374,6 @@ def test_settings_without_their_effect_are_said(
 ) -> None:
     assert vpd_train(tmp_path / "run", **(SETTINGS | {"run__max_steps": 1} | idle)) == 0
     assert message in capsys.readouterr().out
-
-
-def test_a_setting_that_older_versions_took_and_did_not_use_keeps_no_run_from_going_on(tmp_path: Path) -> None:
-    """``algorithm.denominator: active`` of the gated method stands in the run.json of older runs."""
-    run = tmp_path / "run"
-    assert vpd_train(run, run__max_steps=1, run__save_steps=1) == 0
-    state = json.loads((run / "run.json").read_text())
-    assert state["settings"]["algorithm"]["denominator"] == "all"
-    state["settings"]["algorithm"]["denominator"] = "active"
-    state["settings_hash"] = run_state._hash(state["settings"])
-    (run / "run.json").write_text(json.dumps(state))
-    words = ["--run.resume", "true", "--run.output_dir", str(run), "--run.max_steps", "2"]
-    assert main(["train", *words]) == 0
-    assert vpd_train(run, run__max_steps=3, run__save_steps=1, run__resume="true") == 0
 
 
 def test_killed_before_the_model_was_written_resume_writes_it(

@@ -1,4 +1,4 @@
-"""The learning rate of each iteration: a warm-up begins above 0, and older checkpoints go on by today's schedule."""
+"""The learning rate of each iteration: a warm-up begins above 0, a longer schedule goes on where it is."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from helpers import metrics_of, tiny_learner, tiny_model, vpd_train
 from safetensors.torch import load_file
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
 
 from vpd.bundled import load_bundled
 from vpd.errors import ConfigError
@@ -62,20 +61,19 @@ def test_a_warm_up_moves_the_weights_in_the_first_iteration_in_both_steps(tmp_pa
     assert max(float((after[name] - before[name]).abs().max()) for name in after if name in before) > 1e-5
 
 
-@pytest.mark.parametrize("iteration", [1, 2, 5])
-def test_a_checkpoint_of_an_older_version_goes_on_at_todays_rate(iteration: int) -> None:
-    """It holds the rate of transformers' own schedule, one iteration behind, in the optimiser's state too."""
-    old_optimizer = optimizer()
-    old = get_scheduler("linear", old_optimizer, num_warmup_steps=3, num_training_steps=8)
-    today = rates(make_schedule("linear", optimizer(), warmup_steps=3, total_iterations=8), 8)
+@pytest.mark.parametrize("iteration", [1, 2, 5, 8])
+def test_a_run_that_goes_on_for_longer_is_at_the_rate_of_its_new_schedule_at_once(iteration: int) -> None:
+    """The state holds the rate of the schedule that ended earlier, and the optimiser's too."""
+    before, continued = optimizer(), optimizer()
+    shorter = make_schedule("linear", before, warmup_steps=1, total_iterations=8)
+    longer = rates(make_schedule("linear", optimizer(), warmup_steps=1, total_iterations=16), 16)
     for _ in range(iteration):
-        advance(old)
-    assert old_optimizer.param_groups[0]["lr"] != pytest.approx(today[iteration])
-    continued = optimizer()
-    schedule = make_schedule("linear", continued, warmup_steps=3, total_iterations=8)
-    continued.load_state_dict(old_optimizer.state_dict())
-    restore(schedule, old.state_dict())
-    assert rates(schedule, 8 - iteration) == pytest.approx(today[iteration:])
+        advance(shorter)
+    assert before.param_groups[0]["lr"] == pytest.approx(0.0625 * (8 - iteration)) != longer[iteration]
+    schedule = make_schedule("linear", continued, warmup_steps=1, total_iterations=16)
+    continued.load_state_dict(before.state_dict())
+    restore(schedule, shorter.state_dict())
+    assert rates(schedule, 16 - iteration) == pytest.approx(longer[iteration:])
 
 
 def test_a_learner_continues_at_its_rate() -> None:

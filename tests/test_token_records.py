@@ -19,7 +19,7 @@ from vpd.config import load
 from vpd.learners.journal import Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder, choose
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import make_loop
+from vpd.recipes.loops import make_loop
 from vpd.run_folder.reading import read_rollouts, read_tokens
 from vpd.run_folder.token_tables import token_table, token_texts
 from vpd.types import Group, attempts_and_retries

@@ -8,7 +8,7 @@ from helpers import SMALL
 
 from vpd.config import load
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import make_loop
+from vpd.recipes.loops import make_loop
 from vpd.types import Group
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers import vpd_train
 from torture import damage
 from torture.compare import differences, left_by, raw
 from torture.faults import KINDS, REFUSED, Trial, deck
@@ -16,7 +17,7 @@ from torture.runs import KEPT, VARIANTS, Ended, make_workplace, settings_of, use
 
 from vpd.config import parse
 
-OLD = Path(__file__).parent / "fixtures" / "old-runs"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def ended(code: int | None, err: str = "", left: int = 0) -> Ended:
@@ -24,7 +25,7 @@ def ended(code: int | None, err: str = "", left: int = 0) -> Ended:
 
 
 def trial(tmp_path: Path) -> Trial:
-    reference = Reference(OLD, "grpo", points=(), points_resumed=(), first_kill=0, seconds=1.0)
+    reference = Reference(FIXTURES, "grpo", points=(), points_resumed=(), first_kill=0, seconds=1.0)
     return Trial(reference, tmp_path / "work", random.Random(0), mounts=False)
 
 
@@ -88,10 +89,10 @@ def test_an_action_strikes_once_at_its_point(tmp_path: Path) -> None:
 
 def test_a_difference_in_any_file_is_seen(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    shutil.copytree(OLD / "vpd", one)
+    assert vpd_train(one, run__max_steps=1, run__save_steps=1) == 0
     shutil.copytree(one, other)
     assert not differences(left_by(one), left_by(other)) and raw(one) == raw(other)
-    for path in sorted(path for path in other.rglob("*") if path.is_file()):
+    for path in sorted(path for path in other.rglob("*") if path.is_file() and path.name != ".lock"):
         name, before = str(path.relative_to(other)), path.read_bytes()
         path.write_bytes(before[:-9])
         assert [line.split()[0] for line in differences(left_by(one), left_by(other))] == [name]

@@ -30,7 +30,8 @@ from vpd.model import lora
 from vpd.model.settings import LoraSettings
 from vpd.ranks import launched
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import make_loop, train
+from vpd.recipes.loops import make_loop
+from vpd.recipes.train import train
 from vpd.types import Group, Metrics
 
 FOLDER, NAME, PART, *SHARDINGS = sys.argv[1:]

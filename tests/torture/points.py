@@ -29,7 +29,7 @@ PLACES: tuple[tuple[str | None, str | None, str], ...] = (
     ("between E and M", None, "vpd.algorithms.distill:Distill.distil"),
     ("optimiser step", "optimiser step", "torch.optim:AdamW.step"),
     ("end of an iteration", "end of an iteration", "vpd.learners.accelerate_learner:AccelerateLearner.end_iteration"),
-    ("evaluation", "evaluation", "vpd.recipes.train:evaluation_metrics"),
+    ("evaluation", "evaluation", "vpd.recipes.loops:evaluation_metrics"),
     ("checkpoint written", "checkpoint written", "vpd.learners.accelerate_learner:AccelerateLearner.save"),
     ("checkpoint written", None, "torch:save"),
     ("checkpoint loaded", "checkpoint loaded", "vpd.learners.accelerate_learner:AccelerateLearner.load"),

@@ -29,7 +29,7 @@ from torture.points import Point, Watch
 
 TESTS = Path(__file__).resolve().parent.parent
 WORKPLACE = Path(__file__).resolve().parent / "workplace"
-BASE = TESTS / "fixtures" / "old-runs" / "base"
+BASE = TESTS / "fixtures" / "base"
 LORA = {"r": 2, "target_modules": "all-linear"}
 WORDS = {"env": {"name": "./grader.py:Words"}, "rollout": {"max_turns": 2}}
 #: half of the variants bound their grader's time, so that it runs in a thread

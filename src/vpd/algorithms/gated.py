@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class GatedSettings(VPDSettings):
     """Evidence-gated VPD: a policy gradient, and distillation scaled by how well the teacher has predicted success."""
-
-    FORMER: ClassVar[Mapping[str, Any]] = {"denominator": "active"}
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
     policy_weight: Annotated[float, Ge(0), "weight of the policy gradient; the distillation's is trust"] = 1.0

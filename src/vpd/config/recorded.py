@@ -16,9 +16,9 @@ def over_recorded(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """``data``, and for what it does not say the settings of the run in ``folder``, if there is a run.
 
     A section that chooses another part than the run's is taken as it is, and compared later.  Raises StorageError for a
-    ``run.json`` or ``config.yaml`` that cannot be read.
+    damaged ``run.json``.
     """
-    state = run_state.read(folder) or run_state.read_older(folder)
+    state = run_state.read(folder)
     if state is None:
         return dict(data)
     sections = {name: section for name, section in state.settings.items() if name in PLAIN or name in CHOICES}

@@ -295,9 +295,6 @@ def is_place(name: Any) -> bool:
 
 def build(kind: type[Part], data: Data, prefix: str) -> Part:
     """One settings dataclass from plain data; unknown keys and wrong values are errors that name ``prefix.key``."""
-    given, data = data, without_former(kind, data)
-    for key in given.keys() - data.keys():
-        LOG.warning("%s.%s: %s never had an effect and is left out", prefix, key, given[key])
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     for key in data:
@@ -307,12 +304,6 @@ def build(kind: type[Part], data: Data, prefix: str) -> Part:
         if name not in data and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}.{name} is missing", do=f"Set it in the file, or as --{prefix}.{name} VALUE.")
     return kind(**{key: _typed(hints[key], value, f"{prefix}.{key}") for key, value in data.items()})
-
-
-def without_former(kind: type, data: Data) -> Data:
-    """Plain data without the values in the class's ``FORMER``, which older versions wrote and did not use."""
-    former = getattr(kind, "FORMER", {})
-    return {key: value for key, value in data.items() if key not in former or former[key] != value}
 
 
 def construct(kind: Any, options: Data, name: str, prefix: str) -> Any:

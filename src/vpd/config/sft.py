@@ -48,7 +48,7 @@ def on_answers(given: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def _settings_of(folder: Path) -> Mapping[str, Any]:
     """The settings of the run in a folder; of no run none."""
-    found = run_state.read(folder) or run_state.read_older(folder)
+    found = run_state.read(folder)
     settings = {} if found is None else dict(found.settings)
     if str(settings.get("model", {}).get("name_or_path", "")).startswith("(object)"):
         del settings["model"]

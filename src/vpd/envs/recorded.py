@@ -288,7 +288,7 @@ def _run_records(folder: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         for where, _, row in records.read(str(file), split="train"):
             if "messages" not in row:
                 raise DataError(
-                    f"{file} was written by an older version",
+                    f"{file} holds no rollouts of a run",
                     got="no column 'messages'",
                     do="Sample the attempts again with vpd collect, or run it anew.",
                 )

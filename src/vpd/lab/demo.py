@@ -16,18 +16,19 @@ from rich import box
 from rich.table import Table
 
 from vpd.config import Config, parse
-from vpd.errors import ConfigError, StorageError
+from vpd.errors import ConfigError
 from vpd.lab.processes import Advance, Call, available_cores, run_calls
 from vpd.lab.reproduce.claims import WIDE, decide
 from vpd.lab.reproduce.methods import load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job
+from vpd.lab.runs import OTHER_OUTPUT, kept_run
 from vpd.model.threads import one_thread
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import kept_run
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 from vpd.report.html import Options, write_report
 from vpd.report.model_card import source_commit
+from vpd.run_folder.files import prepare_folder, storage_errors, write_text
 
 Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
 
@@ -70,7 +71,7 @@ def demo(output: Path, *, seeds: int = 1, steps: int = 100, first_seed: int = 0)
     """
     for option, value, least in (("--seeds", seeds, 1), ("--steps", steps, 1), ("--seed", first_seed, 0)):
         check_least(option, value, least)
-    check_writable(output)
+    prepare_folder(output, OTHER_OUTPUT)
     console = Terminal()
     with one_thread():
         _introduce(first_seed, steps, console)
@@ -248,23 +249,7 @@ def check_least(option: str, value: int, least: int) -> None:
         raise ConfigError(f"{option} is too small", got=value, expected=f"at least {least}")
 
 
-def check_writable(output: Path) -> None:
-    """Make the folder.  Raises StorageError if it cannot be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / ".probe").touch()
-        (output / ".probe").unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
-        ) from error
-
-
 def _write(output: Path, results: Mapping[str, Any], curves: Mapping[str, Curves]) -> None:
-    try:
-        (output / "results.json").write_text(json.dumps(results, indent=1))
+    write_text(output / "results.json", json.dumps(results, indent=1), OTHER_OUTPUT)
+    with storage_errors(output / "curves.png", OTHER_OUTPUT):
         draw_curves(output / "curves.png", curves["student"], curves["teacher"], curves["control"])
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
-        ) from error

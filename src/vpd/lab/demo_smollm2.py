@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config import Config, parse
-from vpd.errors import StorageError
 from vpd.lab import packaged
-from vpd.lab.demo import ROLES, check_least, check_writable
+from vpd.lab.demo import ROLES, check_least
 from vpd.lab.reproduce import bases
 from vpd.lab.reproduce.claims import WIDE
 from vpd.lab.reproduce.methods import METHODS, load_rates, rate_of
 from vpd.lab.reproduce.run import CurveRecorder, Job, dtype_of
 from vpd.lab.reproduce.samples import held_out_samples
 from vpd.lab.reproduce.settings_table import CONVENTIONS, PRETRAINED_BASE
+from vpd.lab.runs import OTHER_OUTPUT, kept_run
 from vpd.model.threads import threads_for
 from vpd.printable import cut
 from vpd.recipes.assemble import assemble
-from vpd.recipes.train import kept_run
 from vpd.report.console import ConsoleProgress, Terminal
 from vpd.report.curves import Curve
 from vpd.report.html import Options, write_report
 from vpd.report.model_card import source_commit
+from vpd.run_folder.files import prepare_folder, write_text
 
 SETTING, METHOD = "conventions", "imitate"
 STEPS = 20
@@ -50,7 +50,7 @@ def demo(output: Path, *, steps: int = STEPS, seed: int = 0, console: Terminal |
     found = bases.find(PRETRAINED_BASE, seed)
     if found is None:
         packaged.files_of(PRETRAINED_BASE)  # an error before anything is made
-    check_writable(output)
+    prepare_folder(output, OTHER_OUTPUT)
     console = console or Terminal()
     dtype = dtype_of(SETTING)
     console.print(introduction(steps, dtype, is_cached=found is not None), highlight=False)
@@ -113,7 +113,7 @@ def learn(config: Config, output: Path, console: Terminal) -> dict[str, Any]:
     }
     _show_samples(before, after, console)
     console.print("\n" + verdict(curves), highlight=False)
-    _write(output / "results.json", results)
+    write_text(output / "results.json", json.dumps(results, indent=1), OTHER_OUTPUT)
     report = write_report([folder], output / "report.html", REPORT)
     console.print(f"\nWritten: {output}/results.json and the run in {folder}", highlight=False)
     console.print(f"Look at the run in a browser: {report}", highlight=False, soft_wrap=True)
@@ -159,10 +159,3 @@ def _show_samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[s
             mark = "accepted" if sample["reward"] >= 1 else "refused"
             text = f"    {name:<7} ({mark}) {cut(sample['answer'].strip(), LONGEST)}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _write(path: Path, results: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(results, indent=1))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror, do="Choose another --output_dir.") from error

@@ -44,7 +44,7 @@ def advance(schedule: LambdaLR) -> None:
 
 
 def restore(schedule: LambdaLR, state: dict[str, Any]) -> None:
-    """Continue at the iteration of ``state``, at this schedule's rate: an older version's checkpoint holds its own."""
+    """Continue at the iteration of ``state``, at the rate of this schedule, which may end later than the saved one."""
     schedule.load_state_dict(state)
     set_rates(schedule)
 

@@ -82,10 +82,7 @@ class PromptSettings(Settings, section="prompts"):
 
 
 def with_layout(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A section as it was given, with the layout ``block`` where it says what stands around feedback and not where.
-
-    So does every section that was recorded before there was a choice.
-    """
+    """A section as it was given, with the layout ``block`` where it says what stands around feedback and not where."""
     lines = any(name in given for name in LINES)
     return {**given, "layout": "block"} if lines and given.get("layout") is None else dict(given)
 
@@ -101,7 +98,7 @@ def saved_settings(folder: Path) -> PromptSettings | None:
     if not path.is_file():
         return None
     try:
-        return PromptSettings(**with_layout(json.loads(path.read_text())))
+        return PromptSettings(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} holds no prompt settings",

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vpd.errors import ConfigError
-from vpd.run_folder.files import write_text
+from vpd.errors import ConfigError, StorageError
+from vpd.run_folder.files import require_writable, write_text
 from vpd.types import Metrics
 
 
@@ -17,12 +16,12 @@ def check_output(path: Path) -> None:
     try:
         if path.is_dir():
             raise ConfigError(what, got="a folder", expected="a file", do=do)
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        writable = folder.is_dir() and os.access(path if path.exists() else folder, os.W_OK)
-    except (OSError, ValueError) as error:
-        raise ConfigError(what, got=str(error), do=do) from error
-    if not writable:
-        raise ConfigError(what, got=f"{folder} is no folder, or not yours to write in", do=do)
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():  # else: a pipe or device
+            require_writable(path)
+    except (OSError, StorageError) as error:
+        raise ConfigError(what, got=getattr(error.__cause__ or error, "strerror", None), do=do) from error
 
 
 def as_json(parts: Mapping[str, Metrics]) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 from vpd.bundled import BUNDLED
 from vpd.config import SECTIONS, Config
 from vpd.config.passed import Passed
-from vpd.config.sections import Custom, without_former
+from vpd.config.sections import Custom
 from vpd.errors import StorageError
-from vpd.prompts.settings import with_layout
 from vpd.run_folder import checkpoint
 from vpd.run_folder import state as run_state
 from vpd.run_folder.contents import content_hash
@@ -57,9 +56,8 @@ def check_folder(output: Path, config: Config, contents: Mapping[str, str]) -> R
         return None
     if not config.run.resume:
         raise run_state.another_run(output)
-    past = past or run_state.read_older(output)
     if past is None:
-        log.warning("%s has neither run.json nor config.yaml: its settings are not compared with these", output)
+        log.warning("%s has no run.json: its settings are not compared with these", output)
         return None
     run_state.refuse_changes(_changes(past, config, contents), output)
     return past
@@ -111,7 +109,7 @@ def _check_start(output: Path, past: RunState | None, faults: list[str]) -> None
             got="; ".join(faults)[:400],
             do="Restore one, or start a new run in another run.output_dir; nothing was changed.",
         )
-    if past is not None and past.phase == "done":
+    if (output / "model").is_dir() if past is None else past.phase == "done":
         raise StorageError(
             f"the run in {output} is finished and has no checkpoint to continue from",
             got="none: run.save_steps was 0, or all were removed",
@@ -132,14 +130,8 @@ def _check_free(output: Path) -> None:
 
 def _changes(past: RunState, config: Config, contents: Mapping[str, str]) -> list[Change]:
     """The settings, and the files that they name, that differ from those of the run in the folder."""
-    recorded = dict(past.settings)
-    if isinstance(recorded.get("prompts"), Mapping):
-        recorded["prompts"] = with_layout(recorded["prompts"])
-    before = {section: _completed(value, config, section) for section, value in recorded.items()}
-    resolved = settings_of(config)
-    for section in ("prompts", "engine", "dynamics"):
-        before.setdefault(section, resolved[section])  # older versions left it to the model's folder, or had no choice
-    found = run_state.changes(before, resolved)
+    before = {section: _completed(value, config, section) for section, value in past.settings.items()}
+    found = run_state.changes(before, settings_of(config))
     named = {change.key for change in found}
     return found + [
         Change(f"{run_state.CONTENT}{key}", was, contents[key])
@@ -165,7 +157,7 @@ def _named_files(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _completed(section: Any, config: Config, name: str) -> Any:
-    """A section as an older version wrote it, with today's keys: a new key at its default, a removed one left out."""
+    """A recorded section with the keys of this version: a new one at its default, one that is gone left out."""
     if name not in config.as_dict():
         return section
     now = getattr(config, name)
@@ -182,7 +174,6 @@ def _with_defaults(section: Any, now: Any) -> Any:
     if own or not isinstance(section, Mapping) or section.get("name") != _name(now):
         return section
     completed: dict[str, Any] = {}
-    section = without_former(type(now), section)
     for field in dataclasses.fields(now):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         value = section.get(field.name, None if default is dataclasses.MISSING else default)

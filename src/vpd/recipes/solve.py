@@ -21,7 +21,7 @@ from vpd.feedback import Feedback
 from vpd.printable import cut
 from vpd.ranks import launched
 from vpd.recipes.assemble import Parts, assemble
-from vpd.recipes.train import save_tokenizer
+from vpd.recipes.loops import save_tokenizer
 from vpd.report.console import Terminal
 from vpd.run_folder.files import FileSystem, require_writable
 from vpd.solving import SolveOptions, Try, Way

@@ -29,7 +29,7 @@ from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 DATA, TENSORS = "trainer.json", "state.pt"
-KEYS = {"step", "cursor", "algorithm", "observers", "best", "owes_evaluation", "files", "sha256"}
+KEYS = {"step", "algorithm", "observers", "best", "owes_evaluation", "files", "sha256"}
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -146,17 +146,16 @@ def _fault(folder: Path) -> str | None:
 
 
 def _fault_of_data(progress: Any, name: str) -> str | None:
-    """What is wrong with the content of ``trainer.json``.  Older versions wrote no checksum."""
+    """What is wrong with the content of ``trainer.json``, None if nothing is."""
     if f"checkpoint-{progress['step']}" != name or not isinstance(progress["step"], int):
         return f"trainer.json is of step {progress['step']!r}"
     if TENSORS not in progress["files"]:
         return "trainer.json lists no state.pt"
     unknown = progress.keys() - KEYS
     digest = _digest({key: value for key, value in progress.items() if key != "sha256"})
-    if unknown or progress.get("sha256", digest) != digest:
+    if unknown or progress.get("sha256") != digest:
         return "trainer.json has changed"
-    states = progress.get("observers", {})
-    dicts = [progress["algorithm"], progress.get("best", {}), *(states[one] for one in states)]
+    dicts = [progress["algorithm"], progress.get("best", {}), *progress["observers"].values()]
     if not all(isinstance(state, dict) for state in dicts):
         return "trainer.json holds no state of the algorithm and the observers"
     return None

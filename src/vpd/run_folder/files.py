@@ -23,6 +23,8 @@ Fill: TypeAlias = Callable[[Path], None]
 
 PARTIAL, OLD = ".vpd-partial", ".vpd-old"
 ALONE = OneProcess()
+CHOOSE = "Choose another run.output_dir."
+MEND = "Free space, mend the permissions or choose another place; --run.resume true continues a run."
 
 
 class FileSystem:
@@ -169,13 +171,11 @@ class FileSystem:
         _sync(path)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, do: str | None = None) -> None:
     """Write a text that somebody asked for, its folder too.  Raises StorageError."""
-    try:
+    with storage_errors(path, do):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror) from error
 
 
 def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
@@ -199,7 +199,7 @@ def rewind_lines(path: Path, step: int, files: FileSystem) -> None:
         files.write_atomically(path, after)
 
 
-def require_writable(path: Path, do: str = "Choose another run.output_dir.") -> None:
+def require_writable(path: Path, do: str = CHOOSE) -> None:
     """Prove that a file or folder can be made there, and leave nothing behind.  Raises StorageError."""
     try:
         place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -209,8 +209,19 @@ def require_writable(path: Path, do: str = "Choose another run.output_dir.") -> 
         raise StorageError(f"cannot write to {path}", got=error.strerror, do=do) from error
 
 
+def prepare_folder(folder: Path, do: str = CHOOSE) -> None:
+    """Make a folder and prove that it can be written.  Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0" * 65536)
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}", got=error.strerror, do=do) from error
+
+
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, do: str | None = MEND) -> Iterator[None]:
     """Turn what libraries raise where a disk is full or a folder not writable into one StorageError."""
     try:
         yield
@@ -219,7 +230,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}",
             got=" ".join(reason.split())[:200],
-            do="Free space, mend the permissions or choose another place; --run.resume true continues a run.",
+            do=do,
         ) from error
 
 

@@ -65,7 +65,7 @@ def group_of(data: Mapping[str, Any]) -> Group:
 
 
 def _rollout(data: Mapping[str, Any]) -> Rollout:
-    task, teacher, top_k = data["task"], data["teacher_prompt"], data.get("teacher_logprobs")
+    task, teacher, top_k = data["task"], data["teacher_prompt"], data["teacher_logprobs"]
     return Rollout(
         key=SampleKey(**data["key"]),
         task=Task(id=task["id"], messages=tuple(task["messages"]), tools=tuple(task["tools"])),
@@ -75,8 +75,8 @@ def _rollout(data: Mapping[str, Any]) -> Rollout:
         context=tuple(Section(**section) for section in data["context"]),
         teacher_prompt=None if teacher is None else TeacherPrompt(**{n: tuples(v) for n, v in teacher.items()}),
         retries=tuple(map(_rollout, data["retries"])),
-        comparisons=tuple(Comparison(**one) for one in data.get("comparisons", ())),
-        silent=tuple(data.get("silent", ())),
+        comparisons=tuple(Comparison(**one) for one in data["comparisons"]),
+        silent=tuple(data["silent"]),
         teacher_logprobs=None if top_k is None else TopKLogprobs(**{n: tuples(v) for n, v in top_k.items()}),
     )
 

@@ -79,11 +79,11 @@ def read_run(folder: Path) -> RunRecord:
 
     Raises StorageError: the folder holds no run, or its ``run.json`` is damaged.
     """
-    found = state.read(folder) or state.read_older(folder)
+    found = state.read(folder)
     if found is None:
         raise StorageError(
             f"{folder} holds no run",
-            got="neither run.json nor config.yaml" if folder.is_dir() else "no such folder",
+            got="no run.json" if folder.is_dir() else "no such folder",
             expected="the output_dir of vpd train",
         )
     metrics: dict[int, Metrics] = {}
@@ -108,8 +108,8 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder has the files of a run."""
-    return (folder / state.FILE).is_file() or ((folder / "config.yaml").is_file() and (folder / METRICS).is_file())
+    """Whether a folder is that of a run."""
+    return (folder / state.FILE).is_file()
 
 
 def rollout_steps(folder: Path) -> list[int]:
@@ -120,7 +120,7 @@ def rollout_steps(folder: Path) -> list[int]:
 def read_rollouts(folder: Path, steps: Iterable[int] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
     """The rollouts of some steps (None: all): one row for each attempt and, after it, each of its retries.
 
-    ``columns`` None: all.  A column that an older version did not write is null.  Without any step the table is empty.
+    ``columns`` None: all; one that no file has is left out.  Without any step the table is empty.
     """
     return _read(folder / ROLLOUTS, steps, columns)
 
@@ -156,8 +156,7 @@ def _read(folder: Path, steps: Iterable[int] | None, columns: Sequence[str] | No
         path = step_file(folder, step)
         try:
             with pq.ParquetFile(path) as file:
-                kept = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-                tables.append(file.read(columns=kept))
+                tables.append(file.read(columns=columns))
         except (OSError, pa.ArrowException) as error:
             log.warning("%s: left out, it cannot be read (%s)", path, " ".join(str(error).split())[:120])
     return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})

@@ -13,8 +13,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import yaml
-
 from vpd.errors import StorageError
 from vpd.run_folder.files import FileSystem
 
@@ -118,7 +116,7 @@ def read(folder: Path) -> RunState | None:
             settings=data["settings"],
             phase=data["phase"],
             step=int(data["step"]),
-            contents=dict(data.get("contents", {})),
+            contents=dict(data["contents"]),
         )
         intact = data["settings_hash"] == _hash(state.settings) and state.phase in get_args(Phase)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -140,27 +138,6 @@ def another_run(folder: Path) -> StorageError:
     return StorageError(
         f"{folder} already holds a run", do="Continue it with --run.resume true, or choose another --run.output_dir."
     )
-
-
-def read_older(folder: Path) -> RunState | None:
-    """The state of a run of a version without ``run.json``, from its ``config.yaml``; None without one.
-
-    Raises StorageError for a damaged one.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        settings = json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
-        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
-        step = max((json.loads(line)["step"] for line in lines[:-1] or lines), default=0)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise StorageError(
-            f"cannot read the settings of the run in {folder}", got=" ".join(str(error).split())[:160]
-        ) from error
-    if not isinstance(settings, dict):
-        raise StorageError(f"{path} holds no sections", got=type(settings).__name__)
-    return RunState(settings=settings, phase="done" if (folder / "model").is_dir() else "training", step=step)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -220,5 +197,5 @@ def _damaged(path: Path, reason: str) -> StorageError:
     return StorageError(
         f"{path} is damaged",
         got=" ".join(reason.split())[:160],
-        do="Remove it: the settings are then read from config.yaml.",
+        do=f"To go on without it, remove it and run: vpd train --config {path.parent}/config.yaml --run.resume true",
     )

@@ -62,14 +62,13 @@ def seed_of(name: str, seed: int) -> int:
 
 def find(name: str, seed: int) -> Path | None:
     """The folder of a base, None if it has not been made yet.  Raises ModelError if its files are damaged."""
-    if name == PRETRAINED_BASE:
-        folder = cache_folder() / name
-        return folder if folder.is_dir() else None
     if seed == tiny.SEED and name in BUNDLED:
         return load_bundled(name)
-    folder = cache_folder() / f"{name}-{tiny.recipe_hash(name)}-{seed}"
+    folder = _cached(name, seed)
     if not folder.is_dir():
         return None
+    if name == PRETRAINED_BASE:
+        return folder
     return check_hashes(folder, f"the base {folder}", "Remove the folder; it is made anew.")
 
 
@@ -78,8 +77,7 @@ def ensure(name: str, seed: int) -> Path:
     found = find(name, seed)
     if found is not None:
         return found
-    cache = cache_folder()
-    folder = cache / (name if name == PRETRAINED_BASE else f"{name}-{tiny.recipe_hash(name)}-{seed}")
+    cache, folder = cache_folder(), _cached(name, seed)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix="draft-", dir=cache))
@@ -99,6 +97,10 @@ def ensure(name: str, seed: int) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _cached(name: str, seed: int) -> Path:
+    return cache_folder() / (name if name == PRETRAINED_BASE else f"{name}-{tiny.recipe_hash(name)}-{seed}")
 
 
 def _build(folder: Path, name: str, seed: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from vpd.lab.reproduce.run import Run, measure
+from vpd.lab.reproduce.run import Job, Run, measure
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "undecided", "not run"]
 Suite: TypeAlias = Literal["quick", "default", "all", "retries", "pretrained", "warmups"]
@@ -150,6 +150,14 @@ def difference_text(mean: float | None, error: float | None, n: int) -> str:
     if mean is None:
         return "-"
     return f"{mean:+.3f}" if n < 2 else f"{mean:+.3f} ± {error:.3f}"
+
+
+def by_method(made: Mapping[Job, Run]) -> Runs:
+    """Runs by setting and method, and then by seed."""
+    runs: dict[tuple[str, str], dict[int, Run]] = {}
+    for job, run in sorted(made.items()):
+        runs.setdefault((job.setting, job.method), {})[job.seed] = run
+    return runs
 
 
 def judge(claim: Claim, runs: Runs) -> Finding:

@@ -5,14 +5,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vpd.errors import ConfigError, StorageError
-from vpd.lab.reproduce.claims import Runs, standard_error
+from vpd.errors import ConfigError
+from vpd.lab.reproduce.claims import Runs, by_method, standard_error
 from vpd.lab.reproduce.methods import COMPARED, METHODS, load_rates, rate_of
-from vpd.lab.reproduce.plan import make_all
+from vpd.lab.reproduce.plan import RUNS, make_all
 from vpd.lab.reproduce.run import BLOCK, Job, Run, dtype_of, measure
 from vpd.lab.reproduce.settings_table import SETTINGS, TINY
+from vpd.lab.runs import OTHER_OUTPUT
 from vpd.report.console import Terminal
 from vpd.report.model_card import source_commit
+from vpd.run_folder.files import write_text
 
 FILE = "methods.md"
 MEASURES = ("final", "mean", "held_out")
@@ -41,16 +43,9 @@ def jobs_of(
 
 def write_methods(jobs: Sequence[Job], output: Path, *, processes: int, console: Terminal) -> Path:
     """Make the runs, and write the table; returns its path."""
-    made = make_all(jobs, output / "runs", processes=processes, console=console)
-    runs: dict[tuple[str, str], dict[int, Run]] = {}
-    for job, run in made.items():
-        runs.setdefault((job.setting, job.method), {})[job.seed] = run
+    text = markdown(by_method(make_all(jobs, output / RUNS, processes=processes, console=console)))
     path = output / FILE
-    text = markdown(runs)
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror, do="Choose another --output_dir.") from error
+    write_text(path, text, OTHER_OUTPUT)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Written: {path}", highlight=False)
     return path

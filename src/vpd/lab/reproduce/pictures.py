@@ -29,6 +29,7 @@ DRAWN = ("grpo", "sdpo", "vpd", "gated")
 DRAWN_PRETRAINED = ("grpo", "sdpo", "vpd_f1", "gated_f1", "imitate", "vpd_retries_f1", "gated_retries_f1")
 OVERVIEW = ("grpo", "sdpo", "vpd", "gated", "vpd_retries_f1", "gated_retries_f1")
 ACROSS = 4  # panels in a row
+SHARES = (-0.02, 1.02)  # the y axis of shares
 DASHES = {
     "gated_retries_f1": (0, (4, 1)),
     "sdpo": (0, (7, 1.2)),
@@ -60,9 +61,7 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
                 _draw_control(panel, _by_rollouts(control, rollouts), method)
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_ylabel(unit)
-        panel.grid(alpha=0.2)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(*((0, None) if "drift" in name else (-0.02, 1.02)))
+        _style(panel, *((0.0, None) if "drift" in name else SHARES))
         if setting.name == "changing":
             change = CHANGE * rollouts
             panel.axvline(change, color="black", linewidth=0.8, linestyle=":", label="the feedback turns wrong")
@@ -75,8 +74,7 @@ def draw_setting(path: Path, setting: Setting, runs: Mapping[str, Sequence[Run]]
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     figure.suptitle(f"{setting.name.replace('_', '-')}: {setting.title}", fontsize=12.5, x=0.01, ha="left")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
@@ -91,9 +89,7 @@ def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Ma
             curves = [curve(run, "student") for run in runs[setting.name].get(method, ())]
             _draw(panel, _by_rollouts(curves, setting.family.rollouts), method, 0)
         panel.set_title(setting.name.replace("_", "-"), fontsize=11, loc="left")
-        panel.grid(alpha=0.2)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(-0.02, 1.02)
+        _style(panel)
     for panel in list(grid.flat)[len(settings) :]:
         panel.set_visible(False)
     grid[-1][0].set_xlabel("answers sampled")
@@ -101,8 +97,7 @@ def draw_students(path: Path, settings: Sequence[Setting], runs: Mapping[str, Ma
     lines = {line.get_label(): line for panel in grid.flat for line in panel.lines if line.get_linewidth() > 1}
     titles = [METHODS[name].title for name in shown if METHODS[name].title in lines]
     figure.legend([lines[title] for title in titles], titles, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    _save(figure, path)
 
 
 #: setting -> what the reviewer's notes say in it, where not what the client wants
@@ -130,13 +125,21 @@ def draw_evidence(path: Path, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -
     for panel, (title, colour, seeds) in zip(grid.flat, panels, strict=False):
         _draw_students(panel, seeds, colour)
         panel.set_title(title, fontsize=10, loc="left")
-        panel.grid(alpha=0.2)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(-0.02, 1.02)
+        _style(panel)
     for panel in list(grid.flat)[len(panels) :]:
         panel.set_visible(False)
     figure.supxlabel("answers sampled", fontsize=10)
     figure.supylabel("share of right answers in training", fontsize=10)
+    _save(figure, path)
+
+
+def _style(panel: Any, bottom: float = SHARES[0], top: float | None = SHARES[1]) -> None:
+    panel.grid(alpha=0.2)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_ylim(bottom, top)
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -11,6 +11,7 @@ from vpd.lab.reproduce.settings_table import find_setting
 from vpd.lab.reproduce.workplace import clear, folder_beside, is_being_made, left_over
 from vpd.report.console import Terminal
 
+RUNS = "runs"  # the folder of the runs in --output_dir
 BASE_SECONDS = 45.0  # to make a base, on one core
 LOOK_SECONDS = 2.0  # between looks at what other processes are making
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import transformers
 
-from vpd.errors import StorageError
 from vpd.lab.reproduce import runs_table, samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
 from vpd.lab.reproduce.pictures import draw_evidence, draw_setting, draw_students
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
+from vpd.lab.runs import OTHER_OUTPUT
 from vpd.report.model_card import source_commit
+from vpd.run_folder.files import storage_errors
 
 STYLES: Mapping[Verdict, str] = {
     "holds": "bold green",
@@ -53,7 +54,7 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
     """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
     written = [output / "claims.json", output / "reproduction.md", output / runs_table.FILE]
-    try:
+    with storage_errors(output, OTHER_OUTPUT):
         (output / "images").mkdir(exist_ok=True)
         written[0].write_text(json.dumps([as_data(finding) for finding in findings], indent=1))
         for name in shown:
@@ -73,10 +74,6 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
         if (samples := samples_page.markdown(runs)) is not None:
             written.append(output / "samples.md")
             written[-1].write_text(samples)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
-        ) from error
     return written
 
 
@@ -136,7 +133,7 @@ def _tasks(runs: Runs) -> list[str]:
     types: dict[str, set[str]] = {}
     for (setting, _), seeds in runs.items():
         here = types.setdefault(SETTINGS[setting].family.env, set())
-        here |= {run["settings"]["model"].get("dtype", "float32") for run in seeds.values()}
+        here |= {run["settings"]["model"]["dtype"] for run in seeds.values()}
     shown = []
     if DIGITS.env in types:
         shown.append(

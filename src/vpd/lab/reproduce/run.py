@@ -361,7 +361,7 @@ def measure(run: Run, name: str) -> float | None:
     if name == "cpu":
         return float(run["cpu_seconds"])
     if name in ABILITIES:
-        pair = run.get("abilities", {}).get(ABILITIES[name])
+        pair = run["abilities"].get(ABILITIES[name])
         return None if pair is None else float(pair[1]) - float(pair[0])
     source, part = MEASURES[name]
     values = [value for _, value in curve(run, source)]

@@ -51,8 +51,8 @@ def _cells(run: Run) -> dict[str, Any]:
     values = {name: measure(run, name) for name in MEASURED}
     return {
         "learning_rate": f"{run['job']['learning_rate']:g}",
-        "dtype": run["settings"]["model"].get("dtype", "float32"),
-        "commit": run.get("commit", ""),
+        "dtype": run["settings"]["model"]["dtype"],
+        "commit": run["commit"],
         **{name: "" if value is None else f"{value:.5g}" for name, value in values.items()},
         "rewards": " ".join(f"{value:.4g}" for _, value in run["curves"]["reward"]),
     }

@@ -23,7 +23,7 @@ def markdown(runs: Runs) -> str | None:
     for setting in SETTINGS:
         for method in METHODS:
             seeds = runs.get((setting, method), {})
-            seed = min((seed for seed in seeds if seeds[seed].get("samples")), default=None)
+            seed = min((seed for seed in seeds if seeds[seed]["samples"]), default=None)
             if seed is not None:
                 lines += ["", f"## {setting}: {METHODS[method].title} (seed {seed})", "", *_table(seeds[seed])]
     return "\n".join(lines) + "\n" if len(lines) > 3 else None

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vpd.errors import ConfigError, StorageError, nearest
-from vpd.lab.reproduce.claims import Claim, Finding, Suite, difference_text, judge
+from vpd.errors import ConfigError, nearest
+from vpd.lab.reproduce.claims import Claim, Finding, Suite, by_method, difference_text, judge
 from vpd.lab.reproduce.method_table import jobs_of, write_methods
 from vpd.lab.reproduce.methods import RATES, find_method, has_own_rate, load_rates, rate_of
 from vpd.lab.reproduce.paper import CLAIMS
-from vpd.lab.reproduce.plan import make_all
+from vpd.lab.reproduce.plan import RUNS, make_all
 from vpd.lab.reproduce.report import STYLES, write_report
-from vpd.lab.reproduce.run import Job, Run, dtype_of
+from vpd.lab.reproduce.run import Job, dtype_of
 from vpd.lab.reproduce.settings_table import TINY, find_setting
 from vpd.lab.reproduce.tune import SEEDS as TUNING_SEEDS
 from vpd.lab.reproduce.tune import tune
+from vpd.lab.runs import OTHER_OUTPUT
 from vpd.report.console import Terminal
+from vpd.run_folder.files import prepare_folder
 
 SUITES: Mapping[Suite, tuple[Suite, ...]] = {  # whose claims each suite tests
     "quick": ("quick",),
@@ -87,11 +89,8 @@ def reproduce(options: Options, console: Terminal | None = None) -> list[Finding
     console = console or Terminal()
     claims = options.claims()
     jobs = plan(claims, options, load_rates(options.rates))
-    folder = prepare(options.output)
-    made = make_all(jobs, folder, processes=options.jobs, console=console)
-    runs: dict[tuple[str, str], dict[int, Run]] = {}
-    for job, run in sorted(made.items()):
-        runs.setdefault((job.setting, job.method), {})[job.seed] = run
+    prepare_folder(options.output / RUNS, OTHER_OUTPUT)
+    runs = by_method(make_all(jobs, options.output / RUNS, processes=options.jobs, console=console))
     findings = [judge(claim, runs) for claim in claims]
     console.print(table(findings))
     for path in write_report(findings, runs, options.output, rates=options.rates):
@@ -109,7 +108,7 @@ def compare_methods(options: Options, console: Terminal | None = None) -> Path:
         console.print(f"No learning rate, so left empty: {', '.join(untuned)}. ({tune})", highlight=False)
     if not jobs:
         raise ConfigError("no cell of the table has a learning rate", do="Tune them: vpd reproduce --methods --tune.")
-    prepare(options.output)
+    prepare_folder(options.output / RUNS, OTHER_OUTPUT)
     return write_methods(jobs, options.output, processes=options.jobs, console=console)
 
 
@@ -136,7 +135,7 @@ def tune_rates(options: Options, console: Terminal | None = None) -> Path:
 
     Without methods, of all that the options' claims compare and that do not use another method's rate.
     """
-    prepare(options.output)
+    prepare_folder(options.output / RUNS, OTHER_OUTPUT)
     pairs = (
         [(setting, method) for setting in options.settings or TINY for method in options.methods]
         if options.methods
@@ -151,21 +150,6 @@ def tune_rates(options: Options, console: Terminal | None = None) -> Path:
         processes=options.jobs,
         console=console or Terminal(),
     )
-
-
-def prepare(output: Path) -> Path:
-    """Make the folder of raw runs.  Raises StorageError if it cannot be written."""
-    folder = output / "runs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {output}", got=error.strerror, do="Choose another --output_dir."
-        ) from error
-    return folder
 
 
 def table(findings: Sequence[Finding]) -> Table:

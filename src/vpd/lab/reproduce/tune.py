@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
-from vpd.errors import StorageError
 from vpd.lab.reproduce.methods import load_table
-from vpd.lab.reproduce.plan import make_all
+from vpd.lab.reproduce.plan import RUNS, make_all
 from vpd.lab.reproduce.run import Job, Run, dtype_of, measure
 from vpd.lab.reproduce.settings_table import SETTINGS
+from vpd.lab.runs import OTHER_OUTPUT
 from vpd.report.console import Terminal
+from vpd.run_folder.files import write_text
 
 FIRST_SEED, SEEDS = 100, 2
 TIE = 0.02  # final accuracies this close count as equal: the lowest rate is chosen
@@ -48,14 +49,12 @@ def tune(
     """Run the grid and write ``rates.yaml``; all other entries are copied from the file ``known``."""
     table = load_table(known)
     jobs = tuning_jobs(pairs, seeds, dtype)
-    runs = make_all(jobs, output / "runs", processes=processes, console=console)
+    runs = make_all(jobs, output / RUNS, processes=processes, console=console)
     path = output / "rates.yaml"
     for setting, rows in choose(runs).items():
         table.setdefault(setting, {}).update(rows)
-    try:
-        path.write_text(HEAD + yaml.safe_dump({"rates": table}, sort_keys=False, width=120, default_flow_style=None))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}", got=error.strerror) from error
+    text = HEAD + yaml.safe_dump({"rates": table}, sort_keys=False, width=120, default_flow_style=None)
+    write_text(path, text, OTHER_OUTPUT)
     console.print(f"Written: {path}")
     return path
 

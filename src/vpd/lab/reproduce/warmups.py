@@ -17,7 +17,7 @@ from vpd.lab.reproduce.settings_table import Family
 from vpd.prompts.settings import save_settings
 from vpd.recipes.assemble import assemble
 from vpd.recipes.collect import collect
-from vpd.recipes.train import make_loop
+from vpd.recipes.loops import make_loop
 
 SEED = 7  # of the tasks; those of the method are others
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from vpd.errors import StorageError
 from vpd.lab.reproduce.versions import maker_version
+from vpd.lab.runs import saved_loop
 from vpd.loop import Loop, Observer
 from vpd.recipes.assemble import Parts
-from vpd.recipes.train import make_loop, prepare_folder, saved_loop
-from vpd.run_folder.files import FileSystem
+from vpd.recipes.loops import make_loop
+from vpd.run_folder.files import FileSystem, prepare_folder
 from vpd.run_folder.lock import LockedError, is_locked, locked
 
 UNFINISHED = ".unfinished"

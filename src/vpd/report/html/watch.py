@@ -20,7 +20,7 @@ def runs_in(paths: Sequence[Path]) -> list[Path]:
         if not runs:
             raise StorageError(
                 f"{path} holds no run",
-                got="no run.json, nor config.yaml and metrics.jsonl" if path.is_dir() else "no such folder",
+                got="no run.json" if path.is_dir() else "no such folder",
                 expected="the output_dir of vpd train, or a folder with such folders in it",
             )
         found += [run for run in runs if run not in found]
