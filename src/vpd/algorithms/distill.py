@@ -184,7 +184,7 @@ class SDPOSettings(SelfTeacher, RetrySettings, ServedTeacher):
         )
 
     def build(self, prompter: Prompter) -> Algorithm:
-        return Distill(self, imitation=Imitation(self, self.importance_clip, self.importance_reference))
+        return Distill(self, imitation=Imitation(self, self.importance_clip))
 
     def check(self) -> None:
         super().check()
@@ -304,8 +304,9 @@ class Distill:
                 for e, rollout in zip(examples, rollouts, strict=True)
             ]
         elif settings.updates_per_batch > 1:
-            examples = self._with_reference(examples, learner)
-        retries = self._imitation.examples(groups) if self._imitation else []
+            every_row = self._imitation is not None and self._imitation.needs_references(groups)
+            examples = with_reference(examples, learner, lambda e: every_row or e.teacher is not None)
+        retries = self._imitation.examples(groups, examples) if self._imitation else []
         updates = [Update(self._imitation.metrics(groups))] if self._imitation else []
         for part in split_by_group(choose_rows(examples, context=True), settings.updates_per_batch):
             own_groups = {example.group for example in part}
@@ -382,9 +383,3 @@ class Distill:
             scorer.entropy("student"),
             scorer.entropy("teacher"),
         )
-
-    def _with_reference(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
-        """The examples with reference log-probs where there is a teacher; the others are not scored."""
-        rows = [row for row, e in enumerate(examples) if e.teacher is not None]
-        scored = dict(zip(rows, with_reference([examples[row] for row in rows], learner), strict=True))
-        return [scored.get(row, e) for row, e in enumerate(examples)]

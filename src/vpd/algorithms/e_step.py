@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
-from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples, with_loss_weights
+from vpd.algorithms.examples import choose_rows, own_logprobs, student_logprobs, to_examples, with_loss_weights
 from vpd.algorithms.retries import to_retry_examples
 from vpd.learners import Learner, Loss, ModelName, TokenLoss, Update, combine
 from vpd.prompts import Prompter
@@ -154,11 +154,12 @@ class EStep:
         import torch
 
         settings = self.settings
-        with_context = [e for e in examples if e.teacher is not None]
-        if not with_context:
+        examples = choose_rows(examples, context=True)
+        chosen = [e for e in examples if not e.left_out]
+        if not chosen:
             return Update({"e_step/rows": 0.0, "e_step/skipped": 1.0})
-        weights = iter(weighting.class_mean([e.success for e in with_context]))
-        weighted = with_loss_weights(examples, bco=[next(weights) if e.teacher is not None else 0.0 for e in examples])
+        weights = iter(weighting.class_mean([e.success for e in chosen]))
+        weighted = with_loss_weights(examples, bco=[0.0 if e.left_out else next(weights) for e in examples])
 
         def update(objective: BCO | ShiftedBCO) -> Update:
             return learner.update("e_step", weighted, {"bco": objective}, train="teacher", lr_scale=settings.e_lr_scale)
@@ -166,7 +167,7 @@ class EStep:
         first = update(BCO(settings, self._shift))
         rewards = [value for value in first.values["bco"] if value is not None]
         implicit_reward_B = torch.tensor(rewards, dtype=torch.float64)
-        success_B = torch.tensor([e.success for e in with_context])
+        success_B = torch.tensor([e.success for e in chosen])
         self._shift = next_shift(self._shift, implicit_reward_B, success_B, momentum=settings.shift_momentum)
         more = [update(ShiftedBCO(settings, self._shift)) for _ in range(settings.e_epochs - 1)]
         return combine([first, *more, Update(e_step_metrics(implicit_reward_B, success_B, self._shift))])

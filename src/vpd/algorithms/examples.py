@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vpd.learners import Learner, TokenLoss
@@ -107,9 +107,11 @@ def with_loss_weights(examples: Sequence[Example], **weights: Sequence[float]) -
     ]
 
 
-def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
-    """The examples with the learner's own log-probs at this moment where they carry no reference yet."""
-    missing = [row for row, example in enumerate(examples) if example.reference is None]
+def with_reference(
+    examples: Sequence[Example], learner: Learner, wanted: Callable[[Example], bool] = lambda example: True
+) -> list[Example]:
+    """The wanted examples with the learner's own log-probs at this moment where they carry no reference yet."""
+    missing = [row for row, example in enumerate(examples) if example.reference is None and wanted(example)]
     if not missing:
         return list(examples)
     scores = learner.score([examples[row] for row in missing], student_logprobs)

@@ -86,7 +86,7 @@ class GatedVPD:
         self.settings = settings
         self.e_step = EStep(settings, prompter)
         self.m_step = Distill(settings)
-        self._imitation = Imitation(settings, settings.importance_clip, settings.importance_reference)
+        self._imitation = Imitation(settings, settings.importance_clip)
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
@@ -148,6 +148,7 @@ class GatedVPD:
     def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Update:
         """One update on the sum of both terms, at the learning rate of their mixture."""
         settings = self.settings
+        retries = self._imitation.examples(groups, examples)
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # no weight on the distillation: no row needs a teacher's pass
@@ -168,7 +169,6 @@ class GatedVPD:
             policy=[settings.policy_weight * weight for weight in policy],
         )
         objectives = {"distill": self.m_step.loss, "policy": self._policy_gradient}
-        retries = self._imitation.examples(groups)
         update = self._imitation.update(learner, weighted, objectives, retries, lr_scale=lr_scale)
         return combine([update, Update({"gate/lr_scale": lr_scale} | self._imitation.metrics(groups))])
 

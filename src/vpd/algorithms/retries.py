@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
 from vpd.quoting import feedback_quoted
@@ -74,23 +74,30 @@ def may_teach(attempt: Rollout, retry: Rollout, most: int | None) -> bool:
 class Imitation:
     """The M-step's loss on retries, ``retry_loss``, and the rows that it is of."""
 
-    def __init__(self, settings: RetrySettings, importance_clip: float | None, reference: ImportanceReference = "own"):
+    def __init__(self, settings: RetrySettings, importance_clip: float | None):
         self.settings = settings
         self._clip = importance_clip
-        self._reference = reference
 
-    def examples(self, groups: Sequence[Group]) -> list[Example]:
-        """The rows that the loss is of, without weights; none without retries."""
+    def needs_references(self, groups: Sequence[Group]) -> bool:
+        """Whether every attempt needs log pi_0, one without a context too: its ratio stands beside the retries'."""
+        settings = self.settings
+        return settings.retry_loss == "policy_gradient" and settings.retry_weight > 0 and bool(_retries(groups))
+
+    def examples(self, groups: Sequence[Group], attempts: Sequence[Example]) -> list[Example]:
+        """The rows that the loss is of, without weights; none without retries.
+
+        ``attempts`` are the examples of the groups' rollouts, in order; an attempt keeps its reference, log pi_0.
+        """
         settings = self.settings
         if settings.retry_loss == "none" or not settings.retry_weight:
             return []
         chosen = [row for row in _retries(groups) if self.may_teach(*row[1:])]
         if settings.retry_loss == "policy_gradient":
-            return _with_advantages(groups, chosen, self._reference)
+            return _with_advantages(groups, attempts, chosen)
         rows = [_retry_example(*row) for row in chosen if row[2].success]
         if settings.retry_attempts and settings.retry_loss == "cross_entropy":
             groups_with_retries = {number for number, _, _ in _retries(groups)}
-            rows += [e for e in to_examples(groups) if e.success and e.group in groups_with_retries]
+            rows += [e for e in attempts if e.success and e.group in groups_with_retries]
         return rows
 
     def update(
@@ -178,7 +185,7 @@ def _retry_example(number: int, attempt: Rollout, retry: Rollout) -> Example:
 
 
 def _with_advantages(
-    groups: Sequence[Group], may_teach: Sequence[_Retry], reference: ImportanceReference
+    groups: Sequence[Group], attempts: Sequence[Example], may_teach: Sequence[_Retry]
 ) -> list[Example]:
     """Attempts and retries of the groups that have retries, each with its advantage in their common group."""
     rows: list[Example] = []
@@ -186,11 +193,9 @@ def _with_advantages(
         own = [row for row in may_teach if row[0] == number]
         if not own:
             continue
-        attempts = [dataclasses.replace(e, group=number, teacher=None) for e in to_examples([group], reference)]
-        retries = [
-            dataclasses.replace(e, reference=e.behaviour, teacher=None) for e in (_retry_example(*r) for r in own)
-        ]
+        retries = [dataclasses.replace(e, reference=e.behaviour) for e in (_retry_example(*r) for r in own)]
+        both = [e for e in attempts if e.group == number] + retries
         together = Group(rollouts=group.rollouts + tuple(retry for _, _, retry in own))
         advantages = group_advantages([together])
-        rows += [dataclasses.replace(e, advantage=a) for e, a in zip(attempts + retries, advantages, strict=True)]
+        rows += [dataclasses.replace(e, teacher=None, advantage=a) for e, a in zip(both, advantages, strict=True)]
     return rows
