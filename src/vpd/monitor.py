@@ -6,6 +6,7 @@ every step (an evaluation, an E-step) looks at the steps that have it.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,7 @@ class Monitor:
             if saw is None:
                 continue
             fired = self._fired.setdefault(rule.name, [])
-            since = self._history[fired[-1] :] if fired else []
+            since = self._history[fired[-1] : -1] if fired else []
             first = not fired or sum(map(rule.looks_at, since)) >= REARM
             fired.append(len(self._history))
             if first:
@@ -131,7 +132,7 @@ class Monitor:
 
 def _series(history: History, name: str) -> list[float]:
     """The finite values of one metric, oldest first."""
-    return [metrics[name] for metrics in history if name in metrics and metrics[name] == metrics[name]]
+    return [metrics[name] for metrics in history if name in metrics and math.isfinite(metrics[name])]
 
 
 def _above(name: str, bound: float, what: str) -> Callable[[History], str | None]:
@@ -247,7 +248,7 @@ def _flat_reward(history: History) -> str | None:
 
 
 def _no_context(history: History) -> str | None:
-    reads = "m_step/rows" in history[-1]
+    reads = "m_step/rows" in history[-1] and "m_step/divergence" not in history[-1]  # an external teacher needs none
     rows = _series(history, "teacher/rows_with_context")[-5:]
     failing = [1 - value for value in _series(history, "success")[-5:]]
     if not reads or len(rows) < 5 or max(rows) > 0 or max(failing, default=1) == 0:

@@ -144,8 +144,8 @@ class RolloutSource:
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
     there is a ``training_engine`` (a mixture with an external teacher or the data), which answers these and nothing
-    else.  ``own_prompt`` is a task as an external teacher's own chat template writes it (None: the teacher reads the
-    student's prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
+    else.  ``own_prompt`` is a task as an external teacher reads it (None: there is none, or it reads the student's
+    prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
     ``teacher_reads_context`` after the teacher's, where there is one.
     """
 

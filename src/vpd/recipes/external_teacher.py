@@ -64,8 +64,9 @@ def vocabulary_of(tokenizer: Any) -> int:
 class ExternalTeacher:
     """What a config needs of GKD's teacher beside its weights; nothing of it for another method.
 
-    ``remote`` scores answers behind a server, ``own_prompt`` is a task as the teacher's chat template writes it; both
-    are None where they are not needed.  ``tasks`` are the known ones.  Raises ConfigError, ModelError and EngineError.
+    ``remote`` scores answers behind a server, ``own_prompt`` is a task as the teacher reads it, written by its own chat
+    template or the student's; both are None where they are not needed.  ``tasks`` are the known ones.  Raises
+    ConfigError, ModelError and EngineError.
     """
 
     def __init__(
@@ -125,8 +126,11 @@ class ExternalTeacher:
         return teacher
 
     def _make_own_prompt(self, tasks: Sequence[Task]) -> Callable[[Task], Tokens] | None:
-        if not self._needs.own_chat_template:
+        server = self._needs.remote_teacher
+        if self._loaded is None and (server is None or server.reads_context):
             return None
+        if not self._needs.own_chat_template:
+            return self._prompter.build_student_prompt
         write = self._local_writer(self._loaded) if self._loaded else self._remote_writer()
         known = tasks if self.remote is None else tasks[:1]  # each would be a request
         differs = any(write(task) != self._prompter.build_student_prompt(task) for task in known)
