@@ -294,8 +294,9 @@ class RecordingUpdates:
     def logprob_tolerance(self) -> float:
         return float(self.learner.logprob_tolerance)
 
-    def policy(self) -> Any:
-        return self.learner.policy()
+    @property
+    def version(self) -> int:
+        return int(self.learner.version)
 
     def score(self, *arguments: Any, **options: Any) -> Any:
         return self.learner.score(*arguments, **options)

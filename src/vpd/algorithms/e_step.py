@@ -108,9 +108,13 @@ class EStep:
             for row, pair in enumerate(zip(examples, e_examples, strict=True))
             if score_all or any(e.teacher is not None for e in pair)
         ]
-        log_pi, metrics = self._student_logprobs(examples, rows, learner)
-        log_pi_0 = self._initial_logprobs(examples, rows, learner) if self.settings.prior == "fixed" else log_pi
+        chosen = [examples[row] for row in rows]
+        own, measured = own_logprobs(chosen, learner)
+        fixed = self.settings.prior == "fixed"
+        prior = list(map(tuple, learner.score(chosen, student_logprobs, model="initial"))) if fixed else own
+        log_pi, log_pi_0 = (dict(zip(rows, logprobs, strict=True)) for logprobs in (own, prior))
         update = self._train(self._samples(groups, _with_references(e_examples, log_pi_0), learner), learner)
+        metrics = {f"e_step/{name}": value for name, value in measured.items()}
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(e_groups)
         metrics["time/e_step"] = time.perf_counter() - started
         return _with_references(examples, log_pi), combine([update, Update(metrics)])
@@ -130,24 +134,6 @@ class EStep:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._iteration, self._shift = state["iteration"], state["shift"]
-
-    def _student_logprobs(
-        self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
-    ) -> tuple[dict[int, Floats], Metrics]:
-        """log pi [T] of each of these rows under the current student, and what was measured to get them."""
-        if not rows:
-            return {}, {}
-        logprobs, metrics = own_logprobs([examples[row] for row in rows], learner)
-        return dict(zip(rows, logprobs, strict=True)), {f"e_step/{name}": value for name, value in metrics.items()}
-
-    def _initial_logprobs(
-        self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
-    ) -> dict[int, Floats]:
-        """log pi_0 [T] of each of these rows under the initial student, the fixed prior."""
-        if not rows:
-            return {}
-        scores = learner.score([examples[row] for row in rows], student_logprobs, model="initial")
-        return dict(zip(rows, map(tuple, scores), strict=True))
 
     def _train(self, examples: Sequence[Example], learner: Learner) -> Update:
         """``e_epochs`` updates of the live weights on the teacher's prompt, all with the same delta."""

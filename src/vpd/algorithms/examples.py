@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vpd.learners import Learner, TokenLoss
+from vpd.learners import Learner, Loss, TokenLoss
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics, SampleKey
 
@@ -127,8 +127,11 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision: no row is of another
     version than the learner's, the rows of :func:`probe_rows` are scored, and no token of theirs may differ by more
-    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.
+    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.  Of no
+    examples nothing is measured.
     """
+    if not examples:
+        return [], {}
     probe = probe_rows(examples)
     scores = dict(zip(probe, learner.score([examples[row] for row in probe], student_logprobs), strict=True))
     differences = [
@@ -140,8 +143,7 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
     largest = max(differences, default=0.0)
     metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
     tolerance = learner.logprob_tolerance
-    version = learner.policy().version
-    stale = any(example.version != version for example in examples)
+    stale = any(example.version != learner.version for example in examples)
     if not stale and largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
         return [e.behaviour for e in examples], metrics
     others = [row for row in range(len(examples)) if row not in scores]
@@ -185,6 +187,24 @@ def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> di
 def cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
     """-log pi(y|x) of each token [B,T], and the signal ``entropy``."""
     return TokenLoss(-scorer.logprobs("student"), signals={"entropy": scorer.entropy("student")})
+
+
+def forward_kl(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """KL(sg q || pi) of each token [B,T]; of a teacher known by its likeliest tokens on these, and the rest as one."""
+    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
+
+
+def policy_gradient(clip: float | None) -> Loss:
+    """-min(pi / pi_0, clip) A log pi of each token [B,T]; a row without a reference is its own pi_0."""
+
+    def loss(scorer: Scorer, batch: Batch) -> TokenLoss:
+        from vpd import losses
+
+        student_BT = scorer.logprobs("student")
+        ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=clip)
+        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
+
+    return loss
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

@@ -80,10 +80,8 @@ class GRPO:
             examples = with_reference(examples, learner)
         updates = [Update({"policy/groups_without_signal": _share_of_equal_groups(groups)})]
         for part in split_by_group(choose_rows(examples, advantage=True), settings.updates_per_batch):
-            weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
-            weights = [
-                0.0 if e.left_out else w for w, e in zip(weights, part, strict=True)
-            ]  # in the mean, but adds nothing
+            adds = [not e.left_out for e in part]  # the others are in the mean, too
+            weights = weighting.token_average(token_counts(part), adds, average=settings.average, denominator="all")
             updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
         return combine(updates)
 

@@ -85,10 +85,8 @@ class Hybrid:
             for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
         ]
         examples = choose_rows(examples, advantage=True, context=settings.form == "reshape")
-        weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        weights = [
-            0.0 if e.left_out else w for w, e in zip(weights, examples, strict=True)
-        ]  # in the mean, but adds nothing
+        adds = [not e.left_out for e in examples]  # the others are in the mean, too
+        weights = weighting.token_average(token_counts(examples), adds, average=settings.average, denominator="all")
         return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:

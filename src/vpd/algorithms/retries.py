@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import token_counts, with_loss_weights
+from vpd.algorithms.examples import forward_kl, policy_gradient, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
 from vpd.quoting import feedback_quoted
@@ -136,29 +136,16 @@ class Imitation:
         """The loss of each token [B,T]."""
         match self.settings.retry_loss:
             case "forward_kl":
-                return _forward_kl
+                return forward_kl
             case "policy_gradient":
-                return self._policy_gradient
+                return policy_gradient(self._clip)  # pi_0 is who sampled the row
             case _:
                 return _cross_entropy
-
-    def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        """-min(pi / q, c) A log pi of each token [B,T], where q sampled the row: the teacher, or the student itself."""
-        from vpd import losses
-
-        student_BT = scorer.logprobs("student")
-        ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=self._clip)
-        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
 
 
 def _cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
     """-log pi of each token [B,T]."""
     return TokenLoss(-scorer.logprobs("student"))
-
-
-def _forward_kl(scorer: Scorer, batch: Batch) -> TokenLoss:
-    """KL(sg q || pi) of each token [B,T]."""
-    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
 
 
 def _retries(groups: Sequence[Group]) -> list[_Retry]:

@@ -17,7 +17,7 @@ from vpd.engines.vllm_client import VLLMClient
 from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs import Conversational, Env, draw_tasks, solution_of
 from vpd.errors import ConfigError, ModelError
-from vpd.learners import Learner
+from vpd.learners import TrainedLearner
 from vpd.model import loading
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter
@@ -83,7 +83,7 @@ class ExternalTeacher:
             for task in tasks:
                 solution_of(env, task)
 
-    def training_engine(self, student: Engine, learner: Learner, parts: EngineParts) -> Engine | None:
+    def training_engine(self, student: Engine, learner: TrainedLearner, parts: EngineParts) -> Engine | None:
         """What answers the training tasks where that is not the student alone: its mixture with teacher or data."""
         needs = self._needs
         if needs.student_fraction == 1:
