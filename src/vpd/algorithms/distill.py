@@ -234,15 +234,10 @@ class GKDSettings(ServedTeacher):
     @property
     def needs(self) -> Needs:
         server = self.server(self.teacher_model, reads_context=False)
-        if server is not None:
-            return dataclasses.replace(self._common_needs, remote_teacher=server)
-        return dataclasses.replace(
-            self._common_needs, teacher=self.teacher_settings(), external_model=self.teacher_model
-        )
-
-    @property
-    def _common_needs(self) -> Needs:
         return Needs(
+            teacher=None if server else self.teacher_settings(),
+            external_model=None if server else self.teacher_model,
+            remote_teacher=server,
             student_fraction=self.student_fraction,
             other_answers=self.other_answers,
             own_chat_template=self.teacher_chat_template == "own",

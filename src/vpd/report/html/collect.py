@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -194,11 +195,8 @@ def summary(run: Run) -> dict[str, Any]:
 
 def mean_se(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and its standard error, None for one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
 
 
 def _by_seed(key: str) -> bool:
