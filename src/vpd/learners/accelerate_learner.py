@@ -192,12 +192,10 @@ class AccelerateLearner:
 
     @property
     def version(self) -> int:
-        """Iterations that have been trained."""
         return int(self._scheduler.last_epoch)
 
     @property
     def learning_rate(self) -> float:
-        """The schedule's rate of the iteration at hand."""
         return float(self._scheduler.get_last_lr()[0])
 
     @property
