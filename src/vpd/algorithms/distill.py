@@ -21,7 +21,8 @@ from annotated_types import Ge, Gt
 
 from vpd.algorithms import Algorithm, Needs, RemoteTeacher, weighting
 from vpd.algorithms.examples import (
-    ImportanceReference,
+    ReferenceSetting,
+    UpdatesSetting,
     choose_rows,
     mismatch,
     split_by_group,
@@ -60,11 +61,7 @@ class DistillSettings(Settings, section="algorithm"):
     importance_clip: Annotated[
         float | None, Gt(0), "upper bound of the importance ratio pi / pi_0 of a token; null: no ratio"
     ] = 2.0
-    importance_reference: Annotated[
-        ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
-        " unless set",
-    ] = "own"
+    importance_reference: ReferenceSetting = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
     ] = 1.0
@@ -72,7 +69,7 @@ class DistillSettings(Settings, section="algorithm"):
     denominator: Annotated[
         weighting.Denominator, "rows that divide the loss: those with a context, or all (SDPO's released code)"
     ] = "active"
-    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    updates_per_batch: UpdatesSetting = 1
 
     def check(self) -> None:
         super().check()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from annotated_types import Ge
 
 from vpd.learners import Learner, Loss, TokenLoss
 from vpd.ranks import share_of
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 #: Whose log-probs are log pi_0 of the importance ratio pi / pi_0: the learner's before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]
+ReferenceSetting: TypeAlias = Annotated[
+    ImportanceReference,
+    "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+    " unless set",
+]
+UpdatesSetting: TypeAlias = Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"]
 
 PROBE = 16  # at least one row in so many is scored to see whether the sampler's log-probs are the learner's
 

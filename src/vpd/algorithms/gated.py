@@ -37,7 +37,7 @@ from vpd.algorithms.examples import (
     with_loss_weights,
 )
 from vpd.algorithms.gate import Evidence, Gate, pair_evidence, retry_evidence, shared_context
-from vpd.algorithms.grpo import group_advantages
+from vpd.algorithms.grpo import ScaleSetting, group_advantages
 from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
 from vpd.learners import Learner, Update, combine
@@ -56,9 +56,7 @@ class GatedSettings(VPDSettings):
     policy_lr_scale: Annotated[
         float, Gt(0), "the policy gradient's learning rate, as a multiple of the distillation's"
     ] = 1.0
-    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
-        "group"
-    )
+    scale_rewards: ScaleSetting = "group"
     gate_memory: Annotated[
         float, Interval(ge=0.0, lt=1.0), "share of the old evidence that is kept in each iteration with a mixed group"
     ] = 0.8

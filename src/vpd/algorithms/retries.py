@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from vpd.model.scorer import Scorer
 
 RetryLoss: TypeAlias = Literal["none", "cross_entropy", "forward_kl", "policy_gradient"]
+QuoteSetting: TypeAlias = Annotated[
+    int | None,
+    Ge(1),
+    "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null: any"
+    " is",
+]
 _Retry: TypeAlias = tuple[int, Rollout, Rollout]  # the group's place, the failed attempt, the retry
 
 
@@ -50,12 +56,7 @@ class RetrySettings(Settings, section="algorithm"):
     retry_attempts: Annotated[
         bool, "cross_entropy: the student's own successes of a group with retries are learned from, too"
     ] = True
-    retry_max_quote: Annotated[
-        int | None,
-        Ge(1),
-        "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null:"
-        " any is",
-    ] = 8
+    retry_max_quote: QuoteSetting = 8
 
 
 def to_retry_examples(groups: Sequence[Group]) -> list[Example]:
