@@ -193,6 +193,10 @@ class RecordingLearner:
     def learning_rate(self) -> float:
         return 0.1 * self.iterations
 
+    @property
+    def version(self) -> int:
+        return self.iterations
+
     def end_iteration(self) -> None:
         self.iterations += 1
         self.log.append("end_iteration")

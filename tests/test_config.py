@@ -12,9 +12,11 @@ import yaml
 from vpd.algorithms import AlgorithmSettings
 from vpd.algorithms.gated import GatedSettings
 from vpd.algorithms.vpd import VPDSettings
+from vpd.api.arguments import read_arguments
 from vpd.config import Config, RunSettings, load, load_env, of_another, parse
 from vpd.config.elsewhere import ABSENT, RENAMED
 from vpd.config.sections import ALGORITHMS, CHOICES, PLAIN, settings_class
+from vpd.config.sft import load_sft
 from vpd.config.starter import starter
 from vpd.errors import ConfigError
 from vpd.learners.accelerate_learner import OptimSettings
@@ -285,6 +287,29 @@ def test_a_resume_of_nothing_that_says_nothing_is_an_error(more: list[str], tmp_
     with pytest.raises(ConfigError, match=r"nosuch holds no run to continue.*Correct run\.output_dir"):
         load(None, words).require_something_to_train()
     load(None, [*words, "--env.name", "digits"]).require_something_to_train()
+
+
+WAYS_TO_LOAD: dict[str, Any] = {
+    "a file": lambda data, path: load(path),
+    "of vpd sft": lambda data, path: load_sft(f"{Path(path).parent}/answers.jsonl", path, []),
+    "Python": lambda data, path: (
+        read_arguments(None, None, None, tokenizer=None, algorithm=None, feedback=None, more=data).config
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_LOAD)
+@pytest.mark.parametrize("word", [True, "true", "yes", "on"])
+def test_every_way_to_say_resume_starts_from_the_settings_of_the_run(way: str, word: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("optim: {learning_rate: 0.25}\nrun: {seed: 7}\n")
+    data = {"run": {"resume": word, "output_dir": str(tmp_path / "out")}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    found = WAYS_TO_LOAD[way](data, str(tmp_path / "run.yaml"))
+    assert found.run.resume is True and found.run.seed == 7 and found.optim.learning_rate == 0.25
+    fresh = {"run": {**data["run"], "resume": False}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(fresh))
+    assert WAYS_TO_LOAD[way](fresh, str(tmp_path / "run.yaml")).run.seed == 0
 
 
 def test_a_word_stands_for_a_list_of_one() -> None:

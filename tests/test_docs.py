@@ -24,7 +24,7 @@ from vpd.config.dry_run import load_dry_run
 from vpd.config.sections import BESIDE, CHOICES, PLAIN, settings_class
 from vpd.engines import Engine
 from vpd.envs import Env
-from vpd.learners import Learner
+from vpd.learners import TrainedLearner
 from vpd.model.scorer import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ NOT_IN_THE_REPOSITORY = {
     "generation_config.json",
 }
 #: What the documents call an object of these protocols.
-OBJECTS: dict[str, Any] = {"learner": Learner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
+OBJECTS: dict[str, Any] = {"learner": TrainedLearner, "env": Env, "engine": Engine, "scorer": Scorer, "run": vpd.Run}
 #: Commands with words that stand for something else; their first word is a command all the same.
 PATTERNS = ("vpd check NAME --env.key value",)
 

@@ -120,7 +120,7 @@ class Watched:
     def __init__(self, learner: AccelerateLearner, modules: Sequence[torch.nn.Module]):
         self.most: dict[str, int] = {}
         self.logprob_tolerance = learner.logprob_tolerance
-        self.score, self.policy = learner.score, learner.policy
+        self.score, self.version = learner.score, learner.version
         self._learner, self._modules = learner, modules
 
     def update(self, name: str, *args: Any, **options: Any) -> Any:

@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vpd
 from vpd.cli import main
+from vpd.config.sections import ALGORITHMS
 from vpd.errors import StorageError
 from vpd.recipes.export import UPLOAD_ERRORS, push_run
+from vpd.report.colours import METHODS
 from vpd.report.model_card import model_card, source_commit
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.reading import read_run
@@ -156,6 +158,15 @@ def record(folder: Path, settings: dict[str, Any]) -> None:
     [
         ({"name": "vpd"}, "Variational Policy Distillation ([arXiv 2605.15113](https://arxiv.org/abs/2605.15113)), 1 "),
         ({"name": "grpo"}, "GRPO ([arXiv 2402.03300](https://arxiv.org/abs/2402.03300)), 1 step, with vpd"),
+        (
+            {"name": "plare"},
+            "PLARE, learning from a judge's preferences ([arXiv 2507.23391](https://arxiv.org/abs/2507.23391))",
+        ),
+        (
+            {"name": "ldd"},
+            "language dynamics distillation ([arXiv 2210.00066](https://arxiv.org/abs/2210.00066)), 1 step",
+        ),
+        ({"name": "sft"}, "supervised fine-tuning, 1 step, with vpd"),
         ({"object": "mine.Imitate"}, "mine.Imitate, 1 step, with vpd"),
     ],
 )
@@ -163,6 +174,10 @@ def test_a_card_names_the_paper_of_its_method(algorithm: dict[str, Any], line: s
     record(tmp_path, {"algorithm": algorithm})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
     assert f"\n\n{line}" in model_card(read_run(tmp_path))
+
+
+def test_card_and_report_know_every_method_that_ships() -> None:
+    assert set(METHODS) == set(ALGORITHMS)
 
 
 def test_a_card_names_no_folder_and_breaks_out_of_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs.digits import Digits
 from vpd.errors import ConfigError, DataError, EngineError, ModelError
 from vpd.recipes.assemble import Parts, assemble
+from vpd.report.rollout_metrics import rollout_metrics
 from vpd.types import Message, SampleKey, Task
 
 OTHER_TEMPLATE = "{% for m in messages %}<user> rule {{ m.content }} {% endfor %}<assistant>"
@@ -176,6 +177,24 @@ def test_feedback_is_not_what_an_external_teacher_reads(tmp_path: Path) -> None:
                 list(rollout.task.messages), add_generation_prompt=True, return_dict=False
             )
             assert rollout.external_prompt == tuple(alone)
+
+
+@pytest.mark.parametrize("template", ["own", "student"])
+@pytest.mark.parametrize("teacher", ["the same template", "another"])
+def test_no_context_is_counted_that_an_external_teacher_does_not_read(
+    template: str, teacher: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "teacher", template=OTHER_TEMPLATE) if teacher == "another" else load_bundled("tiny-mid")
+    section = {"name": "gkd", "teacher_model": str(folder), "teacher_chat_template": template}
+    parts = assemble(parse({"model": {"name_or_path": "tiny-cold"}, "algorithm": section}))
+    groups, _ = parts.source.take(0)
+    assert any(r.context for group in groups for r in group.rollouts)
+    metrics = rollout_metrics(groups)
+    assert metrics["teacher/rows_with_context"] == metrics["teacher/tokens_cut"] == 0
+    assert {name for name in metrics if name.startswith("teacher/")} == {
+        "teacher/rows_with_context",
+        "teacher/tokens_cut",
+    }
 
 
 class Replying(Digits):

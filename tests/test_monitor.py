@@ -1,13 +1,14 @@
 """Every alarm: a history that raises it and one, as close as may be, that does not; and real runs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import vpd_train
 
-from vpd.monitor import RULES, START, Alarm, Monitor
+from vpd.monitor import REARM, RULES, START, Alarm, Monitor
 
 CALM = {
     "reward": 0.4, "success": 0.4, "frac_reward_zero_std": 0.2, "completions/mean_length": 60.0,
@@ -171,6 +172,29 @@ def test_a_rule_fires_again_after_a_quiet_while(tmp_path: Path) -> None:
     assert [alarm.step for alarm in monitor.alarms] == [0, 14]
     kept = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     assert [(line["step"], line["rule"]) for line in kept] == [(0, "e_step_saturated"), (14, "e_step_saturated")]
+
+
+@pytest.mark.parametrize(("quiet", "fires"), [(9, [0]), (10, [0, 11])])
+def test_a_rule_fires_again_after_ten_looks_without_anything(quiet: int, fires: list[int]) -> None:
+    monitor = Monitor(lambda alarm: None)
+    bad = CALM | {"e_step/saturation": 0.9}
+    for step, metrics in enumerate([bad, *[CALM] * quiet, bad]):
+        monitor.on_step(step, metrics, [])
+    assert REARM == 10 and [alarm.step for alarm in monitor.alarms] == fires
+
+
+def test_a_teacher_that_needs_no_context_is_not_told_that_nothing_is_trained() -> None:
+    """GKD's reads the task alone."""
+    assert raised(0, {"teacher/rows_with_context": 0.0, "m_step/divergence": 0.3}) == []
+
+
+def test_a_value_that_is_not_finite_is_no_part_of_the_beginning() -> None:
+    monitor = Monitor(lambda alarm: None)
+    lengths = [math.inf, *[60.0] * 6, 9.0, 9.0, 9.0]
+    for step, length in enumerate(lengths):
+        monitor.on_step(step, CALM | {"completions/mean_length": length}, [])
+    assert [(alarm.rule, alarm.step) for alarm in monitor.alarms] == [("length_collapse", 9)]
+    assert monitor.alarms[0].saw == "answers shrank from 60.0 to 9.0 tokens"
 
 
 def test_a_continued_monitor_says_what_the_uninterrupted_one_says(tmp_path: Path) -> None:

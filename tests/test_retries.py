@@ -255,11 +255,51 @@ def test_policy_gradient_has_the_advantage_of_the_group_with_its_retries_and_the
 @pytest.mark.parametrize(("reference", "known"), [("own", False), ("sampler", True)])
 def test_the_ratio_of_the_attempts_beside_retries_is_against_the_named_reference(reference: Any, known: bool) -> None:
     groups = with_retries(random_groups(0))
-    rows = Imitation(sdpo(retry_loss="policy_gradient"), 2.0, reference).examples(groups)
+    rows = Imitation(sdpo(retry_loss="policy_gradient"), 2.0).examples(groups, to_examples(groups, reference))
     attempts = [row for row in rows if row.key is not None and row.key.phase == "train"]
     retries = [row for row in rows if row not in attempts]
     assert attempts and retries and all(row.reference == row.behaviour for row in retries)
     assert all(row.reference == (row.behaviour if known else None) for row in attempts)
+
+
+@dataclasses.dataclass
+class Watching:
+    """A learner that keeps the rows of every update."""
+
+    learner: Any
+    updates: list[tuple[str, list[Any]]] = dataclasses.field(default_factory=list)
+
+    def update(self, name: str, examples: Sequence[Any], objectives: Any, **options: Any) -> Any:
+        self.updates.append((name, list(examples)))
+        return self.learner.update(name, examples, objectives, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learner, name)
+
+
+AFTER_A_STEP = {
+    "vpd": lambda: VPD(VPDSettings(e_every=1, retry_loss="policy_gradient", e_step_rows="student"), TokenPrompter()),  # type: ignore[arg-type]
+    "gated": lambda: GatedVPD(GatedSettings(e_every=1, retry_loss="policy_gradient"), TokenPrompter()),  # type: ignore[arg-type]
+    "sdpo": lambda: sdpo(updates_per_batch=3, retry_loss="policy_gradient").build(TokenPrompter()),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", AFTER_A_STEP)
+def test_the_ratio_of_the_attempts_beside_retries_is_against_the_student_before_the_first_step(name: str) -> None:
+    groups, learner = with_retries(random_groups(0)), Watching(tiny_learner(tiny_model(), teacher=TeacherSettings()))
+    before = {
+        e.key: tuple(row)
+        for e, row in zip(to_examples(groups), scores(to_examples(groups), student_logprobs), strict=True)
+    }
+    AFTER_A_STEP[name]().step(groups, learner)
+    rows = [
+        row for update, rows in learner.updates if update == "m_step" for row in rows if "retry" in row.loss_weights
+    ]
+    attempts = [row for row in rows if row.key.phase == "train"]
+    assert len(attempts) == sum(len(g.rollouts) for g in groups if any(r.retries for r in g.rollouts)) < len(rows)
+    assert any(row.success for row in attempts)  # without a context, so that no other term needs its reference
+    assert all(row.reference == pytest.approx(before[row.key], abs=1e-12) for row in attempts)
+    assert all(row.reference == row.behaviour for row in rows if row.key.phase == "retry")
 
 
 def test_both_terms_stand_in_one_update_and_none_without_retries() -> None:
@@ -284,8 +324,10 @@ def test_a_retry_that_quotes_its_feedback_is_left_out_and_counted() -> None:
     alone = dataclasses.replace(failed, context=context, retries=retries, comparisons=())
     group = Group(rollouts=(alone,))
     imitation = Imitation(sdpo(retry_max_quote=6), 2.0)
-    assert len(imitation.examples([group])) == 1 and imitation.metrics([group]) == {"retries/left_out": 1.0}
-    assert len(Imitation(sdpo(retry_max_quote=None), 2.0).examples([group])) == 2
+    assert len(imitation.examples([group], to_examples([group]))) == 1
+    assert imitation.metrics([group]) == {"retries/left_out": 1.0}
+    quoting = Imitation(sdpo(retry_max_quote=None), 2.0)
+    assert len(quoting.examples([group], to_examples([group]))) == 2
     assert rollout_metrics([group])["retries/quoted_run"] == (1 + 8) / 2
 
 

@@ -21,7 +21,7 @@ from vpd.learners import Learner, Loss, TokenLoss, Update, combine
 from vpd.learners.teachers import TeacherSettings
 from vpd.model.batch import Batch
 from vpd.model.scorer import Scorer
-from vpd.types import Example, Group
+from vpd.types import Example, Group, Rollout
 
 
 def likelihood(scorer: Scorer, batch: Batch) -> Tensor:
@@ -294,8 +294,9 @@ class RecordingUpdates:
     def logprob_tolerance(self) -> float:
         return float(self.learner.logprob_tolerance)
 
-    def policy(self) -> Any:
-        return self.learner.policy()
+    @property
+    def version(self) -> int:
+        return int(self.learner.version)
 
     def score(self, *arguments: Any, **options: Any) -> Any:
         return self.learner.score(*arguments, **options)
@@ -365,6 +366,26 @@ def test_an_e_step_without_a_row_to_train_on_says_so_and_keeps_the_shift() -> No
     _, update = step.run(groups, to_examples(groups), learner)
     assert (update.metrics["e_step/rows"], update.metrics["e_step/skipped"]) == (0.0, 1.0)
     assert learner.objectives == [] and step.state() == {"iteration": 1, "shift": None}
+
+
+def test_a_row_without_a_token_has_no_part_in_an_e_step() -> None:
+    """Beside it the same step is taken, with the same shift, as without it."""
+
+    def emptied(rollout: Rollout) -> Rollout:
+        nothing = dataclasses.replace(rollout.completion, tokens=(), sampled=(), logprobs=())
+        return dataclasses.replace(rollout, completion=nothing)
+
+    def ran(groups: list[Group]) -> tuple[Update, torch.Tensor]:
+        learner = tiny_learner(tiny_model())
+        return e_step().run(groups, to_examples(groups), learner)[1], flat(learner.model)
+
+    groups = random_groups(0)
+    failed = next(r for r in groups[0].rollouts if not r.success and r.teacher_prompt)
+    with_empty, moved = ran([Group(rollouts=(*groups[0].rollouts, emptied(failed))), *groups[1:]])
+    alone, expected = ran(groups)
+    for name in ("rows", "rows_failure", "shift", "loss", "accuracy"):
+        assert with_empty.metrics[f"e_step/{name}"] == pytest.approx(alone.metrics[f"e_step/{name}"], rel=1e-9)
+    assert (moved - expected).norm() < 1e-9 * (expected - flat(tiny_model())).norm()
 
 
 def test_the_implicit_reward_is_a_sum_over_tokens_or_their_mean_as_set() -> None:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from fake_vllm import FakeVLLM, serving
 from helpers import metrics_of, vpd_train
 from transformers import AutoModelForCausalLM
@@ -43,6 +44,19 @@ def test_a_run_trains_on_the_server_and_goes_on_where_it_stopped(
     assert vpd_train(tmp_path / "parts", **options, run__max_steps=3, run__resume="true") == 0
     whole, parts = (pq.read_table(tmp_path / run / "rollouts").to_pylist() for run in ("whole", "parts"))
     assert [row["completion"] for row in whole] == [row["completion"] for row in parts]
+
+
+def test_a_learner_under_autocast_is_not_taken_for_a_server_with_other_weights(
+    server: tuple[FakeVLLM, dict[str, object]], tmp_path: Path
+) -> None:
+    _, engine = server
+    options = engine | {"engine.sync_dir": tmp_path / "sync", "optim.mixed_precision": "bf16", "run.max_steps": 1}
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for all
+    try:
+        assert vpd_train(tmp_path / "out", **options) == 0
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert 1e-3 < max(line["engine/canary_difference"] for line in metrics_of(tmp_path / "out") if line.get("step")) < 1
 
 
 def test_a_stale_server_ends_the_run_with_one_line_and_the_checkpoint_stays(

@@ -18,7 +18,7 @@ from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.errors import Abandoned as Abandoned
 from vpd.errors import NonFiniteError, TrainingError
-from vpd.learners import Learner, Update
+from vpd.learners import TrainedLearner, Update
 from vpd.learners.calls import Fault
 from vpd.learners.journal import Journal
 from vpd.learners.token_records import Recording, TokenRecord, TokenRecorder
@@ -114,7 +114,7 @@ class Loop:
 
     source: Source
     engine: Engine
-    learner: Learner
+    learner: TrainedLearner
     algorithm: Algorithm
     rollout_metrics: Callable[[Sequence[Group]], Metrics]
     observers: Sequence[Observer] = ()

@@ -6,6 +6,7 @@ every step (an evaluation, an E-step) looks at the steps that have it.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,7 @@ class Monitor:
             if saw is None:
                 continue
             fired = self._fired.setdefault(rule.name, [])
-            since = self._history[fired[-1] :] if fired else []
+            since = self._history[fired[-1] : -1] if fired else []
             first = not fired or sum(map(rule.looks_at, since)) >= REARM
             fired.append(len(self._history))
             if first:
@@ -131,7 +132,13 @@ class Monitor:
 
 def _series(history: History, name: str) -> list[float]:
     """The finite values of one metric, oldest first."""
-    return [metrics[name] for metrics in history if name in metrics and metrics[name] == metrics[name]]
+    return [metrics[name] for metrics in history if name in metrics and math.isfinite(metrics[name])]
+
+
+def _beginning_and_now(history: History, name: str, last: int = 3) -> tuple[float, float]:
+    """The means of a metric's first ``START`` values and of its newest; 0 and 0 until there are more."""
+    values = _series(history, name)
+    return (statistics.fmean(values[:START]), statistics.fmean(values[-last:])) if len(values) > START else (0.0, 0.0)
 
 
 def _above(name: str, bound: float, what: str) -> Callable[[History], str | None]:
@@ -195,32 +202,23 @@ def _about_the_teacher(history: History) -> str:
 
 
 def _teacher_entropy(history: History) -> str | None:
-    values = _series(history, "m_step/teacher_entropy")
-    if "m_step/teacher_entropy" not in history[-1] or len(values) <= START:
+    first, now = _beginning_and_now(history, "m_step/teacher_entropy", last=1)
+    if now <= 1.5 * first + 0.1:
         return None
-    first = statistics.fmean(values[:START])
-    if values[-1] <= 1.5 * first + 0.1:
-        return None
-    return (
-        f"the teacher's entropy rose from {first:.2f} to {values[-1]:.2f} nats a token: it is forgetting how to answer"
-    )
+    return f"the teacher's entropy rose from {first:.2f} to {now:.2f} nats a token: it is forgetting how to answer"
 
 
 def _length_collapse(history: History) -> str | None:
-    values = _series(history, "completions/mean_length")
-    if len(values) <= START:
-        return None
-    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    first, now = _beginning_and_now(history, "completions/mean_length")
     return f"answers shrank from {first:.1f} to {now:.1f} tokens" if now < first / 3 else None
 
 
 def _entropy_collapse(history: History) -> str | None:
     """Fires where answers become certain (a third of the entropy at the beginning) and no more often right."""
-    names = [name for name in ENTROPIES if name in history[-1]]
-    entropy, success = (_series(history, name) for name in (names[0] if names else "", "success"))
-    if len(entropy) <= START or not success:
+    first, now = _beginning_and_now(history, next((name for name in ENTROPIES if name in history[-1]), ""))
+    success = _series(history, "success")
+    if not success:
         return None
-    first, now = statistics.fmean(entropy[:START]), statistics.fmean(entropy[-3:])
     before, after = statistics.fmean(success[:START]), statistics.fmean(success[-3:])
     if now >= first / 3 or after >= ENOUGH_SUCCESS or after >= before + BETTER:
         return None
@@ -228,10 +226,7 @@ def _entropy_collapse(history: History) -> str | None:
 
 
 def _repetition(history: History) -> str | None:
-    values = _series(history, "completions/repetition")
-    if "completions/repetition" not in history[-1] or len(values) <= START:
-        return None
-    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    first, now = _beginning_and_now(history, "completions/repetition")
     success = statistics.fmean(_series(history, "success")[-3:] or [0.0])
     if now < first + REPEATED or success >= ENOUGH_SUCCESS:
         return None
@@ -247,7 +242,7 @@ def _flat_reward(history: History) -> str | None:
 
 
 def _no_context(history: History) -> str | None:
-    reads = "m_step/rows" in history[-1]
+    reads = "m_step/rows" in history[-1] and "m_step/divergence" not in history[-1]  # an external teacher needs none
     rows = _series(history, "teacher/rows_with_context")[-5:]
     failing = [1 - value for value in _series(history, "success")[-5:]]
     if not reads or len(rows) < 5 or max(rows) > 0 or max(failing, default=1) == 0:
@@ -330,10 +325,7 @@ def _recorded_too_old(history: History) -> str | None:
 
 
 def _quotes_feedback(history: History) -> str | None:
-    values = _series(history, "completions/quoted_run")
-    if "completions/quoted_run" not in history[-1] or len(values) <= START:
-        return None
-    first, now = statistics.fmean(values[:START]), statistics.fmean(values[-3:])
+    first, now = _beginning_and_now(history, "completions/quoted_run")
     if now < first + QUOTED_WORDS:
         return None
     return (

@@ -209,15 +209,15 @@ def divide(
     ranks: Ranks,
     items: Sequence[Item],
     work: Callable[[Sequence[Item]], Sequence[Result]],
-    *,
-    place: str = "work that is divided",
 ) -> list[Result]:
     """``work(share)`` on every rank, and the results of all shares in order, whole on every rank.
 
     A rank without a share is not called.  Raises as :func:`together`.
     """
     share = [items[index] for index in share_of(ranks.rank, ranks.world, len(items))]
-    _, gathered = _exchange(ranks, place, lambda: list(work(share)) if share or ranks.world == 1 else [], list)
+    _, gathered = _exchange(
+        ranks, "work that is divided", lambda: list(work(share)) if share or ranks.world == 1 else [], list
+    )
     return [result for results in gathered for result in results]
 
 

@@ -144,8 +144,8 @@ class RolloutSource:
 
     ``engine`` is the student.  It answers everything: evaluation, retries, critiques, and the training tasks too unless
     there is a ``training_engine`` (a mixture with an external teacher or the data), which answers these and nothing
-    else.  ``own_prompt`` is a task as an external teacher's own chat template writes it (None: the teacher reads the
-    student's prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
+    else.  ``own_prompt`` is a task as an external teacher reads it (None: there is none, or it reads the student's
+    prompt).  A remote ``teacher`` scores the training tasks' answers after that prompt, or with
     ``teacher_reads_context`` after the teacher's, where there is one.
     """
 
@@ -235,10 +235,9 @@ class RolloutSource:
         """A group for each training task: its recorded answers where it has any, else G attempts."""
         answers = [recorded_answers(self.env, task) for task in tasks]
         fresh = [place for place, recorded in enumerate(answers) if not recorded]
-        engine = self.engine if self.training_engine is None else self.training_engine
+        source = self if self.training_engine is None else dataclasses.replace(self, engine=self.training_engine)
         made = iter(
-            self._generate_groups(
-                engine,
+            source.generate_groups(
                 [keys[place] for place in fresh],
                 [tasks[place] for place in fresh],
                 self.settings.sampling,
@@ -254,32 +253,19 @@ class RolloutSource:
         self, keys: Sequence[SampleKey], tasks: Sequence[Task], sampling: Sampling, num_generations: int
     ) -> list[Group]:
         """G graded attempts of the student at each task; ``keys`` are those of each task's first attempt."""
-        return self._generate_groups(self.engine, keys, tasks, sampling, num_generations)
-
-    def generate_rollouts(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        """A graded attempt of the student for each request; an undecided ``success`` is resolved here, once."""
-        return self._generate_rollouts(self.engine, requests, sampling)
-
-    def _generate_groups(
-        self,
-        engine: Engine,
-        keys: Sequence[SampleKey],
-        tasks: Sequence[Task],
-        sampling: Sampling,
-        num_generations: int,
-    ) -> list[Group]:
         requests = [
             Request(key=dataclasses.replace(key, sample=sample), task=task, prompt=prompt)
             for key, task in zip(keys, tasks, strict=True)
             for prompt in [self.prompter.build_student_prompt(task)]
             for sample in range(num_generations)
         ]
-        rollouts = self._generate_rollouts(engine, requests, sampling)
+        rollouts = self.generate_rollouts(requests, sampling)
         starts = range(0, len(rollouts), num_generations)
         return [Group(rollouts=tuple(rollouts[start : start + num_generations])) for start in starts]
 
-    def _generate_rollouts(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        completions = generate_turns(self.env, engine, self.prompter, requests, sampling, seed=self.seed)
+    def generate_rollouts(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """A graded attempt of the student for each request; an undecided ``success`` is resolved here, once."""
+        completions = generate_turns(self.env, self.engine, self.prompter, requests, sampling, seed=self.seed)
         return grade_completions(self.env, requests, completions, self.settings.success_threshold)
 
     def add_feedback(self, groups: Sequence[Group]) -> list[Group]:

@@ -22,7 +22,7 @@ from vpd.algorithms import Algorithm
 from vpd.engines import Engine
 from vpd.envs import Conversational, Env
 from vpd.errors import ConfigError, EnvError
-from vpd.learners import Learner
+from vpd.learners import TrainedLearner
 from vpd.prompts import Prompter
 from vpd.rollout import RolloutSource
 from vpd.settings import Settings
@@ -102,7 +102,7 @@ def alone(source: RolloutSource, task: Task) -> RolloutSource:
     return dataclasses.replace(source, env=env, settings=dataclasses.replace(source.settings, prompts_per_step=1))
 
 
-def adapt(source: RolloutSource, engine: Engine, learner: Learner, algorithm: Algorithm, *, budget: int) -> Try:
+def adapt(source: RolloutSource, engine: Engine, learner: TrainedLearner, algorithm: Algorithm, *, budget: int) -> Try:
     """Attempt the source's one task and learn from the failures, until an attempt succeeds or the budget is spent."""
     steps = 0
 

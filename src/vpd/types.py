@@ -236,7 +236,7 @@ class Section:
 class TeacherPrompt:
     """The task and C, as tokens [Q]; the ``sources`` of its sections; how many tokens were ``cut`` from them.
 
-    Without sources it is the task alone, as an external teacher's own chat template writes it.
+    Without sources it is the task alone, as an external teacher reads it.
 
     ``control_tokens`` counts the control tokens that the sections spelled, which are plain text in the prompt, and
     ``unknown_tokens`` the tokenizer's unknown tokens that they were read as.

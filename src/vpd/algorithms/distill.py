@@ -21,7 +21,8 @@ from annotated_types import Ge, Gt
 
 from vpd.algorithms import Algorithm, Needs, RemoteTeacher, weighting
 from vpd.algorithms.examples import (
-    ImportanceReference,
+    ReferenceSetting,
+    UpdatesSetting,
     choose_rows,
     mismatch,
     split_by_group,
@@ -60,11 +61,7 @@ class DistillSettings(Settings, section="algorithm"):
     importance_clip: Annotated[
         float | None, Gt(0), "upper bound of the importance ratio pi / pi_0 of a token; null: no ratio"
     ] = 2.0
-    importance_reference: Annotated[
-        ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
-        " unless set",
-    ] = "own"
+    importance_reference: ReferenceSetting = "own"
     distillation_weight: Annotated[
         float, Ge(0), "weight of the distillation; 0: none, which leaves what is learned from retries"
     ] = 1.0
@@ -72,7 +69,7 @@ class DistillSettings(Settings, section="algorithm"):
     denominator: Annotated[
         weighting.Denominator, "rows that divide the loss: those with a context, or all (SDPO's released code)"
     ] = "active"
-    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    updates_per_batch: UpdatesSetting = 1
 
     def check(self) -> None:
         super().check()
@@ -184,7 +181,7 @@ class SDPOSettings(SelfTeacher, RetrySettings, ServedTeacher):
         )
 
     def build(self, prompter: Prompter) -> Algorithm:
-        return Distill(self, imitation=Imitation(self, self.importance_clip, self.importance_reference))
+        return Distill(self, imitation=Imitation(self, self.importance_clip))
 
     def check(self) -> None:
         super().check()
@@ -234,15 +231,10 @@ class GKDSettings(ServedTeacher):
     @property
     def needs(self) -> Needs:
         server = self.server(self.teacher_model, reads_context=False)
-        if server is not None:
-            return dataclasses.replace(self._common_needs, remote_teacher=server)
-        return dataclasses.replace(
-            self._common_needs, teacher=self.teacher_settings(), external_model=self.teacher_model
-        )
-
-    @property
-    def _common_needs(self) -> Needs:
         return Needs(
+            teacher=None if server else self.teacher_settings(),
+            external_model=None if server else self.teacher_model,
+            remote_teacher=server,
             student_fraction=self.student_fraction,
             other_answers=self.other_answers,
             own_chat_template=self.teacher_chat_template == "own",
@@ -304,8 +296,9 @@ class Distill:
                 for e, rollout in zip(examples, rollouts, strict=True)
             ]
         elif settings.updates_per_batch > 1:
-            examples = self._with_reference(examples, learner)
-        retries = self._imitation.examples(groups) if self._imitation else []
+            every_row = self._imitation is not None and self._imitation.needs_references(groups)
+            examples = with_reference(examples, learner, lambda e: every_row or e.teacher is not None)
+        retries = self._imitation.examples(groups, examples) if self._imitation else []
         updates = [Update(self._imitation.metrics(groups))] if self._imitation else []
         for part in split_by_group(choose_rows(examples, context=True), settings.updates_per_batch):
             own_groups = {example.group for example in part}
@@ -382,9 +375,3 @@ class Distill:
             scorer.entropy("student"),
             scorer.entropy("teacher"),
         )
-
-    def _with_reference(self, examples: Sequence[Example], learner: Learner) -> list[Example]:
-        """The examples with reference log-probs where there is a teacher; the others are not scored."""
-        rows = [row for row, e in enumerate(examples) if e.teacher is not None]
-        scored = dict(zip(rows, with_reference([examples[row] for row in rows], learner), strict=True))
-        return [scored.get(row, e) for row, e in enumerate(examples)]

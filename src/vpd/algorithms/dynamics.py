@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, weighting
-from vpd.algorithms.examples import token_counts, with_loss_weights
+from vpd.algorithms.examples import forward_kl, token_counts, with_loss_weights
 from vpd.algorithms.ldd import environment_examples
-from vpd.learners import Learner, Objective, TokenLoss, Update
+from vpd.learners import Learner, Objective, Update
 from vpd.learners.around import LearnerAround
 from vpd.prompts import Prompter
 from vpd.settings import Settings
@@ -63,18 +63,13 @@ class Tied:
         rows = likeliest(rows, self._settings.top_k, learner)
         weights = weighting.token_average(token_counts(rows), [True] * len(rows), average="token_mean")
         rows = with_loss_weights(rows, dynamics=[self._settings.weight * weight for weight in weights])
-        return self._method.step(groups, WithTerm(learner, rows, {"dynamics": tie}))
+        return self._method.step(groups, WithTerm(learner, rows, {"dynamics": forward_kl}))
 
     def state(self) -> dict[str, Any]:
         return self._method.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         self._method.restore(state)
-
-
-def tie(scorer: Scorer, batch: Batch) -> TokenLoss:
-    """KL(p_0 || pi) of each token [B,T], on the likeliest tokens of p_0 and the rest as one."""
-    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
 
 
 def likeliest(rows: Sequence[Example], top_k: int, learner: Learner) -> list[Example]:

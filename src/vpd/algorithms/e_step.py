@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vpd.algorithms import weighting
 from vpd.algorithms.contexts import SuccessContext, e_step_contexts, kind_predicts_success
-from vpd.algorithms.examples import own_logprobs, student_logprobs, to_examples, with_loss_weights
+from vpd.algorithms.examples import choose_rows, own_logprobs, student_logprobs, to_examples, with_loss_weights
 from vpd.algorithms.retries import to_retry_examples
 from vpd.learners import Learner, Loss, ModelName, TokenLoss, Update, combine
 from vpd.prompts import Prompter
@@ -108,9 +108,13 @@ class EStep:
             for row, pair in enumerate(zip(examples, e_examples, strict=True))
             if score_all or any(e.teacher is not None for e in pair)
         ]
-        log_pi, metrics = self._student_logprobs(examples, rows, learner)
-        log_pi_0 = self._initial_logprobs(examples, rows, learner) if self.settings.prior == "fixed" else log_pi
+        chosen = [examples[row] for row in rows]
+        own, measured = own_logprobs(chosen, learner)
+        fixed = self.settings.prior == "fixed"
+        prior = list(map(tuple, learner.score(chosen, student_logprobs, model="initial"))) if fixed else own
+        log_pi, log_pi_0 = (dict(zip(rows, logprobs, strict=True)) for logprobs in (own, prior))
         update = self._train(self._samples(groups, _with_references(e_examples, log_pi_0), learner), learner)
+        metrics = {f"e_step/{name}": value for name, value in measured.items()}
         metrics["e_step/kind_predicts_success"] = kind_predicts_success(e_groups)
         metrics["time/e_step"] = time.perf_counter() - started
         return _with_references(examples, log_pi), combine([update, Update(metrics)])
@@ -131,34 +135,17 @@ class EStep:
     def restore(self, state: dict[str, Any]) -> None:
         self._iteration, self._shift = state["iteration"], state["shift"]
 
-    def _student_logprobs(
-        self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
-    ) -> tuple[dict[int, Floats], Metrics]:
-        """log pi [T] of each of these rows under the current student, and what was measured to get them."""
-        if not rows:
-            return {}, {}
-        logprobs, metrics = own_logprobs([examples[row] for row in rows], learner)
-        return dict(zip(rows, logprobs, strict=True)), {f"e_step/{name}": value for name, value in metrics.items()}
-
-    def _initial_logprobs(
-        self, examples: Sequence[Example], rows: Sequence[int], learner: Learner
-    ) -> dict[int, Floats]:
-        """log pi_0 [T] of each of these rows under the initial student, the fixed prior."""
-        if not rows:
-            return {}
-        scores = learner.score([examples[row] for row in rows], student_logprobs, model="initial")
-        return dict(zip(rows, map(tuple, scores), strict=True))
-
     def _train(self, examples: Sequence[Example], learner: Learner) -> Update:
         """``e_epochs`` updates of the live weights on the teacher's prompt, all with the same delta."""
         import torch
 
         settings = self.settings
-        with_context = [e for e in examples if e.teacher is not None]
-        if not with_context:
+        examples = choose_rows(examples, context=True)
+        chosen = [e for e in examples if not e.left_out]
+        if not chosen:
             return Update({"e_step/rows": 0.0, "e_step/skipped": 1.0})
-        weights = iter(weighting.class_mean([e.success for e in with_context]))
-        weighted = with_loss_weights(examples, bco=[next(weights) if e.teacher is not None else 0.0 for e in examples])
+        weights = iter(weighting.class_mean([e.success for e in chosen]))
+        weighted = with_loss_weights(examples, bco=[0.0 if e.left_out else next(weights) for e in examples])
 
         def update(objective: BCO | ShiftedBCO) -> Update:
             return learner.update("e_step", weighted, {"bco": objective}, train="teacher", lr_scale=settings.e_lr_scale)
@@ -166,7 +153,7 @@ class EStep:
         first = update(BCO(settings, self._shift))
         rewards = [value for value in first.values["bco"] if value is not None]
         implicit_reward_B = torch.tensor(rewards, dtype=torch.float64)
-        success_B = torch.tensor([e.success for e in with_context])
+        success_B = torch.tensor([e.success for e in chosen])
         self._shift = next_shift(self._shift, implicit_reward_B, success_B, momentum=settings.shift_momentum)
         more = [update(ShiftedBCO(settings, self._shift)) for _ in range(settings.e_epochs - 1)]
         return combine([first, *more, Update(e_step_metrics(implicit_reward_B, success_B, self._shift))])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Callable, Sequence, Set
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from vpd.learners import Learner, TokenLoss
+from annotated_types import Ge
+
+from vpd.learners import Learner, Loss, TokenLoss
 from vpd.ranks import share_of
 from vpd.types import Example, Floats, Group, Metrics, SampleKey
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 #: Whose log-probs are log pi_0 of the importance ratio pi / pi_0: the learner's before the update, or the sampler's.
 ImportanceReference: TypeAlias = Literal["own", "sampler"]
+ReferenceSetting: TypeAlias = Annotated[
+    ImportanceReference,
+    "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
+    " unless set",
+]
+UpdatesSetting: TypeAlias = Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"]
 
 PROBE = 16  # at least one row in so many is scored to see whether the sampler's log-probs are the learner's
 
@@ -107,9 +115,11 @@ def with_loss_weights(examples: Sequence[Example], **weights: Sequence[float]) -
     ]
 
 
-def with_reference(examples: Sequence[Example], learner: Learner) -> list[Example]:
-    """The examples with the learner's own log-probs at this moment where they carry no reference yet."""
-    missing = [row for row, example in enumerate(examples) if example.reference is None]
+def with_reference(
+    examples: Sequence[Example], learner: Learner, wanted: Callable[[Example], bool] = lambda example: True
+) -> list[Example]:
+    """The wanted examples with the learner's own log-probs at this moment where they carry no reference yet."""
+    missing = [row for row, example in enumerate(examples) if example.reference is None and wanted(example)]
     if not missing:
         return list(examples)
     scores = learner.score([examples[row] for row in missing], student_logprobs)
@@ -125,8 +135,11 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
 
     The sampler's own log-probs are taken where it shares the learner's weights and precision: no row is of another
     version than the learner's, the rows of :func:`probe_rows` are scored, and no token of theirs may differ by more
-    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.
+    than ``Learner.logprob_tolerance``, nor all tokens by a tenth of it on average.  Else all rows are scored.  Of no
+    examples nothing is measured.
     """
+    if not examples:
+        return [], {}
     probe = probe_rows(examples)
     scores = dict(zip(probe, learner.score([examples[row] for row in probe], student_logprobs), strict=True))
     differences = [
@@ -138,8 +151,7 @@ def own_logprobs(examples: Sequence[Example], learner: Learner) -> tuple[list[Fl
     largest = max(differences, default=0.0)
     metrics = {"sampler_logp_difference": largest, "rows_scored": float(len(probe))}
     tolerance = learner.logprob_tolerance
-    version = learner.policy().version
-    stale = any(example.version != version for example in examples)
+    stale = any(example.version != learner.version for example in examples)
     if not stale and largest <= tolerance and sum(differences) <= tolerance / 10 * len(differences):
         return [e.behaviour for e in examples], metrics
     others = [row for row in range(len(examples)) if row not in scores]
@@ -183,6 +195,24 @@ def mismatch(reference: ImportanceReference, own_BT: Tensor, batch: Batch) -> di
 def cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
     """-log pi(y|x) of each token [B,T], and the signal ``entropy``."""
     return TokenLoss(-scorer.logprobs("student"), signals={"entropy": scorer.entropy("student")})
+
+
+def forward_kl(scorer: Scorer, batch: Batch) -> TokenLoss:
+    """KL(sg q || pi) of each token [B,T]; of a teacher known by its likeliest tokens on these, and the rest as one."""
+    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
+
+
+def policy_gradient(clip: float | None) -> Loss:
+    """-min(pi / pi_0, clip) A log pi of each token [B,T]; a row without a reference is its own pi_0."""
+
+    def loss(scorer: Scorer, batch: Batch) -> TokenLoss:
+        from vpd import losses
+
+        student_BT = scorer.logprobs("student")
+        ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=clip)
+        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
+
+    return loss
 
 
 def student_logprobs(scorer: Scorer, batch: Batch) -> Tensor:

@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -30,22 +30,19 @@ from vpd.algorithms.e_step import EStep
 from vpd.algorithms.examples import (
     choose_rows,
     own_logprobs,
+    policy_gradient,
     teacher_logprobs,
     to_examples,
     token_counts,
     with_loss_weights,
 )
 from vpd.algorithms.gate import Evidence, Gate, pair_evidence, retry_evidence, shared_context
-from vpd.algorithms.grpo import group_advantages
+from vpd.algorithms.grpo import ScaleSetting, group_advantages
 from vpd.algorithms.retries import Imitation
 from vpd.algorithms.vpd import VPDSettings, drift_of
-from vpd.learners import Learner, TokenLoss, Update, combine
+from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
 from vpd.types import Example, Group, Metrics
-
-if TYPE_CHECKING:
-    from vpd.model.batch import Batch
-    from vpd.model.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +54,7 @@ class GatedSettings(VPDSettings):
     policy_lr_scale: Annotated[
         float, Gt(0), "the policy gradient's learning rate, as a multiple of the distillation's"
     ] = 1.0
-    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
-        "group"
-    )
+    scale_rewards: ScaleSetting = "group"
     gate_memory: Annotated[
         float, Interval(ge=0.0, lt=1.0), "share of the old evidence that is kept in each iteration with a mixed group"
     ] = 0.8
@@ -84,7 +79,7 @@ class GatedVPD:
         self.settings = settings
         self.e_step = EStep(settings, prompter)
         self.m_step = Distill(settings)
-        self._imitation = Imitation(settings, settings.importance_clip, settings.importance_reference)
+        self._imitation = Imitation(settings, settings.importance_clip)
         self._gate = Gate(memory=settings.gate_memory, pseudo_groups=settings.pseudo_groups)
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
@@ -146,6 +141,7 @@ class GatedVPD:
     def _update(self, groups: Sequence[Group], examples: Sequence[Example], trust: float, learner: Learner) -> Update:
         """One update on the sum of both terms, at the learning rate of their mixture."""
         settings = self.settings
+        retries = self._imitation.examples(groups, examples)
         advantages = group_advantages(groups, settings.scale_rewards)
         examples = [dataclasses.replace(e, advantage=a) for e, a in zip(examples, advantages, strict=True)]
         if trust == 0.0:  # no weight on the distillation: no row needs a teacher's pass
@@ -156,28 +152,18 @@ class GatedVPD:
         distill = weighting.token_average(
             lengths, has_context, average=settings.average, denominator=settings.denominator
         )
-        policy = weighting.token_average(lengths, [True] * len(examples), average=settings.average)
+        has_advantage = [bool(e.advantage) for e in examples]
+        policy = weighting.token_average(lengths, has_advantage, average=settings.average, denominator="all")
         distill_share = trust * sum(weight * length for weight, length in zip(distill, lengths, strict=True))
         lr_scale = distill_share + (1.0 - distill_share) * settings.policy_lr_scale
-        policy = [w if e.advantage else 0.0 for w, e in zip(policy, examples, strict=True)]
         weighted = with_loss_weights(
             examples,
             distill=[trust * settings.distillation_weight * weight for weight in distill],
             policy=[settings.policy_weight * weight for weight in policy],
         )
-        objectives = {"distill": self.m_step.loss, "policy": self._policy_gradient}
-        retries = self._imitation.examples(groups)
+        objectives = {"distill": self.m_step.loss, "policy": policy_gradient(settings.importance_clip)}
         update = self._imitation.update(learner, weighted, objectives, retries, lr_scale=lr_scale)
         return combine([update, Update({"gate/lr_scale": lr_scale} | self._imitation.metrics(groups))])
-
-    def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        """-A log pi of each token [B,T] times the truncated importance ratio pi / pi_0."""
-        from vpd import losses
-
-        student_BT = scorer.logprobs("student")
-        reference_BT = batch.reference_or(student_BT)
-        ratio_BT = losses.importance_ratio(student_BT, reference_BT, clip=self.settings.importance_clip)
-        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
 
 
 def _by_group(examples: Sequence[Example]) -> list[list[Example]]:

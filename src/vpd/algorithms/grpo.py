@@ -9,13 +9,14 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
-    ImportanceReference,
+    ReferenceSetting,
+    UpdatesSetting,
     choose_rows,
     mismatch,
     split_by_group,
@@ -34,25 +35,28 @@ if TYPE_CHECKING:
     from vpd.model.scorer import Scorer
 
 
+Scale: TypeAlias = Literal["group", "batch", "none"]
+ScaleSetting: TypeAlias = Annotated[Scale, "whose standard deviation divides the advantage"]
+ClipLowSetting: TypeAlias = Annotated[
+    float,
+    Ge(0),
+    "clip of the importance ratio below, 1 - this; no effect at one update per batch, unless importance_reference is"
+    " sampler",
+]
+ClipHighSetting: TypeAlias = Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class GRPOSettings(Settings, section="algorithm"):
     """GRPO with the clip of DAPO (0.2 / 0.28)."""
 
     name: Literal["grpo"] = "grpo"
-    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
-        "group"
-    )
-    clip_low: Annotated[
-        float, Ge(0), "clip of the importance ratio below, 1 - this; no effect with updates_per_batch 1"
-    ] = 0.2
-    clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
-    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
-    importance_reference: Annotated[
-        ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
-        " unless set",
-    ] = "own"
-    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    scale_rewards: ScaleSetting = "group"
+    clip_low: ClipLowSetting = 0.2
+    clip_high: ClipHighSetting = 0.28
+    average: weighting.AverageSetting = "token_mean"
+    importance_reference: ReferenceSetting = "own"
+    updates_per_batch: UpdatesSetting = 1
 
     @property
     def needs(self) -> Needs:
@@ -80,10 +84,8 @@ class GRPO:
             examples = with_reference(examples, learner)
         updates = [Update({"policy/groups_without_signal": _share_of_equal_groups(groups)})]
         for part in split_by_group(choose_rows(examples, advantage=True), settings.updates_per_batch):
-            weights = weighting.token_average(token_counts(part), [True] * len(part), average=settings.average)
-            weights = [
-                0.0 if e.left_out else w for w, e in zip(weights, part, strict=True)
-            ]  # in the mean, but adds nothing
+            adds = [not e.left_out for e in part]  # the others are in the mean, too
+            weights = weighting.token_average(token_counts(part), adds, average=settings.average, denominator="all")
             updates.append(learner.update("policy", with_loss_weights(part, policy=weights), {"policy": self._loss}))
         return combine(updates)
 
@@ -118,7 +120,7 @@ class GRPO:
         )
 
 
-def group_advantages(groups: Sequence[Group], scale: Literal["group", "batch", "none"] = "group") -> list[float]:
+def group_advantages(groups: Sequence[Group], scale: Scale = "group") -> list[float]:
     """A = (r - group mean) / (std + 1e-4) of every rollout, in order (GRPO, arXiv 2402.03300, section 4.1.2).
 
     ``scale``: std is the group's, the batch's (both Bessel-corrected), or 1 without the 1e-4 (``none``).  The

@@ -15,19 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge
-
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.distill import SelfTeacher
 from vpd.algorithms.examples import (
-    ImportanceReference,
+    ReferenceSetting,
     choose_rows,
     mismatch,
     to_examples,
     token_counts,
     with_loss_weights,
 )
-from vpd.algorithms.grpo import group_advantages
+from vpd.algorithms.grpo import ClipHighSetting, ClipLowSetting, ScaleSetting, group_advantages
 from vpd.learners import Learner, TokenLoss, Update
 from vpd.prompts import Prompter
 from vpd.settings import Share
@@ -48,19 +46,11 @@ class HybridSettings(SelfTeacher):
     ] = "reshape"
     outcome_share: Annotated[float, Share, "reshape: lambda, the share of GRPO's advantage"] = 0.5
     reweight_clip: Annotated[float, Share, "reweight: eps, the most that the teacher changes an advantage by"] = 0.2
-    scale_rewards: Annotated[Literal["group", "batch", "none"], "whose standard deviation divides the advantage"] = (
-        "group"
-    )
-    clip_low: Annotated[
-        float, Ge(0), "clip of the importance ratio below, 1 - this; no effect at one update per batch"
-    ] = 0.2
-    clip_high: Annotated[float, Ge(0), "clip of the importance ratio above, 1 + this"] = 0.28
-    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
-    importance_reference: Annotated[
-        ImportanceReference,
-        "log pi_0 of the importance ratio: the learner's own, or the sampler's; engine vllm or rollout.overlap: sampler"
-        " unless set",
-    ] = "own"
+    scale_rewards: ScaleSetting = "group"
+    clip_low: ClipLowSetting = 0.2
+    clip_high: ClipHighSetting = 0.28
+    average: weighting.AverageSetting = "token_mean"
+    importance_reference: ReferenceSetting = "own"
 
     @property
     def needs(self) -> Needs:
@@ -85,10 +75,8 @@ class Hybrid:
             for e, a in zip(to_examples(groups, settings.importance_reference), advantages, strict=True)
         ]
         examples = choose_rows(examples, advantage=True, context=settings.form == "reshape")
-        weights = weighting.token_average(token_counts(examples), [True] * len(examples), average=settings.average)
-        weights = [
-            0.0 if e.left_out else w for w, e in zip(weights, examples, strict=True)
-        ]  # in the mean, but adds nothing
+        adds = [not e.left_out for e in examples]  # the others are in the mean, too
+        weights = weighting.token_average(token_counts(examples), adds, average=settings.average, denominator="all")
         return learner.update("policy", with_loss_weights(examples, policy=weights), {"policy": self._loss})
 
     def state(self) -> dict[str, Any]:

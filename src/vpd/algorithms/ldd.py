@@ -15,12 +15,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge
+from typing import Any, Literal
 
 from vpd.algorithms import Algorithm, Needs, weighting
-from vpd.algorithms.examples import cross_entropy, split_by_group, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import (
+    UpdatesSetting,
+    cross_entropy,
+    split_by_group,
+    to_examples,
+    token_counts,
+    with_loss_weights,
+)
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
 from vpd.settings import Settings
@@ -32,8 +37,8 @@ class LDDSettings(Settings, section="algorithm"):
     """LDD: the model learns to predict the environment's text on an attempt; no outcome is looked at."""
 
     name: Literal["ldd"] = "ldd"
-    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
-    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
+    average: weighting.AverageSetting = "token_mean"
+    updates_per_batch: UpdatesSetting = 1
 
     @property
     def needs(self) -> Needs:

@@ -32,7 +32,8 @@ class OffPolicy:
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
         """One iteration of the method on groups whose rows all have log-probs."""
-        rows = [row for row in to_examples(groups) if row.key in _recorded(groups)]
+        recorded = _recorded(groups)
+        rows = [row for row in to_examples(groups) if row.key in recorded]
         if not rows:
             return self._method.step(groups, learner)
         before = _logprobs_then(rows, learner)

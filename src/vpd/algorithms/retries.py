@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from vpd.algorithms import weighting
-from vpd.algorithms.examples import ImportanceReference, to_examples, token_counts, with_loss_weights
+from vpd.algorithms.examples import forward_kl, policy_gradient, token_counts, with_loss_weights
 from vpd.algorithms.grpo import group_advantages
 from vpd.learners import Learner, Loss, Objective, TokenLoss, Update
 from vpd.quoting import feedback_quoted
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from vpd.model.scorer import Scorer
 
 RetryLoss: TypeAlias = Literal["none", "cross_entropy", "forward_kl", "policy_gradient"]
+QuoteSetting: TypeAlias = Annotated[
+    int | None,
+    Ge(1),
+    "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null: any"
+    " is",
+]
 _Retry: TypeAlias = tuple[int, Rollout, Rollout]  # the group's place, the failed attempt, the retry
 
 
@@ -50,12 +56,7 @@ class RetrySettings(Settings, section="algorithm"):
     retry_attempts: Annotated[
         bool, "cross_entropy: the student's own successes of a group with retries are learned from, too"
     ] = True
-    retry_max_quote: Annotated[
-        int | None,
-        Ge(1),
-        "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null:"
-        " any is",
-    ] = 8
+    retry_max_quote: QuoteSetting = 8
 
 
 def to_retry_examples(groups: Sequence[Group]) -> list[Example]:
@@ -74,23 +75,30 @@ def may_teach(attempt: Rollout, retry: Rollout, most: int | None) -> bool:
 class Imitation:
     """The M-step's loss on retries, ``retry_loss``, and the rows that it is of."""
 
-    def __init__(self, settings: RetrySettings, importance_clip: float | None, reference: ImportanceReference = "own"):
+    def __init__(self, settings: RetrySettings, importance_clip: float | None):
         self.settings = settings
         self._clip = importance_clip
-        self._reference = reference
 
-    def examples(self, groups: Sequence[Group]) -> list[Example]:
-        """The rows that the loss is of, without weights; none without retries."""
+    def needs_references(self, groups: Sequence[Group]) -> bool:
+        """Whether every attempt needs log pi_0, one without a context too: its ratio stands beside the retries'."""
+        settings = self.settings
+        return settings.retry_loss == "policy_gradient" and settings.retry_weight > 0 and bool(_retries(groups))
+
+    def examples(self, groups: Sequence[Group], attempts: Sequence[Example]) -> list[Example]:
+        """The rows that the loss is of, without weights; none without retries.
+
+        ``attempts`` are the examples of the groups' rollouts, in order; an attempt keeps its reference, log pi_0.
+        """
         settings = self.settings
         if settings.retry_loss == "none" or not settings.retry_weight:
             return []
         chosen = [row for row in _retries(groups) if self.may_teach(*row[1:])]
         if settings.retry_loss == "policy_gradient":
-            return _with_advantages(groups, chosen, self._reference)
+            return _with_advantages(groups, attempts, chosen)
         rows = [_retry_example(*row) for row in chosen if row[2].success]
         if settings.retry_attempts and settings.retry_loss == "cross_entropy":
             groups_with_retries = {number for number, _, _ in _retries(groups)}
-            rows += [e for e in to_examples(groups) if e.success and e.group in groups_with_retries]
+            rows += [e for e in attempts if e.success and e.group in groups_with_retries]
         return rows
 
     def update(
@@ -129,29 +137,16 @@ class Imitation:
         """The loss of each token [B,T]."""
         match self.settings.retry_loss:
             case "forward_kl":
-                return _forward_kl
+                return forward_kl
             case "policy_gradient":
-                return self._policy_gradient
+                return policy_gradient(self._clip)  # pi_0 is who sampled the row
             case _:
                 return _cross_entropy
-
-    def _policy_gradient(self, scorer: Scorer, batch: Batch) -> TokenLoss:
-        """-min(pi / q, c) A log pi of each token [B,T], where q sampled the row: the teacher, or the student itself."""
-        from vpd import losses
-
-        student_BT = scorer.logprobs("student")
-        ratio_BT = losses.importance_ratio(student_BT, batch.reference_or(student_BT), clip=self._clip)
-        return TokenLoss(-ratio_BT * batch.advantage_B[:, None] * student_BT)
 
 
 def _cross_entropy(scorer: Scorer, batch: Batch) -> TokenLoss:
     """-log pi of each token [B,T]."""
     return TokenLoss(-scorer.logprobs("student"))
-
-
-def _forward_kl(scorer: Scorer, batch: Batch) -> TokenLoss:
-    """KL(sg q || pi) of each token [B,T]."""
-    return TokenLoss(scorer.divergence(alpha=0.0, importance_clip=None).value)
 
 
 def _retries(groups: Sequence[Group]) -> list[_Retry]:
@@ -178,7 +173,7 @@ def _retry_example(number: int, attempt: Rollout, retry: Rollout) -> Example:
 
 
 def _with_advantages(
-    groups: Sequence[Group], may_teach: Sequence[_Retry], reference: ImportanceReference
+    groups: Sequence[Group], attempts: Sequence[Example], may_teach: Sequence[_Retry]
 ) -> list[Example]:
     """Attempts and retries of the groups that have retries, each with its advantage in their common group."""
     rows: list[Example] = []
@@ -186,11 +181,9 @@ def _with_advantages(
         own = [row for row in may_teach if row[0] == number]
         if not own:
             continue
-        attempts = [dataclasses.replace(e, group=number, teacher=None) for e in to_examples([group], reference)]
-        retries = [
-            dataclasses.replace(e, reference=e.behaviour, teacher=None) for e in (_retry_example(*r) for r in own)
-        ]
+        retries = [dataclasses.replace(e, reference=e.behaviour) for e in (_retry_example(*r) for r in own)]
+        both = [e for e in attempts if e.group == number] + retries
         together = Group(rollouts=group.rollouts + tuple(retry for _, _, retry in own))
         advantages = group_advantages([together])
-        rows += [dataclasses.replace(e, advantage=a) for e, a in zip(attempts + retries, advantages, strict=True)]
+        rows += [dataclasses.replace(e, teacher=None, advantage=a) for e, a in zip(both, advantages, strict=True)]
     return rows

@@ -12,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge
+from typing import Any, Literal
 
 from vpd.algorithms import Algorithm, Needs, weighting
 from vpd.algorithms.examples import (
+    UpdatesSetting,
     choose_rows,
     cross_entropy,
     split_by_group,
@@ -25,7 +24,7 @@ from vpd.algorithms.examples import (
     token_counts,
     with_loss_weights,
 )
-from vpd.algorithms.retries import may_teach, to_retry_examples
+from vpd.algorithms.retries import QuoteSetting, may_teach, to_retry_examples
 from vpd.learners import Learner, Update, combine
 from vpd.prompts import Prompter
 from vpd.settings import Settings
@@ -37,14 +36,9 @@ class SFTSettings(Settings, section="algorithm"):
     """Supervised fine-tuning: on demonstrations, or on the attempts and retries that succeeded (rejection sampling)."""
 
     name: Literal["sft"] = "sft"
-    average: Annotated[weighting.Average, "mean over tokens, or mean of sequence means"] = "token_mean"
-    updates_per_batch: Annotated[int, Ge(1), "optimiser steps per iteration; the batch is split by whole groups"] = 1
-    retry_max_quote: Annotated[
-        int | None,
-        Ge(1),
-        "a retry that repeats more words of its feedback in a row, beyond the task's own, is not learned from; null:"
-        " any is",
-    ] = 8
+    average: weighting.AverageSetting = "token_mean"
+    updates_per_batch: UpdatesSetting = 1
+    retry_max_quote: QuoteSetting = 8
 
     @property
     def needs(self) -> Needs:

@@ -115,9 +115,8 @@ class VPD:
 
     def __init__(self, settings: VPDSettings, prompter: Prompter):
         self.e_step = EStep(settings, prompter)
-        self.m_step = Distill(
-            settings, imitation=Imitation(settings, settings.importance_clip, settings.importance_reference)
-        )
+        self._imitation = Imitation(settings, settings.importance_clip)
+        self.m_step = Distill(settings, imitation=self._imitation)
         self._reference = settings.importance_reference
 
     def step(self, groups: Sequence[Group], learner: Learner) -> Update:
@@ -125,7 +124,8 @@ class VPD:
         examples = to_examples(groups, self._reference)
         if not self.e_step.is_due():
             return combine([self.e_step.skip(), self.m_step.distil(groups, examples, learner)])
-        examples, e_step = self.e_step.run(groups, examples, learner)
+        score_all = self._imitation.needs_references(groups)
+        examples, e_step = self.e_step.run(groups, examples, learner, score_all=score_all)
         m_step = self.m_step.distil(groups, examples, learner)
         return combine([e_step, m_step, drift_of(e_step, m_step, self._reference)])
 

@@ -5,9 +5,10 @@ n is the number of rows that take part (``takes_part``), len_i the number of sam
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 Average: TypeAlias = Literal["seq_mean", "token_mean"]
+AverageSetting: TypeAlias = Annotated[Average, "mean over tokens, or mean of sequence means"]
 Denominator: TypeAlias = Literal["active", "all"]
 
 

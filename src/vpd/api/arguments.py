@@ -23,7 +23,7 @@ from vpd.envs.given import AllHeldOut, GivenTasks, read_entries
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Feedback
 from vpd.printable import shown
-from vpd.settings import Settings, expand_path
+from vpd.settings import Settings
 
 GRADING = ("seconds", "retries", "max_failed")  # settings of env that a grader of tasks has, too
 Options = TypeVar("Options", bound=Settings)
@@ -122,12 +122,7 @@ def read_options(kind: type[Options], options: Any) -> Options:
 
 def _config(data: dict[str, Any], objects: Mapping[str, Any], kept: Mapping[str, Any]) -> Config:
     """The data as a config that holds the parts which were passed; with ``run.resume`` over what the run recorded."""
-    run = data.get("run", {})
-    if run.get("resume") is True:
-        folder = Path(expand_path(str(run.get("output_dir", "out")), "run.output_dir"))
-        data = over_recorded(data, folder)
-        for name in kept:
-            data.pop(name, None)
+    data = {name: section for name, section in over_recorded(data).items() if name not in kept}
     config = parse_sections(data, recorded=isinstance(objects.get("env"), RecordedTasks))
     return dataclasses.replace(config, **kept, **({"feedback": objects["feedback"]} if "feedback" in objects else {}))
 

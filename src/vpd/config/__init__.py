@@ -21,7 +21,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -52,7 +51,6 @@ from vpd.model.settings import ModelSettings
 from vpd.printable import shown
 from vpd.prompts.settings import PromptSettings, with_layout
 from vpd.rollout import RolloutSettings
-from vpd.settings import expand_path
 
 if TYPE_CHECKING:
     from vpd.algorithms import Algorithm, AlgorithmSettings, Needs
@@ -149,12 +147,7 @@ def load(path: str | Sequence[str] | None = None, overrides: Sequence[str] = ())
     With ``run.resume`` what neither says is as the run in ``run.output_dir`` has it.  Raises ConfigError, and
     StorageError for a run whose settings cannot be read.
     """
-    data = merged_data(path, pairs_of(overrides))
-    run = mapping(data, "run")
-    if run.get("resume") in (True, "true"):
-        folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
-        data = over_recorded(data, Path(folder))
-    return parse(data)
+    return parse(over_recorded(merged_data(path, pairs_of(overrides))))
 
 
 def load_over(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:

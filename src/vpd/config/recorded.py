@@ -6,19 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpd.config.sections import CHOICES, PLAIN, known_keys, settings_class
+from vpd.config.run_settings import RunSettings
+from vpd.config.sections import CHOICES, PLAIN, build, known_keys, settings_class
 from vpd.run_folder import state as run_state
 
 LOG = logging.getLogger("vpd")
 
 
-def over_recorded(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """``data``, and for what it does not say the settings of the run in ``folder``, if there is a run.
+def over_recorded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data``, and with ``run.resume`` the settings of the run in ``run.output_dir`` for what it does not say.
 
-    A section that chooses another part than the run's is taken as it is, and compared later.  Raises StorageError for a
-    damaged ``run.json``.
+    Without a run there it is ``data`` alone.  A section that chooses another part than the run's is taken as it is, and
+    compared later.  Raises ConfigError for these two settings, StorageError for a damaged ``run.json``.
     """
-    state = run_state.read(folder)
+    given = data.get("run")
+    given = given if isinstance(given, Mapping) else {}
+    run = build(RunSettings, {key: given[key] for key in ("resume", "output_dir") if key in given}, "run")
+    folder = Path(run.output_dir)
+    state = run_state.read(folder) if run.resume else None
     if state is None:
         return dict(data)
     sections = {name: section for name, section in state.settings.items() if name in PLAIN or name in CHOICES}

@@ -6,7 +6,6 @@ from typing import Any
 
 from vpd.config import Config, mapping, merged_data, of_another, pairs_of, parse
 from vpd.config.recorded import over_recorded
-from vpd.config.run_settings import RunSettings
 from vpd.run_folder import state as run_state
 from vpd.settings import expand_path
 
@@ -19,11 +18,7 @@ def load_sft(data: str, files: str | Sequence[str] | None, overrides: Sequence[s
     Raises ConfigError, and StorageError for a run that cannot be read.
     """
     given = on_answers(merged_data(files, pairs_of(overrides)), expand_path(data, "DATA"))
-    run = mapping(given, "run")
-    if run.get("resume") in (True, "true"):
-        folder = expand_path(str(run.get("output_dir", RunSettings.output_dir)), "run.output_dir")
-        given = over_recorded(given, Path(folder))
-    return parse(given)
+    return parse(over_recorded(given))
 
 
 def on_answers(given: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -69,6 +69,19 @@ def limits_of(max_tokens: int | Sequence[int], rows: int) -> list[int]:
     return [max_tokens] * rows if isinstance(max_tokens, int) else list(max_tokens)
 
 
+def unsampled(text: str, tokens: Tokens, limit: int, **fields: Any) -> Completion:
+    """An answer that no model sampled, cut at ``limit`` tokens, with log-prob 0 everywhere."""
+    cut = tokens[:limit]
+    return Completion(
+        tokens=cut,
+        sampled=(True,) * len(cut),
+        logprobs=(0.0,) * len(cut),
+        text=text,
+        finish="stop" if len(tokens) <= limit else "length",
+        **fields,
+    )
+
+
 class ScriptedEngine:
     """A fake for tests and dry runs: ``answer(prompt, key)`` is the text, with log-prob 0 everywhere.
 
@@ -108,12 +121,4 @@ class ScriptedEngine:
     def _complete(self, prompt: Tokens, key: SampleKey, limit: int) -> Completion:
         text = self.answer(prompt, key)
         tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        cut = tokens[:limit]
-        return Completion(
-            tokens=cut,
-            sampled=(True,) * len(cut),
-            logprobs=(0.0,) * len(cut),
-            text=text,
-            finish="stop" if len(tokens) <= limit else "length",
-            version=self.version,
-        )
+        return unsampled(text, tokens, limit, version=self.version)

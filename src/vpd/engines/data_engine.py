@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vpd.engines import limits_of
+from vpd.engines import limits_of, unsampled
 from vpd.policy import Policy
 from vpd.types import Completion, SampleKey, Tokens
 
@@ -35,13 +35,4 @@ class DataEngine:
 
     def _complete(self, key: SampleKey, limit: int) -> Completion:
         text = self._answer(key)
-        tokens = self._encode(text)
-        cut = tokens[:limit]
-        return Completion(
-            tokens=cut,
-            sampled=(True,) * len(cut),
-            logprobs=(0.0,) * len(cut),
-            text=text,
-            finish="stop" if len(tokens) <= limit else "length",
-            by_data=True,
-        )
+        return unsampled(text, self._encode(text), limit, by_data=True)

@@ -22,6 +22,7 @@ class EngineParts:
     ``eos_ids`` end an answer and are part of it; ``max_rows`` (``rollout.max_rows``) bounds the answers that decode at
     once; ``longest()`` is the length in tokens of the longest known prompt with an answer of full length.  ``ranks``
     are the processes of the run: each builds an engine; all load a policy together, and generate at their own pace.
+    ``learner_is_narrow``: the learner forms products in 16 bits, because of its weights or of mixed precision.
     """
 
     tokenizer: Any
@@ -29,6 +30,7 @@ class EngineParts:
     max_rows: int
     longest: Callable[[], int] = lambda: 0
     ranks: Ranks = field(default_factory=OneProcess)
+    learner_is_narrow: bool = False
 
 
 class EngineSettings(Protocol):
@@ -91,7 +93,7 @@ class VLLMSettings(Settings, section="engine"):
         float | None,
         Gt(0),
         "largest difference, in nats, between a token's log-prob on the server and in the learner right after new"
-        " weights (on average a tenth of it); null: .001 in float32, 1 in 16 bits",
+        " weights (on average a tenth of it); null: .001 in float32, 1 where either computes in 16 bits",
     ] = None
     python: Annotated[str | None, IsPath(read=False), "the python of an environment that has vllm"] = None
     max_model_len: Annotated[
@@ -125,11 +127,11 @@ class VLLMSettings(Settings, section="engine"):
         """Whether a teacher's server is this one."""
         return url.rstrip("/") == self.url.rstrip("/")
 
-    def tolerance(self, dtype: str) -> float:
-        """``canary_tolerance`` where one of the two computes in ``dtype`` and the other in no narrower one."""
+    def tolerance(self, dtype: str, *, learner_is_narrow: bool) -> float:
+        """``canary_tolerance``, decided for a server that computes in ``dtype`` and for the learner, in nats."""
         if self.canary_tolerance is not None:
             return self.canary_tolerance
-        return 1e-3 if dtype in ("float32", "float64") else 1.0
+        return 1e-3 if dtype in ("float32", "float64") and not learner_is_narrow else 1.0
 
 
 def check_url(url: str, key: str) -> None:

@@ -94,7 +94,7 @@ class VLLMEngine:
         )
         self._facts, self._model = answer.facts, answer.model
         now = Canary(learner, answer.canary)
-        tolerance = self._tolerance(answer.facts)
+        tolerance = self._tolerance(answer.facts, learner_is_narrow=self._parts.learner_is_narrow)
         together(ranks, "the canary", lambda: check_synced(now, before, policy.version, tolerance))
         self._canary, self.version = now, policy.version
         self._metrics = {
@@ -158,7 +158,7 @@ class VLLMEngine:
                 f"the server at {self._client.url} was restarted, and serves version {version} no longer",
                 do="Go on with --run.resume true.",
             )
-        check_unchanged(canary, self._score_canary(), version, self._tolerance(facts))
+        check_unchanged(canary, self._score_canary(), version, self._tolerance(facts, learner_is_narrow=False))
         self.version = version
 
     def _check_room(self, prompts: Sequence[Tokens], limits: Sequence[int]) -> None:
@@ -172,8 +172,9 @@ class VLLMEngine:
                 do="Raise engine.max_model_len of vpd serve, or lower rollout.max_completion_length.",
             )
 
-    def _tolerance(self, facts: ServerFacts) -> float:
-        return self._settings.tolerance(facts.dtype or self._settings.dtype or "bfloat16")
+    def _tolerance(self, facts: ServerFacts, *, learner_is_narrow: bool) -> float:
+        dtype = facts.dtype or self._settings.dtype or "bfloat16"
+        return self._settings.tolerance(dtype, learner_is_narrow=learner_is_narrow)
 
     def _new_folder(self, version: int) -> Path:
         """A folder for a version's weights in the run's own, which is in ``engine.sync_dir`` while the program runs."""

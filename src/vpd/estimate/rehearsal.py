@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from vpd.learners import Measure, MeasuredLoss, ModelName, Objective, Update
 from vpd.model.batch import Batch, collate
 from vpd.model.scorer import Divergence, Role
-from vpd.policy import FixedPolicy, Policy
 from vpd.types import Example
 
 PREFERENCE = 0.01  # nats per token by which the rehearsal's teacher prefers a success
@@ -52,7 +50,6 @@ class Rehearsal:
 
     version: int = 0
     calls: list[Call] = field(default_factory=list)
-    learning_rate: float = 0.0
     logprob_tolerance: float = 1.0
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
@@ -80,23 +77,6 @@ class Rehearsal:
             use = _use_of(objectives, entering)
             self.calls.append(Call(kind="update", name=name, examples=entering, use=use, train=train))
         return Update({f"{name}/{key}": float(count) for key, count in counts.items()}, values)
-
-    def end_iteration(self) -> None:
-        """Nothing moves."""
-
-    def policy(self, model: ModelName = "live") -> Policy:
-        return FixedPolicy(None, self.version)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError("there are no weights in a rehearsal")
-
-    load = export = save
 
 
 class _Asked:

@@ -24,6 +24,7 @@ from vpd.lab.reproduce.run import CurveRecorder, Job
 from vpd.lab.runs import OTHER_OUTPUT, kept_run
 from vpd.model.threads import one_thread
 from vpd.recipes.assemble import assemble
+from vpd.report import colours
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 from vpd.report.html import Options, write_report
@@ -32,13 +33,13 @@ from vpd.run_folder.files import prepare_folder, storage_errors, write_text
 
 Curves: TypeAlias = Mapping[str, Sequence[Curve]]  # method -> one curve per seed
 
-METHODS = {"grpo": "GRPO", "sdpo": "SDPO", "vpd": "VPD", "gated": "evidence-gated VPD"}
 LEARNS_FROM = {
     "grpo": "reward alone",
     "sdpo": "feedback, with a teacher that is not trained",
     "vpd": "feedback, with a teacher trained on outcomes",
     "gated": "reward, and feedback as far as the teacher is right",
 }
+METHODS = {name: colours.METHODS[name].title for name in LEARNS_FROM}
 MOST_PROCESSES = 8  # of about half a gigabyte each
 SETTING = "sparse"
 REPORT = Options(title="The demo: four methods learn one task from one tiny model")

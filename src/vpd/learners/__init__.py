@@ -105,7 +105,7 @@ def combine(updates: Iterable[Update]) -> Update:
 
 
 class Learner(Protocol):
-    """What algorithms and the loop need of an object that holds and trains the weights."""
+    """What an algorithm is given: an object that measures and trains the weights."""
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         """A measure of every token of every example, in order, masked tokens included as 0; no gradient.
@@ -133,6 +133,20 @@ class Learner(Protocol):
         """
         ...
 
+    @property
+    def logprob_tolerance(self) -> float:
+        """How far a token's log-prob may differ, in nats, between two ways to compute it in the learner's precision."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Iterations that have been trained; rows of another version were sampled by other weights."""
+        ...
+
+
+class TrainedLearner(Learner, Protocol):
+    """What a run needs of a learner besides: the end of an iteration, a policy for the engine, and its files."""
+
     def end_iteration(self) -> None:
         """Called once per iteration by the loop: the schedule and an EMA teacher move here.
 
@@ -143,11 +157,6 @@ class Learner(Protocol):
     @property
     def learning_rate(self) -> float:
         """The schedule's rate of the iteration at hand."""
-        ...
-
-    @property
-    def logprob_tolerance(self) -> float:
-        """How far a token's log-prob may differ, in nats, between two ways to compute it in the learner's precision."""
         ...
 
     def policy(self, model: ModelName = "live") -> Policy:

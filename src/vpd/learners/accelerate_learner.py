@@ -192,19 +192,21 @@ class AccelerateLearner:
 
     @property
     def version(self) -> int:
-        """Iterations that have been trained."""
         return int(self._scheduler.last_epoch)
 
     @property
     def learning_rate(self) -> float:
-        """The schedule's rate of the iteration at hand."""
         return float(self._scheduler.get_last_lr()[0])
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether products are formed in 16 bits."""
+        return self.model.dtype.itemsize < 4 or self.settings.mixed_precision != "no"
+
+    @property
     def logprob_tolerance(self) -> float:
-        """.001 nats; .5 where products are formed in 16 bits (tokens then differ by about .03 on average)."""
-        narrow = self.model.dtype.itemsize < 4 or self.settings.mixed_precision != "no"
-        return 0.5 if narrow else 1e-3
+        """.001 nats; .5 where it is narrow (tokens then differ by about .03 on average)."""
+        return 0.5 if self.is_narrow else 1e-3
 
     def state(self) -> dict[str, Any]:
         state = {

@@ -31,8 +31,8 @@ from vpd.model import lora
 from vpd.model.settings import ModelSettings
 
 LOG = logging.getLogger("vpd")
-#: ``name`` or ``owner/name``.
 LOADING = threading.Lock()  # transformers sets global state while it loads a model
+#: ``name`` or ``owner/name``.
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 #: Files of a model's folder that are JSON.
 JSON_FILES = (

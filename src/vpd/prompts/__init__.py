@@ -90,7 +90,7 @@ class Prompter:
                 expected=f"at most {limit} (prompts.max_prompt_length)",
                 do="Raise the limit or drop the task; prompts are never cut.",
             )
-        self._check_window(task, len(tokens), "the prompt")
+        self._check_window(task, len(tokens))
         return tokens
 
     def prompt_of(self, task: Task) -> Tokens:
@@ -99,10 +99,12 @@ class Prompter:
 
     def attach(self, groups: Sequence[Group]) -> list[Group]:
         """Give every rollout that has a context its teacher's prompt; the others get None."""
-        return [
-            Group(rollouts=tuple(dataclasses.replace(r, teacher_prompt=self._teacher_of(r)) for r in group.rollouts))
-            for group in groups
-        ]
+
+        def of(rollout: Rollout) -> Rollout:
+            made = self.build_teacher_prompt(rollout.task, rollout.context)
+            return dataclasses.replace(rollout, teacher_prompt=made)
+
+        return [Group(rollouts=tuple(map(of, group.rollouts))) for group in groups]
 
     def used(self, context: Sequence[Section]) -> tuple[Section, ...]:
         """What the teacher reads of a context: the first demonstration and all feedback, or either; nothing blank."""
@@ -143,13 +145,11 @@ class Prompter:
 
     def answer_end(self) -> Tokens:
         """What the chat template puts behind an assistant's last answer, as tokens; nothing where it hides answers."""
-        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
-        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         try:
-            text: str = self._apply_template(conversation, tokenize=False, add_generation_prompt=False)
-        except (TemplateError, TypeError, ValueError):  # it takes no answers, as it need not for single turns
+            behind = self._behind_an_answer(what="an answer", add_generation_prompt=False)
+        except ModelError:  # it takes no answers, as it need not for single turns
             return ()
-        return tuple(self._encode(text.partition(answer)[2]))
+        return tuple(self._encode(behind or ""))
 
     def shown(self, task: Task) -> tuple[list[Any], list[Any]]:
         """A task's messages and tools as the chat template gets them."""
@@ -186,7 +186,7 @@ class Prompter:
         As in a task, control tokens become plain text unless ``control_tokens_in_tasks`` lets them be.
         """
         tokens = self._render(self._clean(list(messages)), what="a feedback source")
-        if self.window is not None and len(tokens) + max_tokens > self.window:
+        if self.excess(messages, max_tokens):
             raise ModelError(
                 "a critic's prompt does not fit the model's window",
                 got=f"{len(tokens)} prompt tokens + {max_tokens} for the critique",
@@ -205,20 +205,14 @@ class Prompter:
         fitted = self.fit(message["content"], self.settings.max_reply_length)
         others = {key: value for key, value in message.items() if key != "content"}
         shown = {**_map_text(others, lambda text: self._control.neutralise(text)[0]), "content": fitted.text}
-        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
-        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}, shown]
-        try:
-            text: str = self._apply_template(conversation, tokenize=False)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise _refusal("an environment's reply", conversation[2:], error) from error
-        _, found, following = text.partition(answer)
-        if not found:
+        following = self._behind_an_answer(shown, what="an environment's reply")
+        if following is None:
             raise ModelError(
                 "the chat template does not show the assistant's answers, so that an environment cannot reply",
                 do="Take a model with another chat template, or set rollout.max_turns to 1.",
             )
-        following = self._without_end(following, after)
-        return ReplyTokens(tokens=tuple(self._encode(following)), cut=fitted.cut, control_tokens=fitted.control_tokens)
+        tokens = tuple(self._encode(self._without_end(following, after)))
+        return ReplyTokens(tokens=tokens, cut=fitted.cut, control_tokens=fitted.control_tokens)
 
     def environment_text(self, text: str, before: Tokens) -> tuple[Tokens, tuple[bool, ...]]:
         """A text of the environment behind an attempt, as the next user message: tokens, and which are the text's own.
@@ -226,23 +220,29 @@ class Prompter:
         ``before`` are the tokens of task and attempt.  Control tokens become plain text; the middle of a text that is
         longer than ``max_feedback_length`` or than what the window has left makes way.  Without any room: no tokens.
         """
-        answer, spoken = "\N{OBJECT REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}"
-        conversation = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": spoken},
-        ]
-        try:
-            rendered: str = self._apply_template(conversation, tokenize=False)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise _refusal("what an environment says", conversation[2:], error) from error
-        header = rendered.partition(answer)[2].partition(spoken)[0]
+        spoken = "\N{REPLACEMENT CHARACTER}"
+        behind = self._behind_an_answer({"role": "user", "content": spoken}, what="what an environment says")
+        header = (behind or "").partition(spoken)[0]
         head = self._encode(self._without_end(header, before[-1] if before else None))
         room = self.settings.max_feedback_length
         if self.window is not None:
             room = min(room, self.window - len(before) - len(head))
         own = self._encode(self.fit(text, room).text) if room > 0 else []
         return ((*head, *own), (False,) * len(head) + (True,) * len(own)) if own else ((), ())
+
+    def _behind_an_answer(self, *messages: Mapping[str, Any], what: str, **options: Any) -> str | None:
+        """What the chat template puts behind an answer that these messages follow; None where it hides answers.
+
+        Raises ModelError where it refuses them; ``what`` names them there.
+        """
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}, *messages]
+        try:
+            rendered: str = self._apply_template(conversation, tokenize=False, **options)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refusal(what, messages, error) from error
+        _, found, behind = rendered.partition(answer)
+        return behind if found else None
 
     def _without_end(self, following: str, after: int | None) -> str:
         """What follows an answer, without the end-of-turn token where that is the answer's last, ``after``."""
@@ -345,9 +345,6 @@ class Prompter:
             unknown_tokens=unknown,
         )
 
-    def _teacher_of(self, rollout: Rollout) -> TeacherPrompt | None:
-        return self.build_teacher_prompt(rollout.task, rollout.context)
-
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, what: str) -> Tokens:
         try:
             return self._remembered(json.dumps([list(messages), list(tools)]))
@@ -393,10 +390,10 @@ class Prompter:
         """Tokens that a prompt and its completion take beyond the window; 0 or less where they fit."""
         return -1 if self.window is None else length + self.max_completion_length - self.window
 
-    def _check_window(self, task: Task, length: int, what: str) -> None:
+    def _check_window(self, task: Task, length: int) -> None:
         if self._excess(length) > 0:
             raise ModelError(
-                f"{what} of task {task.id!r} does not fit the model's window",
+                f"the prompt of task {task.id!r} does not fit the model's window",
                 got=f"{length} prompt tokens + {self.max_completion_length} completion tokens",
                 expected=f"at most {self.window} together",
                 do="Lower rollout.max_completion_length, drop the task, or take a model with a longer window.",

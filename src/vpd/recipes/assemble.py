@@ -136,7 +136,7 @@ def assemble(
             feedback=loaded.feedback,
             settings=config.rollout,
             seed=config.run.seed,
-            training_engine=external.training_engine(engine, learner, _engine_parts(config, tokenizer, model, ranks)),
+            training_engine=external.training_engine(engine, learner, _engine_parts(config, tokenizer, model, learner)),
             teacher=external.remote,
             own_prompt=external.own_prompt,
             teacher_reads_context=needs.remote_teacher is not None and needs.remote_teacher.reads_context,
@@ -350,16 +350,22 @@ def make_engine(
     config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner, *, longest: Callable[[], int] = lambda: 0
 ) -> Engine:
     """The student's engine: that of a config with the learner's weights; ``longest``: see EngineParts."""
-    parts = _engine_parts(config, tokenizer, model, learner.ranks)
+    parts = _engine_parts(config, tokenizer, model, learner)
     engine = config.engine.build(dataclasses.replace(parts, longest=functools.cache(longest)))
     engine.load(learner.policy())
     return engine
 
 
-def _engine_parts(config: Config, tokenizer: Any, model: Any, ranks: Ranks) -> EngineParts:
+def _engine_parts(config: Config, tokenizer: Any, model: Any, learner: AccelerateLearner) -> EngineParts:
     """What an engine is built from; answers end at the model's own end-of-sequence tokens."""
     eos_ids = answer_ends(make_prompter(config, model, tokenizer), loading.end_tokens(model, tokenizer))
-    return EngineParts(tokenizer=tokenizer, eos_ids=eos_ids, max_rows=config.rollout.max_rows, ranks=ranks)
+    return EngineParts(
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        max_rows=config.rollout.max_rows,
+        ranks=learner.ranks,
+        learner_is_narrow=learner.is_narrow,
+    )
 
 
 def _model_and_tokenizer(settings: ModelSettings, model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from vpd.engines.vllm_client import VLLMClient
 from vpd.engines.vllm_teacher import VLLMTeacher
 from vpd.envs import Conversational, Env, draw_tasks, solution_of
 from vpd.errors import ConfigError, ModelError
-from vpd.learners import Learner
+from vpd.learners import TrainedLearner
 from vpd.model import loading
 from vpd.model.forward import longest_input
 from vpd.prompts import Prompter
@@ -64,8 +64,9 @@ def vocabulary_of(tokenizer: Any) -> int:
 class ExternalTeacher:
     """What a config needs of GKD's teacher beside its weights; nothing of it for another method.
 
-    ``remote`` scores answers behind a server, ``own_prompt`` is a task as the teacher's chat template writes it; both
-    are None where they are not needed.  ``tasks`` are the known ones.  Raises ConfigError, ModelError and EngineError.
+    ``remote`` scores answers behind a server, ``own_prompt`` is a task as the teacher reads it, written by its own chat
+    template or the student's; both are None where they are not needed.  ``tasks`` are the known ones.  Raises
+    ConfigError, ModelError and EngineError.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ExternalTeacher:
             for task in tasks:
                 solution_of(env, task)
 
-    def training_engine(self, student: Engine, learner: Learner, parts: EngineParts) -> Engine | None:
+    def training_engine(self, student: Engine, learner: TrainedLearner, parts: EngineParts) -> Engine | None:
         """What answers the training tasks where that is not the student alone: its mixture with teacher or data."""
         needs = self._needs
         if needs.student_fraction == 1:
@@ -125,8 +126,11 @@ class ExternalTeacher:
         return teacher
 
     def _make_own_prompt(self, tasks: Sequence[Task]) -> Callable[[Task], Tokens] | None:
-        if not self._needs.own_chat_template:
+        server = self._needs.remote_teacher
+        if self._loaded is None and (server is None or server.reads_context):
             return None
+        if not self._needs.own_chat_template:
+            return self._prompter.build_student_prompt
         write = self._local_writer(self._loaded) if self._loaded else self._remote_writer()
         known = tasks if self.remote is None else tasks[:1]  # each would be a request
         differs = any(write(task) != self._prompter.build_student_prompt(task) for task in known)

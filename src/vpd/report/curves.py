@@ -9,15 +9,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from vpd.report.colours import METHOD_COLOURS
+from vpd.report.colours import METHOD_COLOURS, METHODS
 
 Curve: TypeAlias = Sequence[tuple[int, float]]  # (iteration, value)
 
-LABELS = {
-    "grpo": "GRPO\n(reward only)",
-    "sdpo": "SDPO\n(teacher not trained)",
-    "vpd": "VPD\n(trained teacher)",
-    "gated": "evidence-gated VPD\n(trained teacher\nand reward)",
+LEARNS_FROM = {
+    "grpo": "reward only",
+    "sdpo": "teacher not trained",
+    "vpd": "trained teacher",
+    "gated": "trained teacher\nand reward",
 }
 LABEL_GAP = {1: 0.06, 2: 0.1, 3: 0.15}  # lines of text -> the height they need, as a share of the axis
 
@@ -98,7 +98,7 @@ def _draw_panel(panel: Any, curves: Mapping[str, Sequence[Curve]], style: str) -
         for run in runs if len(runs) > 1 else ():
             panel.plot(*zip(*run, strict=True), style, color=METHOD_COLOURS[name], alpha=0.25, linewidth=0.8)
         panel.plot(*zip(*means[name], strict=True), style, color=METHOD_COLOURS[name], linewidth=2.2)
-    texts = [LABELS[name] for name in means]
+    texts = [f"{METHODS[name].title}\n({LEARNS_FROM[name]})" for name in means]
     gaps = [LABEL_GAP[text.count("\n") + 1] for text in texts]
     heights = spread([mean[-1][1] for mean in means.values()], gaps)
     for name, text, height in zip(means, texts, heights, strict=True):

@@ -12,6 +12,7 @@ import yaml
 
 import vpd
 from vpd.printable import one_line
+from vpd.report.colours import METHODS
 from vpd.report.public import public
 from vpd.run_folder.reading import RunRecord
 
@@ -30,15 +31,6 @@ RESULTS = (
     ("gain from feedback", "eval_teacher/gain"),
     ("reward on training tasks", "reward"),
 )
-#: method -> what it is, and the paper on arXiv
-METHODS = {
-    "vpd": ("Variational Policy Distillation", "2605.15113"),
-    "gated": ("evidence-gated Variational Policy Distillation", "2605.15113"),
-    "sdpo": ("SDPO, distillation from a teacher that reads feedback", "2601.20802"),
-    "gkd": ("GKD, on-policy distillation", "2306.13649"),
-    "grpo": ("GRPO", "2402.03300"),
-    "hybrid": ("a hybrid of GRPO and distillation", "2605.15113"),
-}
 
 
 def model_card(record: RunRecord, *, step: int | None = None, commit: str | None = None) -> str:
@@ -71,11 +63,11 @@ def model_card(record: RunRecord, *, step: int | None = None, commit: str | None
 
 
 def _method(name: str) -> str:
-    """What a method is, with its paper; a method of the user's has its name alone."""
+    """What a method is, with its paper if it has one; a method of the user's has its name alone."""
     if name not in METHODS:
         return _code(name)
-    title, paper = METHODS[name]
-    return f"{title} ([arXiv {paper}](https://arxiv.org/abs/{paper}))"
+    words, paper = METHODS[name].in_words, METHODS[name].paper
+    return words if paper is None else f"{words} ([arXiv {paper}](https://arxiv.org/abs/{paper}))"
 
 
 def source_commit() -> str | None:

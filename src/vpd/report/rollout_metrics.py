@@ -23,19 +23,19 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.completion.tokens) for rollout in rollouts]
+    prompts = [r.teacher_prompt for r in rollouts if r.teacher_prompt and r.teacher_prompt.sources]
     metrics: Metrics = {
         **_outcomes(groups),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/max_length": float(max(lengths)),
         **_repetition(rollouts),
-        "teacher/rows_with_context": float(sum(rollout.teacher_prompt is not None for rollout in rollouts)),
-        "teacher/tokens_cut": float(sum(rollout.teacher_prompt.cut for rollout in rollouts if rollout.teacher_prompt)),
+        "teacher/rows_with_context": float(len(prompts)),
+        "teacher/tokens_cut": float(sum(prompt.cut for prompt in prompts)),
     }
     if any(rollout.completion.turns > 1 for rollout in rollouts):
         spoken = sum(sum(rollout.completion.sampled) for rollout in rollouts)
         metrics["completions/mean_turns"] = statistics.fmean(rollout.completion.turns for rollout in rollouts)
         metrics["completions/env_token_share"] = 1 - spoken / sum(lengths)
-    prompts = [rollout.teacher_prompt for rollout in rollouts if rollout.teacher_prompt]
     counts = {
         "teacher/rows_without_room": sum(bool(r.context) and r.teacher_prompt is None for r in rollouts),
         "teacher/control_tokens_removed": sum(prompt.control_tokens for prompt in prompts),
@@ -48,7 +48,7 @@ def rollout_metrics(groups: Sequence[Group], *, fixed_length: bool = False) -> M
     metrics |= {name: float(count) for name, count in counts.items() if count}
     if not fixed_length:
         metrics["completions/clipped_ratio"] = statistics.fmean(r.completion.finish == "length" for r in rollouts)
-    sources = Counter("+".join(r.teacher_prompt.sources) for r in rollouts if r.teacher_prompt)
+    sources = Counter("+".join(prompt.sources) for prompt in prompts)
     metrics |= {f"teacher/from_{source}": count / len(rollouts) for source, count in sorted(sources.items())}
     metrics |= _written_metrics(rollouts)
     metrics |= _retry_metrics(rollouts)

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from vpd.errors import StorageError
-from vpd.learners import Learner, weights
+from vpd.learners import TrainedLearner, weights
 from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem, storage_errors
 
@@ -36,7 +36,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, 
 def save(
     output_dir: Path,
     step: int,
-    learner: Learner,
+    learner: TrainedLearner,
     progress: Mapping[str, Any],
     *,
     save_rest: Callable[[Path], None],

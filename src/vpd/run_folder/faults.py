@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.errors import StorageError
-from vpd.learners import Learner, Update
+from vpd.learners import TrainedLearner, Update
 from vpd.learners.calls import Call, Fault, Result
 from vpd.ranks import Ranks, on_first, together
 from vpd.run_folder.files import ALONE, FileSystem
@@ -26,7 +26,7 @@ def write(
     fault: Fault,
     *,
     settings: Mapping[str, Any],
-    learner: Learner,
+    learner: TrainedLearner,
     save_tokenizer: Callable[[Path], None],
     files: FileSystem,
     ranks: Ranks = ALONE,

@@ -82,7 +82,7 @@ class RunFolder:
                 "feedback": r.grade.feedback,
                 "context": _sections(r),
                 "comparisons": _comparisons(r),
-                "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources),
+                "source": None if r.teacher_prompt is None else "+".join(r.teacher_prompt.sources) or None,
                 "teacher_cut": None if r.teacher_prompt is None else r.teacher_prompt.cut,
                 "messages": json.dumps(r.task.messages, default=str),
                 "tools": json.dumps(r.task.tools, default=str) if r.task.tools else None,

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vpd.printable import one_line
-from vpd.report.colours import METHOD_COLOURS, METHOD_TITLES, PALETTE
+from vpd.report.colours import METHOD_COLOURS, METHODS, PALETTE
 from vpd.report.html.charts import TIMES, TOKENS
 from vpd.report.public import public, short_names
 from vpd.run_folder.reading import RunRecord, read_run
@@ -194,11 +195,8 @@ def summary(run: Run) -> dict[str, Any]:
 
 def mean_se(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and its standard error, None for one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
 
 
 def _by_seed(key: str) -> bool:
@@ -217,7 +215,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _labels(firsts: Sequence[Run]) -> list[str]:
     """The method's name of each group, with the settings that tell it from other groups of that method."""
-    titles = [METHOD_TITLES.get(run.method, run.method) for run in firsts]
+    titles = [METHODS[run.method].title if run.method in METHODS else run.method for run in firsts]
     labels = []
     for run, title in zip(firsts, titles, strict=True):
         same = [other.settings for other, its in zip(firsts, titles, strict=True) if its == title]
