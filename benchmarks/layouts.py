@@ -29,10 +29,11 @@ from meters import commit, progress
 import vpd
 from vpd.evaluation import EvalSettings, evaluate, standard_error
 from vpd.losses import divergence, token_logprobs
+from vpd.model.forward import longest_input
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
 from vpd.quoting import feedback_quoted
-from vpd.recipes.assemble import Parts, load_model, window_of
+from vpd.recipes.assemble import Parts, load_model
 from vpd.rollout import Request
 from vpd.types import Rollout, SampleKey, Tokens
 
@@ -128,7 +129,7 @@ def builders(parts: Parts, loaded: tuple[Any, Any]) -> dict[str, Build]:
     found: dict[str, Build] = {}
     for layout in LAYOUTS:
         settings = PromptSettings(layout=layout)  # type: ignore[arg-type]
-        prompter = Prompter(loaded[1], settings, window=window_of(loaded[0]), max_completion_length=length)
+        prompter = Prompter(loaded[1], settings, window=longest_input(loaded[0]), max_completion_length=length)
         found[layout] = of_layout(prompter)
     for name, again in (("turn", False), ("turn+", True)):
         found[name] = of_turns(parts.prompter, length, again)

@@ -1,6 +1,7 @@
 """Reward functions of TRL and verl, data sets with a prompt column, and a taskset of the package verifiers."""
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -23,10 +24,12 @@ from helpers import metrics_of, vpd_train
 from vpd.cli import main
 from vpd.config import parse
 from vpd.envs import grade_texts
-from vpd.envs.adapters import verifiers
+from vpd.envs.adapters import trl_verl, verifiers
+from vpd.envs.adapters.callers import ProcessCaller
+from vpd.envs.adapters.reward_functions import Row
 from vpd.envs.check import check_env
 from vpd.envs.dataset import Dataset
-from vpd.envs.loading import announcements
+from vpd.envs.given import GivenTasks, as_task
 from vpd.errors import ConfigError, DataError, EnvError
 from vpd.types import Grade
 
@@ -306,7 +309,7 @@ def test_what_is_not_bounded_is_said_at_start(tmp_path: Path) -> None:
         "as it is an object": Dataset(path=env["path"], reward=accuracy, seconds=1.0),
     }
     for told, dataset in said.items():
-        [line] = announcements(dataset)
+        [line] = dataset.announce()
         assert re.search(told, line)
 
 
@@ -433,8 +436,8 @@ def test_settings_that_cannot_be(settings: Mapping[str, Any], told: str) -> None
     ("record", "told"),
     [
         ({"answer": "4"}, "has no text 'prompt'"),
-        ({"prompt": [{"role": "assistant", "content": "4"}]}, "the user's message"),
-        ({"prompt": []}, "the user's message"),
+        ({"prompt": [{"role": "assistant", "content": "4"}]}, "the user's or the tool's message"),
+        ({"prompt": []}, "the user's or the tool's message"),
         ({"prompt": "2 + 2?", "tools": "none"}, "'tools' is not JSON"),
         ({"prompt": "2 + 2?", "tools": ["3"]}, "'tools' is no list of objects"),
     ],
@@ -607,3 +610,56 @@ def test_a_trace_as_a_grade() -> None:
     assert grade == Grade(reward=0.25, feedback="So.", metrics={"rewards/a": 0.5, "m": 2.0})
     with pytest.raises(EnvError, match="'b' was not given"):
         verifiers._read(SimpleNamespace(rewards={"b": None}), "verifiers on row 0")
+
+
+def unjudged(completions: list[str], **columns: Any) -> list[Any]:
+    """Grades an answer in words alone, and judges no other."""
+    return [Grade(reward=0.0, feedback="Hm.", graded=False) if text.isdigit() else 1.0 for text in completions]
+
+
+def test_an_answer_that_no_function_judges_is_not_graded(tmp_path: Path) -> None:
+    [first] = right_texts(tmp_path, 1)
+    alone = graded(tmp_path, unjudged, [first, "four"])
+    assert [(grade.graded, grade.reward, grade.success, grade.feedback) for grade in alone] == [
+        (False, 0.0, False, "Hm."),
+        (True, 1.0, None, None),
+    ]
+    mapping = graded(tmp_path, lambda completions: [{"score": 0, "graded": False}], [first])
+    assert not mapping[0].graded and "graded" not in mapping[0].metrics
+    with pytest.raises(EnvError, match="a mapping with a wrong 'graded'"):
+        graded(tmp_path, lambda completions: [{"score": 0, "graded": "no"}], [first])
+    both, other = graded(tmp_path, [accuracy, {"function": unjudged, "weight": 0.5}], [first, "four"])
+    assert (both.graded, both.reward, both.feedback) == (True, 1.0, "Hm.")
+    assert "rewards/unjudged" not in both.metrics and other.metrics["rewards/unjudged"] == 1.0
+    env = GivenTasks(tasks=("q",), grader=lambda text, task: Grade(reward=0.0, graded=False), eval_share=0.0)
+    assert not grade_texts(env, [env.task(0, seed=0)], ["a"])[0].graded
+
+
+def test_every_field_of_a_grade_comes_back_from_a_process_of_its_own(tmp_path: Path) -> None:
+    given = Grade(reward=0.25, success=True, feedback="Hm.", informative=False, metrics={"digits": 3.0}, graded=False)
+    assert all(getattr(given, name) != value for name, value in DEFAULTS.items())  # a new field is to be added here
+    source = f"from vpd.types import Grade\n\n\ndef one(completions):\n    return [{given!r}]\n"
+    (tmp_path / "whole.py").write_text(source)
+    caller = ProcessCaller(name="one", batched=True, module=trl_verl.__name__, spec=f"{tmp_path}/whole.py:one")
+    assert caller([Row(prompt="q", columns={})], ["a"], 0, 60.0) == [given]
+
+
+DEFAULTS = {
+    entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
+    for entry in dataclasses.fields(Grade)
+}
+
+
+@pytest.mark.parametrize("null", [None, float("nan"), ""])
+def test_an_id_that_is_null_is_none(null: Any) -> None:
+    assert as_task({"prompt": "q", "id": null}, 3, "tasks").id == "3"
+    assert as_task({"prompt": "q", "id": null, "extra_info": {"index": 7}}, 3, "tasks").id == "7"
+    assert as_task({"prompt": "q", "id": 0}, 3, "tasks").id == "0"
+
+
+def test_messages_written_as_text_are_messages_for_every_reader(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]
+    task = as_task({"prompt": json.dumps(messages)}, 0, "tasks")
+    [read] = Dataset(path=written(tmp_path, [{"prompt": json.dumps(messages)}]), reward=unjudged).train_tasks()
+    assert list(task.messages) == list(read.messages) == messages
+    assert task.payload.prompt == read.payload.prompt == messages  # and TRL's functions get a list of messages back

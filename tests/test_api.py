@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 import vpd
 from vpd.algorithms.distill import SDPOSettings
 from vpd.algorithms.examples import to_examples, with_loss_weights
+from vpd.api.arguments import read_arguments
 from vpd.api.callbacks import as_observers
 from vpd.config import RunSettings
 from vpd.envs.digits import Digits
@@ -753,3 +754,13 @@ def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder
     assert run.report() == Path("out/report.html") and run.report(folder / "mine.html") == folder / "mine.html"
     for path in ("out/report.html", "mine.html"):
         assert '<h1 id="overview-title">evidence-gated VPD</h1>' in (folder / path).read_text()
+
+
+def test_a_share_of_no_held_out_tasks_may_be_a_whole_number() -> None:
+    for none in (0, 0.0):
+        found = read_arguments(
+            "tiny", TASKS, grade, tokenizer=None, algorithm=None, feedback=None, more={"eval_tasks": none}
+        )
+        assert not found.objects["env"].eval_tasks(None) and len(found.objects["env"].train_tasks()) == len(TASKS)
+    with pytest.raises(vpd.ConfigError, match="eval_tasks is out of range; got 1;"):
+        small_run(TASKS, grade, eval_tasks=1)

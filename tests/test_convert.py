@@ -797,3 +797,21 @@ def test_a_frame_that_the_environment_takes_away_leaves_its_own_words(tmp_path: 
     assert convert_data(str(tmp_path / "d.jsonl")).env == {"name": "math", "ask": ""}
     result = of_trl({"reward_funcs": "accuracy_reward", "dataset_name": "d.jsonl"})
     assert result.settings["env"]["ask"] == "" and r"\boxed{}" in result.of("impossible")[0].outcome.why
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        ({"prompt": "q", "completion": None}, "completion"),
+        ({"prompt": "q", "completion": 3}, "completion"),
+        ({"prompt": "q", "completion": None, "label": True}, "completion"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "chosen"),
+    ],
+)
+def test_an_answer_that_is_none_is_one_line(
+    record: Any, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    assert main(["convert", str(tmp_path / "d.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert f"d.jsonl line 1: {field!r} holds no messages; got " in error and error.count("\n") == 1

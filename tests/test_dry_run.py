@@ -411,3 +411,10 @@ def test_assumptions_must_fit_the_settings(tmp_path: Path) -> None:
     vllm = parse({"model": {"name_or_path": str(tmp_path / "model")}, "engine": {"name": "vllm"}})
     with pytest.raises(ConfigError, match=r"samples on a server; got dry_run.server_gpus 0"):
         dry_run(vllm, DryRunSettings())
+
+
+@pytest.mark.parametrize(("steps", "every", "times"), [(30, 20, 3), (3, 2, 3), (4, 2, 3), (1, 2, 2), (3, 0, 0)])
+def test_evaluations_are_counted_as_the_loop_makes_them(steps: int, every: int, times: int, tmp_path: Path) -> None:
+    model = {"name_or_path": str(small_folder(tmp_path / "model"))}
+    found = dry_run(parse({"model": model, "run": {"max_steps": steps, "eval_steps": every}}), DryRunSettings())
+    assert found.estimate.evaluations == times

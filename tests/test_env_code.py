@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import logging
 import pickle
 import re
 import sys
@@ -508,7 +509,7 @@ def test_the_release_window(tmp_path: Path) -> None:
     assert parse(config.as_dict()).env == config.env and "2025-02-01" in config.to_yaml()
 
 
-def test_records_whose_tests_are_code(tmp_path: Path) -> None:
+def test_records_whose_tests_are_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd = humaneval(99, test="def check(candidate):\n    assert candidate([9]) == candidate([9])")
     path = written(tmp_path, [*(humaneval(number) for number in range(20)), odd])
     with pytest.raises(DataError, match=r"2 calls in candidate.*env\.asserts"):
@@ -516,10 +517,11 @@ def test_records_whose_tests_are_code(tmp_path: Path) -> None:
     counts = {}
     for choice in ("skip", "inside"):
         env = Code(path=path, asserts=choice)  # type: ignore[arg-type]
-        counts[choice] = len([*env.train_tasks(), *env.eval_tasks(None)])
-        sandbox, warning = env.announce()
-        assert sandbox.startswith("sandbox: ") and warning.startswith("code: 1 problems")
-        assert ("left out" if choice == "skip" else "fake a pass") in warning
+        with caplog.at_level(logging.INFO, "vpd"):
+            counts[choice] = len([*env.train_tasks(), *env.eval_tasks(None)])
+        (sandbox,) = env.announce()
+        assert sandbox.startswith("sandbox: ") and "1 problems whose tests must run" in caplog.messages[-1]
+        assert ("left out" if choice == "skip" else "fake a pass") in caplog.messages[-1]
     assert counts == {"skip": 20, "inside": 21}
 
 
@@ -774,3 +776,9 @@ def test_a_payload_shows_what_it_holds() -> None:
     held = Problem(id="x", text="t", starter="", function=None, public=(case,), private=())
     suite = CaseSuite(problem=held, cases=(case,), shown=(True,))
     assert case.size == 2 and suite.problem.solution is None
+
+
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    rows = [mbpp(1, task_id=None), humaneval(2, task_id=None)]
+    env = Code(path=written(tmp_path, rows), eval_share=0.0)
+    assert sorted(task.id for task in env.train_tasks()) == ["train/1", "train/2"]

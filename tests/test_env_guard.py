@@ -1,5 +1,6 @@
 """An environment that raises or returns nonsense: one EnvError line that names the call, wherever it is called."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,10 @@ import pytest
 from helpers import vpd_train
 
 from vpd.cli import main
-from vpd.config.sections import CustomEnv, make_env
+from vpd.config.sections import CustomEnv, announce, make_env
 from vpd.envs import all_train_tasks, draw_tasks, grade_texts, held_out_tasks
 from vpd.envs.dataset import Dataset
 from vpd.envs.digits import Digits
-from vpd.envs.loading import announcements
 from vpd.errors import ConfigError, EnvError
 from vpd.types import Task
 
@@ -115,10 +115,13 @@ def test_a_generator_that_raises_on_the_way_is_an_error_too() -> None:
         held_out_tasks(Lazy(), None)
 
 
-def test_a_custom_environment_is_made_from_its_options(tmp_path: Path) -> None:
+def test_a_custom_environment_is_made_from_its_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = custom(tmp_path, "def announce(self):\n        return ['one', 2]")
     env: Any = make_env(CustomEnv(name=name, options={"length": 4}))
-    assert env.length == 4 and announcements(env) == ["one", "2"] and announcements(Digits()) == []
+    with caplog.at_level(logging.INFO, "vpd"):
+        announce(env)
+        announce(Digits())
+    assert env.length == 4 and caplog.messages == ["one", "2"]
     assert make_env(env) is env
     with pytest.raises(ConfigError, match=r"unknown key env.lenth for Mine. Did you mean 'length'"):
         make_env(CustomEnv(name=name, options={"lenth": 4}))

@@ -372,3 +372,13 @@ def test_a_value_after_hashes_is_read_where_that_is_the_form(
     assert grade.reward == reward and feedback in str(grade.feedback)
     assert env.solution(task) == "#### 8" and env.grade([task], [env.solution(task)])[0].success
     assert not any(grade.success for grade in env.grade([task] * len(env.altered(task)), env.altered(task)))
+
+
+def test_messages_may_be_text_and_what_is_null_is_missing(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    null = {"question": None, "prompt": json.dumps(chat), "answer": None, "solution": "4", "idx": None}
+    model = {"problem": "3 + 3?", "answer": None, "reward_model": {"ground_truth": "6"}, "id": None}
+    env = Math(path=written(tmp_path, [null, model]), verify="exact", eval_share=0.0, ask="")
+    tasks = {task.id: task for task in env.train_tasks()}
+    assert list(tasks["train/1"].messages) == chat and env.solution(tasks["train/1"]) == r"\boxed{4}"
+    assert env.solution(tasks["train/2"]) == r"\boxed{6}"

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from vpd.cli import main
 from vpd.config.sections import make_env, named
-from vpd.envs import Conversational, draw_tasks, grade_texts, recorded_answers, records
+from vpd.envs import Conversational, draw_tasks, grade_texts, recorded_answers, records, replies_of
 from vpd.envs.answer_records import read_answer
 from vpd.envs.digits import Digits
 from vpd.envs.recorded import GivenAnswers, RecordedAndFresh, RecordedAnswers, beside
@@ -200,3 +201,27 @@ def test_fresh_tasks_may_have_several_turns_where_their_environment_replies(tmp_
     assert not isinstance(beside(GivenAnswers(entries=()), Digits()), Conversational)
     with pytest.raises(ConfigError, match="unknown environment 'nothing'"):
         make_env(named("env", spec | {"fresh": {"name": "nothing"}}, "env"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_beside_a_fresh_environment_a_recorded_task_is_not_graded_and_gets_no_reply(
+    share: float, tmp_path: Path
+) -> None:
+    class Replying(Digits):
+        def respond(self, tasks: Any, conversations: Any) -> list[Any]:
+            return [f"Again, by {task.payload.rule}." for task in tasks]
+
+    log_path = log(tmp_path / "a", 4)
+    env = beside(RecordedAnswers(path=log_path), Replying(), share)
+    recorded, fresh = env.train_tasks()[0], env.eval_tasks(1)[0]
+    right = Digits().solution(fresh)
+    grades = grade_texts(env, [recorded, fresh, recorded, fresh], ["x", right, right, "x"])
+    assert [(grade.reward, grade.graded) for grade in grades] == [(0.0, False), (1.0, True), (0.0, False), (0.0, True)]
+    assert isinstance(env, Conversational)
+    said = replies_of(env, [fresh, recorded], [[{"role": "assistant", "content": "x"}]] * 2)
+    assert said[0] is not None and said[0]["content"].startswith("Again, by") and said[1] is None
+
+
+def test_a_dry_run_of_recorded_answers_beside_fresh_tasks(tmp_path: Path) -> None:
+    words = ["--env.name", "recorded", "--env.path", log(tmp_path / "a", 4), "--env.fresh", "{name: digits}"]
+    assert main(["train", "--dry_run", *words, "--run.output_dir", str(tmp_path / "out")]) == 0

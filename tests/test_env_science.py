@@ -181,3 +181,10 @@ def test_hub_records_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         Science(path="owner/name", domain="Chemstry").train_tasks()
     with pytest.raises(DataError, match=r"cannot load no/such from the Hub; got no such data set at all"):
         Science(path="no/such").train_tasks()
+
+
+def test_what_is_null_is_missing(tmp_path: Path) -> None:
+    rows = [prepared(number, idx=None, system=None) for number in range(3)]
+    env = Science(path=write(tmp_path / "d.jsonl", rows), eval_share=0.0)
+    assert sorted(task.id for task in env.train_tasks()) == ["train/1", "train/2", "train/3"]
+    assert all("Choose the right one" in task.messages[0]["content"] for task in env.train_tasks())

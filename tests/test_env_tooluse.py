@@ -276,3 +276,8 @@ def test_settings_out_of_range() -> None:
     for settings in ({"reward": "some"}, {"hint": "all"}, {"eval_share": 1.0}):
         with pytest.raises(ConfigError, match=f"env.{next(iter(settings))}"):
             ToolUse(path="unread.jsonl", **settings)  # type: ignore[arg-type]
+
+
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    env = ToolUse(path=written(tmp_path, [record(number, idx=None) for number in range(3)]), eval_share=0.0)
+    assert sorted(task.id for task in env.train_tasks()) == ["train/1", "train/2", "train/3"]

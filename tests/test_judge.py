@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from test_critique import rollout
 
 from vpd.bundled import load_bundled
 from vpd.errors import ConfigError
-from vpd.feedback import ScriptedWriter
+from vpd.feedback import ScriptedWriter, Written
 from vpd.feedback.judge import Judge, rounds, verdict_of
 from vpd.report.rollout_metrics import rollout_metrics
 from vpd.types import Comparison, Group, Message, SampleKey
@@ -217,3 +218,13 @@ def test_a_run_learns_from_the_rewards_preferences_and_keeps_them(tmp_path: Path
     rows = pq.read_table(tmp_path / "out" / "rollouts").to_pylist()
     kept = [json.loads(row["comparisons"]) for row in rows if row["comparisons"]]
     assert {one["preferred"] for row in kept for one in row} <= {"this", "other", "unsure"}
+
+
+def test_a_comparison_that_its_limit_ended_is_kept_as_such() -> None:
+    class Clipped(ScriptedWriter):
+        def write(self, *arguments: Any, **options: Any) -> list[Written]:
+            return [dataclasses.replace(one, clipped=True) for one in super().write(*arguments, **options)]
+
+    for clipped, writer in {True: Clipped(fair), False: ScriptedWriter(fair)}.items():
+        (made,) = Judge(use="context")([group_of("bad", "good")], writer)
+        assert [section.clipped for r in made.rollouts for section in r.context] == [clipped] * 2

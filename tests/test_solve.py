@@ -19,6 +19,7 @@ from vpd import solving
 from vpd.bundled import ASSETS, load_bundled
 from vpd.cli import main
 from vpd.config import parse
+from vpd.envs.digits import Digits
 from vpd.errors import ConfigError, EnvError, StorageError
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
@@ -280,3 +281,18 @@ def test_a_task_that_is_not_there_is_one_line() -> None:
     env = Two(lambda task, text: Grade(reward=0.0, feedback="no"), held_out=2)
     with pytest.raises(ConfigError, match=r"there is no held-out task 5; got 2 tasks; expected 0 to 1"):
         solve(parse(SMALL), SolveOptions(task=5), env=env)
+
+
+def test_what_adapts_has_the_term_of_the_section_dynamics(tmp_path: Path) -> None:
+    class Never(Digits):
+        def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+            return [Grade(reward=0.0, feedback="That is not what was asked for.") for _ in tasks]
+
+    weights = []
+    for weight in (0.0, 5.0):
+        output = tmp_path / str(weight)
+        config = parse(SMALL | {"dynamics": {"weight": weight}})
+        found = solve(config, SolveOptions(budget=120, compare=False), output=output, env=Never())
+        assert found.tries["adapt"][0].steps > 2
+        weights.append((output / "model" / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]

@@ -124,6 +124,8 @@ def test_a_conversation_may_end_with_a_tools_answer(tmp_path: Path) -> None:
     assert task_of(tmp_path, [{"prompt": CHAT[:4]}]).messages[-1]["role"] == "tool"
     with pytest.raises(DataError, match="does not end with the user's message"):
         records.messages(CHAT[:4], "prompt", "line 1")
+    with pytest.raises(DataError, match="does not end with the assistant's message"):
+        records.messages(CHAT[:4], "completion", "line 1", ends=("assistant",))
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]

@@ -18,6 +18,11 @@ def load_bundled(name: str = "tiny") -> Path:
     return check_hashes(ASSETS / name, f"the shipped base model {name}", "Install the package again.")
 
 
+def source_of(name: str) -> str:
+    """Where a model is loaded from: a Hub id or folder as it is, a shipped base's folder.  Raises ModelError."""
+    return str(load_bundled(name)) if name in BUNDLED else name
+
+
 def check_hashes(folder: Path, what: str, do: str) -> Path:
     """The folder of a base, after checking its hashes.  Raises ModelError if a file is missing or changed."""
     try:

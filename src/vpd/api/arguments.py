@@ -19,13 +19,14 @@ from vpd.config.passed import Passed, PassedAlgorithm, PassedEngine, PassedSourc
 from vpd.config.recorded import over, over_recorded
 from vpd.config.sections import CHOICES, Custom, advice, build, make_env, named
 from vpd.envs import Env, RecordedTasks
+from vpd.envs.adapters.reward_functions import GradedByFunctions
 from vpd.envs.given import AllHeldOut, GivenTasks, read_entries
 from vpd.errors import ConfigError, nearest
 from vpd.feedback import Feedback
 from vpd.printable import shown
 from vpd.settings import Settings
 
-GRADING = ("seconds", "retries", "max_failed")  # settings of env that a grader of tasks has, too
+GRADING = {entry.name for entry in dataclasses.fields(GradedByFunctions)}  # settings of env that a grader has, too
 Options = TypeVar("Options", bound=Settings)
 Section: TypeAlias = Mapping[str, Any] | Settings
 #: A Hub id, a folder, 'tiny', a :class:`vpd.Run`, a model of transformers, or the section ``model``, whose name_or_path
@@ -203,7 +204,7 @@ def _environment(
     """Tasks and grader as an environment, or what ``env`` is; None where neither was passed."""
     env, held_out = more.get("env"), more.get("eval_tasks")
     log = env if isinstance(env, Mapping) and env.get("name") == "recorded" else None
-    grading = env if isinstance(env, Mapping) and env and set(env) <= {*GRADING} else None
+    grading = env if isinstance(env, Mapping) and env and set(env) <= GRADING else None
     if grading is not None and tasks is not None and grader is not None:
         env = None
     if tasks is None and grader is None:
@@ -227,7 +228,7 @@ def _given(tasks: Any, grader: Any, held_out: Any, data: Mapping[str, Any], *, a
     entries = read_entries(tasks, "tasks")
     if all_held_out:
         return AllHeldOut(tasks=entries, grader=grader, eval_share=0.0)
-    if isinstance(held_out, float):
+    if isinstance(held_out, (int, float)):
         if not 0 <= held_out < 1:
             raise ConfigError(
                 "eval_tasks is out of range", got=held_out, expected="tasks, or a share of tasks= from 0 to below 1"

@@ -28,8 +28,8 @@ from vpd.config.passed import (
     require,
 )
 from vpd.engines.settings import ChangesDefaults
-from vpd.envs import BesideAnother, Env
-from vpd.envs.loading import announcements, load_object
+from vpd.envs import Announcing, BesideAnother, Env, wrap_user_errors
+from vpd.envs.loading import load_object
 from vpd.errors import ConfigError, nearest
 from vpd.printable import shown
 from vpd.settings import Settings, declarations
@@ -336,9 +336,10 @@ def make_env(spec: Any) -> Env:
 
 
 def announce(env: Env) -> None:
-    """Log the environment's announcements, such as which sandbox it uses, a line each."""
-    for line in announcements(env):
-        LOG.info(line)
+    """Log the environment's announcements, such as which sandbox it uses, a line each.  Raises EnvError."""
+    if isinstance(env, Announcing):
+        for line in wrap_user_errors(lambda: list(map(str, env.announce())), "announce()"):
+            LOG.info(line)
 
 
 def _custom(section: str, name: str, options: Data, prefix: str) -> Custom:

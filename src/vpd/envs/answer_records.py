@@ -44,8 +44,7 @@ def read_answer(
             expected="'tokens', the answer's token ids when it was sampled, as many as log-probs",
             do="Write both, or leave 'logprobs' out: the initial model's then stand in.",
         )
-    name = number if record.get("id") is None else record["id"]
-    task = Task(id=str(name), messages=messages, tools=records.tools(record, where))
+    task = Task(id=records.name_of(record, number, "id"), messages=messages, tools=records.tools(record, where))
     grade = read_grade(record, where, success_threshold)
     return task, RecordedAnswer(
         text=text,
@@ -58,7 +57,7 @@ def read_answer(
 
 def check_keys(record: Mapping[str, Any], where: str) -> list[str]:
     """The keys of a record that are not read.  Raises DataError for one that must be a slip of one that is."""
-    given = [name for name in record if not _says_nothing(record[name])]
+    given = [name for name in record if not records.says_nothing(record[name])]
     ignored = [name for name in given if name not in READ]
     for first, second in (TASKS, ANSWERS, REWARDS):
         ignored += [second] if first in given and second in given else []
@@ -73,11 +72,6 @@ def check_keys(record: Mapping[str, Any], where: str) -> list[str]:
                 do=f"{hint} If it is something else, rename it or leave it out.",
             )
     return [str(name) for name in ignored]
-
-
-def _says_nothing(value: Any) -> bool:
-    """Whether a value is null, or what a table has in its place: NaN, or no text."""
-    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,12 +136,10 @@ def _conversation(record: Mapping[str, Any], where: str) -> tuple[tuple[Message,
             expected="'messages' or 'prompt', and 'completion'",
         )
     _check_one_task(record, where)
-    asked = records.listed(record[field_name], f"{where}: {field_name!r}")
-    if isinstance(asked, str):
-        asked = [{"role": "user", "content": records.text(record, field_name, where)}]
     answer_field = next((name for name in ANSWERS if record.get(name) is not None), None)
     if answer_field is not None:
-        return records.messages(asked, field_name, where, ends=("user", "tool")), _text(record, answer_field, where)
+        return records.prompt(record, field_name, where), _text(record, answer_field, where)
+    asked = records.listed(record[field_name], f"{where}: {field_name!r}")
     if not _ends_answered(asked) or len(asked) < 2:
         raise DataError(
             f"{where} has no answer",

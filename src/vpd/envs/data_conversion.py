@@ -54,9 +54,9 @@ class ConvertedData:
     env: Mapping[str, Any]
 
 
-def convert_data(path: str, *, subset: str | None = None, split: str = "train") -> ConvertedData:
+def convert_data(path: str) -> ConvertedData:
     """All records of a file, a folder that ``datasets`` saved, or ``owner/name`` on the Hub.  Raises DataError."""
-    entries = list(records.read(path, subset=subset, split=split))
+    entries = list(records.read(path, split="train"))
     where, _, first = entries[0]
     form = form_of(first, where)
     for here, _, record in entries:
@@ -107,16 +107,16 @@ def _converted(form: Form, record: Record, where: str) -> Record:
         case "prompts":
             return record
         case "completions":
-            return {"prompt": record["prompt"], "answer": _last(record["completion"], where), **rest}
+            return {"prompt": record["prompt"], "answer": _last(record, "completion", where), **rest}
         case "labelled":
-            answer, label = _last(record["completion"], where), bool(rest.pop("label"))
+            answer, label = _last(record, "completion", where), bool(rest.pop("label"))
             return {"prompt": record["prompt"], "completion": answer, **rest, "success": label}
         case "conversations":
             turns = _messages(record.get("messages", record.get("conversations")), where)
             return {"prompt": turns[:-1], "answer": turns[-1]["content"], **rest}
         case "preferences":
             if "prompt" in record:
-                return {"prompt": record["prompt"], "answer": _last(record["chosen"], where), **rest}
+                return {"prompt": record["prompt"], "answer": _last(record, "chosen", where), **rest}
             turns = _messages(record["chosen"], where)
             return {"prompt": turns[:-1], "answer": turns[-1]["content"], **rest}
 
@@ -138,12 +138,12 @@ def _messages(value: Any, where: str) -> list[Any]:
     return list(records.messages(listed, "messages", where, ends=("assistant",)))
 
 
-def _last(value: Any, where: str) -> str:
+def _last(record: Record, field: str, where: str) -> str:
     """A completion as a text: itself, or the content of its last message."""
-    if isinstance(value, str):
-        return value
-    turns = records.messages(value, "completion", where, ends=("assistant",))
-    return str(turns[-1]["content"])
+    found = records.listed(record[field], f"{where}: {field!r}")
+    if isinstance(found, str):
+        return found
+    return str(records.messages(found, field, where, ends=("assistant",))[-1]["content"])
 
 
 def _columns(form: Form, record: Record) -> list[Column]:

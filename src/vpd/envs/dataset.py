@@ -15,15 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from vpd.envs import records
-from vpd.envs.adapters.reward_functions import (
-    GradingSeconds,
-    MaxFailed,
-    OwnProcess,
-    Retries,
-    RetryPolicy,
-    Row,
-    WeightedRewards,
-)
+from vpd.envs.adapters.reward_functions import Caller, GradedByFunctions, Row
 from vpd.envs.adapters.trl_verl import (
     Reward,
     TRLFunction,
@@ -33,7 +25,7 @@ from vpd.envs.adapters.trl_verl import (
     parse_rewards,
 )
 from vpd.envs.record_tasks import FileTasks, Part
-from vpd.types import Grade, Message, Task
+from vpd.types import Task
 
 
 def no_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -46,7 +38,7 @@ def no_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(FileTasks[Task]):
+class Dataset(GradedByFunctions, FileTasks[Task]):
     """The environment; files are read when the first task is asked for.
 
     Raises DataError for data that cannot be used, ConfigError for settings and for functions that do not fit the data.
@@ -59,10 +51,11 @@ class Dataset(FileTasks[Task]):
     prompt: Annotated[str, "the column with a text or messages"] = "prompt"
     solution_column: Annotated[str | None, "a column with a right answer, for vpd check"] = None
     reveals_answer: Annotated[bool, "declares that feedback may hold the right answer"] = False
-    seconds: GradingSeconds = None
-    process: OwnProcess = True
-    retries: Retries = 0
-    max_failed: MaxFailed = 0.0
+    process: Annotated[
+        bool,
+        "with env.seconds: grade in a process of its own, which the limit ends; false: in a thread, which it cannot"
+        " end",
+    ] = True
     system: Annotated[str | None, "a system message, in place of the record's"] = None
 
     def check(self) -> None:
@@ -73,9 +66,6 @@ class Dataset(FileTasks[Task]):
         if self.solution_column is None:
             return None
         return records.value_text(task.payload.columns, self.solution_column, f"task {task.id!r}")
-
-    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
     def announce(self) -> list[str]:
         """For each function: where it runs, and what its time limit cannot bound."""
@@ -94,14 +84,9 @@ class Dataset(FileTasks[Task]):
     def _functions(self) -> list[tuple[Reward, TRLFunction | VerlFunction]]:
         return [(reward, make_reward_function(reward.function)) for reward in parse_rewards(self.reward)]
 
-    @cached_property
-    def _rewards(self) -> WeightedRewards:
-        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
+    def callers(self) -> list[tuple[Caller, float]]:
         process = self.process and self.seconds is not None
-        callers = [
-            (make_caller(reward, function, process=process), reward.weight) for reward, function in self._functions
-        ]
-        return WeightedRewards(callers, policy)
+        return [(make_caller(reward, function, process=process), reward.weight) for reward, function in self._functions]
 
     def split_key(self, item: Task) -> str:
         return json.dumps(item.messages, default=str)
@@ -117,18 +102,13 @@ class Dataset(FileTasks[Task]):
 
     def _task(self, where: str, number: int, record: Mapping[str, Any]) -> Task:
         prompt = records.listed(record.get(self.prompt), f"{where}: {self.prompt!r}")
-        messages: tuple[Message, ...]
-        if isinstance(prompt, (list, tuple)):
-            messages = records.messages(prompt, self.prompt, where, ends=("user", "tool"))
-        else:
-            messages = ({"role": "user", "content": records.text(record, self.prompt, where)},)
+        messages = records.prompt(record, self.prompt, where)
         if self.system is not None:
             others = tuple(message for message in messages if message["role"] != "system")
             messages = ({"role": "system", "content": self.system}, *others)
         columns = {key: value for key, value in record.items() if key != self.prompt}
-        names = [str(record[key]) for key in ("id", "idx") if record.get(key) is not None]
         return Task(
-            id=names[0] if names else str(number),
+            id=records.name_of(record, number, "id", "idx"),
             messages=messages,
             payload=Row(prompt=prompt, columns=columns),
             tools=records.tools(record, where),

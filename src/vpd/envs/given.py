@@ -19,20 +19,12 @@ from typing import Any, ClassVar
 
 from vpd.envs import records, wrap_user_errors
 from vpd.envs.adapters.callers import LocalCaller
-from vpd.envs.adapters.reward_functions import (
-    Caller,
-    GradingSeconds,
-    MaxFailed,
-    Retries,
-    RetryPolicy,
-    Row,
-    WeightedRewards,
-)
+from vpd.envs.adapters.reward_functions import Caller, GradedByFunctions, Row
 from vpd.envs.adapters.trl_verl import (
     Reward,
     TRLFunction,
     VerlFunction,
-    make_caller,
+    listed_answer,
     make_reward_function,
     parse_rewards,
     read_answer,
@@ -41,7 +33,7 @@ from vpd.envs.loading import load_object
 from vpd.envs.record_tasks import EvalShare, Part, RecordTasks
 from vpd.errors import ConfigError, DataError
 from vpd.printable import shown
-from vpd.types import Grade, Message, Task
+from vpd.types import Task
 
 MOST_ENTRIES = 1_000_000  # of what can only be iterated over, which may never end
 TRAIN, HELD_OUT = "tasks", "eval_tasks"
@@ -70,15 +62,11 @@ class TextGrader:
         [row], [text] = rows, texts
         assert isinstance(row, GivenRow)
         answer = self.function(text, row.entry)
-        return _listed(answer) if inspect.isawaitable(answer) else [answer]
-
-
-async def _listed(answer: Any) -> list[Any]:
-    return [await answer]
+        return listed_answer(answer) if inspect.isawaitable(answer) else [answer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenTasks(RecordTasks[Task]):
+class GivenTasks(GradedByFunctions, RecordTasks[Task]):
     """The environment.
 
     ``held_out`` None: ``eval_share`` of the tasks, chosen by a hash of their messages.  Raises ConfigError for a grader
@@ -90,9 +78,6 @@ class GivenTasks(RecordTasks[Task]):
     grader: Any
     held_out: tuple[Any, ...] | None = None
     eval_share: EvalShare = 0.1
-    seconds: GradingSeconds = None
-    retries: Retries = 0
-    max_failed: MaxFailed = 0.0
     held_out_by_share: ClassVar[str] = "pass eval_tasks=0.1: that share of tasks is then held out"
 
     @property
@@ -126,18 +111,12 @@ class GivenTasks(RecordTasks[Task]):
         answer = task.payload.columns.get("completion")
         return answer if isinstance(answer, str) else None
 
-    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
-
     @cached_property
     def _functions(self) -> list[tuple[Reward, TextGrader | TRLFunction | VerlFunction]]:
         return [(reward, as_function(reward.function)) for reward in parse_rewards(self.grader)]
 
-    @cached_property
-    def _rewards(self) -> WeightedRewards:
-        callers = [(_caller(reward, function), reward.weight) for reward, function in self._functions]
-        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        return WeightedRewards(callers, policy)
+    def callers(self) -> list[tuple[Caller, float]]:
+        return [(LocalCaller(function, read_answer), reward.weight) for reward, function in self._functions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +137,6 @@ def _place(function: str | Callable[..., Any]) -> str:
         return function
     named = function if inspect.isroutine(function) else type(function)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _caller(reward: Reward, function: TextGrader | TRLFunction | VerlFunction) -> Caller:
-    if isinstance(function, TextGrader):
-        return LocalCaller(function, read_answer)
-    return make_caller(reward, function, process=False)
 
 
 def as_function(grader: str | Callable[..., Any]) -> TextGrader | TRLFunction | VerlFunction:
@@ -249,19 +222,13 @@ def as_task(entry: Any, number: int, what: str) -> Task:
         raise DataError(
             f"{where} has both prompt and messages", expected="one of them", do="Remove or rename the other."
         )
+    prompt = records.listed(record[key], f"{where}: {key!r}")
+    if not isinstance(prompt, (str, list, tuple)):
+        raise DataError(f"{where} is no task", got=shown(prompt), expected="a text, messages, a mapping or a vpd.Task")
     columns = {str(name): value for name, value in record.items() if name != key}
     return Task(
-        id=str(record.get("id", number)),
-        messages=_messages(record, key, where),
-        payload=GivenRow(prompt=record[key], columns=columns, entry=entry),
+        id=records.name_of(record, number, "id"),
+        messages=records.prompt(record, key, where),
+        payload=GivenRow(prompt=prompt, columns=columns, entry=entry),
         tools=records.tools(record, where),
     )
-
-
-def _messages(record: Mapping[str, Any], key: str, where: str) -> tuple[Message, ...]:
-    prompt = record[key]
-    if isinstance(prompt, str):
-        return ({"role": "user", "content": records.text(record, key, where)},)
-    if not isinstance(prompt, (list, tuple)):
-        raise DataError(f"{where} is no task", got=shown(prompt), expected="a text, messages, a mapping or a vpd.Task")
-    return records.messages(prompt, key, where, ends=("user", "tool"))

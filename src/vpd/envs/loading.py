@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpd.envs import Announcing, Env, wrap_user_errors
+from vpd.envs import wrap_user_errors
 from vpd.errors import ConfigError, VPDError, nearest
 from vpd.printable import shown
 from vpd.settings import expand_path
@@ -18,13 +18,6 @@ from vpd.settings import expand_path
 STAMP = "__vpd_file__"  # in a module: the file it was made of, as it was then
 RUNNING: set[Path] = set()  # files that are run at this moment, to load what they define
 FOLDERS: set[str] = set()  # of files that were loaded, on sys.path
-
-
-def announcements(env: Env) -> list[str]:
-    """The lines that an environment wants printed when a run starts.  Raises EnvError if it raises."""
-    if not isinstance(env, Announcing):
-        return []
-    return wrap_user_errors(lambda: [str(line) for line in env.announce()], "announce()")
 
 
 def load_object(spec: str, setting: str) -> Any:

@@ -210,20 +210,14 @@ def _problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
     value = _value(record, where)
     if len(value) > LONGEST:
         raise DataError(f"{where}: the right value is too long", got=f"{len(value)} characters", expected=f"{LONGEST}")
-    extra = record.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
-    names = (record.get(field) for field in ("idx", "id", "unique_id"))
-    name = next((str(found) for found in (*names, index) if found is not None), str(number))
+    name = records.name_of(record, number, "idx", "id", "unique_id")
     return Problem(id=name, text=messages[-1]["content"], value=value, messages=messages)
 
 
 def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The problem as messages of which the last is the user's."""
-    field = next((field for field in ("question", "problem", "prompt") if field in record), "question")
-    found = record.get(field)
-    if not isinstance(found, (list, tuple)):
-        found = [{"role": "user", "content": records.text(record, field, where)}]
-    messages = records.messages(found, field, where)
+    field = next((field for field in ("question", "problem", "prompt") if record.get(field) is not None), "question")
+    messages = records.prompt(record, field, where, ends=("user",))
     framed = DAPO.match(messages[-1]["content"])
     content = framed["problem"] if framed else messages[-1]["content"]
     return (*messages[:-1], {"role": "user", "content": content.strip()})
@@ -231,11 +225,11 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 def _value(record: Mapping[str, Any], where: str) -> str:
     """The right value, from the field that the data set uses."""
-    if "reward_model" in record and "answer" not in record:
+    if "reward_model" in record and record.get("answer") is None:
         record = records.mapping(record["reward_model"], f"{where}: 'reward_model'")
         field = "ground_truth"
     else:
-        field = next((field for field in ("answer", "solution") if field in record), "answer")
+        field = next((field for field in ("answer", "solution") if record.get(field) is not None), "answer")
     text = records.value_text(record, field, where)
     if "####" in text:
         text = text.rpartition("####")[2]

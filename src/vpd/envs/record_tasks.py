@@ -23,7 +23,7 @@ import hashlib
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -50,7 +50,6 @@ class Identified(Protocol):
 
 
 Item = TypeVar("Item", bound=Identified)
-Element = TypeVar("Element")
 
 
 class RecordTasks(Settings, ABC, Generic[Item], section="env"):
@@ -91,7 +90,9 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
 
     def task(self, index: int, *, seed: int) -> Task:
         """Epoch ``index // n`` visits all n training tasks in the order drawn by (seed, epoch)."""
-        return epoch_item(self.train_tasks(), index, name=self.name, seed=seed)
+        tasks = self.train_tasks()
+        epoch, place = divmod(index, len(tasks))
+        return tasks[_permutation(self.name, len(tasks), seed, epoch)[place]]
 
     def train_tasks(self) -> Sequence[Task]:
         return self._tasks[0]
@@ -102,19 +103,57 @@ class RecordTasks(Settings, ABC, Generic[Item], section="env"):
     @functools.cached_property
     def _tasks(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         """(training tasks, held-out tasks)."""
-        train, held_out = train_eval_split(
-            self.read_items,
-            *self.sources,
-            self.eval_share,
-            split_key=self.split_key,
-            identity_key=self.identity_key,
-            shared_is_meant=self.shared_is_meant,
-            advice=self.held_out_by_share,
-        )
+        train, held_out = self._items
         return (
             tuple(self.make_task("train", item) for item in train),
             tuple(self.make_task("eval", item) for item in held_out),
         )
+
+    @functools.cached_property
+    def _items(self) -> tuple[list[Item], list[Item]]:
+        """(training items, held-out items).
+
+        With another source for evaluation the two must have no ``identity_key`` in common, unless ``shared_is_meant``.
+        Without one, the items with ``fraction(split_key) < eval_share`` are held out (:func:`_bound`).  Raises
+        DataError for a shared item or an empty source.
+        """
+        path, eval_path = self.sources
+        items = self.read_items(path)
+        if eval_path is None or eval_path == path:
+            train, held_out = self._divided(items)
+        else:
+            train, held_out = items, self.read_items(eval_path)
+            known = {self.identity_key(item) for item in train}
+            shared = [item for item in held_out if self.identity_key(item) in known]
+            if shared and not self.shared_is_meant(train, shared):
+                raise DataError(
+                    f"{path} and {eval_path} share {len(shared)} questions",
+                    got=f"record {shared[0].id} of the latter in both",
+                    expected="no question in both",
+                    do=f"Remove them from one, or {self.held_out_by_share}.",
+                )
+            if not held_out:
+                raise DataError(
+                    f"{eval_path} has no question for evaluation", do="Leave env.eval_path out, or filter less."
+                )
+        if not train:
+            raise DataError(f"{path} has no question for training", do="Give more questions, or filter less.")
+        held_out.sort(key=lambda item: fraction(self.identity_key(item)))  # so that the first few are a fair sample
+        return train, held_out
+
+    def _divided(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """The items of one source as (training items, held-out items)."""
+        places = [fraction(self.split_key(item)) for item in items]
+        different = sorted(set(places))
+        below = _bound(different, self.eval_share)
+        train = [item for item, place in zip(items, places, strict=True) if place >= below]
+        held_out = [item for item, place in zip(items, places, strict=True) if place < below]
+        if items and self.eval_share and not held_out:
+            LOG.warning(
+                "%s: env.eval_share %g of %d different questions holds none out: no evaluation",
+                *(self.sources[0], self.eval_share, len(different)),
+            )
+        return train, held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,56 +174,6 @@ class FileTasks(RecordTasks[Item]):
         return self.path, self.eval_path
 
 
-def train_eval_split(
-    read: Callable[[str], list[Item]],
-    path: str,
-    eval_path: str | None,
-    eval_share: float,
-    *,
-    split_key: Callable[[Item], str],
-    identity_key: Callable[[Item], str],
-    shared_is_meant: Callable[[Sequence[Item], Sequence[Item]], bool] = lambda train, held_out: False,
-    advice: str,
-) -> tuple[list[Item], list[Item]]:
-    """(training items, held-out items).
-
-    With an ``eval_path`` the two sources must have no ``identity_key`` in common, unless ``shared_is_meant``.  Without
-    one, the items of ``path`` with ``fraction(split_key) < eval_share`` are held out (:func:`_bound`).  Raises
-    DataError for a shared item or an empty source.
-    """
-    items = read(path)
-    if eval_path is None or eval_path == path:
-        places = [fraction(split_key(item)) for item in items]
-        different = sorted(set(places))
-        below = _bound(different, eval_share)
-        train = [item for item, place in zip(items, places, strict=True) if place >= below]
-        held_out = [item for item, place in zip(items, places, strict=True) if place < below]
-        if items and eval_share and not held_out:
-            LOG.warning(
-                "%s: env.eval_share %g of %d different questions holds none out: no evaluation",
-                path, eval_share, len(different),
-            )  # fmt: skip
-    else:
-        train, held_out = items, read(eval_path)
-        known = {identity_key(item) for item in train}
-        shared = [item for item in held_out if identity_key(item) in known]
-        if shared and not shared_is_meant(train, shared):
-            raise DataError(
-                f"{path} and {eval_path} share {len(shared)} questions",
-                got=f"record {shared[0].id} of the latter in both",
-                expected="no question in both",
-                do=f"Remove them from one, or {advice}.",
-            )
-        if not held_out:
-            raise DataError(
-                f"{eval_path} has no question for evaluation", do="Leave env.eval_path out, or filter less."
-            )
-    if not train:
-        raise DataError(f"{path} has no question for training", do="Give more questions, or filter less.")
-    held_out.sort(key=lambda item: fraction(identity_key(item)))  # so that the first few are a fair sample
-    return train, held_out
-
-
 def _bound(places: Sequence[float], share: float) -> float:
     """The fraction below which questions, at these ``places`` in ascending order, are held out.
 
@@ -196,12 +185,6 @@ def _bound(places: Sequence[float], share: float) -> float:
     if places[0] >= share and len(places) > 1 and share * len(places) >= 1:
         return places[1]
     return share
-
-
-def epoch_item(items: Sequence[Element], index: int, *, name: str, seed: int) -> Element:
-    """Item ``index`` of an endless stream; each epoch visits every item once, in an order from (name, seed, epoch)."""
-    epoch, place = divmod(index, len(items))
-    return items[_permutation(name, len(items), seed, epoch)[place]]
 
 
 @functools.lru_cache(maxsize=8)

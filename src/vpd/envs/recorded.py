@@ -9,18 +9,29 @@ and retries are then the records.
 Nothing is sent anywhere: the file is read on this machine, and what is learned from it stays in the run folder.
 """
 
+import functools
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge
 
-from vpd.envs import Announcing, Conversational, Env, FixedLength, RecordedAs, Reply, records
+from vpd.envs import (
+    Announcing,
+    Conversational,
+    Env,
+    FixedLength,
+    RecordedAs,
+    Reply,
+    grade_texts,
+    records,
+    replies_of,
+)
 from vpd.envs.answer_records import check_keys, read_answer, read_grade
 from vpd.envs.record_tasks import Part, RecordTasks
 from vpd.errors import ConfigError, DataError
@@ -28,6 +39,8 @@ from vpd.settings import IsPath, Share
 from vpd.types import Grade, Message, RecordedAnswer, Task
 
 LOG = logging.getLogger("vpd")
+Result = TypeVar("Result")
+UNGRADED = Grade(reward=0.0, success=False, graded=False)
 MOST_NAMED = 20  # columns in one line
 FROM_A_RUN = (
     "messages",
@@ -137,7 +150,7 @@ class AnswerTasks(RecordTasks[Answered]):
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
         """No other answer than the recorded ones can be graded."""
-        return [Grade(reward=0.0, success=False, graded=False) for _ in tasks]
+        return [UNGRADED for _ in tasks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +258,8 @@ class RecordedAndFresh:
         return self.log.recorded(task)
 
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self.fresh.grade(tasks, texts)
+        """Fresh grades the answers to its tasks; none to a recorded task can be graded."""
+        return [grade or UNGRADED for grade in _of_fresh(functools.partial(grade_texts, self.fresh), tasks, texts)]
 
     @property
     def fixed_length(self) -> bool:
@@ -262,7 +276,8 @@ class RecordedAndReplying(RecordedAndFresh):
     fresh: Any
 
     def respond(self, tasks: Sequence[Task], conversations: Sequence[Sequence[Message]]) -> list[Reply]:
-        replies: list[Reply] = self.fresh.respond(tasks, conversations)
+        """Fresh replies to the answers to its tasks; nobody to those to a recorded one."""
+        replies: list[Reply] = [*_of_fresh(functools.partial(replies_of, self.fresh), tasks, conversations)]
         return replies
 
 
@@ -270,6 +285,16 @@ def beside(log: AnswerTasks, fresh: Env, share: float = 0.0) -> RecordedAndFresh
     """Recorded answers beside an environment, of which a ``share`` of the training tasks comes."""
     kind = RecordedAndReplying if isinstance(fresh, Conversational) else RecordedAndFresh
     return kind(log=log, fresh=fresh, share=share)
+
+
+def _of_fresh(
+    call: Callable[[list[Task], list[Any]], Sequence[Result]], tasks: Sequence[Task], given: Sequence[Any]
+) -> list[Result | None]:
+    """What ``call`` makes of the tasks that have no recorded answers, and of what is given for each; else None."""
+    rows = [row for row, task in enumerate(tasks) if not isinstance(task.payload, Answers)]
+    made = call([tasks[row] for row in rows], [given[row] for row in rows]) if rows else []
+    found = dict(zip(rows, made, strict=True))
+    return [found.get(row) for row in range(len(tasks))]
 
 
 def _parts(answers: Sequence[RecordedAnswer], size: int) -> list[tuple[RecordedAnswer, ...]]:

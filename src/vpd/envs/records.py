@@ -46,6 +46,11 @@ def value_text(record: Mapping[str, Any], field: str, where: str) -> str:
     return decimal_text(value)
 
 
+def optional_text(record: Mapping[str, Any], field: str, where: str) -> str | None:
+    """A field that may be missing, null or empty (None), and else must be a text.  Raises DataError."""
+    return text(record, field, where) if record.get(field) else None
+
+
 def decimal_text(value: int | float | Decimal) -> str:
     """A finite number as a decimal without an exponent; a float of single precision with the digits that it has.
 
@@ -76,10 +81,35 @@ def messages(value: Any, field: str, where: str, *, ends: Sequence[str] = ("user
     template, except where they are null, as parquet and the Hub fill up what a message lacks.  A content of text parts
     becomes one text.  Raises DataError.
     """
+    if not isinstance(value, (list, tuple)):
+        raise DataError(f"{where}: {field!r} holds no messages", got=repr(value)[:80], expected="a list of messages")
     read = tuple(_message(message, f"{where}: a message of {field!r}") for message in value)
     if not read or read[-1]["role"] not in ends:
-        raise DataError(f"{where}: {field!r} does not end with the user's message")
+        whose = " or ".join(f"the {role}'s" for role in ends)
+        raise DataError(f"{where}: {field!r} does not end with {whose} message")
     return read
+
+
+def prompt(
+    record: Mapping[str, Any], field: str, where: str, ends: tuple[str, ...] = ("user", "tool")
+) -> tuple[Message, ...]:
+    """A prompt as :func:`messages`: a text is the user's message; messages may be JSON text.  Raises DataError."""
+    found = listed(record.get(field), f"{where}: {field!r}")
+    if isinstance(found, (list, tuple)):
+        return messages(found, field, where, ends=ends)
+    return ({"role": "user", "content": text(record, field, where)},)
+
+
+def name_of(record: Mapping[str, Any], number: int, *fields: str) -> str:
+    """A record's id: the first of the fields that says something, else ``extra_info.index``, else its number."""
+    extra = record.get("extra_info")
+    index = extra.get("index") if isinstance(extra, Mapping) else None
+    return next(str(name) for name in (*map(record.get, fields), index, number) if not says_nothing(name))
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value is null, or what a table has in its place: NaN, or no text."""
+    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value)
 
 
 def listed(value: Any, what: str) -> Any:
@@ -163,20 +193,20 @@ def parsed(value: Any, what: str) -> Any:
 def from_verl(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A record in verl's schema as the prepared one that it was made of; any other record as it is.
 
-    ``reward_model.ground_truth`` becomes ``answer``, ``extra_info.index`` ``idx``, and the last of the messages in
-    ``prompt`` the text of ``prompt``, with the first as ``system``.
+    ``reward_model.ground_truth`` becomes ``answer``, and the last of the messages in ``prompt`` the text of ``prompt``,
+    with the first as ``system``.
     """
-    model, prompt = record.get("reward_model"), record.get("prompt")
-    if not isinstance(model, Mapping) or isinstance(prompt, str) or "answer" in record:
+    model = record.get("reward_model")
+    if not isinstance(model, Mapping) or record.get("answer") is not None:
         return record
-    read = messages(listed(prompt, f"{where}: 'prompt'") or [], "prompt", where)
+    prompt = listed(record.get("prompt"), f"{where}: 'prompt'")
+    if isinstance(prompt, str):
+        return record
+    read = messages(prompt, "prompt", where)
     if [message["role"] for message in read] not in (["user"], ["system", "user"]):
         raise DataError(f"{where}: 'prompt' is a conversation", expected="a system message, if any, and the user's")
-    extra = record.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
     system = {"system": read[0]["content"]} if len(read) == 2 else {}
-    named = {} if index is None else {"idx": index}
-    return {**record, **system, **named, "prompt": read[-1]["content"], "answer": model.get("ground_truth")}
+    return {**record, **system, "prompt": read[-1]["content"], "answer": model.get("ground_truth")}
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:

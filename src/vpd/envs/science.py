@@ -191,12 +191,12 @@ def _from_prepared(record: Mapping[str, Any], where: str, number: int) -> Questi
     else:
         stem = prompt
     return Question(
-        id=str(record.get("idx", number)),
+        id=records.name_of(record, number, "idx"),
         stem=stem.strip(),
         options=_options(labels, texts, where),
         key=_key(record, "answer", labels, where),
         prompt=prompt,
-        system=records.text(record, "system", where) if "system" in record else None,
+        system=records.optional_text(record, "system", where),
     )
 
 

@@ -301,9 +301,9 @@ def _request(record: Mapping[str, Any], where: str, number: int) -> Request:
             )
         )
     return Request(
-        id=str(record.get("idx", number)),
+        id=records.name_of(record, number, "idx"),
         prompt=prompt,
-        system=records.text(record, "system", where) if record.get("system") is not None else None,
+        system=records.optional_text(record, "system", where),
         tools=read_tools(prompt),
         calls=tuple(calls),
     )

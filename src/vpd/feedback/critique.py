@@ -5,7 +5,6 @@ model that is being trained (as the paper does), ``critic`` another one behind a
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ from annotated_types import Ge
 
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, Written, without_thinking
-from vpd.feedback.reading import attempt_text, check_template, fit_all, task_text
+from vpd.feedback.reading import Template, attempt_text, check_template, plain_texts, task_text
 from vpd.feedback.writers import Endpoint
 from vpd.prompts import FittedText
 from vpd.settings import Settings
@@ -22,7 +21,6 @@ from vpd.types import Group, Message, Rollout, Section
 
 CRITICS = ("self_critique", "critic")  # the sources here, by name
 FIELDS = ("task", "attempt", "verdict", "feedback")
-PLACEHOLDER = re.compile(rf"\{{({'|'.join(FIELDS)})\}}")
 TEMPLATE = """A task:
 
 {task}
@@ -83,7 +81,10 @@ class _Critique(Settings, section="feedback"):
         rollouts = [groups[number].rollouts[index] for number, index in chosen]
         read = [self._fitting_fields(rollout, writer) for rollout in rollouts]
         written = writer.write(
-            [self._conversation(rollout, fields) for rollout, fields in zip(rollouts, read, strict=True)],
+            [
+                self._template.messages({"verdict": self._verdict(rollout), **plain_texts(fields)})
+                for rollout, fields in zip(rollouts, read, strict=True)
+            ],
             keys=[rollout.key for rollout in rollouts],
             max_tokens=self.max_critique_length,
             temperature=self.temperature,
@@ -96,8 +97,14 @@ class _Critique(Settings, section="feedback"):
     @property
     def shortest_prompt(self) -> list[Message]:
         """The critic's prompt without task, attempt and feedback: what any window must have room for."""
-        verdict = max(self.failed_verdict, self.passed_verdict, key=len)
-        return _user(PLACEHOLDER.sub(lambda found: verdict if found[1] == "verdict" else "", self.template))
+        return self._template.messages({"verdict": max(self.failed_verdict, self.passed_verdict, key=len)})
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.template, FIELDS)
+
+    def _verdict(self, rollout: Rollout) -> str:
+        return self.passed_verdict if rollout.success else self.failed_verdict
 
     def _fitting_fields(self, rollout: Rollout, writer: Writer) -> dict[str, FittedText]:
         """What fills the template's placeholders, within their budgets and the writer's window."""
@@ -111,19 +118,8 @@ class _Critique(Settings, section="feedback"):
             "attempt": attempt_text(rollout),
             "feedback": rollout.grade.feedback or "",
         }
-        shown = set(PLACEHOLDER.findall(self.template))
-        texts = {name: text for name, text in texts.items() if name in shown}
-
-        def excess(fields: Mapping[str, FittedText]) -> int:
-            return writer.excess(self._conversation(rollout, fields), self.max_critique_length)
-
-        return fit_all(texts, budgets, writer, excess)
-
-    def _conversation(self, rollout: Rollout, fields: Mapping[str, FittedText]) -> list[Message]:
-        """One user message; all placeholders are filled in one pass, so an attempt may hold braces."""
-        verdict = self.passed_verdict if rollout.success else self.failed_verdict
-        values = {"verdict": verdict} | {name: field.text for name, field in fields.items()}
-        return _user(PLACEHOLDER.sub(lambda found: values[found[1]], self.template))
+        length = self.max_critique_length
+        return self._template.fitted(texts, budgets, writer, length, verdict=self._verdict(rollout))
 
 
 def _with_critique(rollout: Rollout, critique: Written, fields: Mapping[str, FittedText], source: str) -> Rollout:
@@ -141,10 +137,6 @@ def _with_critique(rollout: Rollout, critique: Written, fields: Mapping[str, Fit
         clipped=critique.clipped,
     )
     return dataclasses.replace(rollout, context=(*rollout.context, section))
-
-
-def _user(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
 
 
 @dataclass(frozen=True, kw_only=True)

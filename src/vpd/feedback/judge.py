@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -19,7 +19,7 @@ from annotated_types import Ge
 
 from vpd.errors import ConfigError
 from vpd.feedback import When, Writer, extend, without_thinking
-from vpd.feedback.reading import attempt_text, check_template, fit_all, task_text
+from vpd.feedback.reading import Template, attempt_text, check_template, plain_texts, task_text
 from vpd.feedback.writers import Endpoint, ModelWriter
 from vpd.prompts import FittedText, Prompter
 from vpd.prompts.settings import PromptSettings, saved_settings
@@ -28,7 +28,6 @@ from vpd.types import Comparison, Group, Message, Rollout, Section
 
 Verdict: TypeAlias = Literal["first", "second", "unsure"]
 FIELDS = ("task", "first", "second")
-PLACEHOLDER = re.compile(rf"\{{({'|'.join(FIELDS)})\}}")
 VERDICT = re.compile(
     r"\W*(?:(?:verdict|answer|better)\W+)?(?:the\W+)?(first|second|unsure)(?:\W+(?:attempt|one))?\W*", re.IGNORECASE
 )
@@ -78,7 +77,7 @@ class Judge(Endpoint, section="feedback"):
     def check(self) -> None:
         super().check()
         check_template("the judge's template", self.template, FIELDS)
-        if not {"first", "second"} <= set(PLACEHOLDER.findall(self.template)):
+        if not {"first", "second"} <= self._template.shown:
             raise ConfigError(
                 "feedback: the judge's template does not show both attempts",
                 got=repr(self.template[:60]),
@@ -128,7 +127,11 @@ class Judge(Endpoint, section="feedback"):
     @property
     def shortest_prompt(self) -> list[Message]:
         """The judge's prompt without task and attempts: what any window must have room for."""
-        return [{"role": "user", "content": PLACEHOLDER.sub("", self.template)}]
+        return self._template.messages({})
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.template, FIELDS)
 
     @property
     def asks_student(self) -> bool:
@@ -146,7 +149,7 @@ class Judge(Endpoint, section="feedback"):
         keys = [dataclasses.replace(a.key, phase=f"{a.key.phase}/against-{b.key.sample}") for a, b in orders]
         read = [self._fields(*order, writer) for order in orders]
         written = writer.write(
-            [self._conversation(fields) for fields in read],
+            [self._template.messages(plain_texts(fields)) for fields in read],
             keys=keys,
             max_tokens=self.max_comparison_length,
             temperature=self.temperature,
@@ -157,6 +160,7 @@ class Judge(Endpoint, section="feedback"):
                 tokens=one.tokens,
                 cut=sum(field.cut for field in fields.values()),
                 control_tokens=sum(field.control_tokens for field in fields.values()),
+                clipped=one.clipped,
             )
             for one, fields in zip(written, read, strict=True)
         ]
@@ -165,21 +169,12 @@ class Judge(Endpoint, section="feedback"):
     def _fields(self, first: Rollout, second: Rollout, writer: Writer) -> dict[str, FittedText]:
         """What fills the template's placeholders, within their budgets and the judge's window."""
         texts = {"task": task_text(first.task), "first": attempt_text(first), "second": attempt_text(second)}
-        shown = set(PLACEHOLDER.findall(self.template))
         budgets = {
             "task": self.max_task_length,
             "first": self.max_attempt_length,
             "second": self.max_attempt_length,
         }
-
-        def excess(fields: Mapping[str, FittedText]) -> int:
-            return writer.excess(self._conversation(fields), self.max_comparison_length)
-
-        return fit_all({name: text for name, text in texts.items() if name in shown}, budgets, writer, excess)
-
-    def _conversation(self, fields: Mapping[str, FittedText]) -> list[Message]:
-        text = PLACEHOLDER.sub(lambda found: fields[found[1]].text, self.template)
-        return [{"role": "user", "content": text}]
+        return self._template.fitted(texts, budgets, writer, self.max_comparison_length)
 
     @functools.cached_property
     def _model_writer(self) -> ModelWriter:
@@ -211,6 +206,7 @@ class _Answer:
     tokens: int
     cut: int
     control_tokens: int
+    clipped: bool
 
     @property
     def verdict(self) -> Verdict | None:
@@ -259,6 +255,7 @@ class _Judged:
                     tokens=answer.tokens,
                     cut=answer.cut,
                     control_tokens=answer.control_tokens,
+                    clipped=answer.clipped,
                 )
             ]
             for answer in (self.there, self.back)

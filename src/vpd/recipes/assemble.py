@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.algorithms import Algorithm, Needs
-from vpd.bundled import BUNDLED, load_bundled
+from vpd.bundled import BUNDLED, source_of
 from vpd.config import Config, ModelSettings, check_together
 from vpd.config.passed import Passed, missing
 from vpd.config.sections import announce, make_env, named_or_passed
@@ -234,7 +234,7 @@ def resolve(config: Config, env: Env, model: Any, tokenizer: Any) -> Config:
     if isinstance(answering, AnswerLength):
         length = answering.answer_length
     else:
-        probe = Prompter(tokenizer, prompts, window=window_of(model), max_completion_length=1)
+        probe = Prompter(tokenizer, prompts, window=longest_input(model), max_completion_length=1)
         length = _length_that_fits(config, env, probe)
     return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=length))
 
@@ -261,11 +261,6 @@ def known_tasks(env: Env, config: Config) -> list[Task]:
     return [*tasks, *held_out(env, config.run.eval_limit)]
 
 
-def source_of(name: str) -> str:
-    """Where a model is loaded from: a Hub id or folder as it is, a shipped base's folder."""
-    return str(load_bundled(name)) if name in BUNDLED else name
-
-
 def load_model(settings: ModelSettings, *, finite: bool = True) -> tuple[Any, Any]:
     """Model and tokenizer of a Hub id, a folder, or a shipped base; ``finite``: every weight must be.
 
@@ -287,12 +282,7 @@ def make_prompter(config: Config, model: Any, tokenizer: Any) -> Prompter:
     """The prompter of a resolved config."""
     settings = config.prompts or PromptSettings()
     length = config.rollout.sampling.max_completion_length
-    return Prompter(tokenizer, settings, window=window_of(model), max_completion_length=length)
-
-
-def window_of(model: Any) -> int | None:
-    """The model's longest input in tokens, None where its configuration sets no limit."""
-    return longest_input(model)
+    return Prompter(tokenizer, settings, window=longest_input(model), max_completion_length=length)
 
 
 def make_learner(

@@ -13,9 +13,9 @@ from vpd.report.console import Terminal
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
-def check(spec: Any, *, tasks: int, seed: int, console: Terminal | None = None) -> Report:
+def check(spec: Any, *, tasks: int, seed: int) -> Report:
     """Check the environment of a config, show what was found, and raise EnvError if there is a fault."""
-    console = console or Terminal()
+    console = Terminal()
     report = examine(spec, tasks=tasks, seed=seed)
     if report.attempts:
         _show_example([a for a in report.attempts if a.task is report.attempts[0].task], console)

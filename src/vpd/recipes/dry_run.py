@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from vpd.bundled import source_of
 from vpd.config import Config, check_together
 from vpd.config.sections import announce, make_env
 from vpd.engines.settings import VLLMSettings
@@ -24,7 +25,7 @@ from vpd.feedback import ScriptedWriter
 from vpd.feedback.critique import Critic, SelfCritique
 from vpd.feedback.judge import Judge
 from vpd.prompts import Prompter
-from vpd.recipes.assemble import make_prompter, resolve, source_of
+from vpd.recipes.assemble import make_prompter, resolve
 from vpd.recipes.estimate import GIB, Attempts, Estimate, estimate
 from vpd.report.console import Terminal
 from vpd.types import Completion, Grade, Group, Message, Rollout, SampleKey, Task
@@ -232,9 +233,9 @@ def _budgets(groups: Sequence[Group]) -> Budgets:
     )
 
 
-def show(found: DryRun, console: Terminal | None = None) -> None:
+def show(found: DryRun) -> None:
     """Print everything, with what it rests on."""
-    console = console or Terminal()
+    console = Terminal()
     for note in found.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(_prompts_table(found.budgets))

@@ -1,5 +1,6 @@
 """What an iteration takes: the method is rehearsed, its updates are run without data, seconds are added up."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -130,7 +131,7 @@ def estimate(
         phases=tuple(_phases(config, machine, trained, prompter, attempts, sizes)),
         sampled_tokens=sum(len(r.completion.tokens) for group in attempts.expected for r in group.rollouts),
         evaluation=evaluation,
-        evaluations=run.max_steps // run.eval_steps if run.eval_steps else 0,
+        evaluations=1 + math.ceil(run.max_steps / run.eval_steps) if run.eval_steps else 0,  # as the loop makes them
         iterations=run.max_steps,
         gpus=machine.gpus + machine.server_gpus,
         price=machine.price,

@@ -63,12 +63,12 @@ def _evaluated(parts: Parts, options: EvalOptions) -> Evaluation:
         return evaluate_tasks(parts.source, tasks, settings)
 
 
-def show(result: Evaluation, k: int, console: Terminal | None = None) -> None:
+def show(result: Evaluation, k: int) -> None:
     """Print the student's numbers and, where failed attempts were retried, teacher, control and the gain between them.
 
     Every ``±`` is the standard error over tasks; one task has none.
     """
-    console = console or Terminal()
+    console = Terminal()
     student = _table("", f"avg@{k}", f"pass@{k}")
     student.add_row("student", *_cells(result.student, k))
     console.print(student)
@@ -114,9 +114,9 @@ def verdict(gain: float, error: float, tasks: int) -> str:
     )
 
 
-def show_answers(result: Evaluation, count: int, console: Terminal | None = None) -> None:
+def show_answers(result: Evaluation, count: int) -> None:
     """Print the first answers to ``count`` tasks, failures first, with the retries of teacher and control."""
-    console = console or Terminal()
+    console = Terminal()
     attempts = [group.rollouts[0] for group in result.groups]
     retries = {(retry.key.task, retry.key.sample): retry for retry in result.retries}
     controls = {(retry.key.task, retry.key.sample): retry for retry in result.control_retries}

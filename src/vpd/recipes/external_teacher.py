@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vpd.bundled import BUNDLED, load_bundled
+from vpd.bundled import BUNDLED, source_of
 from vpd.config import Config
 from vpd.engines import Engine
 from vpd.engines.data_engine import DataEngine
@@ -41,9 +41,8 @@ def load_teacher(config: Config, student: Any, tokenizer: Any) -> LoadedTeacher 
     name = config.needs.external_model
     if name is None:
         return None
-    source = str(load_bundled(name)) if name in BUNDLED else name
     plain = dataclasses.replace(config.model, name_or_path=name, lora=None)
-    external, other = loading.load(source, plain, known=BUNDLED)
+    external, other = loading.load(source_of(name), plain, known=BUNDLED)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             "distributions over tokens are compared: teacher and student need one tokenizer",

@@ -23,12 +23,12 @@ from vpd.run_folder import faults
 from vpd.types import Example
 
 
-def replay(folder: Path, console: Terminal | None = None) -> list[str]:
+def replay(folder: Path) -> list[str]:
     """Run the iteration of a dump again and show where a number is not finite, the first place first.
 
     Returns these places; none, where all is finite on this machine.  Raises StorageError for a folder without a dump.
     """
-    console = console or Terminal()
+    console = Terminal()
     fault, settings = faults.read(folder)
     config = _config(settings, folder)
     model, tokenizer = load_model(config.model, finite=False)

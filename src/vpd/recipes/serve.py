@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpd.bundled import source_of
 from vpd.config import Config
 from vpd.engines.settings import VLLMSettings
 from vpd.engines.vllm_server import MIDDLEWARE, VLLMServer, check_free
 from vpd.errors import ConfigError, EngineError
-from vpd.recipes.assemble import source_of
 
 log = logging.getLogger("vpd")
 

@@ -113,7 +113,7 @@ def _one_of_each(parts: Parts, task: Task, options: SolveOptions, *, seed: int) 
     if options.compare:
         yield "best_of", solving.best_of(source, task, budget=options.budget)
         yield "repair", solving.repair(source, task, budget=options.budget)
-    algorithm = parts.config.algorithm.build(parts.prompter)
+    algorithm = parts.config.build_algorithm(parts.prompter)
     yield "adapt", solving.adapt(source, parts.engine, parts.learner, algorithm, budget=options.budget)
 
 
@@ -162,9 +162,9 @@ def _numbers(tries: Sequence[Try]) -> Metrics:
     return numbers
 
 
-def show(solution: Solution, console: Terminal | None = None) -> None:
+def show(solution: Solution) -> None:
     """Print what each way needed for its first success, and the answer."""
-    console = console or Terminal()
+    console = Terminal()
     asked = cut(solution.task.messages[-1]["content"], LONGEST_ANSWER)
     console.print(f"task    {asked}", markup=False, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))

@@ -215,4 +215,5 @@ def _sent(result: Result) -> dict[str, Any] | None:
         "feedback": result.feedback,
         "informative": result.informative,
         "metrics": {str(name): float(value) for name, value in result.metrics.items()},
+        "graded": result.graded,
     }

@@ -8,6 +8,7 @@ metric ``grader_failed``.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Protocol, TypeAlias
 
 from annotated_types import Ge, Gt
@@ -26,27 +27,6 @@ class Row:
 
     prompt: Any
     columns: Mapping[str, Any]
-
-
-#: Declared once for RetryPolicy and for the environments that have these settings.
-GradingSeconds: TypeAlias = Annotated[float | None, Gt(0), "seconds to grade one answer; null: no limit"]
-OwnProcess: TypeAlias = Annotated[
-    bool,
-    "with env.seconds: grade in a process of its own, which the limit ends; false: in a thread, which it cannot end",
-]
-Retries: TypeAlias = Annotated[int, Ge(0), "how often an answer that could not be graded is graded again"]
-MaxFailed: TypeAlias = Annotated[
-    float, Share, "share of a batch's answers that may fail to be graded; above it: an error"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy(Settings, section="env"):
-    """Time limit for each row, retries of a failed row, and the share of a batch's rows that may fail."""
-
-    seconds: GradingSeconds = None
-    retries: Retries = 0
-    max_failed: MaxFailed = 0.0
 
 
 class RewardFunction(Protocol):
@@ -89,9 +69,13 @@ class WrongCount(EnvError):
 
 
 class WeightedRewards:
-    """Reward functions with weights.  The reward of a row is the weighted sum over the functions that apply to it."""
+    """Reward functions with weights.
 
-    def __init__(self, functions: Sequence[tuple[Caller, float]], policy: RetryPolicy):
+    The reward of a row is the weighted sum over the functions that apply to it and judge it; a row that none judges is
+    not graded.
+    """
+
+    def __init__(self, functions: Sequence[tuple[Caller, float]], policy: "GradedByFunctions"):
         self.functions, self.policy = tuple(functions), policy
         names = [function.name for function, _ in functions]
         self._names = [f"{name}_{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
@@ -131,15 +115,17 @@ class WeightedRewards:
         metrics = {"grader_failed": 0.0}
         for name, _, grade in grades:
             metrics |= {key if single else f"{name}/{key}": value for key, value in grade.metrics.items()}
-            metrics |= {} if single else {f"rewards/{name}": float(grade.reward)}
-        successes = [grade.success for _, _, grade in grades if grade.success is not None]
+        judged = [entry for entry in grades if entry[2].graded]
+        metrics |= {} if single else {f"rewards/{name}": float(grade.reward) for name, _, grade in judged}
+        successes = [grade.success for _, _, grade in judged if grade.success is not None]
         with_feedback = [grade for _, _, grade in grades if grade.feedback]
         return Grade(
-            reward=sum(weight * grade.reward for _, weight, grade in grades),
-            success=all(successes) if successes else None,
+            reward=sum((weight * grade.reward for _, weight, grade in judged), 0.0),
+            success=all(successes) if successes else None if judged else False,
             feedback="\n".join(grade.feedback for grade in with_feedback if grade.feedback) or None,
             informative=not with_feedback or any(grade.informative for grade in with_feedback),
             metrics=metrics,
+            graded=bool(judged),
         )
 
     def _call(self, function: Caller, rows: Sequence[Row], texts: Sequence[str]) -> list[Result]:
@@ -176,6 +162,28 @@ class WeightedRewards:
             if not isinstance(result, EnvError):
                 break
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedByFunctions(Settings, section="env"):
+    """Settings and grading of an environment whose tasks have a :class:`Row` as payload, which functions grade."""
+
+    seconds: Annotated[float | None, Gt(0), "seconds to grade one answer; null: no limit"] = None
+    retries: Annotated[int, Ge(0), "how often an answer that could not be graded is graded again"] = 0
+    max_failed: Annotated[float, Share, "share of a batch's answers that may fail to be graded; above it: an error"] = (
+        0.0
+    )
+
+    def callers(self) -> Sequence[tuple[Caller, float]]:
+        """The functions with their weights."""
+        raise NotImplementedError
+
+    @cached_property
+    def rewards(self) -> WeightedRewards:
+        return WeightedRewards(self.callers(), self)
+
+    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
+        return self.rewards.grade(tasks, [task.payload for task in tasks], texts)
 
 
 def _failed_grade() -> Grade:

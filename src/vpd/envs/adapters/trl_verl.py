@@ -10,9 +10,9 @@ verl's, on one record of its schema (``data_source``, ``reward_model.ground_trut
 
 The parameters of a function decide which of the two it is; either may be ``async``.  For each row it returns a number
 or, so that a teacher has something to read, more: ``(number, feedback)``, a ``Grade``, or a mapping with ``reward`` or
-``score`` and optionally ``feedback``, ``informative`` and ``success``; other numbers of the mapping become metrics,
-its other texts are ignored.  As in TRL, a completion is a text where the prompt is a text, and a list with one message
-where the prompt is a list of messages.
+``score`` and optionally ``feedback``, ``informative``, ``success`` and ``graded``; other numbers of the mapping become
+metrics, its other texts are ignored.  As in TRL, a completion is a text where the prompt is a text, and a list with
+one message where the prompt is a list of messages.
 """
 
 import copy
@@ -112,10 +112,11 @@ class VerlFunction:
         }
         accepted = _accepted_arguments(self.name, self.function, list(given))
         answer = self.function(**{name: copy.deepcopy(given[name]) for name in accepted})
-        return _as_list(answer) if inspect.isawaitable(answer) else [answer]
+        return listed_answer(answer) if inspect.isawaitable(answer) else [answer]
 
 
-async def _as_list(answer: Awaitable[Any]) -> list[Any]:
+async def listed_answer(answer: Awaitable[Any]) -> list[Any]:
+    """The answer to one row, as a list of it."""
     return [await answer]
 
 
@@ -225,15 +226,17 @@ def _from_mapping(answer: dict[Any, Any], what: str) -> Grade:
         )
     reward = _number(answer.pop(names[0]), what)
     feedback = answer.pop("feedback", None)
-    success, informative = answer.pop("success", None), answer.pop("informative", None)
-    success = None if success is None else _truth(success, f"{what} returned a mapping with a wrong 'success'")
-    informative = informative is None or _truth(informative, f"{what} returned a mapping with a wrong 'informative'")
+    flags = {
+        name: _truth(value, f"{what} returned a mapping with a wrong {name!r}")
+        for name in ("success", "informative", "graded")
+        if (value := answer.pop(name, None)) is not None
+    }
     metrics = {
         str(key): _number(value, f"{what}, in {key!r},")
         for key, value in answer.items()
         if isinstance(value, SupportsFloat)
     }
-    return Grade(reward=reward, success=success, feedback=feedback or None, informative=informative, metrics=metrics)
+    return Grade(reward=reward, feedback=feedback or None, metrics=metrics, **flags)
 
 
 def _truth(value: Any, what: str) -> bool:

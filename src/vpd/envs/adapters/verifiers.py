@@ -16,14 +16,14 @@ import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from vpd.envs import wrap_user_errors
 from vpd.envs.adapters.callers import LocalCaller
-from vpd.envs.adapters.reward_functions import GradingSeconds, MaxFailed, Retries, RetryPolicy, Row, WeightedRewards
+from vpd.envs.adapters.reward_functions import Caller, GradedByFunctions, Row
 from vpd.envs.loading import load_object
 from vpd.envs.record_tasks import EvalShare, Part, RecordTasks
 from vpd.errors import ConfigError, DataError, EnvError
@@ -33,7 +33,7 @@ ONE = "a task with a prompt, answered in one message"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifiers(RecordTasks[Task]):
+class Verifiers(GradedByFunctions, RecordTasks[Task]):
     """The environment; the taskset is loaded when the first task is asked for.
 
     Raises ConfigError for settings, a missing package, or tasks that need more than an answer in one message.
@@ -44,17 +44,11 @@ class Verifiers(RecordTasks[Task]):
     config: Annotated[Mapping[str, Any], "keys of the taskset's own config"] = field(default_factory=dict)
     eval_share: EvalShare = 0.1
     limit: Annotated[int, Ge(1), "maximum number of tasks; a taskset may be endless"] = 10_000
-    seconds: GradingSeconds = None
-    retries: Retries = 0
-    max_failed: MaxFailed = 0.0
 
     def check(self) -> None:
         super().check()
         if importlib.util.find_spec("verifiers") is None:
             raise ConfigError("the package verifiers is missing", do="pip install 'vpd-rl[verifiers]'")
-
-    def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Grade]:
-        return self._rewards.grade(tasks, [task.payload for task in tasks], texts)
 
     def announce(self) -> list[str]:
         if self.seconds is None:
@@ -63,10 +57,8 @@ class Verifiers(RecordTasks[Task]):
             f"{self.taskset}: env.seconds ({self.seconds:g} s an answer) cancels what awaits; it cannot end other code"
         ]
 
-    @cached_property
-    def _rewards(self) -> WeightedRewards:
-        policy = RetryPolicy(seconds=self.seconds, retries=self.retries, max_failed=self.max_failed)
-        return WeightedRewards([(LocalCaller(_TaskRewards(), _read), 1.0)], policy)
+    def callers(self) -> list[tuple[Caller, float]]:
+        return [(LocalCaller(_TaskRewards(), _read), 1.0)]
 
     @property
     def sources(self) -> tuple[str, str | None]:

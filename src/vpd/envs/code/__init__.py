@@ -23,6 +23,7 @@ evaluation uses is never quoted (``quote: public``: no private test is), and "wr
 """
 
 import datetime
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,7 @@ from vpd.sandbox.remote import RemoteSandbox
 from vpd.settings import IsPath
 from vpd.types import Grade, Message, Task
 
+LOG = logging.getLogger("vpd")
 FAULTS = (
     "no_code", "cut", "syntax", "error", "missing", "ended", "odd", "timeout", "memory", "output", "killed", "wrong",
 )  # fmt: skip
@@ -106,12 +108,8 @@ class Code(FileTasks[Problem]):
         return None if program is None else f"```python\n{program.strip()}\n```"
 
     def announce(self) -> list[str]:
-        """Which sandbox runs the programs, and how many problems have tests that a program could fake."""
+        """Which sandbox runs the programs, and how many problems are in both files."""
         lines = [self.sandbox.describe()]
-        _ = self._tasks
-        if self._weak:
-            action = "left out" if self.asserts == "skip" else "trusted: a program can fake a pass"
-            lines.append(f"code: {len(self._weak)} problems whose tests must run in the program's process are {action}")
         if self._trained:
             lines.append(
                 f"code: {len(self._trained)} problems are in both files; evaluation grades them with the tests that"
@@ -201,37 +199,27 @@ class Code(FileTasks[Problem]):
                 raise ConfigError(f"env.{setting} is no date", got=shown(value), expected="2025-02-01") from error
         return found[0], found[1]
 
-    @cached_property
-    def _weak(self) -> list[str]:
-        """Ids of the problems whose tests must run in the program's process; filled as files are read."""
-        return []
-
     def split_key(self, item: Problem) -> str:
         return _question(item)
 
     @cached_property
     def _trained(self) -> dict[str, set[tuple[str, str]]]:
-        """The tests that training has of the questions that are in both files; filled as files are read."""
-        return {}
+        """The tests that training has of the questions that are in both files."""
+        return {} if self.eval_path in (None, self.path) else _tests_of_shared(*self._items)
 
     def shared_is_meant(self, train: Sequence[Problem], held_out: Sequence[Problem]) -> bool:
         """Where evaluation has tests that training lacks: the tests are split, not the questions, as SDPO does it."""
-        asked = {_question(item) for item in held_out}
-        tests = {_question(item): set(map(_key, item.private)) for item in train if _question(item) in asked}
-        if not any(set(map(_key, item.private)) > tests[_question(item)] for item in held_out):
-            return False
-        self._trained.update(tests)
-        return True
+        tests = _tests_of_shared(train, held_out)
+        return any(set(map(_key, item.private)) > tests[_question(item)] for item in held_out)
 
     @property
     def shares_questions(self) -> bool:
         """Whether evaluation asks questions of training, with further tests."""
-        _ = self._tasks
         return bool(self._trained)
 
     def read_items(self, path: str) -> list[Problem]:
         first, last = self._window
-        found = []
+        found, weak = [], 0
         for where, number, record in records.read(path, subset=self.subset, split=self.split):
             one = problem(record, where, number)
             if (first or last) and one.date is None:
@@ -239,7 +227,7 @@ class Code(FileTasks[Problem]):
             if one.date is not None and ((first and one.date < first) or (last and one.date > last)):
                 continue
             if one.weak is not None:
-                self._weak.append(one.id)
+                weak += 1
                 if self.asserts == "outside":
                     raise DataError(
                         f"{where}: its tests must run in the program's process, which could then fake a pass",
@@ -249,6 +237,9 @@ class Code(FileTasks[Problem]):
                 if self.asserts == "skip":
                     continue
             found.append(one)
+        if weak:
+            action = "left out" if self.asserts == "skip" else "trusted: a program can fake a pass"
+            LOG.info("%s: %d problems whose tests must run in the program's process are %s", path, weak, action)
         return found
 
     def make_task(self, part: Part, item: Problem) -> Task:
@@ -265,6 +256,12 @@ class Code(FileTasks[Problem]):
         messages: tuple[Message, ...] = (*item.before, {"role": "user", "content": _question(item)})
         messages = records.with_system(messages, self.system)
         return Task(id=f"{part}/{item.id}", messages=messages, payload=suite)
+
+
+def _tests_of_shared(train: Sequence[Problem], held_out: Sequence[Problem]) -> dict[str, set[tuple[str, str]]]:
+    """Training's tests of each question that evaluation asks too."""
+    asked = {_question(item) for item in held_out}
+    return {_question(item): set(map(_key, item.private)) for item in train if _question(item) in asked}
 
 
 def _key(case: Case) -> tuple[str, str]:

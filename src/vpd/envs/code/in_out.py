@@ -56,13 +56,10 @@ def in_out_problem(record: Mapping[str, Any], where: str, number: int) -> Proble
     found = record.get(field) if field in TESTS else records.mapping(model or {}, f"{where}: 'reward_model'").get(field)
     tests = read_tests(found, f"{where}: {field!r}")
     before, text, instructed = _question(record, where)
-    extra = record.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
-    starter = record.get("starter_code") or ""
     return Problem(
-        id=next((str(name) for name in (*map(record.get, NAMES), index) if name is not None), str(number)),
+        id=records.name_of(record, number, *NAMES),
         text=text,
-        starter=records.text(record, "starter_code", where).rstrip() if starter else "",
+        starter=(records.optional_text(record, "starter_code", where) or "").rstrip(),
         function=tests.function,
         public=(),
         private=tests.cases,
@@ -75,18 +72,12 @@ def in_out_problem(record: Mapping[str, Any], where: str, number: int) -> Proble
 
 def _question(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], str, bool]:
     """(messages before the question, the question, whether it says itself in which form to answer)."""
-    prompt = records.listed(record.get("prompt"), f"{where}: 'prompt'")
-    if isinstance(prompt, (list, tuple)):
-        *before, last = records.messages(prompt, "prompt", where)
-        return tuple(before), last["content"], "```" in last["content"] or any("```" in m["content"] for m in before)
-    system = records.text(record, "system", where) if record.get("system") else None
     field = next((field for field in ("prompt", *TEXTS) if record.get(field)), "prompt")
-    text = records.text(record, field, where)
-    return (
-        records.with_system((), system),
-        text if field == "prompt" else text.strip(),
-        field == "prompt" and "```" in text,
-    )
+    messages = records.prompt(record, field, where, ends=("user",))
+    *before, last = messages
+    instructed = field == "prompt" and any("```" in message["content"] for message in messages)
+    text = last["content"] if field == "prompt" else last["content"].strip()
+    return tuple(before) or records.with_system((), records.optional_text(record, "system", where)), text, instructed
 
 
 def _solution(record: Mapping[str, Any], where: str) -> str | None:
@@ -151,7 +142,7 @@ def _cases(pairs: Sequence[tuple[Any, Any]], function: Any, place: str, *, exact
         return Tests(function=None, cases=tuple(_stdin(*pair, f"{place}, test {n}") for n, pair in enumerate(pairs)))
     if not (isinstance(function, str) and function.isidentifier()):
         raise DataError(f"{place}: 'fn_name' names no function", got=repr(function)[:80])
-    calls = [_call(*pair, f"{place}, test {number}") for number, pair in enumerate(pairs)]
+    calls = [read_call(*pair, f"{place}, test {number}") for number, pair in enumerate(pairs)]
     wrapped = not exact and all(isinstance(value, list) and len(value) == 1 for _, value in calls)
     cases = []
     for arguments, value in calls:
@@ -178,7 +169,7 @@ def _lines(value: Any, place: str) -> str:
     return value
 
 
-def _call(given: Any, wanted: Any, place: str) -> tuple[tuple[Any, ...], Any]:
+def read_call(given: Any, wanted: Any, place: str) -> tuple[tuple[Any, ...], Any]:
     """(arguments, value): of JSON text, one argument a line, or of a list of arguments and a value."""
     if isinstance(given, str):
         lines = [line for line in given.split("\n") if line.strip()]
@@ -195,7 +186,7 @@ def _code(source: str, place: str) -> Tests:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise DataError(f"{place} is no Python", got=f"{error.msg} in its line {error.lineno}") from error
-    names = _called_but_not_defined(tree)
+    names = undefined_calls(tree)
     if len(names) != 1:
         got = ", ".join(names) or "no function"
         raise DataError(
@@ -205,7 +196,8 @@ def _code(source: str, place: str) -> Tests:
     return Tests(function=names[0], cases=cases, weak=weak)
 
 
-def _called_but_not_defined(tree: ast.AST) -> list[str]:
+def undefined_calls(tree: ast.AST) -> list[str]:
+    """The names that code calls, or passes to a call, and that neither it nor Python defines, in their order."""
     known, called = set(vars(builtins)), []
     for node in ast.walk(tree):
         match node:

@@ -13,9 +13,7 @@ A record may hold a right program in ``canonical_solution`` (HumanEval: the func
 import ast
 import base64
 import binascii
-import builtins
 import datetime
-import json
 import pickletools
 import zlib
 from collections.abc import Mapping
@@ -24,7 +22,7 @@ from typing import Any
 from vpd.envs import records
 from vpd.envs.code.asserts import Assertion
 from vpd.envs.code.cases import Case, Problem, asserted
-from vpd.envs.code.in_out import has_tests, in_out_problem
+from vpd.envs.code.in_out import has_tests, in_out_problem, read_call, undefined_calls
 from vpd.errors import DataError
 
 LARGEST = 1 << 30  # bytes of unpacked tests
@@ -51,7 +49,7 @@ def problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
 
 
 def _livecodebench(record: Mapping[str, Any], where: str) -> Problem:
-    metadata = _json(record.get("metadata") or "{}", f"{where}: 'metadata'")
+    metadata = records.parsed(record.get("metadata") or "{}", f"{where}: 'metadata'")
     function = records.mapping(metadata, f"{where}: 'metadata'").get("func_name")
     if function is not None and not (isinstance(function, str) and function.isidentifier()):
         raise DataError(f"{where}: 'func_name' names no function", got=repr(function)[:80])
@@ -70,7 +68,7 @@ def _livecodebench(record: Mapping[str, Any], where: str) -> Problem:
         public=public,
         private=private,
         date=_date(record["contest_date"], where) if record.get("contest_date") else None,
-        solution=_optional(record, "canonical_solution", where),
+        solution=records.optional_text(record, "canonical_solution", where),
     )
 
 
@@ -89,7 +87,7 @@ def _tests(record: Mapping[str, Any], field: str, function: str | None, where: s
         return ()
     place = f"{where}: {field!r}"
     if isinstance(found, str):
-        found = _json(found if found.lstrip().startswith("[") else unpacked(found, place), place)
+        found = records.parsed(found if found.lstrip().startswith("[") else unpacked(found, place), place)
     if not isinstance(found, (list, tuple)):
         raise DataError(f"{place} is not a list", got=type(found).__name__, expected="a list of tests")
     return tuple(_test(test, function, f"{place}, test {number}") for number, test in enumerate(found))
@@ -106,8 +104,7 @@ def _test(test: Any, function: str | None, place: str) -> Case:
     if kind != "functional" or function is None:
         expected = "stdin without a func_name in 'metadata', functional with one"
         raise DataError(f"{place} has the wrong type", got=f"{kind!r}, func_name {function!r}", expected=expected)
-    arguments = tuple(_json(line, f"{place}, its input") for line in given.split("\n") if line.strip())
-    value = _json(wanted, f"{place}, its output")
+    arguments, value = read_call(given, wanted, place)
     judge = Assertion(arguments=arguments, expected=value, loose=True)
     return Case(kind="call", input=given, expected=repr(value), assertion=judge)
 
@@ -139,10 +136,10 @@ def unpacked(content: str, place: str) -> str:
 def _humaneval(record: Mapping[str, Any], where: str, number: int) -> Problem:
     prompt, name = records.text(record, "prompt", where), records.text(record, "entry_point", where)
     test = records.text(record, "test", where)
-    body = _optional(record, "canonical_solution", where)
+    body = records.optional_text(record, "canonical_solution", where)
     cases, weak = asserted(test, name, f"{where}: 'test'", tail=f"\ncheck({name})\n")
     return Problem(
-        id=str(record.get("task_id", number)),
+        id=records.name_of(record, number, "task_id"),
         text="Complete this Python function. Write the whole of it, with what stands before it.",
         starter=prompt.rstrip(),
         function=name,
@@ -166,13 +163,13 @@ def _mbpp(record: Mapping[str, Any], where: str, number: int) -> Problem:
         rest, why = asserted(records.text(record, "test", where), name, f"{where}: 'test'")
     field = "text" if "text" in record else "prompt"
     return Problem(
-        id=str(record.get("task_id", number)),
+        id=records.name_of(record, number, "task_id"),
         text=f"{records.text(record, field, where).strip()}\nYour code must pass this test: {lines[0].strip()}",
         starter="",
         function=name,
         public=public,
         private=rest,
-        solution=_optional(record, "code", where),
+        solution=records.optional_text(record, "code", where),
         weak=weak or why,
     )
 
@@ -180,24 +177,9 @@ def _mbpp(record: Mapping[str, Any], where: str, number: int) -> Problem:
 def _called(line: str, where: str) -> str:
     """The function that an assertion is about: the first called name that is not Python's own."""
     try:
-        calls = [node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
+        names = undefined_calls(ast.parse(line))
     except SyntaxError as error:
         raise DataError(f"{where}: 'test_list' is no Python", got=repr(line)[:80]) from error
-    names = [node.func.id for node in calls if isinstance(node.func, ast.Name)]
-    found = next((name for name in names if name not in vars(builtins)), None)
-    if found is None:
+    if not names:
         raise DataError(f"{where}: 'test_list' calls no function", got=repr(line)[:80])
-    return found
-
-
-def _optional(record: Mapping[str, Any], field: str, where: str) -> str | None:
-    return records.text(record, field, where) if record.get(field) else None
-
-
-def _json(value: Any, place: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON", got=str(error)[:200]) from error
+    return names[0]
