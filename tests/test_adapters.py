@@ -653,7 +653,7 @@ DEFAULTS = {
 @pytest.mark.parametrize("null", [None, float("nan"), ""])
 def test_an_id_that_is_null_is_none(null: Any) -> None:
     assert as_task({"prompt": "q", "id": null}, 3, "tasks").id == "3"
-    assert as_task({"prompt": "q", "id": null, "extra_info": {"index": 7}}, 3, "tasks").id == "7"
+    assert as_task({"prompt": "q", "id": null, "extra_info": {"index": 7}}, 3, "tasks").id == "3"  # verl's may repeat
     assert as_task({"prompt": "q", "id": 0}, 3, "tasks").id == "0"
 
 

@@ -21,6 +21,8 @@ from vpd.config.starter import starter
 from vpd.errors import ConfigError
 from vpd.learners.accelerate_learner import OptimSettings
 from vpd.rollout import RolloutSettings
+from vpd.run_folder.files import FileSystem
+from vpd.run_folder.state import Recorder
 from vpd.settings import declarations
 
 GIVEN: dict[str, dict[str, Any]] = {"gkd": {"teacher_model": "tiny"}}
@@ -302,7 +304,8 @@ WAYS_TO_LOAD: dict[str, Any] = {
 @pytest.mark.parametrize("word", [True, "true", "yes", "on"])
 def test_every_way_to_say_resume_starts_from_the_settings_of_the_run(way: str, word: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.yaml").write_text("optim: {learning_rate: 0.25}\nrun: {seed: 7}\n")
+    settings = {"optim": {"learning_rate": 0.25}, "run": {"seed": 7}}
+    Recorder(folder=tmp_path / "out", files=FileSystem(), settings=settings).record("training", 1)
     data = {"run": {"resume": word, "output_dir": str(tmp_path / "out")}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
     found = WAYS_TO_LOAD[way](data, str(tmp_path / "run.yaml"))

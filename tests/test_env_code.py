@@ -421,6 +421,13 @@ def test_every_schema(tmp_path: Path) -> None:
     assert not any(grade.success for grade in others)
 
 
+@pytest.mark.parametrize(
+    "line", ["set(scale((1, 2))) == set(OTHER)", "round(scale(5), DIGITS) == 1", "isinstance(scale(1), Half)"]
+)
+def test_the_function_of_an_assertion_is_called_and_not_an_argument(line: str) -> None:
+    assert problem(mbpp(2, test_list=[f"assert {line}"]), "a record", 0).function == "scale"
+
+
 def test_the_fields_of_livecodebench() -> None:
     found = problem(livecodebench(3), "line 1", 1)
     assert found.date == datetime.date(2025, 4, 15) and found.function is None and found.solution is None

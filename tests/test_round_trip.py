@@ -12,6 +12,12 @@ from vpd.recipes.round_trip import check_round_trip, keeps_answers, missing_head
 from vpd.types import Message, Task
 
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "one and one?"},)
+TASK = Task(id="t", messages=ASKED)
+HEEDLESS = QWEN.partition("{% if add_generation_prompt %}")[0]
+REFUSES = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no assistant') }}{% endif %}{% endfor %}"
+)
+HIDES = "{% for m in messages %}{{ m.role }} {% if m.role == 'user' %}{{ m.content }}{% else %}9{% endif %}{% endfor %}"
 DROPS_THINKING = QWEN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
 
 
@@ -38,12 +44,17 @@ def test_templates_that_change_it_are_told_of(
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_templates_that_heed_add_generation_prompt_or_need_no_header(name: str) -> None:
-    assert missing_header(prompter(FAMILIES[name]()), ASKED) == ""
+    assert missing_header(prompter(FAMILIES[name]()), TASK) == ""
 
 
 def test_a_template_that_leaves_the_answers_header_out_of_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
-    heedless = prompter(qwen(QWEN.partition("{% if add_generation_prompt %}")[0]))
+    heedless = prompter(qwen(HEEDLESS))
     with caplog.at_level(logging.WARNING, "vpd"):
-        warn_of_missing_header(heedless, [Task(id="t", messages=ASKED)])
+        warn_of_missing_header(heedless, [TASK])
     assert "'<|im_start|>assistant' before an answer" in caplog.text and "ignores add_generation_prompt" in caplog.text
-    assert missing_header(prompter(qwen(THINKING)), ASKED) == ""
+    assert missing_header(prompter(qwen(THINKING)), TASK) == ""
+
+
+@pytest.mark.parametrize("template", [REFUSES + HEEDLESS, HIDES])
+def test_a_template_that_takes_or_shows_no_answer_is_not_told_of(template: str) -> None:
+    assert missing_header(prompter(qwen(template)), TASK) == ""

@@ -210,7 +210,7 @@ def _problem(record: Mapping[str, Any], where: str, number: int) -> Problem:
     value = _value(record, where)
     if len(value) > LONGEST:
         raise DataError(f"{where}: the right value is too long", got=f"{len(value)} characters", expected=f"{LONGEST}")
-    name = records.name_of(record, number, "idx", "id", "unique_id")
+    name = records.name_of(record, number, "idx", "id", "unique_id", "extra_info.index")
     return Problem(id=name, text=messages[-1]["content"], value=value, messages=messages)
 
 

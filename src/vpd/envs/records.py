@@ -101,10 +101,13 @@ def prompt(
 
 
 def name_of(record: Mapping[str, Any], number: int, *fields: str) -> str:
-    """A record's id: the first of the fields that says something, else ``extra_info.index``, else its number."""
+    """A record's id: the first of the fields that says something, else its number.
+
+    ``extra_info.index`` is verl's index, which need not be alone in a file: it is for data whose ids it holds.
+    """
     extra = record.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
-    return next(str(name) for name in (*map(record.get, fields), index, number) if not says_nothing(name))
+    flat = {**record, "extra_info.index": extra.get("index") if isinstance(extra, Mapping) else None}
+    return next(str(name) for name in (*map(flat.get, fields), number) if not says_nothing(name))
 
 
 def says_nothing(value: Any) -> bool:

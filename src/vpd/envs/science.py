@@ -191,7 +191,7 @@ def _from_prepared(record: Mapping[str, Any], where: str, number: int) -> Questi
     else:
         stem = prompt
     return Question(
-        id=records.name_of(record, number, "idx"),
+        id=records.name_of(record, number, "idx", "extra_info.index"),
         stem=stem.strip(),
         options=_options(labels, texts, where),
         key=_key(record, "answer", labels, where),

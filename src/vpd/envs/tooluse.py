@@ -301,7 +301,7 @@ def _request(record: Mapping[str, Any], where: str, number: int) -> Request:
             )
         )
     return Request(
-        id=records.name_of(record, number, "idx"),
+        id=records.name_of(record, number, "idx", "extra_info.index"),
         prompt=prompt,
         system=records.optional_text(record, "system", where),
         tools=read_tools(prompt),

@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
 
 from vpd.prompts import Prompter
 from vpd.types import Message, Task
@@ -33,7 +36,7 @@ def keeps_answers(prompter: Prompter, messages: Sequence[Message]) -> bool:
 
 def warn_of_missing_header(prompter: Prompter, tasks: Sequence[Task]) -> None:
     """Log a warning where prompts end without what the template writes before every answer."""
-    header = missing_header(prompter, tasks[0].messages) if tasks else ""
+    header = missing_header(prompter, tasks[0]) if tasks else ""
     if header:
         LOG.warning(
             "the chat template has %r before an answer and leaves it out of the prompt (it ignores"
@@ -42,21 +45,29 @@ def warn_of_missing_header(prompter: Prompter, tasks: Sequence[Task]) -> None:
         )
 
 
-def missing_header(prompter: Prompter, messages: Sequence[Message]) -> str:
-    """What stands before an answer in a conversation and not in the prompt, without whitespace.
+def missing_header(prompter: Prompter, task: Task) -> str:
+    """What stands before an answer in a conversation and not in the task's prompt, without whitespace.
 
-    Empty for a template that heeds ``add_generation_prompt``, or needs no header.
+    Empty for a template that heeds ``add_generation_prompt``, needs no header, or takes or shows no answer.
     """
-    prompt = _text(prompter, messages)
-    answered = _text(prompter, [*messages, {"role": "assistant", "content": "an answer"}], add_generation_prompt=False)
-    if prompt != _text(prompter, messages, add_generation_prompt=False) or not answered.startswith(prompt):
+    messages, tools = prompter.shown(task)
+    answer: Message = {"role": "assistant", "content": "an answer"}
+    try:
+        prompt = _text(prompter, messages, tools)
+        bare = _text(prompter, messages, tools, add_generation_prompt=False)
+        answered = _text(prompter, [*messages, answer], tools, add_generation_prompt=False)
+    except (TemplateError, TypeError, ValueError):
         return ""
-    return answered.removeprefix(prompt).partition("ananswer")[0]
+    header, shown, _ = answered.removeprefix(prompt).partition("ananswer")
+    return header if prompt == bare and answered.startswith(prompt) and shown else ""
 
 
-def _text(prompter: Prompter, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+def _text(
+    prompter: Prompter, messages: Sequence[Message], tools: Sequence[Any] = (), *, add_generation_prompt: bool = True
+) -> str:
     text = prompter.tokenizer.apply_chat_template(
         list(messages),
+        tools=list(tools) or None,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=prompter.settings.enable_thinking,

@@ -28,7 +28,7 @@ from vpd.types import Message
 
 TESTS = ("tests", "input_output", "verification_info")
 TEXTS = ("question", "problem", "problem_statement", "description")
-NAMES = ("idx", "id", "task_id", "problem_id", "question_id")
+NAMES = ("idx", "id", "task_id", "problem_id", "question_id", "extra_info.index")
 FENCED = re.compile(r"```[\w+]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -186,7 +186,7 @@ def _code(source: str, place: str) -> Tests:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise DataError(f"{place} is no Python", got=f"{error.msg} in its line {error.lineno}") from error
-    names = undefined_calls(tree)
+    names = _undefined_calls(tree)
     if len(names) != 1:
         got = ", ".join(names) or "no function"
         raise DataError(
@@ -196,7 +196,7 @@ def _code(source: str, place: str) -> Tests:
     return Tests(function=names[0], cases=cases, weak=weak)
 
 
-def undefined_calls(tree: ast.AST) -> list[str]:
+def _undefined_calls(tree: ast.AST) -> list[str]:
     """The names that code calls, or passes to a call, and that neither it nor Python defines, in their order."""
     known, called = set(vars(builtins)), []
     for node in ast.walk(tree):

@@ -13,6 +13,7 @@ A record may hold a right program in ``canonical_solution`` (HumanEval: the func
 import ast
 import base64
 import binascii
+import builtins
 import datetime
 import pickletools
 import zlib
@@ -22,7 +23,7 @@ from typing import Any
 from vpd.envs import records
 from vpd.envs.code.asserts import Assertion
 from vpd.envs.code.cases import Case, Problem, asserted
-from vpd.envs.code.in_out import has_tests, in_out_problem, read_call, undefined_calls
+from vpd.envs.code.in_out import has_tests, in_out_problem, read_call
 from vpd.errors import DataError
 
 LARGEST = 1 << 30  # bytes of unpacked tests
@@ -177,9 +178,11 @@ def _mbpp(record: Mapping[str, Any], where: str, number: int) -> Problem:
 def _called(line: str, where: str) -> str:
     """The function that an assertion is about: the first called name that is not Python's own."""
     try:
-        names = undefined_calls(ast.parse(line))
+        calls = [node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
     except SyntaxError as error:
         raise DataError(f"{where}: 'test_list' is no Python", got=repr(line)[:80]) from error
-    if not names:
+    names = [node.func.id for node in calls if isinstance(node.func, ast.Name)]
+    found = next((name for name in names if name not in vars(builtins)), None)
+    if found is None:
         raise DataError(f"{where}: 'test_list' calls no function", got=repr(line)[:80])
-    return names[0]
+    return found
