@@ -34,7 +34,7 @@ from vpd.learners.settings import OptimSettings
 from vpd.model.settings import ModelSettings
 from vpd.recipes.assemble import load_model
 from vpd.run_folder.files import FileSystem
-from vpd.run_folder.state import Recorder
+from vpd.run_folder.state import Phase, Recorder
 from vpd.types import Comparison, Completion, Group
 
 TASKS = [{"prompt": f"apply rule A to {n} 2 3", "answer": f"3 2 {n}"} for n in range(6)]
@@ -701,9 +701,11 @@ def test_a_run_gives_tables_the_best_step_and_the_model() -> None:
     assert vpd.evaluate(run, TASKS, grade, options={"num_samples": 1}, rollout=SMALL).student["answers"] == 6
 
 
-def write_run(folder: Path, lines: list[dict[str, Any]], run: dict[str, Any] | None = None) -> vpd.Run:
+def write_run(
+    folder: Path, lines: list[dict[str, Any]], run: dict[str, Any] | None = None, phase: Phase = "done"
+) -> vpd.Run:
     settings = {"run": run or {}, "algorithm": {"name": "<b>vpd</b>"}}
-    Recorder(folder=folder, files=FileSystem(), settings=settings).record("done", len(lines))
+    Recorder(folder=folder, files=FileSystem(), settings=settings).record(phase, len(lines))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return vpd.Run(folder)
 
@@ -746,7 +748,7 @@ def test_no_run_and_no_model_are_one_line(folder: Path) -> None:
     with pytest.raises(vpd.StorageError, match="nowhere holds no run"):
         vpd.Run("nowhere")
     with pytest.raises(vpd.StorageError, match="has no model; got a run in phase training"):
-        write_run(folder / "run", [{"step": 1}]).model()
+        write_run(folder / "run", [{"step": 1}], phase="training").model()
 
 
 def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder: Path) -> None:

@@ -79,7 +79,7 @@ PARAMETERS = {
     "SolveOptions": "*, task, train, budget, repeats, compare",
     "Needs": "*, group, feedback, teacher, initial_copy, external_model, student_fraction, other_answers, "
     "own_chat_template, top_k, learns_from_retries, remote_teacher, preferences, on_policy, learns_answers",
-    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks",
+    "EngineParts": "*, tokenizer, eos_ids, max_rows, longest, ranks, learner_is_narrow",
 }
 
 
