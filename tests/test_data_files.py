@@ -140,7 +140,7 @@ def test_a_record_in_verls_schema_is_read_as_the_one_it_was_made_of() -> None:
     record = {"prompt": chat, "reward_model": {"ground_truth": "B"}, "extra_info": {"index": "7"}}
     read = records.from_verl(record, "row 0")
     assert (read["prompt"], read["system"], read["answer"]) == ("A or B?", "Be brief.", "B")
-    assert records.name_of(read, 0, "idx") == "7"
+    assert records.name_of(read, 0, "idx", "extra_info.index") == "7" and records.name_of(read, 0, "idx") == "0"
     prepared = {"prompt": "A or B?", "answer": "B"}
     assert records.from_verl(prepared, "row 0") is prepared
     with pytest.raises(DataError, match="row 0: 'prompt' is a conversation"):
