@@ -241,6 +241,7 @@ def test_a_file_may_stand_behind_settings(tmp_path: Path, capsys: pytest.Capture
         ("train optim.learning_rate=3", "Write --optim.learning_rate=3."),
         ("train --run.resume --run.seed 3", "--run.resume has no value"),
         ("train --conf x.yaml", "unexpected argument '--conf'"),
+        ("collect log.jsonl --limit 4", "or an option that the command's --help names"),
         ("init --config x.yaml", "unexpected argument 'x.yaml'. Write --output x.yaml."),
         ("eval --output ${NO_SUCH}/x", "the environment has no variable NO_SUCH"),
     ],

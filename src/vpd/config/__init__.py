@@ -380,7 +380,7 @@ def _unexpected(word: str) -> ConfigError:
     else:
         dotted = not word.startswith("-") and name.partition(".")[0] in SECTIONS
         do = f"Write --{word}." if dotted else advice(name, ())
-    expected = "--section.key value, or --feedback '[name, ...]'"
+    expected = "--section.key value, --feedback '[name, ...]', or an option that the command's --help names"
     return ConfigError(f"unexpected argument {word!r}", expected=expected, do=do)
 
 
