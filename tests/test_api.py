@@ -758,6 +758,14 @@ def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder
         assert '<h1 id="overview-title">evidence-gated VPD</h1>' in (folder / path).read_text()
 
 
+def test_tasks_of_ones_own_need_a_model_that_is_named(folder: Path) -> None:
+    """A variable that is None by mistake must not train the base that ships with the package."""
+    for call in (vpd.train, vpd.evaluate, vpd.solve):
+        with pytest.raises(vpd.ConfigError, match='no model was passed; expected a Hub id'):
+            call(None, TASKS, grade)
+    assert not list(folder.iterdir())
+
+
 def test_a_share_of_no_held_out_tasks_may_be_a_whole_number() -> None:
     for none in (0, 0.0):
         found = read_arguments(

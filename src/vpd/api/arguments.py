@@ -107,6 +107,12 @@ def read_arguments(
     if feedback is not None:
         data["feedback"] = []
         objects["feedback"] = _sources(feedback)
+    data = over_recorded(data)
+    if tasks is not None and base is None and not ("model" in data or "model" in objects):
+        raise ConfigError(
+            "no model was passed",
+            expected='a Hub id, a folder, a model of transformers, or "tiny", which ships with vpd',
+        )
     config = _config(data, objects, {name: part for name, part in kept.items() if part is not None})
     return Arguments(config=config, objects={name: part for name, part in objects.items() if part is not None})
 
@@ -122,8 +128,8 @@ def read_options(kind: type[Options], options: Any) -> Options:
 
 
 def _config(data: dict[str, Any], objects: Mapping[str, Any], kept: Mapping[str, Any]) -> Config:
-    """The data as a config that holds the parts which were passed; with ``run.resume`` over what the run recorded."""
-    data = {name: section for name, section in over_recorded(data).items() if name not in kept}
+    """The data as a config that holds the parts which were passed."""
+    data = {name: section for name, section in data.items() if name not in kept}
     config = parse_sections(data, recorded=isinstance(objects.get("env"), RecordedTasks))
     return dataclasses.replace(config, **kept, **({"feedback": objects["feedback"]} if "feedback" in objects else {}))
 
