@@ -761,7 +761,7 @@ def test_a_report_is_written_into_the_run_folder_or_where_it_is_asked_for(folder
 def test_tasks_of_ones_own_need_a_model_that_is_named(folder: Path) -> None:
     """A variable that is None by mistake must not train the base that ships with the package."""
     for call in (vpd.train, vpd.evaluate, vpd.solve):
-        with pytest.raises(vpd.ConfigError, match='no model was passed; expected a Hub id'):
+        with pytest.raises(vpd.ConfigError, match="no model was passed; expected a Hub id"):
             call(None, TASKS, grade)
     assert not list(folder.iterdir())
 

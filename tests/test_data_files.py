@@ -135,6 +135,15 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             read(path)
 
 
+def test_a_text_that_may_be_missing_is_none_where_a_table_says_nothing() -> None:
+    for nothing in (None, float("nan"), ""):
+        assert records.optional_text({"system": nothing}, "system", "row 0") is None
+    assert records.optional_text({}, "system", "row 0") is None
+    assert records.optional_text({"system": "Be brief."}, "system", "row 0") == "Be brief."
+    with pytest.raises(DataError, match="row 0 has no text 'system'"):
+        records.optional_text({"system": 3}, "system", "row 0")
+
+
 def test_a_record_in_verls_schema_is_read_as_the_one_it_was_made_of() -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A or B?"}]
     record = {"prompt": chat, "reward_model": {"ground_truth": "B"}, "extra_info": {"index": "7"}}

@@ -24,7 +24,7 @@ from vpd.cli import main
 from vpd.config.sections import ALGORITHMS
 from vpd.errors import StorageError
 from vpd.recipes.export import UPLOAD_ERRORS, push_run
-from vpd.report.colours import METHODS
+from vpd.report.methods import METHODS
 from vpd.report.model_card import model_card, source_commit
 from vpd.run_folder.files import FileSystem
 from vpd.run_folder.reading import read_run

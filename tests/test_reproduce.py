@@ -38,8 +38,8 @@ from vpd.lab.reproduce.warmups import warm_up
 from vpd.lab.tiny import TEMPLATE
 from vpd.model import number_types
 from vpd.prompts.settings import saved_settings
-from vpd.report.colours import METHOD_COLOURS
 from vpd.report.console import Terminal
+from vpd.report.methods import METHOD_COLOURS
 from vpd.run_folder.lock import LockedError, locked
 
 MORE = {"code": "x", "commit": "", "abilities": {}, "samples": {}}

@@ -27,7 +27,7 @@ def train(
 
     ``model``: a Hub id, a folder, ``"tiny"``, or a causal language model of transformers with its ``tokenizer`` (it is
     trained in place); a mapping sets more of the section, as ``{"name_or_path": ..., "lora": {"r": 16}}``; a config
-    stands for itself (``vpd.train(vpd.load_config("run.yaml"))``).
+    stands for itself (``vpd.train(vpd.load_config("run.yaml"))``).  Tasks of your own need one, unless a run goes on.
 
     ``tasks``: a list, a generator, a ``datasets.Dataset``, a table or a file of records; an entry is a text, messages,
     a mapping with ``prompt`` or ``messages``, or a :class:`vpd.Task`.

@@ -47,8 +47,8 @@ def value_text(record: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def optional_text(record: Mapping[str, Any], field: str, where: str) -> str | None:
-    """A field that may be missing, null or empty (None), and else must be a text.  Raises DataError."""
-    return text(record, field, where) if record.get(field) else None
+    """A field that may say nothing (None), and else must be a text.  Raises DataError."""
+    return None if says_nothing(record.get(field)) else text(record, field, where)
 
 
 def decimal_text(value: int | float | Decimal) -> str:
@@ -117,7 +117,8 @@ def says_nothing(value: Any) -> bool:
 
 def listed(value: Any, what: str) -> Any:
     """Messages that were written as JSON text as a list; anything else as it is.  Raises DataError."""
-    return parsed(value, f"{what} looks like messages, and") if MESSAGES.match(str(value)[:200]) else value
+    written = isinstance(value, str) and MESSAGES.match(value)
+    return parsed(value, f"{what} looks like messages, and") if written else value
 
 
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")

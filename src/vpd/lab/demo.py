@@ -24,7 +24,7 @@ from vpd.lab.reproduce.run import CurveRecorder, Job
 from vpd.lab.runs import OTHER_OUTPUT, kept_run
 from vpd.model.threads import one_thread
 from vpd.recipes.assemble import assemble
-from vpd.report import colours
+from vpd.report import methods as named
 from vpd.report.console import Terminal
 from vpd.report.curves import Curve, draw_curves, mean_curve
 from vpd.report.html import Options, write_report
@@ -39,7 +39,7 @@ LEARNS_FROM = {
     "vpd": "feedback, with a teacher trained on outcomes",
     "gated": "reward, and feedback as far as the teacher is right",
 }
-METHODS = {name: colours.METHODS[name].title for name in LEARNS_FROM}
+METHODS = {name: named.METHODS[name].title for name in LEARNS_FROM}
 MOST_PROCESSES = 8  # of about half a gigabyte each
 SETTING = "sparse"
 REPORT = Options(title="The demo: four methods learn one task from one tiny model")

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from vpd.report.colours import METHOD_COLOURS, METHODS
+from vpd.report.methods import METHOD_COLOURS, METHODS
 
 Curve: TypeAlias = Sequence[tuple[int, float]]  # (iteration, value)
 

@@ -12,7 +12,7 @@ import yaml
 
 import vpd
 from vpd.printable import one_line
-from vpd.report.colours import METHODS
+from vpd.report.methods import METHODS
 from vpd.report.public import public
 from vpd.run_folder.reading import RunRecord
 

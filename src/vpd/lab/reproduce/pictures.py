@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 from vpd.lab.reproduce.methods import METHODS
 from vpd.lab.reproduce.run import Run, curve
 from vpd.lab.reproduce.settings_table import CHANGE, CONVENTIONS, DIGITS, Setting
-from vpd.report.colours import METHOD_COLOURS, PALETTE
 from vpd.report.curves import Curve, mean_curve
+from vpd.report.methods import METHOD_COLOURS, PALETTE
 
 PANELS = (
     ("student", "Student: reads the task alone", "share of right answers"),

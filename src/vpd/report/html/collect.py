@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vpd.printable import one_line
-from vpd.report.colours import METHOD_COLOURS, METHODS, PALETTE
 from vpd.report.html.charts import TIMES, TOKENS
+from vpd.report.methods import METHOD_COLOURS, METHODS, PALETTE
 from vpd.report.public import public, short_names
 from vpd.run_folder.reading import RunRecord, read_run
 from vpd.settings import flat

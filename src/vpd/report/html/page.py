@@ -19,7 +19,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from vpd.errors import ConfigError
 from vpd.printable import one_line
-from vpd.report.colours import PALETTE
 from vpd.report.html.charts import PARTS, TIMES, TOKENS, charts_with
 from vpd.report.html.collect import (
     Run,
@@ -34,6 +33,7 @@ from vpd.report.html.collect import (
     tokens_of,
 )
 from vpd.report.html.rows import Row, Texts, candidates, page_row
+from vpd.report.methods import PALETTE
 from vpd.run_folder.files import FileSystem
 
 STATIC = Path(__file__).parent / "static"

@@ -1,4 +1,4 @@
-"""Names and colours of the methods in pictures and reports; distinct to colour-blind eyes too (Okabe and Ito)."""
+"""Names and colours of the methods; colours are distinct to colour-blind eyes too (Okabe and Ito)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
