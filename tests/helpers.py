@@ -74,6 +74,17 @@ def norm_in_its_own_precision(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     return norm.weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))  # type: ignore[no-any-return]
 
 
+def rotary_in_its_own_precision(
+    rotary: Any, hidden: torch.Tensor, position_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Llama's rotary angles; transformers' own are fp32 even in an fp64 model, and another device rounds a cosine."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    angles = position_ids[..., None].to(dtype) * rotary.inv_freq.to(dtype)
+    angles = torch.cat([angles, angles], -1)
+    cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+    return cos.to(hidden.dtype), sin.to(hidden.dtype)
+
+
 class TokenPrompter:
     """A prompter whose sections hold token ids as text: teacher's prompt = those ids, then the task's prompt."""
 

@@ -1,6 +1,6 @@
 """Training on a GPU is training on a CPU; run with ``make test-gpu`` on a machine that has one.
 
-In float64 they sample the same tokens and agree in weights and metrics as far as rotary angles do, which are float32.
+In float64, the norms and rotary angles included, they sample the same tokens and agree in weights and metrics.
 """
 
 import functools
@@ -61,13 +61,13 @@ def test_a_run_in_float64_is_the_same_on_both(case: str, material: Path) -> None
     for sharding, run in ((kind, gpu[kind]) for kind in ("none", "fsdp2")):
         assert run["device"] == "cuda", sharding
         assert run["rollouts"] == cpu["rollouts"], sharding
-        assert (run["weights"] - cpu["weights"]).norm() / moved < 1e-5, sharding
-        assert (run["average"] - cpu["average"]).norm() / moved < 1e-5, sharding
+        assert (run["weights"] - cpu["weights"]).norm() / moved < 1e-8, sharding
+        assert (run["average"] - cpu["average"]).norm() / moved < 1e-8, sharding
         for ours, theirs in zip(run["metrics"], cpu["metrics"], strict=True):
             assert ours.keys() - theirs.keys() <= {"memory/peak_cuda_gib"} and not theirs.keys() - ours.keys()
             for key in theirs:
                 if not key.startswith(OWN):
-                    assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5, nan_ok=True), (sharding, key)
+                    assert ours[key] == pytest.approx(theirs[key], rel=1e-6, abs=1e-7, nan_ok=True), (sharding, key)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_run_goes_on_from_its_checkpoint(words: str, train: Train) -> None:
         assert ours[-1][key] == pytest.approx(value, rel=0.05, abs=0.02, nan_ok=True), key
     mine, other = (load_file(folder / "model" / "model.safetensors") for folder in (parts, whole))
     for name, value in other.items():
-        assert torch.allclose(mine[name].float(), value.float(), atol=2e-3), name
+        assert torch.allclose(mine[name].float(), value.float(), rtol=2**-7, atol=2e-3), name  # one step of bfloat16
 
 
 def test_float32_samples_the_same_answers_as_the_cpu(train: Train) -> None:
@@ -143,7 +143,7 @@ def test_plain_text_is_as_likely_as_on_the_cpu() -> None:
     assert next(parts.learner.model.parameters()).is_cuda
     found = text_nll(parts)
     parts.learner.model.to("cpu")
-    assert found == pytest.approx(text_nll(parts), abs=1e-9)
+    assert found == pytest.approx(text_nll(parts), abs=1e-5)  # its probabilities are float32
 
 
 def test_the_doctor_finds_the_gpu(capfd: pytest.CaptureFixture[str]) -> None:

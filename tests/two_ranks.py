@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from helpers import ALGORITHMS, norm_in_its_own_precision, random_groups, tiny_learner, tiny_model
+from helpers import (
+    ALGORITHMS,
+    norm_in_its_own_precision,
+    random_groups,
+    rotary_in_its_own_precision,
+    tiny_learner,
+    tiny_model,
+)
 from partial_env import Partial
 from transformers.models.llama import modeling_llama
 
@@ -38,6 +45,7 @@ FOLDER, NAME, PART, *SHARDINGS = sys.argv[1:]
 RANK, WORLD = launched()
 
 modeling_llama.LlamaRMSNorm.forward = norm_in_its_own_precision
+modeling_llama.LlamaRotaryEmbedding.forward = rotary_in_its_own_precision
 
 UNEVEN = {"prompts_per_step": 3, "num_generations": 3}
 LORA = {"lora": {"r": 4}}

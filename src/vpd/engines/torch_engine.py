@@ -108,7 +108,7 @@ class TorchEngine:
         for step in range(width):
             logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / max(asked.temperature, 1e-6)
             logp_BV = torch.log_softmax(logits_BV, -1)
-            if bool(logp_BV[running, 0].isnan().any()):  # one logit that is none makes the whole row so
+            if bool((logp_BV[:, 0].isnan() & running).any()):  # one logit that is none makes the whole row so
                 raise NonFiniteError(
                     "the model's logits are not finite",
                     got=f"NaN or infinity in the logits of token {step} of an answer",
@@ -118,14 +118,15 @@ class TorchEngine:
             chosen_B = draw(
                 truncate(logp_BV, asked.top_p, asked.top_k), uniform[rows, step], greedy=asked.temperature == 0.0
             )
-            tokens[rows[running], step] = chosen_B[running]
-            logprobs[rows[running], step] = logp_BV.gather(1, chosen_B[:, None])[running, 0].double()
+            tokens[rows, step] = chosen_B.where(running, 0)
+            logprobs[rows, step] = logp_BV.gather(1, chosen_B[:, None])[:, 0].double().where(running, 0.0)
             ended = running & torch.isin(chosen_B, eos)
-            length[rows[ended]] = step + 1
+            length[rows] = length[rows].where(~ended, step + 1)
             running = running & ~ended & (length[rows] > step + 1)
-            if not bool(running.any()):
+            still = int(running.sum())  # this and the check above are all that the host waits for
+            if not still:
                 break
-            if int(running.sum()) <= KEEP * len(running):
+            if still <= KEEP * len(running):
                 keep = running.nonzero()[:, 0]
                 decoder.keep(keep)
                 rows, chosen_B, running = rows[keep], chosen_B[keep], running[keep]

@@ -52,8 +52,14 @@ class UpdateReport:
         return loss
 
     def kept_tokens(self) -> list[tuple[str, int, Tensor]]:
-        """This rank's signals of tokens, where they can travel to another process."""
-        return [(name, row, signal_T.cpu()) for name, row, signal_T in self.tokens]
+        """This rank's signals of tokens, where they can travel to another process: one transfer for each signal."""
+        found: list[tuple[str, int, Tensor]] = []
+        for name in dict.fromkeys(name for name, _, _ in self.tokens):
+            rows = [(row, signal_T) for kept, row, signal_T in self.tokens if kept == name]
+            moved = torch.cat([signal_T for _, signal_T in rows]).cpu()
+            parts = moved.split([len(signal_T) for _, signal_T in rows])
+            found += [(name, row, signal_T) for (row, _), signal_T in zip(rows, parts, strict=True)]
+        return found
 
     def sums(self) -> dict[str, float]:
         """This rank's sums and counts as numbers: the update's one transfer from the device."""
