@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vpd.lab.reproduce.methods import RATES, load_rates, rate_of
-from vpd.lab.reproduce.runs_table import rewards_of
+from vpd.lab.reproduce.pictures import EVIDENCE
+from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import SETTINGS
 
 WEBSITE = Path(__file__).resolve().parent.parent / "website"
@@ -22,10 +23,19 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("evidence_page")
 
 
-def test_the_table_of_the_methods_is_that_of_its_runs(evidence: Any) -> None:
-    shown = evidence.table_on(evidence.PAGE.read_text())
-    assert shown == evidence.table(), "run python website/evidence_page.py"
-    assert len(shown.splitlines()) == 2 + len(evidence.rows_by_method())
+@pytest.mark.parametrize("setting", EVIDENCE)
+def test_the_table_of_the_methods_is_that_of_its_runs(setting: str, evidence: Any) -> None:
+    page = evidence.PAGE.read_text()
+    shown = evidence.table_on(page, setting)
+    assert shown == evidence.table(setting), "run python website/evidence_page.py"
+    assert len(shown.splitlines()) == 2 + len(evidence.rows_by_method(setting)) > 2
+    assert f"images/{evidence.picture(setting).name}" in page and evidence.picture(setting).is_file()
+
+
+def test_every_run_is_in_a_table(evidence: Any) -> None:
+    shown = [row for setting in EVIDENCE for rows in evidence.rows_by_method(setting).values() for row in rows]
+    kept = read_runs(evidence.RUNS)
+    assert len(shown) == len(kept) and all(row in shown for row in kept)
 
 
 def test_runs_of_another_table_take_the_place_of_older_ones(
@@ -44,15 +54,18 @@ def test_runs_of_another_table_take_the_place_of_older_ones(
     assert (tmp_path / "all.csv").read_text().splitlines() == [head, ",".join(new), *others]
 
 
-def test_the_runs_of_a_method_are_of_one_rate_and_number_type_and_of_different_seeds(evidence: Any) -> None:
+@pytest.mark.parametrize("setting", EVIDENCE)
+def test_the_runs_of_a_method_are_of_one_rate_and_number_type_and_of_different_seeds(
+    setting: str, evidence: Any
+) -> None:
     rates = load_rates(RATES)
-    for method, rows in evidence.rows_by_method().items():
-        assert {row["setting"] for row in rows} == {"conventions"}
-        assert len({(row["learning_rate"], row["dtype"]) for row in rows}) == 1, method
-        assert float(rows[0]["learning_rate"]) == rate_of(rates, "conventions", method)
-        assert len({row["seed"] for row in rows}) == len(rows), method
+    for method, rows in evidence.rows_by_method(setting).items():
+        assert {(float(row["learning_rate"]), row["dtype"]) for row in rows} == {
+            (rate_of(rates, setting, method), "float32")
+        }
+        assert [row["seed"] for row in rows] == ["0", "1", "2"], method
         for row in rows:
             rewards = [reward for _, reward in rewards_of(row)]
-            assert len(rewards) == SETTINGS["conventions"].steps
+            assert len(rewards) == SETTINGS[setting].steps
             assert statistics.fmean(rewards[-10:]) == pytest.approx(float(row["final"]), abs=1e-4)
-            assert len(row["commit"]) == 40
+            assert len(row["commit"]) == 40 and row["device"]

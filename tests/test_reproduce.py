@@ -42,7 +42,7 @@ from vpd.report.console import Terminal
 from vpd.report.methods import METHOD_COLOURS
 from vpd.run_folder.lock import LockedError, locked
 
-MORE = {"code": "x", "commit": "", "abilities": {}, "samples": {}}
+MORE = {"code": "x", "commit": "", "device": "cpu", "abilities": {}, "samples": {}}
 SAVED = {"model": {"dtype": "float32"}}  # of the settings, what the report reads
 RATES = {setting: {method: 1e-3 for method in METHODS} for setting in SETTINGS}
 
@@ -383,7 +383,10 @@ def test_the_pretrained_students_are_drawn_by_method_and_by_what_the_notes_say(t
     assert "evidence.png" not in [p.name for p in write_report([], runs, tmp_path, rates=RATES_FILE)]  # one text only
     runs["conventions_shuffled", "imitate"] = {0: fake("imitate", 0, 0.0, "conventions_shuffled")}
     paths = {path.name: path for path in write_report([], runs, tmp_path, rates=RATES_FILE)}
-    assert paths["evidence.png"].stat().st_size > 10_000
+    assert paths["evidence.png"].stat().st_size > 10_000 and "evidence_cold.png" not in paths
+    runs["conventions_cold", "grpo"] = {0: fake("grpo", 0, 0.0, "conventions_cold")}
+    paths = {path.name: path for path in write_report([], runs, tmp_path, rates=RATES_FILE)}
+    assert paths["evidence_cold.png"].stat().st_size > 5_000
 
 
 def test_a_method_has_one_colour_whatever_its_f() -> None:

@@ -17,6 +17,11 @@ def training_device() -> str:
     return "cpu" if device is None else device.type
 
 
+def device_name() -> str:
+    """What a run on this machine trains on: the GPU's own name, or ``cpu``."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else training_device()
+
+
 @functools.cache
 def faster_type(device: str) -> str:
     """``bfloat16`` where products are clearly faster in it, else ``float32``; measured once in a process."""

@@ -129,6 +129,7 @@ METHODS: dict[str, Method] = {
             tuned_as="gated",
         ),
         Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
+        Method(name="vpd_no_e", title="VPD, no E-step", algorithm={"name": "vpd", "e_every": None}, tuned_as="vpd_f1"),
         Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
         Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
         Method(

@@ -109,12 +109,18 @@ TEXTS = {
 }
 
 
-def draw_evidence(path: Path, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
-    """Write a PNG with a panel for each method's pretrained student, and one for each kind of notes of ``imitate``."""
-    plain = runs["conventions"]
-    panels = [(METHODS[name].title, _colour(name), plain[name]) for name in METHODS if plain.get(name)]
-    for setting, notes in TEXTS.items():
-        if seeds := runs.get(setting, {}).get("imitate"):
+#: settings of a pretrained model that have a picture with a panel for each method
+EVIDENCE = ("conventions", "conventions_themes", "conventions_cold")
+
+
+def draw_evidence(path: Path, setting: str, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
+    """Write a PNG with a panel for each method's pretrained student, beside those of ``conventions`` one for each kind
+    of notes of ``imitate``.
+    """
+    here = runs[setting]
+    panels = [(METHODS[name].title, _colour(name), here[name]) for name in METHODS if here.get(name)]
+    for other, notes in TEXTS.items() if setting == "conventions" else ():
+        if seeds := runs.get(other, {}).get("imitate"):
             panels.append((f"{METHODS['imitate'].title},\n{notes}", _colour("imitate"), seeds))
     across = min(ACROSS, len(panels))
     rows = -(-len(panels) // across)

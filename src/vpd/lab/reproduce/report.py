@@ -12,7 +12,7 @@ import transformers
 from vpd.lab.reproduce import runs_table, samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
-from vpd.lab.reproduce.pictures import draw_evidence, draw_setting, draw_students
+from vpd.lab.reproduce.pictures import EVIDENCE, draw_evidence, draw_setting, draw_students
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
 from vpd.lab.runs import OTHER_OUTPUT
@@ -49,7 +49,7 @@ COLUMNS = (
 def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates: Path) -> list[Path]:
     """Write ``claims.json``, ``reproduction.md``, ``runs.csv``, ``samples.md`` where runs keep answers, and pictures.
 
-    One is of each setting, one of the student in several, and one of the pretrained student by method and by text.
+    One is of each setting, one of the student in several, and of each of :data:`EVIDENCE` one of the student by method.
     Returns the paths.
     """
     shown = [name for name in SETTINGS if _runs_in(name, runs)]
@@ -66,9 +66,9 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
             draw_students(
                 written[-1], [SETTINGS[name] for name in shown], {name: _runs_in(name, runs) for name in shown}
             )
-        if "conventions" in shown and len(shown) > 1:
-            written.append(output / "images" / "evidence.png")
-            draw_evidence(written[-1], {name: _runs_in(name, runs) for name in shown})
+        for name in [name for name in EVIDENCE if name in shown and len(shown) > 1]:
+            written.append(output / "images" / f"{name.replace('conventions', 'evidence')}.png")
+            draw_evidence(written[-1], name, {name: _runs_in(name, runs) for name in shown})
         written[1].write_text(markdown(findings, runs, rates=rates))
         runs_table.write_runs(written[2], runs)
         if (samples := samples_page.markdown(runs)) is not None:

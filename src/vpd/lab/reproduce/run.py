@@ -22,7 +22,7 @@ from vpd.lab.reproduce.settings_table import Family, find_setting
 from vpd.lab.reproduce.versions import code_version
 from vpd.lab.reproduce.warmups import Warmup, warm_up
 from vpd.lab.reproduce.workplace import Workplace, workplace
-from vpd.model.number_types import faster_type, training_device
+from vpd.model.number_types import device_name, faster_type, training_device
 from vpd.recipes.assemble import Parts, assemble
 from vpd.report.model_card import source_commit
 from vpd.run_folder.lock import LockedError
@@ -280,6 +280,7 @@ def _made(job: Job, place: Workplace, advance: Advance) -> dict[str, Any]:
         "settings": job.config_data(),
         "code": job.code(),
         "commit": source_commit() or "",
+        "device": device_name(),
         "curves": recorder.curves,
         "abilities": {name: (before["abilities"][name], value) for name, value in after["abilities"].items()},
         "samples": {"before": before["samples"], "after": after["samples"]} if after["samples"] else {},

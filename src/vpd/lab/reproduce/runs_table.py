@@ -11,7 +11,7 @@ from vpd.lab.reproduce.run import MEASURES, Run, measure
 
 FILE = "runs.csv"
 MEASURED = (*MEASURES, "instructions", "text_nll", "cpu")
-COLUMNS = ("setting", "method", "seed", "learning_rate", "dtype", "commit", *MEASURED, "rewards")
+COLUMNS = ("setting", "method", "seed", "learning_rate", "dtype", "device", "commit", *MEASURED, "rewards")
 
 Row: TypeAlias = Mapping[str, str]
 
@@ -52,6 +52,7 @@ def _cells(run: Run) -> dict[str, Any]:
     return {
         "learning_rate": f"{run['job']['learning_rate']:g}",
         "dtype": run["settings"]["model"]["dtype"],
+        "device": run["device"],
         "commit": run["commit"],
         **{name: "" if value is None else f"{value:.5g}" for name, value in values.items()},
         "rewards": " ".join(f"{value:.4g}" for _, value in run["curves"]["reward"]),
