@@ -91,7 +91,17 @@ METHODS: dict[str, Method] = {
         Method(
             name="sdpo_live", title="SDPO, live teacher", algorithm={"name": "sdpo", "teacher": "live"}, tuned_as="sdpo"
         ),
+        Method(
+            name="sdpo_forward",
+            title="SDPO, forward KL",
+            algorithm={"name": "sdpo", "distillation_alpha": 0.0},
+            tuned_as="sdpo",
+        ),
         Method(name="vpd", title="VPD, F = 5", algorithm={"name": "vpd"}),
+        Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
+        Method(name="vpd_no_e", title="VPD, no E-step", algorithm={"name": "vpd", "e_every": None}, tuned_as="vpd_f1"),
+        Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
+        Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
         Method(
             name="vpd_paper",
             title="VPD, reverse KL and live teacher",
@@ -117,26 +127,16 @@ METHODS: dict[str, Method] = {
         Method(name="reweight", title="AdvReweight", algorithm={"name": "hybrid", "form": "reweight"}),
         Method(name="gated", title="evidence-gated VPD", algorithm={"name": "gated"}),
         Method(
-            name="gated_no_e",
-            title="evidence-gated VPD, no E-step",
-            algorithm={"name": "gated", "e_every": None},
-            tuned_as="gated",
-        ),
-        Method(
             name="gated_f1",
             title="evidence-gated VPD, F = 1",
             algorithm={"name": "gated", "e_every": 1},
             tuned_as="gated",
         ),
-        Method(name="vpd_f1", title="VPD, F = 1", algorithm={"name": "vpd", "e_every": 1}, tuned_as="vpd"),
-        Method(name="vpd_no_e", title="VPD, no E-step", algorithm={"name": "vpd", "e_every": None}, tuned_as="vpd_f1"),
-        Method(name="vpd_f10", title="VPD, F = 10", algorithm={"name": "vpd", "e_every": 10}, tuned_as="vpd"),
-        Method(name="vpd_fixed", title="VPD, fixed prior", algorithm={"name": "vpd", "prior": "fixed"}, tuned_as="vpd"),
         Method(
-            name="sdpo_forward",
-            title="SDPO, forward KL",
-            algorithm={"name": "sdpo", "distillation_alpha": 0.0},
-            tuned_as="sdpo",
+            name="gated_no_e",
+            title="evidence-gated VPD, no E-step",
+            algorithm={"name": "gated", "e_every": None},
+            tuned_as="gated",
         ),
         Method(
             name="imitate",
