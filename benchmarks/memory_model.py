@@ -145,7 +145,13 @@ def computed(case: dict[str, Any]) -> int:
     """The same by the dry run's model."""
     model_settings, optim, algorithm = settings(case)
     made = architecture(case)
-    trained = Trained(architecture=made, model=model_settings, optim=optim, teacher=algorithm.teacher_settings())
+    trained = Trained(
+        architecture=made,
+        model=model_settings,
+        optim=optim,
+        teacher=algorithm.teacher_settings(),
+        on_gpu=torch.cuda.is_available(),
+    )
     rehearsal = Rehearsal()
     VPD(algorithm, Kept()).step(random_groups(SHAPE, made.config.vocab_size), rehearsal)
     peaks = [update_peak(trained, call).bytes for call in rehearsal.calls if call.kind == "update"]

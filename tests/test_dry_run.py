@@ -32,7 +32,7 @@ from vpd.estimate.tracing import LiveBytes
 from vpd.estimate.work import Decoding, Sizes, decoding_work, work_of
 from vpd.learners.accelerate_learner import AccelerateLearner
 from vpd.learners.settings import OptimSettings, TeacherSettings
-from vpd.model import head, lora
+from vpd.model import attention, head, lora, packing
 from vpd.model.settings import LoraSettings, ModelSettings
 from vpd.prompts import Prompter
 from vpd.prompts.settings import PromptSettings
@@ -164,7 +164,18 @@ def trained_as(case: str, **config: Any) -> tuple[Trained, Any]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("config", [{}, {"vocab_size": 4096, "tie_word_embeddings": False}], ids=["tied", "untied"])
 def test_the_model_of_memory_is_what_the_learner_holds(case: str, config: dict[str, Any]) -> None:
+    assert_the_learner_holds_what_is_computed(case, on_gpu=False, **config)
+
+
+def test_the_model_of_memory_counts_groups_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them it would be 1.6 % less here."""
+    monkeypatch.setattr(packing, "packed_segments", attention.GroupedSegments.of)
+    assert_the_learner_holds_what_is_computed("none", on_gpu=True, within=0.01)
+
+
+def assert_the_learner_holds_what_is_computed(case: str, *, on_gpu: bool, within: float = 0.15, **config: Any) -> None:
     trained, settings = trained_as(case, **config)
+    trained = dataclasses.replace(trained, on_gpu=on_gpu)
     AcceleratorState._reset_state(reset_partial_state=True)  # one test has another precision
     groups = groups_of()
     held = held_by_the_learner(trained, settings, groups)
@@ -172,7 +183,7 @@ def test_the_model_of_memory_is_what_the_learner_holds(case: str, config: dict[s
     updates = {call.name: call for call in rehearsed(settings, groups) if call.kind == "update"}
     assert set(updates) == set(held)
     for name, call in updates.items():
-        assert gradients + update_peak(trained, call).bytes == pytest.approx(held[name], rel=0.15), name
+        assert gradients + update_peak(trained, call).bytes == pytest.approx(held[name], rel=within), name
 
 
 def test_a_deep_model_is_extrapolated_exactly() -> None:

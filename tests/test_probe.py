@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCABULARY, tiny_model
+from helpers import VOCABULARY, tiny_learner, tiny_model
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from vpd.errors import ModelError
+from vpd.learners import accelerate_learner
 from vpd.model import attention, widened
 from vpd.model.decoding import EnginePath
 from vpd.model.passes import LearnerPath, last_hidden
@@ -40,6 +41,35 @@ def test_a_plain_model_takes_both_fast_paths() -> None:
     model = tiny_model()
     assert paths(model) == ("packed", "shared") and attention.is_installed(model)
     assert learner_path(tiny_model(), share_prefixes=False) == "padded"
+
+
+@pytest.mark.parametrize(("device", "form"), [("cpu", "PackedSegments"), ("cuda", "GroupedSegments")])
+def test_packed_rows_are_tried_as_the_device_that_will_train_computes_them(
+    device: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is to be sharded is still on the CPU when it is probed."""
+    tried: set[str] = set()
+    for kind in (attention.PackedSegments, attention.GroupedSegments):
+
+        def seen(segments: Any, *states: Any, own: Any = kind.attend, **options: Any) -> torch.Tensor:
+            tried.add(type(segments).__name__)
+            return own(segments, *states, **options)
+
+        monkeypatch.setattr(kind, "attend", seen)
+    assert learner_path(tiny_model(), device=torch.device(device)) == "packed"
+    assert tried == {form}
+
+
+def test_the_learner_says_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def path(model: Any, name: str, **options: Any) -> LearnerPath:
+        asked.append(options.get("device"))
+        return "padded"
+
+    monkeypatch.setattr(accelerate_learner, "learner_path", path)
+    learner = tiny_learner(tiny_model())
+    assert asked and set(asked) == {learner.accelerator.device}
 
 
 def test_sliding_layers_take_none_of_them() -> None:

@@ -24,7 +24,7 @@ from vpd.learners.settings import OptimSettings, TeacherSettings
 from vpd.learners.teachers import TeacherWeights
 from vpd.model import attention, head, lora
 from vpd.model.activation_checkpointing import active, enable
-from vpd.model.packing import tokens_of
+from vpd.model.packing import in_groups, tokens_of
 from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.settings import ModelSettings
 from vpd.types import Example, Tokens
@@ -42,7 +42,10 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What is trained, and how: the parts of a configuration that decide a learner's memory."""
+    """What is trained, and how: the parts of a configuration that decide a learner's memory.
+
+    ``on_gpu`` says whether attention is that of a GPU, which copies packed rows into groups, or that of a CPU.
+    """
 
     architecture: Architecture
     model: ModelSettings
@@ -50,6 +53,7 @@ class Trained:
     teacher: TeacherSettings
     keep_initial: bool = False
     external: Architecture | None = None
+    on_gpu: bool = True
 
     @property
     def narrow(self) -> bool:
@@ -252,17 +256,21 @@ def _run(weights: Weights, call: Call, live: LiveBytes) -> int:
     """
     rows, train = call.examples, call.train
     masks = [row.mask for row in rows]
-    path: LearnerPath = "packed" if weights.packs else "padded"
+    passed = partial(
+        last_hidden,
+        path="packed" if weights.packs else "padded",
+        prepare=in_groups if weights.trained.on_gpu else None,
+    )
     assert train is not None
     with active(weights.model):
         others: list[tuple[Any, Tensor]] = []
         for role in sorted(call.use.read - {train}):
             module = weights.teacher_module() if role == "teacher" else weights.model
             with torch.no_grad():
-                done = last_hidden(module, prompts_of(rows, role), completions_of(rows), masks, path=path)
+                done = passed(module, prompts_of(rows, role), completions_of(rows), masks)
             others.append((module, done.hidden_NH))
         hook = weights.model.get_input_embeddings().register_forward_hook(partial(_mark_gradient, live))
-        done = last_hidden(weights.model, prompts_of(rows, train), completions_of(rows), masks, path=path)
+        done = passed(weights.model, prompts_of(rows, train), completions_of(rows), masks)
         hook.remove()
         done.hidden_NH.register_hook(live.mark)
         value_N = _value(weights, call, done.hidden_NH, others)

@@ -119,8 +119,7 @@ class AccelerateLearner:
             root, optimizer = self.accelerator.prepare(root, _optimizer(self._masters.parameters, self.settings))
             return root, optimizer
         sharding.shard(root, {"model": self.model, **self.teacher.modules()}, self.settings, self.accelerator.device)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return root, _optimizer(trained, self.settings)
+        return root, _optimizer([p for p in self.model.parameters() if p.requires_grad], self.settings)
 
     def score(self, examples: Sequence[Example], measure: Measure, *, model: ModelName = "live") -> list[list[float]]:
         check_examples(self.ranks, "a score", examples)
@@ -360,7 +359,8 @@ class AccelerateLearner:
 
     def _find_path(self) -> LearnerPath:
         """The fastest path that gives the numbers of all models; each is compared with itself."""
-        paths = [learner_path(m, name, share_prefixes=self.settings.share_prefixes) for name, m in self._models()]
+        share, device = self.settings.share_prefixes, self.accelerator.device  # shards are made after this
+        paths = [learner_path(m, name, share_prefixes=share, device=device) for name, m in self._models()]
         if "packed" in paths and set(paths) != {"packed"}:
             for _, model in self._models():
                 attention.remove(model)

@@ -12,7 +12,7 @@ Callers describe segments by their lengths alone: how attention is computed from
 
 Dimension legend: B rows, U distinct prompts, P longest prompt, T tokens of a row after its prompt, S most rows of one
 prompt, L tokens of a packed row, N segments of a group, A heads of queries, C heads of keys and values, R = A / C,
-D size of a head, X any.
+D size of a head, X any; of a group, T queries and S keys of each of its N segments.
 """
 
 import contextlib
@@ -122,16 +122,16 @@ class GroupedSegments:
     ) -> "GroupedSegments":
         """Segments of these lengths and prefixes, for a model of this device and dtype."""
         groups: list[SegmentGroup] = []
-        order: dict[int, int] = {}
+        shifts: dict[int, int] = {}  # of each segment, by its place in the row: how far its outputs are from there
         seen = 0
         for members in _grouped(_places(sizes, prefixes)):
             groups.append(_segment_group(members, device=device, dtype=dtype))
             width = max(len(own) for _, own in members)
-            order |= {
-                place: seen + row * width + t for row, (_, own) in enumerate(members) for t, place in enumerate(own)
-            }
+            shifts |= {own.start: seen + row * width - own.start for row, (_, own) in enumerate(members)}
             seen += len(members) * width
-        return cls(tuple(groups), torch.tensor([order[place] for place in range(len(order))], device=device))
+        shift_N = torch.tensor([shifts[start] for start in sorted(shifts)], device=device)
+        shift_L = shift_N.repeat_interleave(torch.tensor(sizes, device=device), output_size=sum(sizes))
+        return cls(tuple(groups), torch.arange(sum(sizes), device=device) + shift_L)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Queries [1,A,L,D] of all segments, each to its prefix and itself: [1,L,A,D]."""
@@ -142,13 +142,18 @@ class GroupedSegments:
 def packed_segments(
     sizes: Sequence[int], prefixes: Sequence[int | None], *, device: torch.device, dtype: torch.dtype
 ) -> PackedSegments | GroupedSegments:
-    """The segments of a packed row, in the form for this device.
-
-    On a CPU each alone is faster, as measured; on a GPU groups start far fewer kernels, which was counted and not timed
-    (docs/performance.md).
-    """
-    form = PackedSegments if device.type == "cpu" else GroupedSegments
+    """The segments of a packed row, in the form for this device."""
+    form = GroupedSegments if computes_groups(device) else PackedSegments
     return form.of(sizes, prefixes, device=device, dtype=dtype)
+
+
+def computes_groups(device: torch.device) -> bool:
+    """Whether segments are computed in groups on this device.
+
+    On a CPU each alone is faster, as measured; on a GPU groups are, which start far fewer kernels: a pass forward and
+    backward took 118 to 194 ms on an H100, and 230 to 1367 with each segment alone.
+    """
+    return device.type != "cpu"
 
 
 @dataclass(frozen=True)
@@ -333,20 +338,18 @@ def _segment_group(members: Sequence[tuple[range, range]], *, device: torch.devi
     keys = max(len(prefix) + len(own) for prefix, own in members)
     masked = len(members) > 1 or bool(members[0][0])
     keys += -keys % ALIGNED if masked else 0
-
-    def filled(places: Sequence[int], width: int) -> list[int]:
-        return [*places, *[places[-1]] * (width - len(places))]
-
-    query_G = [place for _, own in members for place in filled(own, queries)]
-    key_G = [place for prefix, own in members for place in filled([*prefix, *own], keys)]
+    begins = [(prefix.start, len(prefix), own.start, len(own)) for prefix, own in members]
+    prefix_N1, shared_N1, own_N1, size_N1 = torch.tensor(begins, device=device).T[..., None]
+    query_T, key_S = torch.arange(queries, device=device), torch.arange(keys, device=device)
+    query_NT = own_N1 + query_T.minimum(size_N1 - 1)
+    key_NS = key_S.minimum(shared_N1 + size_N1 - 1)
+    key_NS = key_NS + torch.where(key_NS < shared_N1, prefix_N1, own_N1 - shared_N1)
     mask = None
     if masked:
-        first_N = torch.tensor([len(prefix) for prefix, _ in members], device=device)
-        last_NT = first_N[:, None] + torch.arange(queries, device=device)
-        seen_NTS = torch.arange(keys, device=device) <= last_NT[..., None]
+        seen_NTS = key_S <= (shared_N1 + query_T)[..., None]
         mask = torch.zeros(seen_NTS.shape, dtype=dtype, device=device)
         mask = mask.masked_fill(~seen_NTS, torch.finfo(dtype).min)[:, None]
-    return SegmentGroup(len(members), torch.tensor(query_G, device=device), torch.tensor(key_G, device=device), mask)
+    return SegmentGroup(len(members), query_NT.flatten(), key_NS.flatten(), mask)
 
 
 AttentionInterface.register(NAME, attend)

@@ -15,13 +15,13 @@ Dimension legend: K rows of the model's input, L their length, N completion toke
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpd.model.attention import packed_segments
+from vpd.model.attention import GroupedSegments, PackedSegments, packed_segments
 from vpd.types import Tokens
 
 
@@ -82,6 +82,15 @@ def lay_out(
         place_N=place_N,
         padding=0,
     )
+
+
+def in_groups(layout: Layout) -> Layout:
+    """The same layout with the segments in groups, as a GPU computes them, wherever they are."""
+    segments, mask = layout.inputs.get("segments"), layout.inputs["attention_mask"]
+    if not isinstance(segments, PackedSegments):
+        return layout
+    grouped = GroupedSegments.of(segments.sizes, segments.prefixes, device=mask.device, dtype=mask.dtype)
+    return replace(layout, inputs=layout.inputs | {"segments": grouped})
 
 
 @dataclass

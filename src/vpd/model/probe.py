@@ -24,7 +24,7 @@ from vpd.errors import ModelError
 from vpd.model import attention, forward, head, lora
 from vpd.model.decoding import EnginePath, decoder_for
 from vpd.model.difference import Difference, are_numbers, difference_of
-from vpd.model.packing import Layout
+from vpd.model.packing import Layout, in_groups
 from vpd.model.passes import LearnerPath, last_hidden
 from vpd.model.widened import NARROW, widened, wider_type
 from vpd.types import Tokens
@@ -62,8 +62,12 @@ class Rows:
 
 
 @torch.no_grad()
-def learner_path(model: Any, name: str = "model", *, share_prefixes: bool = True) -> LearnerPath:
+def learner_path(
+    model: Any, name: str = "model", *, share_prefixes: bool = True, device: torch.device | None = None
+) -> LearnerPath:
     """The fastest path that gives the log-probs of rows computed alone; ``name`` is the model's in messages.
+
+    ``device`` is where it will be trained, if not where it is: packed rows are tried in the form that they have there.
 
     Switches the model's attention to :func:`vpd.model.attention.attend` where packed rows are right.
     ``share_prefixes`` False: packed rows are not tried.  Raises ModelError where no path is right.  A model whose own
@@ -79,7 +83,8 @@ def learner_path(model: Any, name: str = "model", *, share_prefixes: bool = True
         paths: list[LearnerPath] = ["by_length"]
         if not forward.rope_types(model) & SCALED_BY_LENGTH:
             paths = ["packed", "padded", "by_length"] if share_prefixes else ["padded", "by_length"]
-        return probe.first_right(paths, lambda path: _learner_logits(model, rows, path))
+        grouped = device is not None and attention.computes_groups(device)
+        return probe.first_right(paths, lambda path: _learner_logits(model, rows, path, grouped=grouped))
 
 
 @torch.no_grad()
@@ -291,10 +296,11 @@ class _Probe:
         LOG.info("%s are %s, %s", self.what, path, checked)
 
 
-def _learner_logits(model: Any, rows: Rows, path: LearnerPath) -> list[Tensor]:
+def _learner_logits(model: Any, rows: Rows, path: LearnerPath, *, grouped: bool) -> list[Tensor]:
     counted: list[_CountingSegments] = []
 
     def count_calls(layout: Layout) -> Layout:
+        layout = in_groups(layout) if grouped else layout
         counted.append(_CountingSegments(layout.inputs["segments"]))
         return dataclasses.replace(layout, inputs=layout.inputs | {"segments": counted[0]})
 

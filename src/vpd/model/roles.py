@@ -25,7 +25,9 @@ LogitMixture: TypeAlias = tuple[tuple[Any, float], ...]
 class ModelPasses:
     """The hidden states of one batch under each role: one pass for each module of a role, made once and kept.
 
-    Gradient flows through the role in ``train`` alone.
+    Gradient flows through the role in ``train`` alone.  Where the same weights play both, autocast's cache is
+    cleared between a pass without gradient and one with: of older torch (2.6; pytorch PR 165068) the second would be
+    given the rounded weights of the first, which have no gradient.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class ModelPasses:
         V is the smallest vocabulary of all modules: heads that are padded to different sizes are compared on the tokens
         that all of them have, and each distribution is over these.
         """
+        if self._has_grad(role):  # see the class
+            torch.clear_autocast_cache()
         with torch.set_grad_enabled(self._has_grad(role)):
             total: Tensor | None = None
             for (model, share), hidden_nH in zip(self._mixtures[role], hidden, strict=True):
@@ -104,6 +108,8 @@ class ModelPasses:
         masks = [example.mask for example in self._batch.examples]
         with torch.set_grad_enabled(self._has_grad(role)):
             done = last_hidden(model, prompts, completions, masks, path=self._path)
+        if self._train is not None and not self._has_grad(role):  # see the class
+            torch.clear_autocast_cache()
         self.tokens += done.tokens
         self.padding += done.padding
         return done.hidden_NH
