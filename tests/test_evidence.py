@@ -63,7 +63,7 @@ def test_the_runs_of_a_method_are_of_one_rate_and_number_type_and_of_different_s
         assert {(float(row["learning_rate"]), row["dtype"]) for row in rows} == {
             (rate_of(rates, setting, method), "float32")
         }
-        assert [row["seed"] for row in rows] == ["0", "1", "2"], method
+        assert [row["seed"] for row in rows] == ["0", "1", "2"][: 2 if method == "vpd_no_e" else 3], method
         for row in rows:
             rewards = [reward for _, reward in rewards_of(row)]
             assert len(rewards) == SETTINGS[setting].steps
