@@ -130,7 +130,7 @@ def draw_evidence(path: Path, setting: str, runs: Mapping[str, Mapping[str, Sequ
     )
     for panel, (title, colour, seeds) in zip(grid.flat, panels, strict=False):
         _draw_students(panel, seeds, colour)
-        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_title(title.replace(", then ", ",\nthen "), fontsize=10, loc="left")
         _style(panel)
     for panel in list(grid.flat)[len(panels) :]:
         panel.set_visible(False)
