@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vpd.lab.reproduce.methods import RATES, load_rates, rate_of
-from vpd.lab.reproduce.pictures import EVIDENCE
+from vpd.lab.reproduce.pictures import EVIDENCE, evidence_file
 from vpd.lab.reproduce.runs_table import read_runs, rewards_of
 from vpd.lab.reproduce.settings_table import SETTINGS
 
@@ -29,7 +29,8 @@ def test_the_table_of_the_methods_is_that_of_its_runs(setting: str, evidence: An
     shown = evidence.table_on(page, setting)
     assert shown == evidence.table(setting), "run python website/evidence_page.py"
     assert len(shown.splitlines()) == 2 + len(evidence.rows_by_method(setting)) > 2
-    assert f"images/{evidence.picture(setting).name}" in page and evidence.picture(setting).is_file()
+    assert f"images/{evidence_file(setting)}" in page and (evidence.PICTURES / evidence_file(setting)).is_file()
+    assert page.count(evidence.HEAD) == len(EVIDENCE)  # no other table was overwritten
 
 
 def test_every_run_is_in_a_table(evidence: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import TokenPrompter, flat, random_groups, tiny_learner, tiny_model
 
+from vpd.algorithms.distill import Distill, SDPOSettings
 from vpd.algorithms.gate import Evidence, Gate, pair_evidence, retry_evidence, shared_context
 from vpd.algorithms.gated import GatedSettings, GatedVPD
 from vpd.algorithms.grpo import GRPO, GRPOSettings
@@ -226,6 +227,13 @@ def test_with_full_trust_and_no_policy_weight_it_is_vpd() -> None:
     sdpo_like = gated(policy_weight=0.0, policy_lr_scale=1.0, pseudo_groups=1e15, e_every=None)
     vpd = VPD(VPDSettings(e_every=None, denominator="all"), TokenPrompter())  # type: ignore[arg-type]
     assert distance(trained(sdpo_like), trained(vpd)) < 1e-10
+
+
+def test_without_an_e_step_vpd_is_sdpo() -> None:
+    """As docs/evidence.md says of its ablation."""
+    vpd = trained(VPD(VPDSettings(e_every=None), TokenPrompter()))  # type: ignore[arg-type]
+    assert distance(trained(Distill(SDPOSettings())), vpd) == 0.0
+    assert distance(trained(VPD(VPDSettings(e_every=1), TokenPrompter())), vpd) > 1e-6  # type: ignore[arg-type]
 
 
 def test_distrust_skips_the_e_step_and_metrics_say_so() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vpd.lab.reproduce.claims import standard_error
 from vpd.lab.reproduce.methods import METHODS
-from vpd.lab.reproduce.pictures import EVIDENCE, draw_evidence
+from vpd.lab.reproduce.pictures import EVIDENCE, draw_evidence, evidence_file
 from vpd.lab.reproduce.run import Run
 from vpd.lab.reproduce.runs_table import COLUMNS, Row, read_runs, rewards_of
 
@@ -54,11 +54,6 @@ def runs_to_draw(setting: str) -> Mapping[str, Mapping[str, Sequence[Run]]]:
     return {setting: {method: [{"curves": {"reward": rewards_of(row)}} for row in rows] for method, rows in methods}}
 
 
-def picture(setting: str) -> Path:
-    """Where a setting's picture lies."""
-    return PICTURES / f"{setting.replace('conventions', 'evidence')}.png"
-
-
 def _line(method: str, rows: Sequence[Row]) -> str:
     minutes = statistics.fmean(float(row["cpu"]) for row in rows) / 60
     devices = " and ".join(sorted({DEVICES[row["device"]] for row in rows}))
@@ -96,4 +91,4 @@ if __name__ == "__main__":
     for shown in EVIDENCE:
         page, head = PAGE.read_text(), marker(shown)
         PAGE.write_text(page.replace(head + table_on(page, shown), head + table(shown)))
-        draw_evidence(picture(shown), shown, runs_to_draw(shown))
+        draw_evidence(PICTURES / evidence_file(shown), shown, runs_to_draw(shown))

@@ -123,7 +123,7 @@ class TorchEngine:
             ended = running & torch.isin(chosen_B, eos)
             length[rows] = length[rows].where(~ended, step + 1)
             running = running & ~ended & (length[rows] > step + 1)
-            still = int(running.sum())  # this and the check above are all that the host waits for
+            still = int(running.sum())  # unless rows leave, the host waits for this and the check above alone
             if not still:
                 break
             if still <= KEEP * len(running):

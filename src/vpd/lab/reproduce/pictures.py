@@ -113,6 +113,11 @@ TEXTS = {
 EVIDENCE = ("conventions", "conventions_themes", "conventions_cold")
 
 
+def evidence_file(setting: str) -> str:
+    """The name of that picture."""
+    return f"{setting.replace('conventions', 'evidence')}.png"
+
+
 def draw_evidence(path: Path, setting: str, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
     """Write a PNG with a panel for each method's pretrained student, beside those of ``conventions`` one for each kind
     of notes of ``imitate``.

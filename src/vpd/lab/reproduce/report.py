@@ -12,7 +12,7 @@ import transformers
 from vpd.lab.reproduce import runs_table, samples_page
 from vpd.lab.reproduce.claims import RULE, Finding, Runs, Verdict, difference_text, standard_error
 from vpd.lab.reproduce.methods import METHODS, entry_of, load_table
-from vpd.lab.reproduce.pictures import EVIDENCE, draw_evidence, draw_setting, draw_students
+from vpd.lab.reproduce.pictures import EVIDENCE, draw_evidence, draw_setting, draw_students, evidence_file
 from vpd.lab.reproduce.run import BLOCK, EVAL_ANSWERS, Run, measure
 from vpd.lab.reproduce.settings_table import CONVENTIONS, DIGITS, SETTINGS
 from vpd.lab.runs import OTHER_OUTPUT
@@ -67,7 +67,7 @@ def write_report(findings: Sequence[Finding], runs: Runs, output: Path, *, rates
                 written[-1], [SETTINGS[name] for name in shown], {name: _runs_in(name, runs) for name in shown}
             )
         for name in [name for name in EVIDENCE if name in shown and len(shown) > 1]:
-            written.append(output / "images" / f"{name.replace('conventions', 'evidence')}.png")
+            written.append(output / "images" / evidence_file(name))
             draw_evidence(written[-1], name, {name: _runs_in(name, runs) for name in shown})
         written[1].write_text(markdown(findings, runs, rates=rates))
         runs_table.write_runs(written[2], runs)
